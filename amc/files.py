@@ -1,0 +1,115 @@
+"""Reading and writing files so that a crash loses nothing and a failure is said plainly."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from amc.errors import AmcError, ArtifactError, StorageError
+
+
+def cache_folder() -> Path:
+    """Where tables and trained base networks are kept: $AMC_CACHE, else the user's cache."""
+    explicit = os.environ.get("AMC_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "amc"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` on a temporary neighbour of ``path``, then move it into place.
+
+    A reader sees the old file or the new one, never half of one; a failure leaves the old.
+
+    Raises:
+        StorageError: The folder cannot be written, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
+    except BaseException:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """The one clear message for a file that could not be written."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOSPC or "No space left" in str(error):
+        return StorageError(f"No space left on the disk while writing {path}. Free some, run again.")
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"No permission to write {path}. Choose another folder or fix its mode.")
+    return StorageError(f"Could not write {path}: {error}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path, what: str, error: type[AmcError] = ArtifactError) -> str:
+    """Read a text file; ``what`` names it in the error that a missing or binary file raises."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{what} not found: {path}.") from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{what} cannot be read: {path}: {cause}.") from cause
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(ready, temporary, dict(metadata or {})))
+
+
+def read_tensors(
+    path: Path, what: str, error: type[AmcError] = ArtifactError
+) -> dict[str, torch.Tensor]:
+    """Read a safetensors file (numbers only: loading it cannot run code)."""
+    if not path.is_file():
+        raise error(f"{what} not found: {path}.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as cause:
+        raise error(f"{what} is not a readable safetensors file: {path}: {cause}.") from cause
+
+
+def fingerprint(*parts: str | bytes | torch.Tensor) -> str:
+    """Sixteen hex digits that change whenever any of the parts changes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        elif isinstance(part, str):
+            part = part.encode()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
