@@ -1,0 +1,145 @@
+"""A labelled set of images in four splits that never overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from amc.data.memory import dataset_source, tensor_source
+from amc.data.options import DataOptions, divide, normalisation, read_options
+from amc.data.split import Source, Split
+from amc.errors import DataError
+from amc.files import fingerprint
+
+
+class DataSet:
+    """A source divided into train, calibration, search and test.
+
+    Each split is loaded when it is first accessed, and kept. Search and calibration images
+    are taken out of the training images; the test split is the source's own.
+
+    Attributes:
+        name: Of the data set.
+        class_names: In the order of the labels.
+        image_shape: (C, H, W).
+        mean, std: Per channel, of pixels in [0, 1].
+        augment: Of "flip" and "crop", those that training may apply.
+
+    Raises:
+        DataError: The options do not fit the source: too few images, or mean and std of
+            another number of channels.
+    """
+
+    def __init__(self, name: str, source: Source, options: DataOptions, seed: int) -> None:
+        self.name = name
+        self.class_names = source.class_names
+        self.image_shape = source.image_shape
+        self.mean, self.std = normalisation(options, self.image_shape[0])
+        self.augment = options.augment or ()
+        self._source, self._options, self._seed = source, options, seed
+        self._division = divide(source.train_count, options, seed)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @cached_property
+    def train(self) -> Split:
+        """What weights may be trained on."""
+        return self._source.load_train(self._division.train)
+
+    @cached_property
+    def calibration(self) -> Split:
+        """What statistics are gathered from: least squares, batch normalisation, ranges."""
+        return self._source.load_train(self._division.calibration)
+
+    @cached_property
+    def search(self) -> Split:
+        """What the reward is measured on; never trained on."""
+        return self._source.load_train(self._division.search)
+
+    @cached_property
+    def test(self) -> Split:
+        """What is reported; neither trained on nor searched on."""
+        return self._source.load_test()
+
+    def fingerprint(self) -> str:
+        """Changes with the images, their labels, or how they are divided and normalised.
+
+        Images in memory count by content; folders by relative file names and sizes.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        # Augmentation changes what a network is trained to, not what it is measured on.
+        settings = {**asdict(self._options), "mean": self.mean, "std": self.std, "augment": None}
+        return fingerprint(
+            self._source.fingerprint(), repr(self.class_names), str(self._seed), repr(settings)
+        )
+
+    @classmethod
+    def from_tensors(
+        cls,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        test_images: Tensor | None = None,
+        test_labels: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "tensors",
+        seed: int = 0,
+        **options: Any,
+    ) -> DataSet:
+        """A data set of tensors; without test images, a seeded fifth becomes the test split.
+
+        Args:
+            images: uint8 (N, C, H, W), or floating point that is normalised already.
+            labels: Integers (N,) from 0 to the number of classes - 1.
+            class_names: In the order of the labels; "0", "1", ... unless given.
+            options: Fields of ``DataOptions``.
+
+        Raises:
+            DataError: Shapes, types or labels do not fit each other, or an option is unknown.
+        """
+        if (test_images is None) != (test_labels is None):
+            raise DataError("Give test_images and test_labels, or neither of them.")
+        test = None if test_images is None or test_labels is None else (test_images, test_labels)
+        chosen = read_options(options)
+        source = tensor_source((images, labels), test, class_names, seed, chosen)
+        return cls(name, source, chosen, seed)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        train: Any,
+        test: Any | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        name: str = "dataset",
+        seed: int = 0,
+        **options: Any,
+    ) -> DataSet:
+        """A data set of map-style torch datasets that give (image tensor or PIL image, label).
+
+        The training images are read once, now; the test images when they are first needed.
+        Random transforms would be drawn only once: leave them out and set ``augment``.
+
+        Args:
+            train, test: Anything with ``__len__`` and ``__getitem__``. Without ``test``, a
+                seeded fifth of ``train`` becomes the test split.
+            class_names: In the order of the labels; ``train.classes`` or numbers unless given.
+            options: Fields of ``DataOptions``.
+
+        Raises:
+            DataError: Items have other types or shapes, labels are out of range, or an option
+                is unknown.
+        """
+        chosen = read_options(options)
+        source = dataset_source(train, test, class_names, seed, chosen)
+        return cls(name, source, chosen, seed)

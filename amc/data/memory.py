@@ -1,0 +1,218 @@
+"""Sources whose images are held in memory: tensors, and torch datasets read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from amc.data.options import CHANNELS, DataOptions, cut_test
+from amc.data.split import Shape, Split
+from amc.errors import DataError
+from amc.files import fingerprint
+from amc.progress import progress_bar
+
+# The weights of red, green and blue in grey that Pillow and torchvision use (ITU-R 601-2).
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySource:
+    """Training images in memory, test images behind a function that is called at most once."""
+
+    class_names: tuple[str, ...]
+    train: Split
+    read_test: Callable[[], Split]
+    test_key: str  # stands for the test images in the fingerprint
+
+    @property
+    def image_shape(self) -> Shape:
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def train_count(self) -> int:
+        return len(self.train)
+
+    def load_train(self, indices: Tensor) -> Split:
+        return self.train.take(indices)
+
+    def load_test(self) -> Split:
+        test = self.read_test()
+        expected, got = self.train.images.shape[1:], test.images.shape[1:]
+        if got != expected:
+            raise DataError(
+                f"Test images must be {tuple(expected)} (channels, height, width) like the "
+                f"training images, got {tuple(got)}. Set image_size and channels."
+            )
+        if test.images.dtype != self.train.images.dtype:
+            raise DataError(
+                f"Test images must be {self.train.images.dtype} like the training images, "
+                f"got {test.images.dtype}."
+            )
+        return test
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.train.images, self.train.labels, self.test_key)
+
+
+Pair = tuple[Tensor, Tensor]  # images, labels
+
+
+def tensor_source(
+    train: Pair,
+    test: Pair | None,
+    class_names: Sequence[str] | None,
+    seed: int,
+    options: DataOptions,
+) -> MemorySource:
+    """A source of tensors; without ``test`` a seeded fifth of ``train`` serves as the test.
+
+    Raises:
+        DataError: Shapes, types or labels do not fit each other.
+    """
+    if test is None:
+        everything = checked_split(*train, options, "training")
+        kept, cut = cut_test(len(everything), seed)
+        split, test_split = everything.take(kept), everything.take(cut)
+    else:
+        split = checked_split(*train, options, "training")
+        test_split = checked_split(*test, options, "test")
+    names = checked_names(class_names, (split, test_split))
+    key = fingerprint(test_split.images, test_split.labels)
+    source = MemorySource(names, split, lambda: test_split, key)
+    source.load_test()  # a test set of another shape is said now, not after the search
+    return source
+
+
+def dataset_source(
+    train: Any,
+    test: Any | None,
+    class_names: Sequence[str] | None,
+    seed: int,
+    options: DataOptions,
+) -> MemorySource:
+    """A source of map-style datasets; see ``DataSet.from_dataset``."""
+    names = class_names or getattr(train, "classes", None)
+    if test is None:
+        return tensor_source(read_items(train, "training"), None, names, seed, options)
+    split = checked_split(*read_items(train, "training"), options, "training")
+    known = checked_names(names, (split,))
+
+    def read_test() -> Split:
+        found = checked_split(*read_items(test, "test"), options, "test")
+        checked_names(known, (found,))
+        return found
+
+    return MemorySource(known, split, read_test, str(len(test)))
+
+
+def read_items(dataset: Any, what: str) -> Pair:
+    """All images and labels of a map-style dataset, in its order.
+
+    Raises:
+        DataError: An item is no (image tensor or PIL image, integer), or shapes differ.
+    """
+    images: list[Tensor] = []
+    labels: list[int] = []
+    with progress_bar(f"Reading {what} images", len(dataset)) as bar:
+        for index in range(len(dataset)):
+            try:
+                item, label = dataset[index]
+                image = _image_tensor(item)
+                labels.append(int(label))
+            except (TypeError, ValueError, RuntimeError) as cause:
+                raise DataError(
+                    f"Item {index} of the {what} dataset must be (image tensor or PIL image, "
+                    f"integer label): {cause}."
+                ) from cause
+            if images and image.shape != images[0].shape:
+                raise DataError(
+                    f"Item {index} of the {what} dataset has shape {tuple(image.shape)}, expected "
+                    f"{tuple(images[0].shape)} like the first. Resize them in its transform."
+                )
+            images.append(image)
+            bar.advance()
+    if not images:
+        raise DataError(f"The {what} dataset is empty.")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _image_tensor(item: object) -> Tensor:
+    if isinstance(item, Tensor):
+        return item
+    if isinstance(item, Image.Image):
+        mode = "L" if item.mode in ("1", "L") else "RGB"
+        pixels = np.array(item.convert(mode))  # (H, W) or (H, W, 3)
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    raise TypeError(f"got an image of type {type(item).__name__}")
+
+
+def checked_split(images: Tensor, labels: Tensor, options: DataOptions, what: str) -> Split:
+    """Images and labels brought to the types of ``Split`` and to the size asked for.
+
+    Raises:
+        DataError: Shapes or types are not those of labelled images, or numbers not finite.
+    """
+    if images.dim() != 4 or images.shape[1] not in CHANNELS or len(images) == 0:
+        raise DataError(
+            f"The {what} images must have shape (N, C, H, W) with 1 or 3 channels, "
+            f"got {tuple(images.shape)}."
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(
+            f"The {what} images must be uint8 (0..255) or floating point (normalised already), "
+            f"got {images.dtype}."
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"The {what} labels must be {len(images)} integers, one per image, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        raise DataError(f"The {what} images hold NaN or infinity. Clean or re-normalise them.")
+    if images.dtype != torch.uint8:
+        images = images.float()
+    return Split(_resized(images, options), labels.long())
+
+
+def checked_names(class_names: Sequence[str] | None, splits: Sequence[Split]) -> tuple[str, ...]:
+    """Class names, numbers unless given.
+
+    Raises:
+        DataError: A label is negative or has no class name.
+    """
+    lowest = min(int(split.labels.min()) for split in splits)
+    highest = max(int(split.labels.max()) for split in splits)
+    names = tuple(class_names or map(str, range(highest + 1)))
+    if lowest < 0 or highest >= len(names):
+        raise DataError(
+            f"Labels must be from 0 to {len(names) - 1} ({len(names)} classes), "
+            f"got {lowest} to {highest}."
+        )
+    return names
+
+
+def _resized(images: Tensor, options: DataOptions) -> Tensor:
+    """Images (N, C, H, W) with the channels and the size that the options ask for."""
+    kind = images.dtype
+    size, channels = options.image_size, options.channels or images.shape[1]
+    if channels < images.shape[1]:
+        weights = torch.tensor(LUMA).view(3, 1, 1)
+        images = (images.float() * weights).sum(dim=1, keepdim=True)
+    if size is not None and images.shape[2:] != (size, size):
+        images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    if kind == torch.uint8 and images.dtype != torch.uint8:
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    return images.expand(-1, channels, -1, -1).contiguous()

@@ -1,0 +1,78 @@
+"""Images in memory, and what a data set asks of the place they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels in memory.
+
+    Attributes:
+        images: uint8 (N, C, H, W), or float32 that the user has normalised already.
+        labels: int64 (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Split:
+        """The images at ``indices``, in their order."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def normalised(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Images ``start:stop`` as a network takes them: (pixel / 255 - mean) / std.
+
+        Float images are returned as they are.
+
+        Returns:
+            float32 (n, C, H, W), on the device of the images.
+        """
+        images = self.images[start:stop]
+        if images.dtype != torch.uint8:
+            return images
+        per_channel = (len(mean), 1, 1)
+        means = torch.tensor(mean, device=images.device).view(per_channel)
+        stds = torch.tensor(std, device=images.device).view(per_channel)
+        return images.float().div_(255).sub_(means).div_(stds)
+
+
+class Source(Protocol):
+    """Where the images of a data set come from; nothing is decoded before it is asked for."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels."""
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W) of every image."""
+
+    @property
+    def train_count(self) -> int:
+        """Number of images that may be divided into train, calibration and search."""
+
+    def load_train(self, indices: Tensor) -> Split:
+        """The training images at ``indices``."""
+
+    def load_test(self) -> Split:
+        """All test images."""
+
+    def fingerprint(self) -> str:
+        """Changes with the images or their labels."""

@@ -1,0 +1,7 @@
+"""Networks by name, their checkpoints, and whether they fit the data."""
+
+from amc.networks.build import NETWORKS, build_network
+from amc.networks.check import check_network
+from amc.networks.checkpoint import load_checkpoint
+
+__all__ = ["NETWORKS", "build_network", "check_network", "load_checkpoint"]

@@ -1,0 +1,162 @@
+"""Networks by name: our own, torchvision's, or a function of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.errors import NetworkError
+from amc.networks.lenet import lenet_5, lenet_300_100
+from amc.networks.mobilenet import mobilenet_v1
+from amc.networks.resnet import cifar_resnet
+
+Builder = Callable[..., nn.Module]
+log = logging.getLogger(__name__)
+
+NETWORKS: dict[str, Builder] = {
+    "resnet20": partial(cifar_resnet, depth=20),
+    "resnet32": partial(cifar_resnet, depth=32),
+    "resnet44": partial(cifar_resnet, depth=44),
+    "resnet56": partial(cifar_resnet, depth=56),
+    "resnet110": partial(cifar_resnet, depth=110),
+    "mobilenet_v1": mobilenet_v1,
+    "lenet_300_100": lenet_300_100,
+    "lenet_5": lenet_5,
+}
+# Their auxiliary classifiers only serve training, and their own initialisation takes minutes.
+TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+def build_network(
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """An untrained network; equal arguments give equal weights.
+
+    Args:
+        name: A key of ``NETWORKS``, a classification model of torchvision, or
+            "package.module:function", a function that returns the network.
+        num_classes: Features of the output.
+        image_shape: (channels, height, width) of one input image.
+        seed: Of the initial weights. The global random state is left as it was.
+        options: Passed to the builder. A function of the user's is called with those of
+            num_classes, image_shape, seed and the options that its signature accepts.
+
+    Raises:
+        NetworkError: The name is unknown, the function cannot be imported, the builder fails,
+            or what it returns is no nn.Module.
+    """
+    arguments = {"num_classes": num_classes, "image_shape": image_shape, **options}
+    if ":" in name:
+        build, arguments = _users_builder(name, {**arguments, "seed": seed}, set(options))
+    elif name in NETWORKS:
+        build = NETWORKS[name]
+    elif name in _torchvision_names():
+        build = partial(_torchvision_network, name)
+        del arguments["image_shape"]
+        arguments = {**TORCHVISION_OPTIONS.get(name, {}), **arguments}
+    else:
+        raise _unknown(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return _called(name, build, arguments)
+
+
+def _called(name: str, build: Builder, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        network: object = build(**arguments)
+    except NetworkError:
+        raise
+    except Exception as cause:
+        raise NetworkError(
+            f"Network {name!r} could not be built with {arguments}: "
+            f"{type(cause).__name__}: {cause}. Check network.options."
+        ) from cause
+    if not isinstance(network, nn.Module):
+        raise NetworkError(
+            f"Network {name!r} must be a torch.nn.Module, its builder returned "
+            f"{type(network).__name__}."
+        )
+    return network
+
+
+def _users_builder(
+    name: str, offered: dict[str, Any], options: set[str]
+) -> tuple[Builder, dict[str, Any]]:
+    """The function behind "package.module:function", and what it takes of the offered."""
+    module_name, _, function_name = name.partition(":")
+    # Appended, not inserted: the folder may hold packages named like those amc imports later.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as cause:
+        raise NetworkError(
+            f"Network {name!r}: cannot import module {module_name!r}: "
+            f"{type(cause).__name__}: {cause}. Expected package.module:function, importable from "
+            f"{Path.cwd()} or from the Python environment."
+        ) from cause
+    build = getattr(module, function_name, None)
+    if not callable(build):
+        raise NetworkError(
+            f"Network {name!r}: {getattr(module, '__file__', module_name)} has no function "
+            f"{function_name!r}."
+        )
+    accepted = _accepted(build, set(offered))
+    if dropped := sorted(options - accepted):
+        log.warning("Network %s does not take the options %s; they are dropped.", name, dropped)
+    return build, {key: value for key, value in offered.items() if key in accepted}
+
+
+def _accepted(build: Builder, offered: set[str]) -> set[str]:
+    """Which of the offered keyword arguments the signature takes."""
+    try:
+        parameters = inspect.signature(build).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return set()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return offered & {parameter.name for parameter in parameters if parameter.kind in by_name}
+
+
+def _torchvision_names() -> list[str]:
+    """Names of torchvision's classification models."""
+    from torchvision import models  # a second that our own networks do not need
+
+    names: list[str] = models.list_models(module=models)
+    return names
+
+
+def _torchvision_network(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    network: nn.Module = models.get_model(name, weights=None, **options)
+    return network
+
+
+def _unknown(name: str) -> NetworkError:
+    near = difflib.get_close_matches(name, [*NETWORKS, *_torchvision_names()], n=5, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    return NetworkError(
+        f"Unknown network {name!r}.{hint} Accepted are: our own ({', '.join(NETWORKS)}); any "
+        'classification model of torchvision (e.g. mobilenet_v2); "package.module:function", '
+        "a function of yours that returns a torch.nn.Module."
+    )

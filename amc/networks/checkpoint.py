@@ -1,0 +1,132 @@
+"""Trained weights from a file into a network, without running any code of the file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from amc.errors import NetworkError
+from amc.files import read_tensors
+
+# Where training scripts keep the weights beside other things.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+SHOWN = 8
+
+
+def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[str] = ()) -> None:
+    """Load a .safetensors, .pt or .pth file into ``network``; on an error it is unchanged.
+
+    A PyTorch file may hold the state dict itself or under one of ``WRAPPERS``; a "module."
+    before every key (nn.DataParallel) is stripped. Missing counters of batch normalisation
+    (num_batches_tracked) are no error: they are no weights.
+
+    Args:
+        ignore: Keys, or patterns such as "linear.*", that are neither loaded nor required.
+
+    Raises:
+        NetworkError: The file is missing, damaged, holds more than tensors, holds NaN or
+            infinity, or does not fit the network.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
+    if path.suffix not in readers:
+        raise NetworkError(
+            f"Checkpoint {path} must be one of {', '.join(readers)}, got {path.suffix!r}."
+        )
+    if not path.is_file():
+        raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
+    state = _without_prefix(readers[path.suffix](path))
+    state = {key: tensor for key, tensor in state.items() if not _matches(key, ignore)}
+    _check_fits(network, state, path, ignore)
+    _check_finite(state, path)
+    network.load_state_dict(state, strict=False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    return read_tensors(path, "Checkpoint", NetworkError)
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        raise NetworkError(
+            f"Checkpoint {path} holds more than tensors (or is no PyTorch file) and was not "
+            "loaded, because loading it could run code. Save network.state_dict() instead."
+        ) from cause
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as cause:
+        raise NetworkError(f"Checkpoint {path} is damaged: {cause}.") from cause
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not (isinstance(content, dict) and content and all(map(_is_entry, content.items()))):
+        raise NetworkError(
+            f"Checkpoint {path} must hold a state dict (name -> tensor), bare or under one of "
+            f"{', '.join(WRAPPERS)}; it holds {_outline(content)}."
+        )
+    return dict(content)
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    key, value = item
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
+    return isinstance(key, str) and dense
+
+
+def _outline(content: object) -> str:
+    if isinstance(content, dict):
+        return _listed([f"{key}: {type(value).__name__}" for key, value in content.items()])
+    return type(content).__name__
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    return state
+
+
+def _matches(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _check_fits(
+    network: nn.Module, state: dict[str, Tensor], path: Path, ignore: Sequence[str]
+) -> None:
+    expected = {key: t for key, t in network.state_dict().items() if not _matches(key, ignore)}
+    missing = [
+        key for key in expected if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} (expected {tuple(tensor.shape)}, got {tuple(state[key].shape)})"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(faults.values()):
+        said = "; ".join(f"{fault}: {_listed(keys)}" for fault, keys in faults.items() if keys)
+        raise NetworkError(
+            f"Checkpoint {path} seems to be of another architecture than this "
+            f"{type(network).__name__}. {said}. Check network.name, network.options and the "
+            "number of classes."
+        )
+
+
+def _check_finite(state: dict[str, Tensor], path: Path) -> None:
+    broken = [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise NetworkError(
+            f"Checkpoint {path} holds NaN or infinity in: {_listed(broken)}. "
+            "Its training diverged or the file is damaged: use another one."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

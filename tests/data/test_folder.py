@@ -1,0 +1,162 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amc.data import build_data
+from amc.errors import DataError
+
+
+def write_image(path: Path, shade: int, size: tuple[int, int] = (4, 4)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, 0, 0)).save(path)
+
+
+def write_folder(root: Path, each: int = 20) -> Path:
+    """Classes "b" and "a" in train and test; the red of an image is its number in its class."""
+    for part, count in (("train", each), ("test", 3)):
+        for name in ("b", "a"):
+            for number in range(count):
+                write_image(root / part / name / f"{number:03}.png", number)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "images")
+
+
+def reds(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_classes_and_files_are_in_the_order_of_their_names(root):
+    data = build_data("image_folder", root=root, search_every=10)
+    assert data.class_names == ("a", "b")
+    assert data.image_shape == (3, 4, 4)
+    # sorted list: a/000 .. a/019, b/000 .. b/019; every tenth of it
+    assert list(zip(data.search.labels.tolist(), reds(data.search.images), strict=True)) == [
+        (0, 0),
+        (0, 10),
+        (1, 0),
+        (1, 10),
+    ]
+    assert data.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert reds(data.test.images) == [0, 1, 2, 0, 1, 2]
+
+
+def test_training_images_are_divided_without_overlap(root):
+    data = build_data("image_folder", root=root)
+    found = [
+        pair
+        for split in (data.train, data.calibration, data.search)
+        for pair in zip(split.labels.tolist(), reds(split.images), strict=True)
+    ]
+    assert sorted(found) == [(label, number) for label in (0, 1) for number in range(20)]
+
+
+def test_only_the_files_of_the_split_at_hand_are_decoded(root):
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"damaged")
+    data = build_data("image_folder", root=root)
+    assert len(data.train) > 0
+    with pytest.raises(DataError, match=r"000\.png is no readable image"):
+        data.test  # noqa: B018
+
+
+def test_folder_without_a_test_part_gives_a_seeded_fifth_and_says_so(root, caplog):
+    alone = build_data("image_folder", root=root / "train", seed=5)
+    assert "no test folder: 8 of its 40 images, chosen with seed 5" in caplog.text
+    again = build_data("image_folder", root=root / "train", seed=5)
+    assert len(alone.test) == 8
+    assert torch.equal(alone.test.images, again.test.images)
+    splits = (alone.train, alone.calibration, alone.search, alone.test)
+    found = [
+        pair
+        for split in splits
+        for pair in zip(split.labels.tolist(), reds(split.images), strict=True)
+    ]
+    assert len(set(found)) == len(found) == 40
+
+
+def test_images_are_cropped_to_a_square_and_resized(tmp_path):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 2:10] = 200  # the middle square, and what a filter sees around it
+    for number in range(20):
+        path = tmp_path / f"{'ab'[number % 2]}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    data = build_data("image_folder", root=tmp_path, image_size=2)
+    assert data.image_shape == (3, 2, 2)
+    assert data.test.images.unique().tolist() == [200]
+
+
+def test_grey_images_have_one_channel_and_their_own_normalisation(root):
+    data = build_data("image_folder", root=root, channels=1)
+    assert data.image_shape == (1, 4, 4)
+    assert (data.mean, data.std) == ((0.5,), (0.5,))
+    # red counts 0.299 in grey: shades 0, 1, 2 are 0, 0, 1
+    assert reds(data.test.images) == [0, 0, 1, 0, 0, 1]
+
+
+def test_colour_images_are_normalised_like_imagenet(root):
+    data = build_data("image_folder", root=root)
+    assert data.mean == (0.485, 0.456, 0.406)
+    assert data.std == (0.229, 0.224, 0.225)
+
+
+def test_damaged_image_is_named(root):
+    path = root / "train" / "a" / "007.png"
+    path.write_bytes(path.read_bytes()[:45])
+    data = build_data("image_folder", root=root)
+    with pytest.raises(DataError, match=r"a/007\.png is no readable image"):
+        data.train, data.search, data.calibration  # noqa: B018
+
+
+def test_image_of_another_size_is_named_with_both_sizes(root):
+    write_image(root / "test" / "b" / "001.png", 0, size=(5, 4))
+    data = build_data("image_folder", root=root)
+    with pytest.raises(DataError, match=r"b/001\.png is 5x4 pixels, expected 4x4 like .*a/000"):
+        data.test  # noqa: B018
+
+
+def test_images_of_16_bits_are_refused(root):
+    Image.fromarray(np.full((4, 4), 5000, np.uint16)).save(root / "test" / "a" / "000.png")
+    data = build_data("image_folder", root=root)
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        data.test  # noqa: B018
+
+
+def test_train_and_test_must_have_the_same_classes(root):
+    (root / "test" / "b").rename(root / "test" / "c")
+    with pytest.raises(DataError, match=r"only in .*train: b; only in .*test: c"):
+        build_data("image_folder", root=root)
+
+
+def test_empty_class_folder_is_named(root):
+    (root / "train" / "c").mkdir()
+    (root / "train" / "c" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"train/c holds no images"):
+        build_data("image_folder", root=root)
+
+
+def test_root_that_is_not_given_missing_or_without_classes_is_said(tmp_path):
+    with pytest.raises(DataError, match=r"needs data\.root"):
+        build_data("image_folder")
+    with pytest.raises(DataError, match=r"not found: .*nowhere"):
+        build_data("image_folder", root=tmp_path / "nowhere")
+    with pytest.raises(DataError, match="No class folders"):
+        build_data("image_folder", root=tmp_path)
+
+
+def test_fingerprint_follows_names_and_sizes_not_the_place(root, tmp_path):
+    original = build_data("image_folder", root=root).fingerprint()
+    copy = shutil.copytree(root, tmp_path / "copy")
+    assert build_data("image_folder", root=copy).fingerprint() == original
+    assert build_data("image_folder", root=copy, seed=1).fingerprint() != original
+    assert build_data("image_folder", root=copy, image_size=2).fingerprint() != original
+    (copy / "train" / "a" / "000.png").rename(copy / "train" / "a" / "100.png")
+    assert build_data("image_folder", root=copy).fingerprint() != original
