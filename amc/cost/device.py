@@ -1,0 +1,301 @@
+"""What a device is: it prices operators. Here the protocol, and the device that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from amc.cost.formulas import is_paired
+from amc.errors import DeviceError, TableError
+from amc.files import fingerprint
+from amc.graph.types import Signature
+from amc.strategy import BIT_WIDTHS, Bits
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+_Index = npt.NDArray[np.intp]
+
+
+class Device(Protocol):
+    """What prices operators: a table, or a model of the hardware.
+
+    A price is for one batch of ``batch`` samples: milliseconds (``latency_ms``) or millijoules
+    (``energy_mj``).
+
+    Attributes:
+        channel_step: Prices change at multiples of it; other channel counts waste work.
+        supported_bits: Weight/activation pairs that have a price.
+        metrics: ``("latency_ms",)`` or ``("latency_ms", "energy_mj")``.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def channel_step(self) -> int: ...
+    @property
+    def supported_bits(self) -> tuple[Bits, ...]: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+
+    def price(
+        self, metric: str, signature: Signature, in_channels: int, out_channels: int, bits: Bits
+    ) -> float:
+        """Price of one batch.
+
+        Raises:
+            DeviceError: The device has no such metric or no price for the operator.
+        """
+
+    def prices(
+        self,
+        metric: str,
+        signature: Signature,
+        in_channels: IntArray,
+        out_channels: IntArray,
+        bits: Bits,
+    ) -> FloatArray:
+        """Prices of one batch for every pair, shape (len(in_channels), len(out_channels)).
+
+        Where output channels follow input channels (`amc.cost.formulas.is_paired`), both
+        arrays are equally long and paired, and so is the result.
+        """
+
+    def fingerprint(self) -> str:
+        """Changes whenever a price may have changed."""
+
+
+@dataclass(frozen=True, order=True)
+class Request:
+    """What a device is asked to price: an operator with its channels and bits."""
+
+    signature: Signature
+    in_channels: int
+    out_channels: int
+    bits: Bits
+
+    def __str__(self) -> str:
+        channels = f"{self.in_channels} -> {self.out_channels} channels"
+        return f"{describe(self.signature)}, {channels}, {self.bits} bits"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The price of a request for one batch: median, spread and number of samples."""
+
+    latency_ms: float
+    spread_ms: float
+    samples: int
+    energy_mj: float | None = None
+
+
+@dataclass(frozen=True)
+class TableHeader:
+    """What every row of a table has in common.
+
+    Attributes:
+        threads, batch: Of the measurement; a price is for one batch of ``batch`` samples.
+        channel_step: Channel counts that are multiples of it were measured.
+        supported_bits: Weight/activation pairs that the runtime computes.
+        note, source: Free text, one line each.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    batch: int
+    channel_step: int
+    supported_bits: tuple[Bits, ...]
+    note: str = ""
+    source: str = ""
+
+
+class TableDevice:
+    """A device whose prices were measured.
+
+    Prices are looked up, never interpolated: a runtime works in steps. A channel count between
+    measured ones costs as much as the next measured one on its axis; where that pair of counts
+    has no row, the cheaper of the next pairs along either axis.
+    """
+
+    def __init__(self, header: TableHeader, rows: Mapping[Request, Measurement]) -> None:
+        """Keep ``rows``.
+
+        Raises:
+            TableError: There is no row, a row has bits that the header does not list, or only
+                some rows have an energy.
+        """
+        self.header, self.rows = header, dict(sorted(rows.items()))
+        self.name, self.runtime = header.device, header.runtime
+        self.batch, self.threads = header.batch, header.threads
+        self.channel_step, self.supported_bits = header.channel_step, header.supported_bits
+        if not self.rows:
+            raise TableError(f"The table of device {self.name!r} has no rows. {self._advice}")
+        for request in self.rows:
+            if request.bits not in self.supported_bits:
+                raise TableError(
+                    f"The table of device {self.name!r} has a row for {request}, but its "
+                    f"supported_bits are {' '.join(map(str, self.supported_bits))}."
+                )
+        with_energy = sum(row.energy_mj is not None for row in self.rows.values())
+        if with_energy not in (0, len(self.rows)):
+            raise TableError(
+                f"The table of device {self.name!r} has energy_mj in {with_energy} of "
+                f"{len(self.rows)} rows. Give it in every row, or in none."
+            )
+        self.metrics: tuple[str, ...] = ("latency_ms", "energy_mj")[: 2 if with_energy else 1]
+        self._grids: dict[tuple[str, Signature, Bits], _Grid] = {}
+        self._by_operator: dict[tuple[Signature, Bits], list[Request]] = {}
+        for request in self.rows:
+            self._by_operator.setdefault((request.signature, request.bits), []).append(request)
+
+    def price(
+        self, metric: str, signature: Signature, in_channels: int, out_channels: int, bits: Bits
+    ) -> float:
+        """Price of one batch (ms or mJ).
+
+        Raises:
+            DeviceError: The table has no such metric.
+            TableError: The operator, its bits, or so many channels were not measured.
+        """
+        pair = np.array([in_channels]), np.array([out_channels])
+        return float(self.prices(metric, signature, *pair, bits).item())
+
+    def prices(
+        self,
+        metric: str,
+        signature: Signature,
+        in_channels: IntArray,
+        out_channels: IntArray,
+        bits: Bits,
+    ) -> FloatArray:
+        """Prices of one batch, shape (len(in_channels), len(out_channels)).
+
+        Depthwise layers and operators between layers pair their channels instead: both arrays
+        are equally long, and so is the result.
+
+        Raises:
+            DeviceError, TableError: As `price`.
+        """
+        grid = self._grid(metric, signature, bits)
+        if not is_paired(signature):
+            in_channels, out_channels = np.meshgrid(in_channels, out_channels, indexing="ij")
+        found = grid.look_up(in_channels, out_channels)
+        if np.isinf(found).any():
+            where = tuple(np.argwhere(np.isinf(found))[0])
+            channels = int(in_channels[where]), int(out_channels[where])
+            raise self._not_measured(Request(signature, *channels, bits))
+        return found
+
+    def missing(self, requests: Iterable[Request]) -> list[Request]:
+        """The requests that the table cannot price, without repetitions, in their order."""
+        return [request for request in dict.fromkeys(requests) if not self._has(request)]
+
+    def fingerprint(self) -> str:
+        """Changes whenever a price or the header changes."""
+        return fingerprint(repr(self.header), repr(self.rows))
+
+    def _has(self, request: Request) -> bool:
+        try:
+            self.price(
+                "latency_ms",
+                request.signature,
+                request.in_channels,
+                request.out_channels,
+                request.bits,
+            )
+        except TableError:
+            return False
+        return True
+
+    def _grid(self, metric: str, signature: Signature, bits: Bits) -> _Grid:
+        if metric not in self.metrics:
+            raise DeviceError(
+                f"The table of device {self.name!r} has no {metric!r}; it has "
+                f"{', '.join(self.metrics)}."
+            )
+        key = (metric, signature, bits)
+        if key not in self._grids:
+            requests = self._by_operator.get((signature, bits), [])
+            self._grids[key] = _Grid(
+                np.array([(r.in_channels, r.out_channels) for r in requests], np.int64),
+                np.array([getattr(self.rows[r], metric) for r in requests], np.float64),
+            )
+        return self._grids[key]
+
+    def _not_measured(self, request: Request) -> TableError:
+        rows = self._by_operator.get((request.signature, request.bits), [])
+        largest = max(((r.in_channels, r.out_channels) for r in rows), default=None)
+        measured = (
+            f"rows for it reach {largest[0]} -> {largest[1]} channels"
+            if largest
+            else f"no row for it (supported bits: {' '.join(map(str, self.supported_bits))})"
+        )
+        return TableError(
+            f"The table of device {self.name!r} has no price for {request}: {measured}. "
+            f"{self._advice}"
+        )
+
+    @property
+    def _advice(self) -> str:
+        return f"Measure it: amc profile device={self.name} network=<network>."
+
+
+class _Grid:
+    """Prices of one operator over the channel counts that occur in its rows."""
+
+    def __init__(self, channels: IntArray, prices: FloatArray) -> None:
+        """Fill the grid from ``channels``, shape (rows, 2), and ``prices``, shape (rows,)."""
+        channels = channels.reshape(-1, 2)
+        self._axes = np.unique(channels[:, 0]), np.unique(channels[:, 1])
+        # One more line on each axis, never measured: what lies above every measured count.
+        shape = len(self._axes[0]) + 1, len(self._axes[1]) + 1
+        grid = np.full(shape, np.inf)
+        grid[self._place(channels[:, 0], channels[:, 1])] = prices
+        lines = grid.tolist()
+        for line, above in reversed(list(pairwise(lines))):
+            for column in reversed(range(shape[1] - 1)):
+                if line[column] == np.inf:
+                    line[column] = min(above[column], line[column + 1])
+        self._prices = np.array(lines, np.float64)
+
+    def look_up(self, in_channels: IntArray, out_channels: IntArray) -> FloatArray:
+        """Prices, shape of the arrays; infinite above every measured count."""
+        found: FloatArray = self._prices[self._place(in_channels, out_channels)]
+        return found
+
+    def _place(self, in_channels: IntArray, out_channels: IntArray) -> tuple[_Index, _Index]:
+        ins, outs = self._axes
+        return np.searchsorted(ins, in_channels), np.searchsorted(outs, out_channels)
+
+
+def describe(signature: Signature) -> str:
+    """An operator in a few words, for messages."""
+    kernel, stride, size = (
+        f"{pair[0]}x{pair[1]}" for pair in (signature.kernel, signature.stride, signature.in_size)
+    )
+    kind = "depthwise " if signature.is_depthwise else ""
+    groups = f" groups {signature.groups}" if signature.groups > 1 else ""
+    return f"{kind}{signature.op} kernel {kernel} stride {stride}{groups} on {size}"
+
+
+def parse_bits(text: str) -> Bits:
+    """Read ``weight/activation``, as in 8/8.
+
+    Raises:
+        ValueError: It is not a pair of known bit-widths.
+    """
+    weight, activation = (int(part) for part in text.split("/"))
+    if weight not in BIT_WIDTHS or activation not in BIT_WIDTHS:
+        raise ValueError(text)
+    return Bits(weight, activation)

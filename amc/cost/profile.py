@@ -1,0 +1,325 @@
+"""From a device's configuration to a device that can price a network, measuring if need be."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from amc.cost.device import (
+    Device,
+    Measurement,
+    Request,
+    TableDevice,
+    TableHeader,
+    parse_bits,
+)
+from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
+from amc.cost.table import read_table, write_table
+from amc.cost.torch_timer import TorchTimer, machine
+from amc.errors import DeviceError, TableError
+from amc.files import cache_folder, fingerprint
+from amc.progress import progress_bar
+from amc.strategy import BIT_WIDTHS, FLOAT, Bits
+
+ROUNDS = 7
+_ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
+_WRITE_EVERY_S = 5.0
+_LISTED = 5  # missing rows named in an error
+
+
+@dataclass(frozen=True)
+class TorchDeviceSpec:
+    """PyTorch on this machine, before anything is measured; `device_for` measures it.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
+
+    name: str
+    batch: int
+    threads: int
+    channel_step: int
+    device: str = "cpu"
+
+    runtime = "torch"
+    metrics = ("latency_ms",)
+    supported_bits = (FLOAT,)
+
+    def header(self) -> TableHeader:
+        """The header of this device's table."""
+        return TableHeader(
+            device=self.name,
+            runtime=self.runtime,
+            threads=self.threads,
+            batch=self.batch,
+            channel_step=self.channel_step,
+            supported_bits=self.supported_bits,
+            source=machine(self.device),
+        )
+
+    def table_path(self) -> Path:
+        """Where its measurements are kept; another processor or PyTorch has another file."""
+        here = fingerprint(machine(self.device))
+        name = f"{self.name}-b{self.batch}-t{self.threads}-{here}.csv"
+        return cache_folder() / "tables" / name
+
+
+def device_for(
+    loaded: Device | TorchDeviceSpec, requests: Iterable[Request], progress: bool = True
+) -> Device:
+    """A device that can price every request.
+
+    Args:
+        loaded: What `load_device` gave. A `TorchDeviceSpec` is measured where its cached table
+            lacks a request; a table must have everything; a model needs nothing.
+        requests: All that will be asked.
+        progress: Whether a measurement shows its progress.
+
+    Raises:
+        TableError: A table lacks requests; the message counts them and names the first.
+        DeviceError: PyTorch cannot run an operator.
+        StorageError: The cached table cannot be written.
+    """
+    wanted = list(dict.fromkeys(requests))
+    if isinstance(loaded, TorchDeviceSpec):
+        timer = TorchTimer(loaded.batch, loaded.threads, loaded.device)
+        with timer.running() as sample:
+            return measure_table(
+                wanted, loaded.header(), loaded.table_path(), sample, progress=progress
+            )
+    if isinstance(loaded, TableDevice) and (missing := loaded.missing(wanted)):
+        more = f"\n  ... and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        raise TableError(
+            f"The table of device {loaded.name!r} lacks {len(missing)} of {len(wanted)} rows that "
+            "this network needs:\n"
+            + "\n".join(f"  {request}" for request in missing[:_LISTED])
+            + f"{more}\nMeasure them: amc profile device={loaded.name} network=<network>."
+        )
+    return loaded
+
+
+def measure_table(
+    requests: Sequence[Request],
+    header: TableHeader,
+    path: Path,
+    sample: Callable[[Request], float],
+    *,
+    rounds: int = ROUNDS,
+    progress: bool = True,
+) -> TableDevice:
+    """Measure what the table at ``path`` lacks, and write it there.
+
+    Every request is sampled once in each round, so that a machine that slows down or speeds up
+    meanwhile does so for all alike. A row is the median of its samples; its spread is half their
+    interquartile range. The file is written every few seconds and at the end, also when the
+    measurement is interrupted: a row is kept once it has three samples, and is not measured again.
+
+    Args:
+        sample: Milliseconds of one batch, as `TorchTimer.sample` gives.
+        rounds: Samples of each request.
+
+    Raises:
+        TableError: The file at ``path`` is not a valid table, or of another device, runtime,
+            batch or threads.
+        StorageError: The file cannot be written.
+    """
+    known = _known_rows(path, header)
+    wanted = [request for request in dict.fromkeys(requests) if request not in known]
+    samples: dict[Request, list[float]] = {request: [] for request in wanted}
+    enough = min(rounds, _ENOUGH_SAMPLES)
+
+    def save() -> None:
+        measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
+        if measured:
+            write_table(TableDevice(header, known | measured), path)
+
+    last_write = time.monotonic()
+    try:
+        with progress_bar(
+            f"measuring {header.device}", rounds * len(wanted), enabled=progress and bool(wanted)
+        ) as bar:
+            for _ in range(rounds):
+                for request in wanted:
+                    samples[request].append(sample(request))
+                    bar.advance(note=request.signature.op)
+                    if time.monotonic() - last_write > _WRITE_EVERY_S:
+                        save()
+                        last_write = time.monotonic()
+    finally:
+        save()
+    return TableDevice(header, known | {r: _summary(ms) for r, ms in samples.items()})
+
+
+def _known_rows(path: Path, header: TableHeader) -> dict[Request, Measurement]:
+    if not path.exists():
+        return {}
+    table = read_table(path)
+    for key in ("device", "runtime", "threads", "batch"):
+        there, here = getattr(table.header, key), getattr(header, key)
+        if there != here:
+            raise TableError(
+                f"{path} was measured with {key} {there!r}, expected {here!r}: its rows cannot be "
+                "kept. Move the file away, or choose another path."
+            )
+    return table.rows
+
+
+def _summary(samples_ms: list[float]) -> Measurement:
+    low, median, high = np.percentile(samples_ms, [25, 50, 75]).tolist()
+    return Measurement(median, (high - low) / 2, len(samples_ms))
+
+
+# --- From a configuration ---------------------------------------------------------------------
+
+
+def load_device(spec: Mapping[str, object]) -> Device | TorchDeviceSpec:
+    """The device that a configuration describes; ``kind`` is roofline, table or torch.
+
+    Raises:
+        DeviceError: An unknown kind or key, a missing key, or a value out of its range.
+        TableError: A table has no path, or cannot be read.
+    """
+    kind = spec.get("kind")
+    if not (isinstance(kind, str) and kind in _KINDS):
+        near = get_close_matches(str(kind), _KINDS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DeviceError(f"device.kind must be one of {', '.join(_KINDS)}, got {kind!r}.{hint}")
+    return _KINDS[kind](_Spec({k: v for k, v in spec.items() if k != "kind"}, "device"))
+
+
+class _Spec:
+    """A mapping whose keys and values are checked, and named in errors, as they are read."""
+
+    def __init__(self, values: object, where: str) -> None:
+        if not isinstance(values, Mapping):
+            raise DeviceError(f"{where} must be a mapping of keys to values, got {values!r}.")
+        self.values = {str(key): value for key, value in values.items()}
+        self.where = where
+
+    def allow(self, required: Iterable[str], optional: Iterable[str] = ()) -> None:
+        """Refuse unknown keys, and the lack of a required one."""
+        required, known = list(required), [*required, *optional]
+        for key in self.values:
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+                raise DeviceError(f"{self.where} has no key {key!r}. {hint}")
+        absent = [key for key in required if key not in self.values]
+        if absent:
+            raise DeviceError(f"{self.where} lacks {', '.join(absent)}.")
+
+    def number(self, key: str, *, zero: bool = False) -> float:
+        value = self.values.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number) and (number > 0 or (zero and number == 0)):
+                return number
+        raise self._error(key, f"a finite number, {'at least 0' if zero else 'positive'}", value)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._error(key, "a positive integer", value)
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.values[key]
+        if not (isinstance(value, str) and value and value.isprintable()):
+            raise self._error(key, "one line of text", value)
+        return value
+
+    def name(self) -> str:
+        value = self.text("name")
+        if not re.fullmatch(r"[\w.-]+", value):
+            raise self._error("name", "letters, digits, '_', '-' and '.'", value)
+        return value
+
+    def widths(self, key: str) -> list[int]:
+        value = self.values[key]
+        if not (isinstance(value, list) and value and all(b in BIT_WIDTHS[:-1] for b in value)):
+            raise self._error(key, f"a list of widths among {BIT_WIDTHS[:-1]}", value)
+        return value
+
+    def by_bits(self, key: str) -> dict[Bits, float]:
+        inner = _Spec(self.values.get(key, {}), f"{self.where}.{key}")
+        try:
+            return {parse_bits(pair): inner.number(pair) for pair in inner.values}
+        except ValueError:
+            expected = "keys weight/activation, as in '8/8'"
+            raise self._error(key, expected, list(inner.values)) from None
+
+    def _error(self, key: str, expected: str, value: object) -> DeviceError:
+        return DeviceError(f"{self.where}.{key} must be {expected}, got {value!r}.")
+
+
+def _load_roofline(spec: _Spec) -> RooflineDevice:
+    spec.allow(
+        ["name", "source", "bandwidth_gb_s", "overhead_us", "channel_step"],
+        ["peak_gmacs", "bit_serial", "batch", "threads", "energy"],
+    )
+    energy = _Spec(spec.values["energy"], "device.energy") if spec.values.get("energy") else None
+    if energy:
+        energy.allow(["pj_per_mac", "pj_per_byte"])
+    peak_gmacs = spec.by_bits("peak_gmacs")
+    pj_per_mac = energy.by_bits("pj_per_mac") if energy else {}
+    if spec.values.get("bit_serial"):
+        serial = _Spec(spec.values["bit_serial"], "device.bit_serial")
+        serial.allow(["base_gmacs", "bits"], ["pj_per_binary_mac", "pj_per_accumulate"])
+        widths = serial.widths("bits")
+        peak_gmacs |= bit_serial_gmacs(serial.number("base_gmacs"), widths)
+        if energy:
+            product, accumulate = (
+                serial.number("pj_per_binary_mac"),
+                serial.number("pj_per_accumulate"),
+            )
+            pj_per_mac |= bit_serial_pj(product, accumulate, widths)
+    return RooflineDevice(
+        name=spec.name(),
+        source=spec.text("source"),
+        peak_gmacs=peak_gmacs,
+        bandwidth_gb_s=spec.number("bandwidth_gb_s"),
+        overhead_us=spec.number("overhead_us", zero=True),
+        channel_step=spec.integer("channel_step"),
+        batch=spec.integer("batch", 1),
+        threads=spec.integer("threads", 1),
+        energy=Energy(pj_per_mac, energy.number("pj_per_byte")) if energy else None,
+    )
+
+
+def _load_table(spec: _Spec) -> TableDevice:
+    spec.allow(["path"])
+    path = spec.values["path"]
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise TableError(
+            f"device.path must name a device table (CSV), got {path!r}. Give one with "
+            "device.path=<file>.csv, or measure one: amc profile device=torch_cpu."
+        )
+    return read_table(Path(path).expanduser())
+
+
+def _load_torch(spec: _Spec) -> TorchDeviceSpec:
+    spec.allow(["name", "batch", "threads", "channel_step"], ["device"])
+    device = spec.values.get("device", "cpu")
+    if device not in ("cpu", "cuda"):
+        raise DeviceError(f"device.device must be cpu or cuda, got {device!r}.")
+    return TorchDeviceSpec(
+        name=spec.name(),
+        batch=spec.integer("batch"),
+        threads=spec.integer("threads"),
+        channel_step=spec.integer("channel_step"),
+        device=str(device),
+    )
+
+
+_KINDS: dict[str, Callable[[_Spec], Device | TorchDeviceSpec]] = {
+    "roofline": _load_roofline,
+    "table": _load_table,
+    "torch": _load_torch,
+}

@@ -1,0 +1,299 @@
+"""Device tables: measured prices in a CSV file, read with every value checked.
+
+The file opens with ``# key: value`` lines (`TableHeader`), then one line of column names, then
+one row for each measured operator (`Request` and `Measurement`)::
+
+    # amc-device-table: 1
+    # device: my_board
+    # runtime: torch
+    # threads: 1
+    # batch: 16
+    # unit: ms
+    # channel_step: 8
+    # supported_bits: 32/32 8/8
+    op,kernel_h,kernel_w,...,latency_ms,spread_ms,samples
+    conv2d,3,3,...,0.25,0.01,7
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amc.cost.device import Measurement, Request, TableDevice, TableHeader, parse_bits
+from amc.errors import TableError
+from amc.files import read_text, write_text
+from amc.graph.types import Signature, Size
+from amc.strategy import BIT_WIDTHS, Bits
+
+FORMAT_VERSION = 1
+_LARGEST = 2**31 - 1  # of any count: products of two channel counts stay within int64
+
+Value = TypeVar("Value")
+
+
+def _text(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
+def _op(text: str) -> str:
+    if not (text.isascii() and text.isidentifier()):
+        raise ValueError(text)
+    return text
+
+
+def _count(text: str, low: int = 1) -> int:
+    value = int(text)
+    if not low <= value <= _LARGEST:
+        raise ValueError(text)
+    return value
+
+
+def _number(text: str, *, zero: bool = False) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(text)
+    return value
+
+
+def _width(text: str) -> int:
+    value = int(text)
+    if value not in BIT_WIDTHS:
+        raise ValueError(text)
+    return value
+
+
+def _bit_pairs(text: str) -> tuple[Bits, ...]:
+    pairs = tuple(parse_bits(pair) for pair in text.split(" "))
+    if len(set(pairs)) < len(pairs):
+        raise ValueError(text)
+    return pairs
+
+
+_natural = partial(_count, low=0)
+_nonnegative = partial(_number, zero=True)
+
+_EXPECTED: dict[Callable[[str], object], str] = {
+    _text: "one line of printable text",
+    _op: "an operator's name",
+    _count: f"an integer in [1, {_LARGEST}]",
+    _natural: f"an integer in [0, {_LARGEST}]",
+    _number: "a positive, finite number",
+    _nonnegative: "a finite number, not negative",
+    _width: f"one of {BIT_WIDTHS}",
+    _bit_pairs: "distinct weight/activation pairs, as in '32/32 8/8'",
+}
+_HEADER_KEYS: dict[str, Callable[[str], Any]] = {
+    "device": _text,
+    "runtime": _text,
+    "threads": _count,
+    "batch": _count,
+    "channel_step": _count,
+    "supported_bits": _bit_pairs,
+    "note": _text,
+    "source": _text,
+}
+_OPTIONAL_KEYS = ("note", "source")
+_FIXED_KEYS = {"amc-device-table": str(FORMAT_VERSION), "unit": "ms"}
+_PAIRS: dict[str, Callable[[str], Any]] = {  # fields of Signature with a height and a width
+    "kernel": _count,
+    "stride": _count,
+    "padding": _natural,
+    "dilation": _count,
+    "in": _count,
+    "out": _count,
+}
+
+
+def _both_axes(*pairs: str) -> dict[str, Callable[[str], Any]]:
+    return {f"{pair}_{axis}": _PAIRS[pair] for pair in pairs for axis in "hw"}
+
+
+_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "op": _op,
+    **_both_axes("kernel", "stride", "padding", "dilation"),
+    "groups": _natural,
+    **_both_axes("in", "out"),
+    "in_channels": _count,
+    "out_channels": _count,
+    "weight_bits": _width,
+    "activation_bits": _width,
+    "latency_ms": _number,
+    "spread_ms": _nonnegative,
+    "samples": _count,
+    "energy_mj": _number,
+}
+_OPTIONAL_COLUMN = "energy_mj"
+
+
+def read_table(path: Path) -> TableDevice:
+    """Read a device table.
+
+    Raises:
+        TableError: The file is missing, binary, of another version or unit, has an unknown or
+            missing key or column, a value out of its range, or two prices for one operator.
+            The message names the file, the line, the column and the value.
+    """
+    text = read_text(path, "Device table", TableError)
+    lines = text.removeprefix("\ufeff").split("\n")
+    length = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    header = _read_header(path, lines[:length])
+    reader = csv.reader(lines[length:], strict=True)
+    rows: dict[Request, Measurement] = {}
+    first_line: dict[Request, int] = {}
+    try:
+        columns = _check_columns(path, length + 1, next(reader, []))
+        for cells in reader:
+            if not cells:
+                continue
+            line = length + reader.line_num
+            request, measurement = _read_row(path, line, columns, cells)
+            if request.bits not in header.supported_bits:
+                raise TableError(
+                    f"{path}, line {line}, column weight_bits/activation_bits: expected one of the "
+                    f"header's supported_bits {' '.join(map(str, header.supported_bits))}, "
+                    f"got {request.bits}."
+                )
+            if rows.setdefault(request, measurement) != measurement:
+                raise TableError(
+                    f"{path}, line {line}, column latency_ms: {request} already has another price "
+                    f"on line {first_line[request]} ({rows[request].latency_ms} ms), "
+                    f"got {measurement.latency_ms}. Keep one of them."
+                )
+            first_line.setdefault(request, line)
+    except csv.Error as error:
+        line = length + reader.line_num
+        raise TableError(f"{path}, line {line}: not a line of a CSV file: {error}.") from error
+    if not rows:
+        raise TableError(f"{path} has no rows below its column names. Measure some: amc profile.")
+    return TableDevice(header, rows)
+
+
+def write_table(device: TableDevice, path: Path) -> None:
+    """Write a table atomically; `read_table` gives an equal one.
+
+    Raises:
+        TableError: The header has a value that a file cannot hold.
+        StorageError: The file cannot be written.
+    """
+    write_text(path, table_text(device))
+
+
+def table_text(device: TableDevice) -> str:
+    """A table as it stands in its file; equal tables give equal text."""
+    columns = [c for c in _COLUMNS if c != _OPTIONAL_COLUMN or c in device.metrics]
+    buffer = io.StringIO()
+    buffer.writelines(f"# {key}: {text}\n" for key, text in _header_texts(device.header))
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for request, measurement in device.rows.items():
+        writer.writerow(_cells(request, measurement))
+    return buffer.getvalue()
+
+
+def _cells(request: Request, measurement: Measurement) -> dict[str, object]:
+    signature = request.signature
+    pairs = dict(zip(_PAIRS, _sizes(signature), strict=True))
+    return {
+        "op": signature.op,
+        "groups": signature.groups,
+        **{f"{n}_{axis}": size for n in pairs for axis, size in zip("hw", pairs[n], strict=True)},
+        "in_channels": request.in_channels,
+        "out_channels": request.out_channels,
+        "weight_bits": request.bits.weight,
+        "activation_bits": request.bits.activation,
+        "latency_ms": repr(measurement.latency_ms),
+        "spread_ms": repr(measurement.spread_ms),
+        "samples": measurement.samples,
+        "energy_mj": repr(measurement.energy_mj),
+    }
+
+
+def _sizes(s: Signature) -> tuple[Size, ...]:
+    """The pairs of a signature in the order of ``_PAIRS``."""
+    return s.kernel, s.stride, s.padding, s.dilation, s.in_size, s.out_size
+
+
+def _header_texts(header: TableHeader) -> Iterator[tuple[str, str]]:
+    yield from _FIXED_KEYS.items()
+    for key, convert in _HEADER_KEYS.items():
+        value = getattr(header, key)
+        text = " ".join(map(str, value)) if key == "supported_bits" else str(value)
+        if text or key not in _OPTIONAL_KEYS:
+            _convert(text, convert, f"Device table header, key {key!r}")
+            yield key, text
+
+
+def _convert(text: str, convert: Callable[[str], Value], where: str) -> Value:
+    try:
+        return convert(text)
+    except ValueError:
+        raise TableError(f"{where}: expected {_EXPECTED[convert]}, got {text!r}.") from None
+
+
+def _read_header(path: Path, lines: list[str]) -> TableHeader:
+    allowed = [*_FIXED_KEYS, *_HEADER_KEYS]
+    values: dict[str, Any] = {}
+    for number, line in enumerate(lines, start=1):
+        key, colon, text = (part.strip() for part in line.removeprefix("#").partition(":"))
+        where = f"{path}, line {number}, key {key!r}"
+        if key not in allowed or not colon:
+            raise TableError(f"{where}: expected '# key: value' with one of {', '.join(allowed)}.")
+        if key in values:
+            raise TableError(f"{where}: the key occurs twice. Keep one of them.")
+        if key in _FIXED_KEYS:
+            if text != _FIXED_KEYS[key]:
+                raise TableError(f"{where}: expected {_FIXED_KEYS[key]!r}, got {text!r}.")
+            values[key] = text
+        else:
+            values[key] = _convert(text, _HEADER_KEYS[key], where)
+    absent = [key for key in allowed if key not in values and key not in _OPTIONAL_KEYS]
+    if absent:
+        raise TableError(
+            f"{path} is not a device table: its '# key: value' header lacks {', '.join(absent)}."
+        )
+    return TableHeader(**{key: values[key] for key in _HEADER_KEYS if key in values})
+
+
+def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
+    for column in columns:
+        if column not in _COLUMNS:
+            near = get_close_matches(column, _COLUMNS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(_COLUMNS)}."
+            raise TableError(f"{path}, line {line}: unknown column {column!r}.{hint}")
+        if columns.count(column) > 1:
+            raise TableError(f"{path}, line {line}: column {column!r} occurs twice.")
+    absent = [c for c in _COLUMNS if c not in columns and c != _OPTIONAL_COLUMN]
+    if absent:
+        raise TableError(f"{path}, line {line}: expected columns are missing: {', '.join(absent)}.")
+    return columns
+
+
+def _read_row(
+    path: Path, line: int, columns: list[str], cells: list[str]
+) -> tuple[Request, Measurement]:
+    if len(cells) != len(columns):
+        raise TableError(f"{path}, line {line}: expected {len(columns)} cells, got {len(cells)}.")
+    row = {
+        column: _convert(cell, _COLUMNS[column], f"{path}, line {line}, column {column}")
+        for column, cell in zip(columns, cells, strict=True)
+    }
+    kernel, stride, padding, dilation, in_size, out_size = (
+        (row[f"{name}_h"], row[f"{name}_w"]) for name in _PAIRS
+    )
+    signature = Signature(
+        row["op"], kernel, stride, padding, dilation, row["groups"], in_size, out_size
+    )
+    bits = Bits(row["weight_bits"], row["activation_bits"])
+    return (
+        Request(signature, row["in_channels"], row["out_channels"], bits),
+        Measurement(row["latency_ms"], row["spread_ms"], row["samples"], row.get("energy_mj")),
+    )

@@ -1,0 +1,253 @@
+"""Timing one operator with PyTorch on this machine."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from amc.cost.device import Request
+from amc.errors import DeviceError
+
+_SEED = 0
+_ALIGNMENT = 16  # floats: 64 bytes, a cache line
+_FIRST_CALLS = 3  # when an operator is met for the first time: its kernels are chosen
+_BURST_S = 2e-3  # one sample comes from a burst of calls about this long
+
+
+class TorchTimer:
+    """Times operators in evaluation mode, without gradients, on one batch of float inputs.
+
+    The tensors of all operators are cut from one pool of numbers in [0.5, 1): going from
+    operator to operator allocates and draws nothing, and no value is denormal.
+
+    Attributes:
+        batch: Samples in each call.
+        threads: CPU threads that PyTorch uses.
+        device: "cpu", or "cuda" (timed by events on the device).
+    """
+
+    def __init__(self, batch: int, threads: int, device: str = "cpu") -> None:
+        """Prepare a timer.
+
+        Raises:
+            DeviceError: PyTorch has no such device here.
+        """
+        if device not in _CLOCKS:
+            raise DeviceError(f"PyTorch is timed on one of {', '.join(_CLOCKS)}, got {device!r}.")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError(
+                "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
+                "that was measured where there is one."
+            )
+        self.batch, self.threads, self.device = batch, threads, device
+        self._pool = torch.empty(0, device=device)
+        self._calls: dict[Request, int] = {}  # in one burst
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Request], float]]:
+        """Gives `sample`, with PyTorch's threads set until the context is left."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                yield self.sample
+        finally:
+            torch.set_num_threads(threads)
+
+    def sample(self, request: Request) -> float:
+        """Milliseconds of one batch, from one burst of calls after an untimed one.
+
+        On a CPU it is the burst's median call, which a pause of the process does not move; on
+        a GPU, whose calls overlap, its mean.
+
+        Raises:
+            DeviceError: PyTorch cannot run the operator, or its bits are not 32/32.
+        """
+        builder = _builder(request)
+        try:
+            operator, inputs = self._with_tensors(builder(request), request)
+            return self._burst(operator, inputs, request) * 1e3
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(f"PyTorch cannot run {request}: {error}") from error
+
+    def _burst(self, operator: nn.Module, inputs: list[Tensor], request: Request) -> float:
+        clock = _CLOCKS[self.device]
+        clock(operator, inputs, 1)
+        if request not in self._calls:
+            seconds = min(clock(operator, inputs, 1) for _ in range(_FIRST_CALLS))
+            self._calls[request] = math.ceil(_BURST_S / min(max(seconds, 1e-7), _BURST_S))
+        return clock(operator, inputs, self._calls[request])
+
+    def _with_tensors(
+        self, operator: nn.Module, request: Request
+    ) -> tuple[nn.Module, list[Tensor]]:
+        """Give an operator without storage its tensors, and inputs, from the pool."""
+        state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
+        size = request.signature.in_size if request.signature.op != "linear" else ()
+        shape = (self.batch, request.in_channels, *size)
+        count = 2 if request.signature.op in _TWO_INPUTS else 1
+        tensors = self._cut([*state.values(), *[shape] * count])
+        operator.requires_grad_(False).load_state_dict(
+            dict(zip(state, tensors, strict=False)), strict=False, assign=True
+        )
+        return operator.eval(), tensors[len(state) :]
+
+    def _cut(self, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        """Distinct parts of the pool in these shapes."""
+        sizes = [math.prod(shape) for shape in shapes]
+        padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        if sum(padded) > self._pool.numel():
+            numel = max(sum(padded), 2 * self._pool.numel())
+            self._pool = torch.empty(0, device=self.device)  # free the old one first
+            generator = torch.Generator(self.device).manual_seed(_SEED)
+            self._pool = torch.rand(numel, generator=generator, device=self.device) / 2 + 0.5
+        parts = torch.split(self._pool[: sum(padded)], padded)
+        cuts = zip(parts, sizes, shapes, strict=True)
+        return [part[:size].view(shape) for part, size, shape in cuts]
+
+
+def machine(device: str = "cpu") -> str:
+    """The processor that PyTorch runs on, and PyTorch's version: prices depend on both."""
+    on_cuda = device == "cuda" and torch.cuda.is_available()
+    processor = torch.cuda.get_device_name() if on_cuda else _cpu_model()
+    return f"{processor}, PyTorch {torch.__version__}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _cpu_clock(operator: nn.Module, inputs: list[Tensor], calls: int) -> float:
+    """Seconds of one call."""
+    ticks = [time.perf_counter()]
+    for _ in range(calls):
+        operator(*inputs)
+        ticks.append(time.perf_counter())
+    return median(end - start for start, end in pairwise(ticks))
+
+
+def _cuda_clock(operator: nn.Module, inputs: list[Tensor], calls: int) -> float:
+    """Seconds of one call."""
+    start, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        operator(*inputs)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / calls
+
+
+_CLOCKS: dict[str, Callable[[nn.Module, list[Tensor], int], float]] = {
+    "cpu": _cpu_clock,
+    "cuda": _cuda_clock,
+}
+
+
+# --- Operators --------------------------------------------------------------------------------
+
+
+class _Function(nn.Module):
+    """A function of tensors, called as a module like everything else."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._function(*inputs)
+
+
+def _conv2d(request: Request) -> nn.Module:
+    s = request.signature
+    return nn.Conv2d(
+        request.in_channels,
+        request.out_channels,
+        s.kernel,
+        stride=s.stride,
+        padding=s.padding,
+        dilation=s.dilation,
+        groups=request.in_channels if s.is_depthwise else s.groups,
+        device="meta",
+    )
+
+
+def _linear(request: Request) -> nn.Module:
+    return nn.Linear(request.in_channels, request.out_channels, device="meta")
+
+
+def _batch_norm(request: Request) -> nn.Module:
+    return nn.BatchNorm2d(request.in_channels, device="meta")
+
+
+def _max_pool2d(request: Request) -> nn.Module:
+    s = request.signature
+    return nn.MaxPool2d(s.kernel, s.stride, s.padding, s.dilation)
+
+
+def _avg_pool2d(request: Request) -> nn.Module:
+    s = request.signature
+    return nn.AvgPool2d(s.kernel, s.stride, s.padding)
+
+
+def _adaptive_avg_pool2d(request: Request) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(request.signature.out_size)
+
+
+def _select(request: Request) -> nn.Module:
+    # In ascending order, as a removal of channels leaves them.
+    return _Function(lambda x: x.index_select(1, torch.arange(x.shape[1], device=x.device)))
+
+
+def _copy(request: Request) -> nn.Module:
+    return _Function(torch.clone)
+
+
+_BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "batch_norm": _batch_norm,
+    "max_pool2d": _max_pool2d,
+    "avg_pool2d": _avg_pool2d,
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "select": _select,
+    "concat": _copy,
+    "pad": _copy,
+    "relu": lambda request: nn.ReLU(),
+    "relu6": lambda request: nn.ReLU6(),
+    "leaky_relu": lambda request: nn.LeakyReLU(),
+    "hardswish": lambda request: nn.Hardswish(),
+    "hardsigmoid": lambda request: nn.Hardsigmoid(),
+    "silu": lambda request: nn.SiLU(),
+    "gelu": lambda request: nn.GELU(),
+    "sigmoid": lambda request: nn.Sigmoid(),
+    "tanh": lambda request: nn.Tanh(),
+    "add": lambda request: _Function(torch.add),
+    "mul": lambda request: _Function(torch.mul),
+}
+_TWO_INPUTS = ("add", "mul")
+
+
+def _builder(request: Request) -> Callable[[Request], nn.Module]:
+    op = request.signature.op
+    if not request.bits.is_float:
+        raise DeviceError(f"PyTorch times float operators (32/32 bits), got {request}.")
+    if op not in _BUILDERS:
+        near = get_close_matches(op, _BUILDERS, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_BUILDERS)}."
+        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {hint}")
+    return _BUILDERS[op]

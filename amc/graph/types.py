@@ -1,0 +1,122 @@
+"""What the rest of amc knows of a network: layers, operators between them, channel groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, order=True)
+class Signature:
+    """What a device must know of an operator to price it, apart from channels and bits.
+
+    Attributes:
+        op: "conv2d" or "linear" for layers; otherwise the operator's plain name
+            ("relu", "add", "max_pool2d", ...).
+        groups: Convolution groups; 0 means depthwise (as many groups as input channels).
+        in_size: Height and width of the input; (1, 1) for linear.
+        out_size: Height and width of the output; (1, 1) for linear.
+    """
+
+    op: str
+    kernel: Size = (1, 1)
+    stride: Size = (1, 1)
+    padding: Size = (0, 0)
+    dilation: Size = (1, 1)
+    groups: int = 1
+    in_size: Size = (1, 1)
+    out_size: Size = (1, 1)
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups == 0
+
+    @property
+    def is_layer(self) -> bool:
+        return self.op in ("conv2d", "linear")
+
+
+@dataclass(frozen=True)
+class ChannelCount:
+    """How many channels a tensor has, as a function of the channels kept in each group.
+
+    ``fixed + sum(kept[group] * multiplicity)``: a 64-channel 4x4 map flattened into a linear
+    layer counts every channel of its group 16 times.
+    """
+
+    fixed: int
+    terms: tuple[tuple[int, int], ...]  # (group index, multiplicity)
+
+    def count(self, kept: Sequence[int] | npt.NDArray[np.int64]) -> int:
+        """Channels of the tensor when group ``g`` keeps ``kept[g]`` channels."""
+        return self.fixed + sum(int(kept[group]) * times for group, times in self.terms)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A convolution or linear layer with weights.
+
+    Attributes:
+        index: Position in execution order.
+        name: Module path in the network.
+        signature: What a device prices it by.
+        in_channels, out_channels: Of the original layer (features for linear).
+        has_bias: Whether the layer adds a bias.
+        inputs, outputs: Channel counts as functions of the kept channels.
+        decides: Indices of the free groups that this layer is the first to produce.
+    """
+
+    index: int
+    name: str
+    signature: Signature
+    in_channels: int
+    out_channels: int
+    has_bias: bool
+    inputs: ChannelCount
+    outputs: ChannelCount
+    decides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OperatorInfo:
+    """An operator that decides nothing but costs time: between layers, or inside a frozen module.
+
+    Attributes:
+        name: Node or module path.
+        inputs, outputs: Channel counts as functions of the kept channels.
+    """
+
+    name: str
+    signature: Signature
+    inputs: ChannelCount
+    outputs: ChannelCount
+    has_bias: bool = False
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that the same layers produce and the same layers consume.
+
+    Each of its ``size`` channels is tied to its counterpart in every producer and consumer:
+    they are kept or removed together.
+
+    Attributes:
+        producers, consumers: Names of the layers whose outputs / inputs are in the group.
+        reason: Why the group is frozen; None when it is free.
+    """
+
+    index: int
+    name: str
+    size: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reason: str | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return self.reason is None

@@ -1,0 +1,235 @@
+"""Measuring tables and loading devices."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from amc.cost import profile
+from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.profile import TorchDeviceSpec, device_for, load_device, measure_table
+from amc.cost.roofline import RooflineDevice
+from amc.cost.table import read_table, write_table
+from amc.errors import DeviceError, TableError
+from amc.graph.types import Signature
+from amc.strategy import FLOAT, Bits
+
+CONF = Path(__file__).parents[2] / "conf" / "device"
+CONV = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(4, 4), out_size=(4, 4))
+HEADER = TableHeader("board", "torch", 1, 2, 8, (FLOAT,))
+REQUESTS = [Request(CONV, 8 * c, 8, FLOAT) for c in (1, 2, 3)]
+
+
+class FakeTimer:
+    """Gives 1, 2, 3, ... milliseconds times the input channels, and remembers who asked."""
+
+    def __init__(self, stop_after=math.inf):
+        self.asked, self.stop_after = [], stop_after
+
+    def __call__(self, request):
+        if len(self.asked) == self.stop_after:
+            raise KeyboardInterrupt
+        self.asked.append(request)
+        return float(self.asked.count(request) * request.in_channels)
+
+
+# --- Measuring --------------------------------------------------------------------------------
+
+
+def test_row_is_the_median_with_half_the_interquartile_range(tmp_path):
+    table = measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer(), rounds=5)
+    # 1, 2, 3, 4, 5 times 8: the quartiles are 2 * 8 and 4 * 8.
+    assert table.rows[REQUESTS[0]] == Measurement(3.0 * 8, (4.0 - 2.0) * 8 / 2, 5)
+    assert read_table(tmp_path / "t.csv").rows == table.rows
+
+
+def test_rounds_go_over_all_requests_in_turn_and_repetitions_are_measured_once(tmp_path):
+    timer = FakeTimer()
+    measure_table(REQUESTS + REQUESTS, HEADER, tmp_path / "t.csv", timer, rounds=4)
+    assert timer.asked == REQUESTS * 4
+
+
+def test_known_rows_are_kept_and_not_measured_again(tmp_path):
+    path = tmp_path / "t.csv"
+    first = measure_table(REQUESTS[:2], HEADER, path, FakeTimer())
+    timer = FakeTimer()
+    second = measure_table(REQUESTS, HEADER, path, timer)
+    assert set(timer.asked) == {REQUESTS[2]}
+    assert {r: second.rows[r] for r in REQUESTS[:2]} == first.rows
+    assert read_table(path).rows == second.rows
+
+
+def test_nothing_to_measure_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "t.csv"
+    table = measure_table(REQUESTS, HEADER, path, FakeTimer())
+    before = path.stat().st_mtime_ns
+    assert measure_table(REQUESTS[:1], HEADER, path, FakeTimer(0)).rows == table.rows
+    assert path.stat().st_mtime_ns == before
+
+
+def test_interrupted_measurement_keeps_the_rows_with_three_samples(tmp_path):
+    path = tmp_path / "t.csv"
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, path, FakeTimer(stop_after=3 * 2 + 1))
+    assert {r: m.samples for r, m in read_table(path).rows.items()} == {REQUESTS[0]: 3}
+
+
+def test_early_interruption_writes_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer(stop_after=4))
+    assert not list(tmp_path.iterdir())
+
+
+def test_partial_results_are_written_while_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "_WRITE_EVERY_S", 0.0)
+    path, seen = tmp_path / "t.csv", []
+
+    def sample(request):
+        seen.append(len(read_table(path).rows) if path.exists() else 0)
+        return 1.0
+
+    measure_table(REQUESTS, HEADER, path, sample, rounds=3)
+    assert seen == [0] * 7 + [1, 2]
+
+
+def test_file_of_another_batch_is_not_extended(tmp_path):
+    path = tmp_path / "t.csv"
+    write_table(TableDevice(HEADER, {REQUESTS[0]: Measurement(1.0, 0.0, 3)}), path)
+    other = TableHeader("board", "torch", 1, 4, 8, (FLOAT,))
+    with pytest.raises(TableError, match=r"t\.csv was measured with batch 2, expected 4"):
+        measure_table(REQUESTS, other, path, FakeTimer())
+
+
+# --- device_for -------------------------------------------------------------------------------
+
+
+def test_torch_device_measures_once_and_then_reads_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    spec = load_device({"kind": "torch", "name": "here", "batch": 1, "threads": 1} | STEP)
+    assert isinstance(spec, TorchDeviceSpec)
+    assert (spec.supported_bits, spec.channel_step, spec.metrics) == ((FLOAT,), 8, ("latency_ms",))
+    device = device_for(spec, REQUESTS[:1], progress=False)
+    assert device.price("latency_ms", CONV, 8, 8, FLOAT) > 0
+    assert (device.name, device.runtime, device.batch, device.threads) == ("here", "torch", 1, 1)
+    again = device_for(spec, REQUESTS[:1], progress=False)
+    assert again.fingerprint() == device.fingerprint()
+    assert [p.parent.name for p in tmp_path.rglob("here-b1-t1-*.csv")] == ["tables"]
+
+
+def test_table_without_missing_rows_is_returned_and_others_are_listed():
+    table = TableDevice(HEADER, {REQUESTS[1]: Measurement(1.0, 0.0, 3)})
+    assert device_for(table, REQUESTS[:2]) is table
+    wanted = [Request(CONV, 8 * c, 8, FLOAT) for c in range(1, 10)]
+    with pytest.raises(TableError) as error:
+        device_for(table, wanted)
+    message = str(error.value)
+    for words in ["lacks 7 of 9", "24 -> 8", "56 -> 8", "and 2 more", "amc profile device=board"]:
+        assert words in message
+    assert "64 -> 8" not in message
+
+
+def test_model_needs_no_measurement():
+    device = load_device(ROOFLINE)
+    assert device_for(device, REQUESTS) is device
+
+
+# --- load_device ------------------------------------------------------------------------------
+
+STEP = {"channel_step": 8}
+ROOFLINE = {
+    "kind": "roofline",
+    "name": "toy",
+    "source": "made up",
+    "peak_gmacs": {"32/32": 1},
+    "bandwidth_gb_s": 1.0,
+    "overhead_us": 0,
+    "channel_step": 8,
+}
+TORCH = {"kind": "torch", "name": "here", "batch": 1, "threads": 1, "channel_step": 8}
+SERIAL = {"bits": [2, 4], "base_gmacs": 64.0, "pj_per_binary_mac": 0.5, "pj_per_accumulate": 1.0}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_devices_load(path):
+    spec = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith(f"# amc search device={path.stem}")
+    if spec["kind"] == "table":
+        return  # it has no path of its own
+    device = load_device(spec)
+    assert device.name == path.stem
+    assert FLOAT in device.supported_bits
+
+
+def shipped_rooflines():
+    specs = (yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("roofline_*.yaml")))
+    return [load_device(spec) for spec in specs]
+
+
+@pytest.mark.parametrize("device", shipped_rooflines(), ids=lambda device: device.name)
+def test_shipped_rooflines_reward_fewer_channels_and_fewer_bits(device):
+    layer = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(32, 32), out_size=(32, 32))
+    for metric in ("latency_ms", "energy_mj"):
+        full = device.price(metric, layer, 16, 16, FLOAT)
+        assert device.price(metric, layer, 8, 8, FLOAT) < full / 1.9
+        assert device.price(metric, layer, 16, 16, Bits(8, 8)) < full / 2
+
+
+def test_edge_roofline_prices_every_pair_of_low_widths():
+    edge = load_device(yaml.safe_load((CONF / "roofline_edge.yaml").read_text()))
+    assert isinstance(edge, RooflineDevice)
+    assert len(edge.supported_bits) == 8 * 8 + 1
+    assert edge.peak_gmacs[Bits(2, 4)] == 3250.0 / (2 * 4)
+
+
+def test_bit_serial_block_joins_the_listed_peaks_and_energies():
+    energy = {"pj_per_mac": {"32/32": 4.0}, "pj_per_byte": 1.0}
+    device = load_device(ROOFLINE | {"bit_serial": SERIAL, "energy": energy})
+    assert isinstance(device, RooflineDevice)
+    assert device.energy is not None
+    assert device.supported_bits == (FLOAT, Bits(4, 4), Bits(4, 2), Bits(2, 4), Bits(2, 2))
+    assert device.peak_gmacs[Bits(2, 4)] == 64.0 / 8
+    assert device.energy.pj_per_mac[Bits(2, 4)] == 0.5 * 8 + 1.0
+
+
+def test_table_is_loaded_from_its_path(tmp_path):
+    table = TableDevice(HEADER, {REQUESTS[0]: Measurement(1.0, 0.0, 3)})
+    write_table(table, tmp_path / "t.csv")
+    loaded = load_device({"kind": "table", "path": str(tmp_path / "t.csv")})
+    assert loaded.fingerprint() == table.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({}, "device.kind must be one of roofline, table, torch, got None"),
+        ({"kind": "tabel"}, "got 'tabel'. Did you mean 'table'"),
+        (TORCH | {"bach": 1}, "no key 'bach'. Did you mean 'batch'"),
+        (TORCH | {"zzz": 1}, "no key 'zzz'. Known: name"),
+        ({"kind": "torch", "name": "here"}, "device lacks batch, threads, channel_step"),
+        (TORCH | {"batch": 0}, "device.batch must be a positive integer, got 0"),
+        (TORCH | {"threads": True}, "device.threads must be a positive integer, got True"),
+        (TORCH | {"name": "../up"}, "device.name must be letters"),
+        (TORCH | {"device": "tpu"}, "device.device must be cpu or cuda, got 'tpu'"),
+        (ROOFLINE | {"source": 3}, "device.source must be one line of text, got 3"),
+        (ROOFLINE | {"bandwidth_gb_s": math.inf}, "device.bandwidth_gb_s must be a finite"),
+        (ROOFLINE | {"bandwidth_gb_s": "34"}, "device.bandwidth_gb_s.*'34'"),
+        (ROOFLINE | {"overhead_us": -1}, "device.overhead_us.*at least 0, got -1"),
+        (ROOFLINE | {"peak_gmacs": {"8x8": 1}}, "device.peak_gmacs must be keys weight/act"),
+        (ROOFLINE | {"peak_gmacs": {"9/9": 1}}, "device.peak_gmacs must be keys weight/act"),
+        (ROOFLINE | {"peak_gmacs": {"8/8": 0}}, "device.peak_gmacs.8/8.*positive, got 0"),
+        (ROOFLINE | {"peak_gmacs": 5}, "device.peak_gmacs must be a mapping.*got 5"),
+        (ROOFLINE | {"bit_serial": SERIAL | {"bits": [9]}}, r"bit_serial.bits.*got \[9\]"),
+        (ROOFLINE | {"energy": {"pj_per_byte": 1}}, "device.energy lacks pj_per_mac"),
+    ],
+)
+def test_invalid_configuration_names_the_key_and_the_value(spec, said):
+    with pytest.raises(DeviceError, match=said):
+        load_device(spec)
+
+
+def test_table_without_a_path_says_how_to_get_one():
+    with pytest.raises(TableError, match=r"device\.path.*None.*amc profile"):
+        load_device({"kind": "table", "path": None})
