@@ -1,0 +1,656 @@
+"""One training loop: a base network from labels, or a compressed network from its original.
+
+With a teacher the loss is the one of knowledge distillation (Hinton et al. 2015, section 2):
+``w T^2 KL(teacher_T || student_T) + (1 - w) CE(labels, student)``, where the subscript means
+softmax of logits / T, and T^2 keeps the gradient's size independent of T.
+
+The loop can be killed at any moment. After every epoch all that the next one depends on goes
+into a single file, and everything random in an epoch is drawn from (seed, epoch) alone, so
+that a resumed training ends in the same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
+from amc.files import fingerprint, read_tensors, write_tensors
+from amc.progress import progress_bar
+
+STATE_FILE = "training.safetensors"
+BEST_FILE = "best.safetensors"
+_FORMAT = "amc-training"
+_VERSION = 1
+_STREAM_STRIDE = 1_000_003  # a prime that keeps the streams of (seed, epoch) apart
+
+
+# --------------------------------------------------------------------------- augmentation
+
+
+def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every image left-right with probability 1/2; (B, C, H, W)."""
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to an eighth of its side (4 of 32 pixels), zeros outside."""
+    count, _, height, width = images.shape
+    rows, padding_h = _shifted(count, height, generator)
+    columns, padding_w = _shifted(count, width, generator)
+    padded = F.pad(images, (padding_w, padding_w, padding_h, padding_h))
+    where = images.device
+    samples = torch.arange(count, device=where)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[
+        samples, rows.to(where)[:, :, None], columns.to(where)[:, None, :]
+    ]  # (B, H, W, C)
+    return picked.permute(0, 3, 1, 2)
+
+
+def _shifted(count: int, side: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Indices (count, side) of a random window in a side padded at both ends, and the padding."""
+    padding = max(1, side // 8)
+    offset = torch.randint(2 * padding + 1, (count, 1), generator=generator)
+    return offset + torch.arange(side), padding
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "flip": _flip,
+    "crop": _crop,
+}
+
+
+# ------------------------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a training depends on, besides the network and the data.
+
+    Attributes:
+        epochs: Passes over the images.
+        learning_rate: Its peak, reached after the warm-up.
+        momentum: Of SGD; Nesterov's where it is not 0.
+        weight_decay: On weights of two and more dimensions; biases, BN and scales have none.
+        batch_size: Images per step. What is left over at an epoch's end waits for another
+            epoch's order, so that every step sees a full batch.
+        warmup_fraction: Part of all steps over which the learning rate rises from 0.
+        label_smoothing: Of the cross entropy.
+        distillation_weight: Of the teacher in the loss; 0 means labels only.
+        temperature: T of the softmaxes that student and teacher are compared at.
+        seed: Of order, augmentation and dropout.
+        augment: Names of ``AUGMENTATIONS``, applied in this order.
+        mixed_precision: Autocast on CUDA; without effect on a CPU.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+
+    epochs: int = 20
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    warmup_fraction: float = 0.1
+    label_smoothing: float = 0.0
+    distillation_weight: float = 0.0
+    temperature: float = 4.0
+    seed: int = 0
+    augment: tuple[str, ...] = ()
+    mixed_precision: bool = True
+
+    def __post_init__(self) -> None:
+        for name, (holds, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise ConfigError(f"Training setting {name} must be {expected}, got {value!r}.")
+        unknown = [name for name in self.augment if name not in AUGMENTATIONS]
+        if unknown:
+            raise ConfigError(f"Unknown augmentation {unknown}; known are {list(AUGMENTATIONS)}.")
+
+
+_Range = tuple[Callable[[Any], bool], str]
+_FRACTION: _Range = (lambda value: 0 <= value <= 1, "in [0, 1]")
+_BELOW_ONE: _Range = (lambda value: 0 <= value < 1, "in [0, 1)")
+_POSITIVE: _Range = (lambda value: 0 < value < math.inf, "above 0")
+_COUNT: _Range = (lambda value: isinstance(value, int) and value >= 1, "a whole number above 0")
+_RANGES: dict[str, _Range] = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": _POSITIVE,
+    "temperature": _POSITIVE,
+    "weight_decay": (lambda value: 0 <= value < math.inf, "0 or above"),
+    "momentum": _BELOW_ONE,
+    "warmup_fraction": _BELOW_ONE,
+    "label_smoothing": _BELOW_ONE,
+    "distillation_weight": _FRACTION,
+}
+
+BASE_TRAINING = TrainingSettings(
+    epochs=4,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    batch_size=32,
+    warmup_fraction=0.15,
+    augment=("crop",),
+)
+"""For the embedded default's base network: ResNet-20 on the upscaled digits, on a laptop."""
+
+
+# ------------------------------------------------------------------------------ the result
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a training; accuracies are fractions.
+
+    Attributes:
+        epoch: 1 for the first.
+        loss: Mean over the epoch's steps.
+        train_accuracy: On the augmented images, while they were trained on.
+        accuracy: What ``evaluate`` said after the epoch; None without it.
+        learning_rate: At the epoch's last step.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    accuracy: float | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained network and how it went.
+
+    Attributes:
+        network: The one that was passed in, in eval mode, with the best weights.
+        best_epoch: The epoch they are from; 0 means that none was better than the start.
+        best_accuracy: Theirs, as a fraction; None when nothing evaluated it.
+        history: One record per epoch, those before a resume included.
+        complete: False when it was stopped before its last epoch.
+    """
+
+    network: nn.Module
+    best_epoch: int
+    best_accuracy: float | None
+    history: tuple[EpochRecord, ...]
+    complete: bool
+
+
+# ---------------------------------------------------------------------------------- train
+
+
+def train(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float] | Tensor,
+    std: Sequence[float] | Tensor,
+    settings: TrainingSettings,
+    teacher: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    checkpoint_folder: Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    description: str = "training",
+    progress: bool = True,
+) -> TrainingResult:
+    """Train a network in place and give it its best weights back.
+
+    SGD with Nesterov momentum; the learning rate rises linearly, then falls as a cosine to 0.
+    Of epochs that are equally accurate the last one is the best; without ``evaluate`` simply
+    the last. Runs on the device that the network is on; only parameters that require a
+    gradient change (and BN statistics).
+
+    Args:
+        images: (N, C, H, W), uint8 in 0..255 or float in 0..1.
+        labels: Class indices, shape (N,).
+        mean, std: Of the channels of images in 0..1, shape (C,).
+        teacher: The original network, on the same device; put into eval mode, never changed.
+        evaluate: Accuracy as a fraction, on data that is not trained on.
+        checkpoint_folder: Where the state is kept. A call with the same folder and the same
+            arguments goes on after the last full epoch.
+        on_epoch: Told of every epoch that this call has trained.
+        should_stop: Asked before every step. Stopping, and Ctrl-C, loses the current epoch only.
+
+    Raises:
+        ConfigError: ``distillation_weight`` is above 0 without a teacher.
+        DataError: Images and labels do not belong together.
+        NetworkError: Outputs are not (N, classes), or the teacher's are of another shape.
+        ArtifactError: The folder's state is unreadable or of a training with other arguments.
+        EvaluationError: The loss is not finite.
+        StorageError: The state cannot be written.
+    """
+    _check_arguments(images, labels, settings, teacher)
+    batches = _Batches(images, labels, mean, std, settings, _device_of(network))
+    loss = _Loss(settings, teacher)
+    identity = _identity(network, batches, settings, teacher) if checkpoint_folder else {}
+    run = _Run(network, settings, checkpoint_folder, identity)
+    with (
+        _layout_for_speed(network),
+        progress_bar(description, settings.epochs, enabled=progress) as bar,
+    ):
+        try:
+            run.resume_or_start(evaluate)
+            bar.advance(len(run.history))
+            for epoch in range(len(run.history) + 1, settings.epochs + 1):
+                record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop)
+                if record is None:
+                    break
+                run.finish_epoch(record)
+                bar.advance(note=_note(record))
+                if on_epoch is not None:
+                    on_epoch(record)
+        except KeyboardInterrupt:
+            pass  # as good as should_stop: what was reached is in the result and on the disk
+        return run.result()
+
+
+def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
+    """Linear warm-up to the peak, then a cosine to 0; ``step`` counts from 0 to ``steps``.
+
+    The warm-up's last step is at the peak: of 4 warm-up steps the first is at a quarter.
+    """
+    warmup = round(settings.warmup_fraction * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _train_epoch(
+    run: _Run,
+    batches: _Batches,
+    loss: _Loss,
+    epoch: int,
+    evaluate: Callable[[nn.Module], float] | None,
+    should_stop: Callable[[], bool] | None,
+) -> EpochRecord | None:
+    """One epoch and its evaluation; None when it was stopped."""
+    network, device = run.network, batches.device
+    losses = torch.zeros(batches.steps, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    first_step, all_steps = (epoch - 1) * batches.steps, run.settings.epochs * batches.steps
+    learning_rate = 0.0
+    network.train()
+    with _repeatable(_stream(run.settings.seed, epoch), device):
+        for step, (inputs, targets) in enumerate(batches.of_epoch(epoch)):
+            if should_stop is not None and should_stop():
+                return None
+            learning_rate = learning_rate_at(first_step + step, all_steps, run.settings)
+            with torch.autocast(device.type, run.half, enabled=run.half is not None):
+                logits = network(inputs)
+                value = loss(logits, inputs, targets, batches.classes)
+            run.step(value, learning_rate)
+            losses[step] = value.detach()
+            correct += (logits.detach().argmax(1) == targets).sum()
+    _check_finite(losses, epoch, learning_rate)
+    network.eval()
+    return EpochRecord(
+        epoch=epoch,
+        loss=float(losses.mean()),
+        train_accuracy=int(correct) / (batches.steps * batches.size),
+        accuracy=None if evaluate is None else float(evaluate(network)),
+        learning_rate=learning_rate,
+    )
+
+
+def _check_finite(losses: Tensor, epoch: int, learning_rate: float) -> None:
+    # Once per epoch: asking after every step would make a GPU wait for the CPU.
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise EvaluationError(
+            f"The training loss became {float(losses[step])} in epoch {epoch}, step {step + 1} of "
+            f"{len(losses)}. Lower the learning rate (it is {learning_rate:.3g} at the epoch's "
+            "end), or check that the network's weights are finite."
+        )
+
+
+def _note(record: EpochRecord) -> str:
+    accuracy = record.train_accuracy if record.accuracy is None else record.accuracy
+    return f"loss {record.loss:.3f}, accuracy {100 * accuracy:.2f} %"
+
+
+# ----------------------------------------------------------------------------------- loss
+
+
+class _Loss:
+    """Cross entropy with the labels, mixed with the divergence from the teacher."""
+
+    def __init__(self, settings: TrainingSettings, teacher: nn.Module | None) -> None:
+        self._settings = settings
+        self._teacher = teacher.eval() if teacher is not None else None
+
+    def __call__(self, logits: Tensor, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
+        if logits.ndim != 2 or len(logits) != len(targets) or logits.shape[1] < classes:
+            raise NetworkError(
+                f"The network must return ({len(targets)}, at least {classes}) for "
+                f"{len(targets)} images of {classes} classes, got {tuple(logits.shape)}. "
+                "Set its number of classes to the data's."
+            )
+        weight = self._settings.distillation_weight
+        logits = logits.float()
+        labelled = F.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
+        if self._teacher is None or weight == 0:
+            return labelled
+        with torch.no_grad():  # not inference_mode: the loss keeps the targets for its gradient
+            taught = self._teacher(inputs).float()
+        return weight * distillation_loss(logits, taught, self._settings.temperature) + (
+            (1 - weight) * labelled
+        )
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
+
+    Hinton et al. 2015, section 2.1. Both are logits of shape (N, classes).
+
+    Raises:
+        NetworkError: The shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise NetworkError(
+            f"The teacher must return what the network returns, {tuple(student.shape)}, got "
+            f"{tuple(teacher.shape)}. Distil from the network that this one was made of."
+        )
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+# ----------------------------------------------------------------------------------- data
+
+
+class _Batches:
+    """The images in a fresh order every epoch, augmented, normalised, on the device."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        settings: TrainingSettings,
+        device: torch.device,
+    ) -> None:
+        self._images, self._labels, self._settings = images, labels.long(), settings
+        self.device = device
+        self.classes = int(labels.max()) + 1
+        self.size = min(settings.batch_size, len(images))
+        self.steps = len(images) // self.size
+        self._mean = torch.as_tensor(mean, dtype=torch.float32, device=device)[:, None, None]
+        self._std = torch.as_tensor(std, dtype=torch.float32, device=device)[:, None, None]
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, C, H, W) and targets (B,)."""
+        generator = torch.Generator().manual_seed(_stream(self._settings.seed, epoch))
+        order = torch.randperm(len(self._images), generator=generator)
+        for rows in order[: self.steps * self.size].view(self.steps, self.size):
+            rows = rows.to(self._images.device)
+            images = self._images[rows].to(self.device)
+            for name in self._settings.augment:
+                images = AUGMENTATIONS[name](images, generator)
+            scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+            inputs = (scaled - self._mean) / self._std
+            yield (
+                inputs.contiguous(memory_format=torch.channels_last),
+                self._labels[rows.to(self._labels.device)].to(self.device),
+            )
+
+    def fingerprint(self) -> str:
+        """Changes with any pixel, label, mean or std."""
+        return fingerprint(self._images, self._labels, self._mean, self._std)
+
+
+def _stream(seed: int, epoch: int) -> int:
+    return seed * _STREAM_STRIDE + epoch
+
+
+def _check_arguments(
+    images: Tensor, labels: Tensor, settings: TrainingSettings, teacher: nn.Module | None
+) -> None:
+    if images.ndim != 4 or labels.shape != images.shape[:1] or len(images) == 0:
+        raise DataError(
+            "Training needs images (N, C, H, W) and labels (N,) with N above 0, got "
+            f"{tuple(images.shape)} and {tuple(labels.shape)}."
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(f"Training images must be uint8 or float, got {images.dtype}.")
+    if settings.distillation_weight > 0 and teacher is None:
+        raise ConfigError(
+            f"distillation_weight={settings.distillation_weight} needs a teacher. Give the "
+            "original network, or set distillation_weight to 0 to learn from labels only."
+        )
+
+
+# ------------------------------------------------------------------- the state of training
+
+
+class _Run:
+    """Network, optimizer and what was best so far; in memory and on the disk."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: TrainingSettings,
+        folder: Path | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.history: list[EpochRecord] = []
+        self.half = _half_precision(_device_of(network), settings)
+        self._folder, self._identity = folder, identity
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._best_accuracy: float | None = None
+        self._scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
+        self._trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._optimizer = _sgd(self._trained, settings)
+
+    def step(self, loss: Tensor, learning_rate: float) -> None:
+        """One step of the optimizer down the gradient of ``loss``."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        """Remember the epoch, its weights if they are the best, and write both down."""
+        self.history.append(record)
+        to_beat = self._best_accuracy
+        is_best = to_beat is None or record.accuracy is None or record.accuracy >= to_beat
+        if is_best:
+            self._keep_best(record.epoch, record.accuracy)
+        if self._folder is not None:
+            self._write_state(self._folder)
+            if is_best:
+                write_tensors(self._folder / BEST_FILE, self._best)
+
+    def resume_or_start(self, evaluate: Callable[[nn.Module], float] | None) -> None:
+        """Take up the folder's state; without one, the start is what has to be beaten."""
+        if self._folder is not None and (self._folder / STATE_FILE).exists():
+            self._read_state(self._folder)
+            write_tensors(self._folder / BEST_FILE, self._best)  # a kill may have come between
+            return
+        self.network.eval()
+        self._keep_best(0, None if evaluate is None else float(evaluate(self.network)))
+
+    def result(self) -> TrainingResult:
+        """Put the best weights into the network and say how it went."""
+        self.network.load_state_dict(self._best or self.network.state_dict())
+        return TrainingResult(
+            network=self.network.eval(),
+            best_epoch=self._best_epoch,
+            best_accuracy=self._best_accuracy,
+            history=tuple(self.history),
+            complete=len(self.history) == self.settings.epochs,
+        )
+
+    def _keep_best(self, epoch: int, accuracy: float | None) -> None:
+        self._best = {n: t.detach().clone() for n, t in self.network.state_dict().items()}
+        self._best_epoch, self._best_accuracy = epoch, accuracy
+
+    def _write_state(self, folder: Path) -> None:
+        tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
+        tensors |= {f"best/{n}": t for n, t in self._best.items()}
+        for name, parameter in self._trained.items():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:  # absent without momentum, and where no gradient came
+                tensors[f"momentum/{name}"] = buffer
+        document = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "identity": self._identity,
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self._best_epoch,
+            "best_accuracy": self._best_accuracy,
+            "scaler": self._scaler.state_dict(),
+        }
+        # Numbers and JSON in one file: whenever the process dies, they belong together.
+        write_tensors(folder / STATE_FILE, tensors, {_FORMAT: json.dumps(document)})
+
+    def _read_state(self, folder: Path) -> None:
+        path = folder / STATE_FILE
+        tensors = read_tensors(path, "The state of the training")
+        document = _read_document(path)
+        _check_identity(document["identity"], self._identity, path)
+        self.history = [EpochRecord(**record) for record in document["history"]]
+        self._best_epoch = document["best_epoch"]
+        self._best_accuracy = document["best_accuracy"]
+        self._best = _under("best/", tensors)
+        self.network.load_state_dict(_under("weights/", tensors))
+        for name, buffer in _under("momentum/", tensors).items():
+            parameter = self._trained[name]
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                buffer
+            )
+        if document["scaler"]:
+            self._scaler.load_state_dict(document["scaler"])
+
+
+def _sgd(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.SGD:
+    if not trained:
+        raise NetworkError("No parameter of the network requires a gradient: nothing to train.")
+    parameters = list(trained.values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+    )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+# ----------------------------------------------------------- what a state on disk belongs to
+
+
+def _identity(
+    network: nn.Module, batches: _Batches, settings: TrainingSettings, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """Everything that decides how a training goes, by a name that an error can use."""
+    state = network.state_dict()
+    taught_by = fingerprint(*teacher.state_dict().values()) if teacher is not None else None
+    return {
+        **{field.name: getattr(settings, field.name) for field in fields(settings)},
+        "augment": list(settings.augment),
+        "trained parameters": [n for n, p in network.named_parameters() if p.requires_grad],
+        "data": batches.fingerprint(),
+        "teacher": taught_by,
+        "starting weights": fingerprint(*state.values()),
+        **{f"shape of {name}": list(tensor.shape) for name, tensor in state.items()},
+    }
+
+
+def _check_identity(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    changed = [
+        f"{name} was {stored.get(name)}, now {wanted.get(name)}"
+        for name in dict.fromkeys([*stored, *wanted])
+        if stored.get(name) != wanted.get(name)
+    ]
+    if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ArtifactError(
+            f"{path} is the state of another training: {'; '.join(changed[:5])}{more}. "
+            "Use the settings that it was started with, or another folder."
+        )
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    """The JSON beside a state's tensors."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            document = json.loads((opened.metadata() or {})[_FORMAT])
+    except (SafetensorError, OSError, KeyError, ValueError) as cause:
+        raise ArtifactError(
+            f"{path} is not the state of a training: {cause}. Remove it to start over."
+        ) from cause
+    if document.get("version") != _VERSION:
+        raise ArtifactError(
+            f"{path} has version {document.get('version')}, expected {_VERSION}. "
+            "Remove it to start over."
+        )
+    return dict(document)
+
+
+# --------------------------------------------------------------------------- the machine
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    for parameter in network.parameters():
+        return parameter.device
+    raise NetworkError("The network has no parameters: nothing to train.")
+
+
+def _half_precision(device: torch.device, settings: TrainingSettings) -> torch.dtype | None:
+    """bfloat16 where the GPU has it, else float16 with a scaled loss; None without CUDA."""
+    if device.type != "cuda" or not settings.mixed_precision:
+        return None
+    native = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if native else torch.float16
+
+
+@contextmanager
+def _layout_for_speed(network: nn.Module) -> Iterator[None]:
+    """Channels last while training: 1.3 to 1.6 times faster on a CPU, and made for tensor cores."""
+    network.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        network.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def _repeatable(stream: int, device: torch.device) -> Iterator[None]:
+    """Dropout drawn from ``stream`` alone, and only repeatable CUDA kernels; undone at the end."""
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(stream)
+        yield

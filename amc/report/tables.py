@@ -1,0 +1,146 @@
+"""Networks beside each other in numbers: for the terminal, as CSV, as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+MISSING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One network of a comparison; None is what is not known.
+
+    Attributes:
+        test_accuracy, search_accuracy: Fractions, shown as percent.
+        predicted_ms: From the device's table.
+        measured_ms, measured_spread_ms: On the device itself.
+    """
+
+    name: str
+    test_accuracy: float | None = None
+    search_accuracy: float | None = None
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+    measured_spread_ms: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    size_bytes: int | None = None
+    energy_mj: float | None = None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table: its two-line title, which number it shows, and how."""
+
+    title: str
+    unit: str
+    field: str
+    scale: float
+    digits: int
+    relation: Callable[[float, float], str]
+    spread_field: str | None = None
+
+    def cell(self, row: ComparisonRow, first: ComparisonRow) -> list[str]:
+        """The number and, but for the first row, how it compares with the first row's."""
+        value, reference = getattr(row, self.field), getattr(first, self.field)
+        if value is None:
+            return [MISSING]
+        lines = [f"{value * self.scale:.{self.digits}f}"]
+        spread = getattr(row, self.spread_field) if self.spread_field else None
+        if spread is not None:
+            lines[0] += f" ± {spread * self.scale:.{self.digits}f}"
+        if row is not first and reference is not None:
+            lines.append(self.relation(value, reference))
+        return lines
+
+
+def _ratio(value: float, reference: float) -> str:
+    return f"{value / reference:.2f}x" if reference else MISSING
+
+
+def _points(value: float, reference: float) -> str:
+    return f"{100 * (value - reference):+.2f}"
+
+
+# Accuracies are compared by percentage points too: 91 of 93 % as "0.98x" says little.
+_COLUMNS = (
+    _Column("test", "acc. %", "test_accuracy", 100, 2, _points),
+    _Column("search", "acc. %", "search_accuracy", 100, 2, _points),
+    _Column("predicted", "ms", "predicted_ms", 1, 3, _ratio),
+    _Column("measured", "ms", "measured_ms", 1, 3, _ratio, "measured_spread_ms"),
+    _Column("MACs", "M", "macs", 1e-6, 2, _ratio),
+    _Column("params", "k", "params", 1e-3, 1, _ratio),
+    _Column("size", "kB", "size_bytes", 1e-3, 1, _ratio),
+    _Column("energy", "mJ", "energy_mj", 1, 3, _ratio),
+)
+
+
+def comparison_table(rows: Sequence[ComparisonRow], title: str | None = None) -> Table:
+    """A table for a terminal of 100 columns; columns that no row knows are left out.
+
+    The second line of a cell compares it with the first row: a ratio, for accuracies the
+    difference in percentage points.
+    """
+    columns = _known_columns(rows)
+    table = Table(title=title, box=SIMPLE_HEAD, show_lines=True)
+    table.add_column("network", no_wrap=True)
+    for column in columns:
+        title_lines = f"{column.title}\n{column.unit}"
+        table.add_column(title_lines, justify="right", no_wrap=True)
+    for row in rows:
+        cells = ["\n".join(column.cell(row, rows[0])) for column in columns]
+        table.add_row(escape(row.name), *cells)
+    return table
+
+
+def to_markdown(rows: Sequence[ComparisonRow]) -> str:
+    """The same table in Markdown; ratios and differences stand in parentheses."""
+    columns = _known_columns(rows)
+    lines = [
+        _markdown_line(["network", *(f"{column.title} ({column.unit})" for column in columns)]),
+        _markdown_line([":--", *("--:" for _ in columns)]),
+    ]
+    for row in rows:
+        cells = [_in_one_line(column.cell(row, rows[0])) for column in columns]
+        lines.append(_markdown_line([row.name.replace("|", "\\|"), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(rows: Sequence[ComparisonRow]) -> str:
+    """All fields unrounded, under their own names; what is not known is empty.
+
+    Each number has a column ``<name>_ratio`` too: the number over the first row's.
+    """
+    numbers = [field.name for field in fields(ComparisonRow) if field.name != "name"]
+    compared = [name for name in numbers if name != "measured_spread_ms"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *numbers, *(f"{name}_ratio" for name in compared)])
+    for row in rows:
+        ratios = [_exact_ratio(getattr(row, name), getattr(rows[0], name)) for name in compared]
+        writer.writerow([row.name, *(getattr(row, name) for name in numbers), *ratios])
+    return text.getvalue()
+
+
+def _known_columns(rows: Sequence[ComparisonRow]) -> list[_Column]:
+    return [c for c in _COLUMNS if any(getattr(row, c.field) is not None for row in rows)]
+
+
+def _in_one_line(cell: list[str]) -> str:
+    return cell[0] if len(cell) == 1 else f"{cell[0]} ({cell[1]})"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _exact_ratio(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or not reference else value / reference

@@ -1,0 +1,523 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from amc.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    EvaluationError,
+    NetworkError,
+    StorageError,
+)
+from amc.recovery import training
+from amc.recovery.training import (
+    AUGMENTATIONS,
+    BASE_TRAINING,
+    BEST_FILE,
+    STATE_FILE,
+    TrainingResult,
+    TrainingSettings,
+    distillation_loss,
+    learning_rate_at,
+    train,
+)
+
+QUICK = TrainingSettings(
+    epochs=3, learning_rate=0.05, batch_size=8, augment=("flip", "crop"), seed=3
+)
+
+
+class TinyNet(nn.Module):
+    """One convolution with BN and dropout: all kinds of state and randomness that a loop meets."""
+
+    def __init__(self, channels: int = 4, classes: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 3, padding=1)
+        self.bn = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(torch.relu(self.bn(self.conv(x))).mean((2, 3))))
+
+
+def tiny_net(seed: int = 0, channels: int = 4, classes: int = 2) -> TinyNet:
+    torch.manual_seed(seed)
+    return TinyNet(channels, classes)
+
+
+def stripes(count: int = 40) -> tuple[Tensor, Tensor]:
+    """Noisy horizontal stripes (class 0) and vertical ones (class 1), uint8 of 8 x 8."""
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.arange(count) % 2
+    horizontal = (torch.arange(8) % 2 * 200)[:, None].expand(8, 8)
+    clean = torch.where(labels[:, None, None] == 0, horizontal, horizontal.T)
+    noise = torch.randint(0, 56, clean.shape, generator=generator)
+    return (clean + noise).to(torch.uint8)[:, None], labels
+
+
+def fit(
+    network: nn.Module, settings: TrainingSettings = QUICK, **options: object
+) -> TrainingResult:
+    images, labels = stripes()
+    arguments = {"mean": [0.4], "std": [0.4], "progress": False, **options}
+    return train(network, images, labels, settings=settings, **arguments)  # type: ignore[arg-type]
+
+
+def scripted(*accuracies: float):  # type: ignore[no-untyped-def]
+    """An ``evaluate`` that answers the start and then every epoch as told."""
+    answers = iter(accuracies)
+    return lambda network: next(answers)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ------------------------------------------------------------------------------- learning
+
+
+def test_training_learns_to_tell_stripes_apart() -> None:
+    settings = replace(QUICK, epochs=15, augment=("crop",))
+    result = fit(tiny_net(), settings)
+    images, labels = stripes()
+    with torch.inference_mode():
+        answers = result.network((images / 255 - 0.4) / 0.4).argmax(1)
+    assert (answers == labels).float().mean() == 1
+    assert result.complete
+    assert result.history[-1].loss < result.history[0].loss / 2
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
+    one, two, other = (fit(tiny_net(), replace(QUICK, seed=s)).network for s in (3, 3, 4))
+    assert same_weights(one, two)
+    assert not same_weights(one, other)
+
+
+def test_training_leaves_the_callers_random_state_alone() -> None:
+    network = tiny_net()
+    before = torch.get_rng_state()
+    fit(network)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_float_images_in_0_to_1_train_like_their_uint8() -> None:
+    images, labels = stripes()
+    floating = train(
+        tiny_net(), images / 255, labels, mean=[0.4], std=[0.4], settings=QUICK, progress=False
+    )
+    assert same_weights(floating.network, fit(tiny_net()).network)
+
+
+def test_frozen_parameters_do_not_change() -> None:
+    network = tiny_net()
+    network.conv.requires_grad_(False)
+    before = network.conv.weight.clone()
+    fit(network)
+    assert torch.equal(network.conv.weight, before)
+    assert not torch.equal(network.fc.weight, tiny_net().fc.weight)
+
+
+def test_traced_graph_trains_to_the_same_bits_as_its_module() -> None:
+    traced = fx.symbolic_trace(tiny_net())
+    assert same_weights(fit(traced).network, fit(tiny_net()).network)
+
+
+def test_straight_through_fake_quantization_trains() -> None:
+    class Quantized(TinyNet):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.fc.weight.detach().abs().max() / 7
+            zero = torch.zeros((), dtype=torch.int32)
+            weight = torch.fake_quantize_per_tensor_affine(self.fc.weight, scale, zero, -8, 7)
+            pooled = torch.relu(self.bn(self.conv(x))).mean((2, 3))
+            return nn.functional.linear(pooled, weight, self.fc.bias)
+
+    torch.manual_seed(0)
+    network = Quantized()
+    before = network.fc.weight.clone()
+    fit(network)
+    assert not torch.equal(network.fc.weight, before)
+
+
+def test_network_comes_back_in_eval_mode_and_in_the_usual_memory_layout() -> None:
+    network = fit(tiny_net()).network
+    assert not network.training
+    assert network.get_submodule("conv").weight.is_contiguous()
+
+
+# ------------------------------------------------------------------------- learning rate
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine() -> None:
+    settings = TrainingSettings(learning_rate=0.8, warmup_fraction=0.2)
+    rates = [learning_rate_at(step, 20, settings) for step in (0, 1, 3, 4, 12, 20)]
+    # 4 of 20 steps warm up; step 12 is half-way through the other 16.
+    assert rates == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.4, 0.0])
+
+
+def test_one_step_is_plain_sgd_with_nesterov_momentum_and_decay_on_matrices_only() -> None:
+    images, labels = stripes(8)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    linear = network[1]
+    assert isinstance(linear, nn.Linear)
+    weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
+    settings = TrainingSettings(
+        epochs=1, learning_rate=0.1, weight_decay=0.3, batch_size=8, warmup_fraction=0.0
+    )
+    train(network, images, labels, mean=[0.0], std=[1.0], settings=settings, progress=False)
+    inputs = (images / 255).flatten(1)
+    errors = (inputs @ weight.T + bias).softmax(1) - nn.functional.one_hot(labels, 2)
+    weight_gradient = errors.T @ inputs / 8 + 0.3 * weight
+    bias_gradient = errors.mean(0)
+    # Nesterov's first step is 1 + momentum gradients long.
+    torch.testing.assert_close(linear.weight.detach(), weight - 0.1 * 1.9 * weight_gradient)
+    torch.testing.assert_close(linear.bias.detach(), bias - 0.1 * 1.9 * bias_gradient)
+
+
+# ---------------------------------------------------------------------------- distillation
+
+
+def test_distillation_loss_is_t_squared_times_the_divergence_at_t() -> None:
+    # At T = 2, logits of ln 9 are odds of 3: the teacher says (3/4, 1/4), the student (1/2, 1/2).
+    teacher = torch.tensor([[math.log(9), 0.0]])
+    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert float(distillation_loss(torch.zeros(1, 2), teacher, 2.0)) == pytest.approx(expected)
+
+
+def test_distillation_loss_is_the_mean_over_images() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    one = distillation_loss(student, teacher, 4.0)
+    torch.testing.assert_close(
+        distillation_loss(student.repeat(5, 1), teacher.repeat(5, 1), 4.0), one
+    )
+
+
+def test_student_follows_a_teacher_that_contradicts_the_labels() -> None:
+    images, labels = stripes()
+    teacher = fit(tiny_net(), replace(QUICK, epochs=15, augment=())).network
+    settings = replace(QUICK, epochs=20, augment=(), distillation_weight=1.0)
+    student = train(
+        tiny_net(seed=5),
+        images,
+        1 - labels,
+        mean=[0.4],
+        std=[0.4],
+        settings=settings,
+        teacher=teacher,
+        progress=False,
+    ).network
+    with torch.inference_mode():
+        answers = student((images / 255 - 0.4) / 0.4).argmax(1)
+    assert (answers == labels).float().mean() == 1
+
+
+def test_teacher_is_not_changed() -> None:
+    teacher = tiny_net(seed=1)
+    fit(tiny_net(), replace(QUICK, distillation_weight=0.5), teacher=teacher)
+    assert same_weights(teacher, tiny_net(seed=1))
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+# ---------------------------------------------------------------------------- augmentation
+
+
+def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
+    images = torch.arange(3.0).expand(200, 1, 1, 3)
+    flipped = AUGMENTATIONS["flip"](images, torch.Generator().manual_seed(0))
+    mirrored = (flipped[:, 0, 0] == torch.tensor([2.0, 1.0, 0.0])).all(1)
+    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert 70 < int(mirrored.sum()) < 130
+
+
+def test_crop_shifts_by_up_to_an_eighth_of_each_side_and_fills_with_zeros() -> None:
+    images = torch.zeros(300, 2, 16, 32)
+    images[:, :, 8, 16] = 1
+    cropped = AUGMENTATIONS["crop"](images, torch.Generator().manual_seed(0))
+    sample, channel, row, column = cropped.nonzero().T
+    assert cropped.shape == images.shape
+    assert len(sample) == 300 * 2
+    assert set(row.tolist()) == set(range(8 - 2, 8 + 2 + 1))
+    assert set(column.tolist()) == set(range(16 - 4, 16 + 4 + 1))
+    # Both channels of an image move together.
+    assert torch.equal(row[channel == 0], row[channel == 1])
+    assert torch.equal(column[channel == 0], column[channel == 1])
+
+
+# ------------------------------------------------------------------------------- the best
+
+
+def test_weights_of_the_best_epoch_come_back(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+    accuracies = iter([0.1, 0.5, 0.9, 0.7])
+
+    def evaluate(network: nn.Module) -> float:
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return next(accuracies)
+
+    result = fit(tiny_net(), evaluate=evaluate, checkpoint_folder=tmp_path)
+    assert (result.best_epoch, result.best_accuracy) == (2, 0.9)
+    assert [record.accuracy for record in result.history] == [0.5, 0.9, 0.7]
+    for name, tensor in result.network.state_dict().items():
+        assert torch.equal(tensor, seen[2][name])
+        assert torch.equal(tensor, load_file(tmp_path / BEST_FILE)[name])
+
+
+def test_of_equally_accurate_epochs_the_last_is_the_best() -> None:
+    assert fit(tiny_net(), evaluate=scripted(0.1, 0.9, 0.9, 0.7)).best_epoch == 2
+
+
+def test_a_start_that_no_epoch_beats_comes_back_unchanged() -> None:
+    result = fit(tiny_net(), evaluate=scripted(0.9, 0.1, 0.2, 0.3))
+    assert (result.best_epoch, result.best_accuracy) == (0, 0.9)
+    assert same_weights(result.network, tiny_net())
+
+
+def test_without_evaluate_the_last_epoch_is_kept() -> None:
+    result = fit(tiny_net())
+    assert (result.best_epoch, result.best_accuracy) == (3, None)
+
+
+# --------------------------------------------------------------------- stopping and resuming
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the loop may catch it."""
+
+
+def test_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    def kill_after_second(record: training.EpochRecord) -> None:
+        if record.epoch == 2:
+            raise Killed
+
+    settings = replace(QUICK, epochs=4)
+    whole = fit(tiny_net(), settings, evaluate=scripted(0, 0.5, 0.1, 0.2, 0.6))
+    with pytest.raises(Killed):
+        fit(
+            tiny_net(),
+            settings,
+            evaluate=scripted(0, 0.5, 0.1),
+            checkpoint_folder=tmp_path,
+            on_epoch=kill_after_second,
+        )
+    told: list[int] = []
+    resumed = fit(
+        tiny_net(),
+        settings,
+        evaluate=scripted(0.2, 0.6),
+        checkpoint_folder=tmp_path,
+        on_epoch=lambda record: told.append(record.epoch),
+    )
+    assert told == [3, 4]
+    assert resumed.history == whole.history
+    assert (resumed.best_epoch, resumed.best_accuracy) == (4, 0.6)
+    assert same_weights(resumed.network, whole.network)
+
+
+def test_resumed_training_remembers_a_best_epoch_from_before(tmp_path: Path) -> None:
+    accuracies = (0.1, 0.9, 0.2, 0.3)
+    whole = fit(tiny_net(), evaluate=scripted(*accuracies))
+    stops = iter([False] * 7 + [True])  # 5 steps of an epoch, then into the second
+    fit(
+        tiny_net(),
+        evaluate=scripted(*accuracies),
+        checkpoint_folder=tmp_path,
+        should_stop=lambda: next(stops),
+    )
+    (tmp_path / BEST_FILE).unlink()  # as if killed between the two files
+    resumed = fit(tiny_net(), evaluate=scripted(0.2, 0.3), checkpoint_folder=tmp_path)
+    assert resumed.best_epoch == 1
+    assert same_weights(resumed.network, whole.network)
+    best = load_file(tmp_path / BEST_FILE)
+    assert torch.equal(best["conv.weight"], whole.network.state_dict()["conv.weight"])
+
+
+def test_finished_training_is_read_back_without_training(tmp_path: Path) -> None:
+    first = fit(tiny_net(), evaluate=scripted(0.1, 0.9, 0.2, 0.3), checkpoint_folder=tmp_path)
+    again = fit(tiny_net(), evaluate=scripted(), checkpoint_folder=tmp_path)
+    assert again.complete
+    assert again.history == first.history
+    assert same_weights(again.network, first.network)
+
+
+def test_should_stop_returns_the_best_so_far() -> None:
+    stops = iter([False] * 8 + [True])
+    result = fit(tiny_net(), evaluate=scripted(0.1, 0.8), should_stop=lambda: next(stops))
+    assert not result.complete
+    assert (len(result.history), result.best_epoch, result.best_accuracy) == (1, 1, 0.8)
+
+
+def test_stop_before_the_first_step_returns_the_start() -> None:
+    result = fit(tiny_net(), should_stop=lambda: True)
+    assert (result.complete, result.best_epoch, result.history) == (False, 0, ())
+    assert same_weights(result.network, tiny_net())
+
+
+def test_ctrl_c_returns_the_best_so_far_and_leaves_a_state_to_resume(tmp_path: Path) -> None:
+    whole = fit(tiny_net())
+
+    def interrupt(record: training.EpochRecord) -> None:
+        raise KeyboardInterrupt
+
+    result = fit(tiny_net(), checkpoint_folder=tmp_path, on_epoch=interrupt)
+    assert (result.complete, result.best_epoch) == (False, 1)
+    resumed = fit(tiny_net(), checkpoint_folder=tmp_path)
+    assert resumed.complete
+    assert same_weights(resumed.network, whole.network)
+
+
+def test_state_is_one_file_of_numbers_and_json(tmp_path: Path) -> None:
+    fit(tiny_net(), checkpoint_folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, BEST_FILE}
+    with safe_open(tmp_path / STATE_FILE, framework="pt") as opened:
+        document = json.loads(opened.metadata()["amc-training"])
+    assert len(document["history"]) == QUICK.epochs
+    assert document["identity"]["learning_rate"] == QUICK.learning_rate
+
+
+# ----------------------------------------------------------- a state of something else
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"settings": replace(QUICK, learning_rate=0.01)}, "learning_rate was 0.05, now 0.01"),
+        ({"settings": replace(QUICK, augment=())}, "augment was ['flip', 'crop'], now []"),
+        ({"network": tiny_net(channels=3)}, "shape of conv.weight was [4, 1, 3, 3], now [3,"),
+        ({"network": tiny_net(seed=1)}, "starting weights was"),
+        ({"teacher": tiny_net(seed=1)}, "teacher was None, now"),
+        ({"mean": [0.5]}, "data was"),
+    ],
+)
+def test_state_of_another_training_is_refused_and_says_what_changed(
+    change: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    fit(tiny_net(), checkpoint_folder=tmp_path)
+    arguments = {"network": tiny_net(), "checkpoint_folder": tmp_path, **change}
+    with pytest.raises(ArtifactError) as caught:
+        fit(**arguments)  # type: ignore[arg-type]
+    assert named in str(caught.value)
+    assert "another folder" in str(caught.value)
+
+
+def test_damaged_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(b"\x00" * 30)
+    with pytest.raises(ArtifactError, match="not a readable safetensors"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE)
+    with pytest.raises(ArtifactError, match=r"not the state of a training.*Remove it"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    metadata = {"amc-training": json.dumps({"version": 99})}
+    save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE, metadata)
+    with pytest.raises(ArtifactError, match="version 99, expected 1"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+def test_folder_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
+    blocked = tmp_path / "folder"
+    blocked.write_text("")
+    with pytest.raises(StorageError, match="Could not write"):
+        fit(tiny_net(), checkpoint_folder=blocked)
+
+
+# ------------------------------------------------------------------------- clear refusals
+
+
+def test_loss_that_is_not_finite_names_epoch_and_step_and_says_what_to_do() -> None:
+    network = tiny_net()
+    calls: list[int] = []
+
+    def spoil(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
+        calls.append(1)
+        return output * (float("nan") if len(calls) == 7 else 1.0)
+
+    network.fc.register_forward_hook(spoil)
+    # 40 images are 5 steps of 8: the seventh forward is step 2 of epoch 2.
+    with pytest.raises(EvaluationError, match=r"nan in epoch 2, step 2 of 5.*learning rate"):
+        fit(network)
+
+
+def test_distillation_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"distillation_weight=0.5 needs a teacher"):
+        fit(tiny_net(), replace(QUICK, distillation_weight=0.5))
+
+
+def test_teacher_of_other_classes_is_refused() -> None:
+    settings = replace(QUICK, distillation_weight=0.5)
+    with pytest.raises(NetworkError, match=r"\(8, 2\), got \(8, 3\)"):
+        fit(tiny_net(), settings, teacher=tiny_net(classes=3))
+
+
+def test_network_with_too_few_outputs_is_refused() -> None:
+    with pytest.raises(NetworkError, match=r"at least 2.*got \(8, 1\)"):
+        fit(tiny_net(classes=1))
+
+
+def test_network_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(NetworkError, match="nothing to train"):
+        fit(tiny_net().requires_grad_(False))
+    with pytest.raises(NetworkError, match="no parameters"):
+        fit(nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (torch.zeros(4, 1, 8, 8), torch.zeros(5, dtype=torch.long)),
+        (torch.zeros(4, 8, 8), torch.zeros(4, dtype=torch.long)),
+        (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long)),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.int64), torch.zeros(4, dtype=torch.long)),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(DataError, match=r"got|must be"):
+        train(tiny_net(), images, labels, mean=[0.0], std=[1.0], settings=QUICK, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 1.5),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("warmup_fraction", 1.0),
+        ("label_smoothing", -0.1),
+        ("distillation_weight", 1.1),
+        ("temperature", 0.0),
+    ],
+)
+def test_setting_outside_its_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"setting {name} must be"):
+        replace(BASE_TRAINING, **{name: value})  # type: ignore[arg-type]
+
+
+def test_unknown_augmentation_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ConfigError, match=r"\['rotate'\].*'flip', 'crop'"):
+        replace(QUICK, augment=("rotate",))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_mixed_precision_on_cuda_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    def interrupt(record: training.EpochRecord) -> None:
+        raise KeyboardInterrupt
+
+    whole = fit(tiny_net().cuda())
+    fit(tiny_net().cuda(), checkpoint_folder=tmp_path, on_epoch=interrupt)
+    assert same_weights(fit(tiny_net().cuda(), checkpoint_folder=tmp_path).network, whole.network)

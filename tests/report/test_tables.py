@@ -1,0 +1,86 @@
+import csv
+import io
+
+from rich.console import Console
+
+from amc.report.tables import ComparisonRow, comparison_table, to_csv, to_markdown
+
+ORIGINAL = ComparisonRow(
+    "original",
+    test_accuracy=0.93,
+    search_accuracy=0.94,
+    predicted_ms=12.0,
+    measured_ms=10.0,
+    measured_spread_ms=0.25,
+    macs=41_000_000,
+    params=270_000,
+    size_bytes=1_080_000,
+    energy_mj=3.2,
+)
+SMALL = ComparisonRow(
+    "best found", test_accuracy=0.92, measured_ms=5.0, macs=20_500_000, params=135_000
+)
+
+
+def printed(rows: list[ComparisonRow], width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(rows))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_table_shows_numbers_in_their_units_and_compares_them_with_the_first_row() -> None:
+    text = printed([ORIGINAL, SMALL])
+    for shown in ("93.00", "10.000 ± 0.250", "41.00", "270.0", "1080.0", "3.200"):
+        assert shown in text
+    for compared in ("-1.00", "0.50x", "5.000", "20.50", "135.0"):
+        assert compared in text
+
+
+def test_widest_table_fits_100_columns_without_breaking_a_number() -> None:
+    big = ComparisonRow("uniform", 0.89, 0.9, 112.25, 118.5, 12.125, 4_100_000_000, 25_500_000,
+                        102_000_000, 312.5)  # fmt: skip
+    text = printed([ORIGINAL, big])
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for shown in ("118.500 ± 12.125", "4100.00", "25500.0", "102000.0", "312.500"):
+        assert shown in text
+    assert "…" not in text
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    line = to_markdown([ORIGINAL, SMALL]).splitlines()[3]
+    assert line.count("\N{EN DASH}") == 4  # search accuracy, predicted, size, energy
+
+
+def test_columns_that_no_row_knows_are_left_out() -> None:
+    rows = [ComparisonRow("a", macs=1_000_000), ComparisonRow("b", macs=250_000)]
+    assert to_markdown(rows) == (
+        "| network | MACs (M) |\n| :-- | --: |\n| a | 1.00 |\n| b | 0.25 (0.25x) |\n"
+    )
+
+
+def test_ratio_to_zero_or_to_the_unknown_is_not_made_up() -> None:
+    unknown = to_markdown([ComparisonRow("a"), ComparisonRow("b", macs=2_000_000)])
+    assert "| b | 2.00 |" in unknown
+    zero = to_markdown([ComparisonRow("a", macs=0), ComparisonRow("b", macs=2_000_000)])
+    assert "| b | 2.00 (\N{EN DASH}) |" in zero
+
+
+def test_names_are_shown_as_they_are() -> None:
+    assert "rl [red] x" in printed([ComparisonRow("rl [red] x", macs=1)])
+    assert "a\\|b" in to_markdown([ComparisonRow("a|b", macs=1)])
+
+
+def test_table_of_nothing_is_empty() -> None:
+    assert comparison_table([]).row_count == 0
+    assert to_csv([]).count("\n") == 1
+
+
+def test_csv_holds_exact_numbers_and_ratios_and_leaves_the_unknown_empty() -> None:
+    first, second = csv.DictReader(io.StringIO(to_csv([ORIGINAL, SMALL])))
+    assert first["size_bytes"] == "1080000"
+    assert first["macs_ratio"] == "1.0"
+    assert second["name"] == "best found"
+    assert float(second["measured_ms_ratio"]) == 0.5
+    assert float(second["params_ratio"]) == 135 / 270
+    assert second["size_bytes"] == second["size_bytes_ratio"] == ""

@@ -1,0 +1,101 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from amc.errors import StorageError
+from amc.report.plots import LayerRow
+from amc.report.tensorboard import EventWriter, strategy_pixels
+
+ROWS = [
+    LayerRow("conv1", 16, 16, 32, 32, 1.0, 1.0),
+    LayerRow("conv2", 32, 8, 4, 8, 2.0, 0.5),
+]
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def session_start(accumulator: EventAccumulator) -> plugin_data_pb2.SessionStartInfo:
+    content = accumulator.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    return plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+
+
+def test_scalars_come_back_as_they_were_written(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.episode(3, {"search/reward": 0.25, "search/latency_ms": 2.0})
+        writer.episode(4, {"search/reward": 0.5})
+    read = [(event.step, event.value) for event in events(tmp_path).Scalars("search/reward")]
+    assert read == [(3, 0.25), (4, 0.5)]
+    assert events(tmp_path).Scalars("search/latency_ms")[0].value == 2.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scalars_that_are_not_finite_are_left_out(value: float, tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.episode(0, {"good": 1.0, "bad": value})
+    assert events(tmp_path).Tags()["scalars"] == ["good"]
+
+
+def test_image_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    with EventWriter(tmp_path) as writer:
+        writer.image("picture", 7, pixels)
+    (event,) = events(tmp_path).Images("picture")
+    assert event.step == 7
+    read = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+    np.testing.assert_array_equal(read, pixels)
+
+
+def test_strategy_is_written_as_an_image(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.strategy_image(2, ROWS)
+    (event,) = events(tmp_path).Images("strategy")
+    assert (event.step, event.height, event.width) == (2, *strategy_pixels(ROWS).shape[:2])
+
+
+def test_strategy_pixels_show_kept_channels_and_bits() -> None:
+    before = strategy_pixels(ROWS)
+    fewer = strategy_pixels([ROWS[0], LayerRow("conv2", 32, 2, 4, 8, 2.0, 0.5)])
+    lower = strategy_pixels([ROWS[0], LayerRow("conv2", 32, 8, 2, 8, 2.0, 0.5)])
+    changed_by_channels = (before != fewer).any(-1).any(1).nonzero()[0]
+    changed_by_bits = (before != lower).any(-1).any(1).nonzero()[0]
+    # Channels are the upper strip, bits the lower one.
+    assert changed_by_channels.max() < changed_by_bits.min()
+
+
+def test_strategy_of_many_layers_is_an_image_too() -> None:
+    assert strategy_pixels(ROWS * 50).dtype == np.uint8
+
+
+def test_run_is_one_row_of_the_hparams_tab_in_its_own_folder(tmp_path: Path) -> None:
+    hparams = {"budget.fraction": 0.5, "seed": 3, "agent": "ddpg", "bits": True}
+    with EventWriter(tmp_path) as writer:
+        writer.hparams(hparams, {"result/reward": 0.75, "result/broken": float("nan")})
+    assert [path.is_file() for path in tmp_path.iterdir()] == [True]
+    accumulator = events(tmp_path)
+    stored = session_start(accumulator).hparams
+    assert stored["budget.fraction"].number_value == 0.5
+    assert stored["seed"].number_value == 3
+    assert stored["agent"].string_value == "ddpg"
+    assert stored["bits"].number_value == 1
+    assert [event.value for event in accumulator.Scalars("result/reward")] == [0.75]
+    assert accumulator.Tags()["scalars"] == ["result/reward"]
+    assert set(accumulator.PluginTagToContent("hparams")) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+
+
+def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="Could not write"):
+        EventWriter(tmp_path / "file" / "run")
