@@ -1,0 +1,41 @@
+"""The simplest strategy: the same preserve ratio and the same bits everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from agents.episode import check_search, collect_trials, uniform_walks
+from agents.trial import OnTrial, SearchResult
+from amc.errors import BudgetError
+
+if TYPE_CHECKING:
+    from envs.compression import CompressionEnv
+
+
+@dataclass(frozen=True)
+class UniformSearch:
+    """Evaluate the largest uniform strategy of every bit pair that can meet the budget."""
+
+    name: ClassVar[str] = "uniform"
+
+    def search(
+        self, env: CompressionEnv, evaluations: int, seed: int, on_trial: OnTrial
+    ) -> SearchResult:
+        """Evaluate the uniform strategies, ``evaluations`` of them at most.
+
+        Raises:
+            BudgetError: No uniform strategy meets the budget.
+        """
+        check_search(evaluations, seed)
+        walks = uniform_walks(env, "uniform")
+        if not walks:
+            raise BudgetError(
+                "No strategy with one preserve ratio and one bit pair for all layers meets the "
+                "budget. Raise the budget, or use an agent that decides layer by layer, such as "
+                "agent=ddpg."
+            )
+        trials = collect_trials(
+            env, min(evaluations, len(walks)), seed, on_trial, lambda index: walks[index - 1]
+        )
+        return SearchResult(self.name, trials)

@@ -1,0 +1,238 @@
+"""What DDPG, TD3 and SAC share: warm-up, exploration, replay, and Stable-Baselines3 beneath."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import update_learning_rate
+
+from agents.compute import AgentCompute
+from agents.episode import (
+    Array,
+    Choose,
+    Episode,
+    check_search,
+    choose_at_random,
+    collect_trials,
+    uniform_walks,
+)
+from agents.noise import NoiseSchedule, truncated_normal
+from agents.policy import Policy
+from agents.replay import EpisodeReplay
+from agents.settings import check_settings, choice, count, is_count, is_number, number, setting
+from agents.trial import OnTrial, SearchResult
+
+if TYPE_CHECKING:
+    from envs.compression import CompressionEnv
+
+# Diagnostic -> what Stable-Baselines3 records it as.
+_RECORDED = {
+    "actor_loss": "train/actor_loss",
+    "critic_loss": "train/critic_loss",
+    "entropy_weight": "train/ent_coef",
+}
+
+
+class SeparateRates(OffPolicyAlgorithm):
+    """An algorithm whose optimizers keep learning rates of their own.
+
+    Stable-Baselines3 gives one rate to all of them at every update.
+
+    Attributes:
+        rates: Learning rates of actor, critic and, in SAC, the entropy's weight.
+    """
+
+    rates: tuple[float, ...]
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        ordered = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer, rate in zip(ordered, self.rates, strict=False):
+            update_learning_rate(optimizer, rate)
+
+
+def _is_warmup(value: Any) -> bool:
+    return is_count(value) or (is_number(value) and 0 <= value < 1)
+
+
+def _is_hidden(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(is_count, value))
+
+
+@dataclass(frozen=True)
+class OffPolicySearcher(ABC):
+    """An actor-critic search; the defaults are AMC's (He et al. 2018, and its released code).
+
+    The warm-up walks to the uniform strategies first, if ``warm_start`` says so (to all of
+    them, even beyond ``warmup``: the result is never worse than the uniform baseline's), then
+    acts at random. Learning starts with its last episode: after every episode come as many
+    updates as it had steps.
+
+    Attributes:
+        warm_start: "uniform" or "none".
+        warmup: Episodes before learning: a number, or a fraction (below 1) of the evaluations.
+        hidden: Units of the hidden layers of actor and critic.
+        actor_lr, critic_lr: Learning rates (Adam).
+        gamma: Discount per step; 1 as every walk has the same number of steps.
+        tau: Step of the target networks towards the learned ones, per update.
+        batch_size: Transitions per update.
+        replay_episodes: Episodes that the replay holds; it forgets older ones.
+        baseline_decay: Weight of the past in the moving reward baseline.
+        updates_per_step: Updates per step of an episode.
+    """
+
+    name: ClassVar[str]
+
+    warm_start: str = choice("uniform", "uniform", "none")
+    warmup: float = setting(
+        0.25, _is_warmup, "a number of episodes, or a fraction of the evaluations in [0, 1)"
+    )
+    hidden: Sequence[int] = setting((300, 300), _is_hidden, "a list of whole numbers, not empty")
+    actor_lr: float = number(1e-4, 0, 1, above=True)
+    critic_lr: float = number(1e-3, 0, 1, above=True)
+    gamma: float = number(1.0, 0, 1)
+    tau: float = number(0.01, 0, 1, above=True)
+    batch_size: int = count(64)
+    replay_episodes: int = count(100)
+    baseline_decay: float = number(0.95, 0, 1)
+    updates_per_step: int = count(1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.hidden, list):  # as a configuration file gives it
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        check_settings(self.name, self)
+
+    def search(
+        self, env: CompressionEnv, evaluations: int, seed: int, on_trial: OnTrial
+    ) -> SearchResult:
+        """Evaluate exactly ``evaluations`` strategies, fewer only if ``on_trial`` says so.
+
+        Raises:
+            ConfigError: ``evaluations`` is below 1 or ``seed`` is negative.
+        """
+        check_search(evaluations, seed)
+        run = _Run(self, env, evaluations, seed)
+        trials = collect_trials(env, evaluations, seed, on_trial, run.begin, run.learn)
+        return SearchResult(self.name, trials, run.policy())
+
+    @abstractmethod
+    def build(self, arguments: Mapping[str, Any]) -> SeparateRates:
+        """The untrained algorithm, from the constructor arguments that all of them share."""
+
+    @abstractmethod
+    def actor_layers(self, actor: Any) -> list[torch.nn.Linear]:
+        """The actor's linear layers from the observation to the action, before the tanh."""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates in the order in which the algorithm holds its optimizers."""
+        return self.actor_lr, self.critic_lr
+
+    def noise(self, episodes: int) -> NoiseSchedule | None:
+        """Noise on the actions of the learning episodes; None if the actor is itself random."""
+        return None
+
+    def warmup_episodes(self, evaluations: int) -> int:
+        """Episodes of the warm-up in a search of so many evaluations."""
+        fraction = 0 <= self.warmup < 1
+        return round(self.warmup * evaluations) if fraction else int(self.warmup)
+
+
+class _Run:
+    """One search under way: the model, its replay, and where in the schedule it is."""
+
+    def __init__(
+        self, searcher: OffPolicySearcher, env: CompressionEnv, evaluations: int, seed: int
+    ) -> None:
+        explore, replay, compute = map(int, np.random.SeedSequence(seed).generate_state(3))
+        self._searcher, self._env = searcher, env
+        self._rng = np.random.default_rng(explore)
+        self._compute = AgentCompute(compute)
+        self._first = uniform_walks(env, searcher.warm_start)
+        self._warmup = max(len(self._first), searcher.warmup_episodes(evaluations))
+        self._noise = searcher.noise(evaluations - self._warmup)
+        self._logger = Logger(folder=None, output_formats=[])
+        self._learned = False
+        with self._compute.running():
+            self._model = searcher.build(_shared_arguments(searcher, env, replay))
+        self._model.rates = searcher.rates
+        self._model.set_logger(self._logger)
+
+    def begin(self, index: int) -> Choose:
+        """How episode ``index``, from 1, chooses its actions."""
+        if index <= len(self._first):
+            return self._first[index - 1]
+        if index <= self._warmup:
+            return choose_at_random(self._rng)
+        sigma = self._sigma(index)
+        return lambda _, observation: self._explore(observation, sigma)
+
+    def learn(self, episode: Episode) -> dict[str, float]:
+        """Store the episode; once the warm-up is over, update. Returns diagnostics."""
+        replay = self._model.replay_buffer
+        assert isinstance(replay, EpisodeReplay)
+        replay.add_episode(episode)
+        index = episode.trial.index
+        diagnostics: dict[str, float] = {}
+        if index >= self._warmup:
+            diagnostics = self._update(episode.steps * self._searcher.updates_per_step)
+        sigma = self._sigma(index)
+        if sigma is not None:
+            diagnostics["noise"] = sigma
+        return diagnostics | {"agent_seconds": self._compute.take_seconds()}
+
+    def policy(self) -> Policy | None:
+        """The actor as it is now; None before the first update."""
+        if not self._learned:
+            return None
+        layers = self._searcher.actor_layers(self._model.actor)
+        return Policy.from_modules(self._searcher.name, self._env.observation_names, layers)
+
+    def _update(self, updates: int) -> dict[str, float]:
+        with self._compute.running():
+            self._model.train(gradient_steps=updates, batch_size=self._searcher.batch_size)
+        self._learned = True
+        recorded = self._logger.name_to_value
+        losses = {name: float(recorded[key]) for name, key in _RECORDED.items() if key in recorded}
+        self._logger.dump()  # has no outputs: forgets what was recorded
+        return losses
+
+    def _explore(self, observation: Array, sigma: float | None) -> Array:
+        with self._compute.running():
+            action, _ = self._model.predict(observation)
+        return action if sigma is None else truncated_normal(action, sigma, self._rng)
+
+    def _sigma(self, index: int) -> float | None:
+        learning = self._noise is not None and index > self._warmup
+        return self._noise.sigma(index - self._warmup - 1) if self._noise and learning else None
+
+
+def _shared_arguments(
+    searcher: OffPolicySearcher, env: CompressionEnv, seed: int
+) -> dict[str, Any]:
+    return {
+        "policy": "MlpPolicy",
+        "env": env,
+        "learning_rate": searcher.actor_lr,
+        "buffer_size": searcher.replay_episodes * env.layers_count,
+        "batch_size": searcher.batch_size,
+        "tau": searcher.tau,
+        "gamma": searcher.gamma,
+        "replay_buffer_class": EpisodeReplay,
+        "replay_buffer_kwargs": {"seed": seed, "baseline_decay": searcher.baseline_decay},
+        "policy_kwargs": {"net_arch": list(searcher.hidden)},
+        "device": "cpu",  # too small for a GPU to be faster
+    }
+
+
+def linear_layers(module: torch.nn.Module) -> list[torch.nn.Linear]:
+    """The linear layers of a module, in order."""
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]

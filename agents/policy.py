@@ -1,0 +1,232 @@
+"""The learned policy as it is shared: safetensors and JSON, without the library that trained it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from agents.episode import Array, run_episode
+from agents.trial import Trial
+from amc.errors import PolicyError
+from amc.files import fingerprint, read_tensors, read_text, write_tensors, write_text
+
+if TYPE_CHECKING:
+    from envs.compression import CompressionEnv
+
+FORMAT = "amc-policy"
+FORMAT_VERSION = 1
+ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
+DESCRIPTION_FILE = "policy.json"
+WEIGHTS_FILE = "policy.safetensors"
+
+# What this version computes. Another value in a file means another network.
+_CONSTANTS = {
+    "action_names": list(ACTION_NAMES),
+    "action_range": [-1, 1],
+    "activation": "relu",
+    "output": "tanh",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """An actor: observation -> ReLU layers -> tanh -> action.
+
+    Attributes:
+        algorithm: Name of the searcher that trained it.
+        observation_names: What each number of an observation means, in order.
+        layers: Weight (out, in) and bias (out,) of every layer, float32.
+    """
+
+    algorithm: str
+    observation_names: tuple[str, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def from_modules(
+        cls, algorithm: str, observation_names: Sequence[str], modules: Sequence[torch.nn.Linear]
+    ) -> Policy:
+        """Copy the weights of an actor's linear layers, first to last."""
+        layers = tuple(
+            (module.weight.detach().clone(), module.bias.detach().clone()) for module in modules
+        )
+        return cls(algorithm, tuple(observation_names), layers)
+
+    @property
+    def layer_sizes(self) -> list[int]:
+        """Numbers of units, from the observation to the action."""
+        return [len(self.observation_names), *(len(bias) for _, bias in self.layers)]
+
+    def act(self, observation: Array) -> Array:
+        """The deterministic action, shape (3,), each in [-1, 1].
+
+        Args:
+            observation: Shape (n,), n = len(observation_names).
+        """
+        x = torch.as_tensor(observation, dtype=torch.float32)
+        *hidden, (weight, bias) = self.layers
+        for hidden_weight, hidden_bias in hidden:
+            x = linear(x, hidden_weight, hidden_bias).relu()
+        action: Array = linear(x, weight, bias).tanh().numpy()
+        return action
+
+    def walk(self, env: CompressionEnv) -> Trial:
+        """Compress the environment's network by one walk without noise: one evaluation.
+
+        Raises:
+            PolicyError: The environment observes something else than what the policy learned on.
+        """
+        check_observations(self.observation_names, env.observation_names)
+        return run_episode(env, lambda _, observation: self.act(observation)).trial
+
+    def save(self, folder: Path) -> None:
+        """Write ``policy.safetensors`` and ``policy.json`` into a folder.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        tensors = self._tensors()
+        description = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "algorithm": self.algorithm,
+            "observation_names": list(self.observation_names),
+            **_CONSTANTS,
+            "layer_sizes": self.layer_sizes,
+            "weights": _weights_id(tensors),
+        }
+        write_tensors(folder / WEIGHTS_FILE, tensors, {"format": FORMAT})
+        write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        """Read a policy that :meth:`save` wrote; nothing in it can run code.
+
+        Raises:
+            PolicyError: A file is missing or unreadable, of another version, or the two do not
+                fit each other.
+        """
+        path = folder / DESCRIPTION_FILE
+        description = _read_description(path)
+        names, sizes = description["observation_names"], description["layer_sizes"]
+        weights_path = folder / WEIGHTS_FILE
+        tensors = read_tensors(weights_path, "Policy weights", PolicyError)
+        _check_tensors(weights_path, tensors, sizes)
+        if _weights_id(tensors) != description["weights"]:
+            raise PolicyError(
+                f"{path} describes other weights than those in {weights_path}: the files are from "
+                "different policies, or one was changed. Copy both from the same run."
+            )
+        layers = tuple(
+            (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
+            for i in range(len(sizes) - 1)
+        )
+        return cls(description["algorithm"], tuple(names), layers)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"layers.{i}.{part}": tensor
+            for i, layer in enumerate(self.layers)
+            for part, tensor in zip(("weight", "bias"), layer, strict=True)
+        }
+
+
+def check_observations(learned: Sequence[str], seen: Sequence[str]) -> None:
+    """Check that a policy is given what it learned on, in the same order.
+
+    Raises:
+        PolicyError: It is not; names what is missing and what is new.
+    """
+    if list(learned) == list(seen):
+        return
+    missing = [name for name in learned if name not in seen]
+    new = [name for name in seen if name not in learned]
+    difference = "; ".join(
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing here", missing), ("unknown to the policy", new))
+        if names
+    )
+    raise PolicyError(
+        f"The policy was learned on {len(learned)} observations, the environment has {len(seen)}. "
+        f"{difference or 'Their order differs'}. Use the env settings of the run that learned it, "
+        "or search again."
+    )
+
+
+def _weights_id(tensors: dict[str, Tensor]) -> str:
+    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_list_of(value: Any, accepts: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(accepts, value))
+
+
+# Key -> (what it accepts, how to say it).
+_FIELDS = {
+    "algorithm": (_is_name, "a name"),
+    "observation_names": (lambda value: _is_list_of(value, _is_name), "a list of names"),
+    "layer_sizes": (lambda value: _is_list_of(value, _is_size), "a list of sizes of at least 1"),
+    "weights": (_is_name, "the identifier of the weights"),
+}
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_text(path, "Policy description", PolicyError))
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise PolicyError(f"{path} is not a policy: expected a JSON object of format {FORMAT!r}.")
+    version = document.get("version")
+    if version != FORMAT_VERSION:
+        raise PolicyError(
+            f"{path} has version {version!r}, this amc reads version {FORMAT_VERSION}. "
+            "Use the amc that wrote it, or search again."
+        )
+    for key, (accepts, expected) in _FIELDS.items():
+        if not accepts(document.get(key)):
+            raise PolicyError(f"{path}: {key!r} must be {expected}, got {document.get(key)!r}.")
+    for key, constant in _CONSTANTS.items():
+        if document.get(key) != constant:
+            raise PolicyError(f"{path}: {key!r} must be {constant!r}, got {document.get(key)!r}.")
+    names, sizes = document["observation_names"], document["layer_sizes"]
+    if len(sizes) < 2 or (sizes[0], sizes[-1]) != (len(names), len(ACTION_NAMES)):
+        raise PolicyError(
+            f"{path}: 'layer_sizes' must go from {len(names)} (observation_names) to "
+            f"{len(ACTION_NAMES)} (action_names), got {sizes}."
+        )
+    return document
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], sizes: list[int]) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        shapes |= {f"layers.{i}.weight": (outputs, inputs), f"layers.{i}.bias": (outputs,)}
+    if tensors.keys() != shapes.keys():
+        raise PolicyError(f"{path} must hold {sorted(shapes)}, got {sorted(tensors)}.")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+            raise PolicyError(
+                f"{path}: {name} must be float32 of shape {shape}, got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}."
+            )
+        if not bool(np.isfinite(tensor.numpy()).all()):
+            raise PolicyError(f"{path}: {name} holds values that are not finite.")

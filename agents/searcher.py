@@ -1,0 +1,60 @@
+"""What searches for a strategy: the protocol, and the table of all that implement it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from agents.baselines.random_search import RandomSearch
+from agents.baselines.uniform import UniformSearch
+from agents.ddpg import DDPGSearcher
+from agents.sac import SACSearcher
+from agents.settings import build, check_names
+from agents.td3 import TD3Searcher
+from agents.trial import OnTrial, SearchResult, Trial
+
+if TYPE_CHECKING:
+    from envs.compression import CompressionEnv
+
+__all__ = ["SEARCHERS", "OnTrial", "SearchResult", "Searcher", "Trial", "build_searcher"]
+
+
+class Searcher(Protocol):
+    """Finds strategies for an environment within a number of evaluations."""
+
+    @property
+    def name(self) -> str:
+        """The name that a configuration calls it by."""
+
+    def search(
+        self, env: CompressionEnv, evaluations: int, seed: int, on_trial: OnTrial
+    ) -> SearchResult:
+        """Evaluate strategies, reporting each to ``on_trial``; the same seed, the same trials.
+
+        Args:
+            evaluations: How many; fewer only if ``on_trial`` returns False, or if there are no
+                more to evaluate (uniform).
+
+        Raises:
+            ConfigError: ``evaluations`` is below 1 or ``seed`` is negative.
+        """
+
+
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
+    "ddpg": DDPGSearcher,
+    "td3": TD3Searcher,
+    "sac": SACSearcher,
+    "random": RandomSearch,
+    "uniform": UniformSearch,
+}
+
+
+def build_searcher(name: str, **settings: Any) -> Searcher:
+    """Make a searcher by name.
+
+    Raises:
+        ConfigError: The name or a setting is unknown (the message names near matches), or a
+            value is out of range.
+    """
+    check_names("agent", [name], list(SEARCHERS))
+    return build(name, SEARCHERS[name], settings)
