@@ -54,7 +54,7 @@ class Strategy:
                     f"preserve_ratio of channel group {name!r} must be in (0, 1], got {ratio!r}."
                 )
         for name, bits in self.bits.items():
-            if not all(isinstance(b, int) and b in BIT_WIDTHS for b in bits):
+            if not all(type(b) is int and b in BIT_WIDTHS for b in bits):
                 raise StrategyError(
                     f"Bits of layer {name!r} must be weight/activation, each one of {BIT_WIDTHS}, "
                     f"got {bits!r}."
@@ -63,7 +63,7 @@ class Strategy:
         object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
 
     def __hash__(self) -> int:
-        return hash((tuple(self.preserve_ratio.items()), tuple(self.bits.items())))
+        return hash((frozenset(self.preserve_ratio.items()), frozenset(self.bits.items())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Strategy, (dict(self.preserve_ratio), dict(self.bits))

@@ -1,0 +1,434 @@
+"""Which channels must live or die together, found by passing channel ids through a graph.
+
+Every layer gives each of its output channels a fresh id. The graph is then run once on tensors of
+ids instead of numbers: normalisation, activations and pooling pass ids on; addition and
+multiplication unite the ids that meet; concatenation, splitting, slicing, padding and reshaping
+are simply executed on them; a layer notes the ids it receives. An operator that is not known
+freezes the ids that reach it, and says so. What remains united is one *unit*: it is kept or
+removed as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from amc.graph.flow import (
+    ChannelFlow,
+    CostedCall,
+    Ids,
+    LayerCall,
+    PadCall,
+    ParameterUse,
+    PerChannelCall,
+    SelectCall,
+    UnionFind,
+)
+from amc.graph.operators import (
+    ELEMENTWISE,
+    NORMALISING,
+    PER_CHANNEL,
+    POINTWISE,
+    REARRANGING,
+    REDUCTIONS,
+    argument,
+    plain,
+    plain_name,
+)
+
+MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
+
+
+@dataclass(eq=False)
+class _Value:
+    """A tensor of ids, and where each element came from since the last change of values."""
+
+    ids: Tensor  # int64, shape of the tensor it stands for
+    node: fx.Node
+    origin: _Value | None = None  # the value that this one only rearranges
+    positions: Tensor | None = None  # flat index of each element in the origin
+
+
+def follow_channels(module: fx.GraphModule) -> ChannelFlow:
+    """Pass channel ids through a traced network.
+
+    Args:
+        module: A graph whose nodes' ``meta["value"]`` hold their values on a batch of one.
+    """
+    return _Follower(module).run()
+
+
+class _Follower:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._flow = ChannelFlow(UnionFind())
+        self._values: dict[fx.Node, Any] = {}
+
+    def run(self) -> ChannelFlow:
+        with torch.no_grad():
+            for node in self._module.graph.nodes:
+                self._values[node] = self._visit(node)
+                for used in node.all_input_nodes:  # free ids that nothing needs any more
+                    if list(used.users)[-1] is node and used is not node:
+                        self._values[used] = None
+        return self._flow
+
+    # -- one node ---------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> Any:
+        value = node.meta.get("value")
+        if node.op == "placeholder":
+            return self._new_ids(value, "is an input of the network", node)
+        if node.op == "output":
+            self._freeze(node.all_input_nodes, "is an output of the network")
+            return None
+        if node.op == "get_attr":
+            return self._visit_parameter(node, value)
+        module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not _holds_tensor(value):  # Python numbers, sizes
+            return None
+        inputs, name = self._inputs(node), plain_name(node, module)
+        if not inputs:
+            return self._new_ids(value, f"meets a tensor made by {name} ({node.name})", node)
+        return self._dispatch(node, name, module, inputs, value)
+
+    def _dispatch(
+        self, node: fx.Node, name: str, module: nn.Module | None, inputs: list[_Value], value: Any
+    ) -> Any:
+        first = inputs[0]
+        if name in REARRANGING:
+            return self._visit_rearrangement(node, name, inputs, value)
+        if name in POINTWISE and len(inputs) == 1:
+            self._cost(node, POINTWISE[name], first)
+            if POINTWISE[name] is None:  # the same values: still a rearrangement of its origin
+                return _Value(first.ids, node, first.origin, first.positions)
+            return _Value(first.ids, node)
+        if name in ELEMENTWISE:
+            return self._visit_elementwise(node, name, inputs, value)
+        if not isinstance(value, Tensor) or first.ids.dim() < 2:
+            return self._visit_unknown(node, name, value)
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            return self._visit_layer(node, module, first, value)
+        if name in NORMALISING and module is not None:
+            return self._visit_per_channel(node, name, module, first, value)
+        if name in PER_CHANNEL or (name in REDUCTIONS and _keeps_channels(node)):
+            self._cost(node, PER_CHANNEL.get(name, "adaptive_avg_pool2d"), first)
+            return self._spread(node, self._collapse(first.ids), value)
+        if name == "pad":
+            return self._visit_pad(node, first, value)
+        return self._visit_unknown(node, name, value)
+
+    def _inputs(self, node: fx.Node) -> list[_Value]:
+        return [value for used in node.all_input_nodes for value in _flat(self._values[used])]
+
+    # -- layers and parameters --------------------------------------------------------------
+
+    def _visit_layer(
+        self, node: fx.Node, module: nn.Conv2d | nn.Linear, source: _Value, value: Tensor
+    ) -> _Value:
+        path = str(node.target)
+        if isinstance(module, nn.Linear):
+            in_ids = self._collapse(source.ids.movedim(-1, 1))
+            out_ids = self._flow.union.fresh(module.out_features)
+            ids = torch.from_numpy(out_ids).expand(value.shape)
+        else:
+            in_ids = self._collapse(source.ids)
+            out_ids = self._convolution_outputs(module, in_ids)
+            ids = torch.from_numpy(out_ids).view(1, -1, 1, 1).expand(value.shape)
+        for call in self._flow.layers:
+            if call.module is module:
+                for seen in (call.in_ids, call.out_ids, in_ids, out_ids):
+                    self._freeze_ids(seen, f"touches layer {path}, which is called more than once")
+        self._flow.layers.append(LayerCall(node, path, module, in_ids, out_ids))
+        return _Value(ids, node)
+
+    def _convolution_outputs(self, module: nn.Conv2d, in_ids: Ids) -> Ids:
+        union, groups = self._flow.union, module.groups
+        if groups == 1:
+            return union.fresh(module.out_channels)
+        if groups == module.in_channels:  # depthwise: outputs are the inputs, filtered
+            return np.repeat(in_ids, module.out_channels // groups)
+        out_ids = union.fresh(module.out_channels)
+        for ids in (in_ids, out_ids):  # every convolution group must lose equally many
+            first, *others = ids.reshape(groups, -1)
+            for row in others:
+                union.unite_all(first, row)
+        return out_ids
+
+    def _visit_per_channel(
+        self, node: fx.Node, name: str, module: nn.Module, source: _Value, value: Tensor
+    ) -> _Value:
+        path, ids = str(node.target), self._collapse(source.ids)
+        if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+            for call in self._flow.per_channel:
+                if call.path == path:  # one set of factors for both calls
+                    self._flow.union.unite_all(call.ids, ids)
+            self._flow.per_channel.append(PerChannelCall(path, ids))
+        self._cost(node, NORMALISING[name], source)
+        return self._spread(node, ids, value)
+
+    def _visit_parameter(self, node: fx.Node, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.numel() == 1:  # one number for all channels
+            return None
+        path = str(node.target)
+        if value.numel() > MAX_ELEMENTS:
+            return self._new_ids(value, f"meets parameter {path}, too large to follow", node)
+        ids = self._flow.union.fresh(value.numel()).reshape(tuple(value.shape))
+        for use in self._flow.parameters:
+            if use.path == path:
+                self._flow.union.unite_all(use.ids.ravel(), ids.ravel())
+        self._flow.parameters.append(ParameterUse(path, ids))
+        return _Value(torch.from_numpy(ids), node)
+
+    # -- operators between layers -------------------------------------------------------------
+
+    def _visit_elementwise(
+        self, node: fx.Node, name: str, inputs: list[_Value], value: Tensor
+    ) -> _Value:
+        shape = value.shape
+        tied = self._without_broadcast(node, inputs, shape)
+        vectors = [v for v in (_channel_vector(v.ids, shape) for v in tied) if v is not None]
+        if len(vectors) == len(tied):
+            merged = torch.from_numpy(self._merge(vectors)).view(1, -1, *[1] * (len(shape) - 2))
+        else:
+            merged = torch.from_numpy(
+                self._merge([v.ids.expand(shape).numpy().ravel() for v in tied])
+            ).view(shape)
+        result = _Value(merged.expand(shape), node)
+        self._cost(node, ELEMENTWISE[name], result)
+        return result
+
+    def _without_broadcast(
+        self, node: fx.Node, inputs: list[_Value], shape: torch.Size
+    ) -> list[_Value]:
+        """Operands whose channels meet one by one; one channel that meets many is frozen."""
+        tied = [v for v in inputs if not _is_broadcast_over_channels(v, shape)]
+        vectors = (_channel_vector(v.ids, shape) for v in tied)
+        if not any(v is not None and (v != v[0]).any() for v in vectors):
+            return inputs  # the channels are in another dimension
+        for single in inputs:
+            if single not in tied:
+                reason = f"is broadcast over channels ({node.name})"
+                self._freeze_ids(np.unique(single.ids.numpy()), reason)
+        return tied
+
+    def _merge(self, parts: list[Ids]) -> Ids:
+        first, *others = parts
+        for other in others:
+            self._flow.union.unite_all(first, other)
+        return first
+
+    def _visit_pad(self, node: fx.Node, source: _Value, value: Tensor) -> Any:
+        widths, mode, fill = _pad_arguments(node)
+        rank = source.ids.dim()
+        across_channels = len(widths) > 2 * (rank - 2)
+        if not across_channels:
+            self._cost(node, "pad", source)
+            return self._spread(node, self._collapse(source.ids), value)
+        only_channels = not any(widths[: 2 * (rank - 2)]) and not any(widths[2 * (rank - 1) :])
+        before, after = [*widths, 0, 0][2 * (rank - 2) : 2 * (rank - 1)]
+        if mode != "constant" or fill != 0 or not only_channels or min(before, after) < 0:
+            return self._visit_unknown(node, f"pad ({mode}, {widths})", value)
+        first, last = self._flow.union.fresh(before), self._flow.union.fresh(after)
+        self._flow.pads.append(PadCall(node, first, last))
+        ids = np.concatenate([first, self._collapse(source.ids), last])
+        result = self._spread(node, ids, value)
+        self._cost(node, "pad", result)
+        return result
+
+    def _visit_rearrangement(
+        self, node: fx.Node, name: str, inputs: list[_Value], value: Any
+    ) -> Any:
+        if name in ("cat", "stack"):
+            try:
+                result = _Value(self._execute(node, lambda v: v.ids), node)
+            except (RuntimeError, TypeError):  # joined with something that has no channels
+                return self._visit_unknown(node, name, value)
+            self._cost(node, "concat", result)
+            return result
+        pieces = self._values[node.args[0]] if isinstance(node.args[0], fx.Node) else None
+        if isinstance(pieces, list):  # one piece of a split
+            piece: Any = pieces[plain(node.args[1])] if name == "getitem" else None
+            if piece is None:
+                return self._visit_unknown(node, name, value)
+            if isinstance(piece, list):  # several pieces
+                return piece
+            assert isinstance(piece, _Value)
+            if piece.origin is None:
+                return _Value(piece.ids, node)
+            return self._settle(_Value(piece.ids, node, piece.origin, piece.positions))
+        if len(inputs) != 1 and not name.endswith("_as"):  # indexed by a tensor
+            return self._visit_unknown(node, name, value)
+        source = inputs[0]
+        origin = source.origin or source
+        moved = self._execute(node, lambda v: v.ids)
+        places = self._execute(node, _positions)
+        if isinstance(moved, Tensor):
+            return self._settle(_Value(moved, node, origin, places))
+        return [
+            _Value(part, node, origin, place) for part, place in zip(moved, places, strict=True)
+        ]
+
+    def _execute(self, node: fx.Node, part: Any) -> Any:
+        """Run a rearranging operator on ids or positions instead of numbers."""
+
+        def swap(argument: Any) -> Any:
+            if not isinstance(argument, fx.Node):
+                return argument
+            held = self._values[argument]
+            if isinstance(held, _Value):
+                return part(held).contiguous()  # ids are broadcast views, unfit for view()
+            if isinstance(held, list):
+                return [part(v) for v in held]
+            return argument.meta["value"]
+
+        args = map_aggregate(node.args, swap)
+        kwargs = map_aggregate(node.kwargs, swap)
+        if node.op == "call_module":
+            return self._module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _settle(self, moved: _Value) -> _Value:
+        """Recognise a rearrangement that ends as a choice of channels or as a flatten.
+
+        Both are then written anew for each candidate, so they may be what no candidate could
+        repeat (a split at half the channels). Anything else stays as the network wrote it.
+        """
+        ids, origin, places, node = moved.ids, moved.origin, moved.positions, moved.node
+        assert origin is not None
+        assert places is not None
+        shape = origin.ids.shape
+        if len(shape) < 2 or shape[0] != 1 or ids.shape[:1] != (1,):
+            return moved  # images of the batch are mixed
+        if origin.node.op == "get_attr":
+            return moved  # has no batch: expanding it to one cannot be left out
+        area = origin.ids[0, 0].numel()
+        if ids.dim() == len(shape):
+            rows = places.transpose(0, 1).flatten(1)  # (channels, height * width)
+            channels = rows[:, :1] // area
+            if torch.equal(rows, channels * area + torch.arange(area)):
+                return self._settle_select(moved, origin, channels.flatten())
+            if torch.equal(rows // area, torch.arange(shape[1])[:, None].expand(-1, rows.shape[1])):
+                return _Value(ids, node)  # only height and width changed
+        if ids.dim() == 2 and torch.equal(places.flatten(), torch.arange(origin.ids.numel())):
+            self._flow.flattens.append((node, origin.node))
+            return _Value(ids, node)
+        return moved
+
+    def _settle_select(self, moved: _Value, origin: _Value, index: Tensor) -> _Value:
+        source_ids = self._collapse(origin.ids)
+        self._flow.selects.append(SelectCall(moved.node, origin.node, source_ids, index.numpy()))
+        settled = _Value(moved.ids, moved.node)
+        if not torch.equal(index, index[0] + torch.arange(len(index))):  # a run is a view: free
+            self._cost(moved.node, "select", settled)
+        return settled
+
+    def _visit_unknown(self, node: fx.Node, name: str, value: Any) -> Any:
+        where = f"{name} ({node.target if node.op == 'call_module' else node.name})"
+        self._freeze(node.all_input_nodes, f"reaches {where}, which amc cannot follow")
+        return self._new_ids(value, f"comes from {where}, which amc cannot follow", node)
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _new_ids(self, value: Any, reason: str, node: fx.Node) -> Any:
+        """Frozen ids, one per channel of every tensor in ``value``."""
+        if isinstance(value, (list, tuple)):
+            return [self._new_ids(part, reason, node) for part in value]
+        if not isinstance(value, Tensor):
+            return None
+        shape = value.shape if value.dim() > 1 else (1, *value.shape, *[1] * (1 - value.dim()))
+        ids = self._flow.union.fresh(shape[1])
+        self._freeze_ids(ids, reason)
+        spread = torch.from_numpy(ids).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+        return _Value(spread.reshape(value.shape) if value.dim() < 2 else spread, node)
+
+    def _spread(self, node: fx.Node, ids: Ids, value: Tensor) -> _Value:
+        shape = (1, -1, *[1] * (value.dim() - 2))
+        return _Value(torch.from_numpy(ids).view(shape).expand(value.shape), node)
+
+    def _collapse(self, ids: Tensor) -> Ids:
+        """One id per channel (dim 1); ids that share a channel are united."""
+        rows = ids.transpose(0, 1).flatten(1)  # (channels, everything else)
+        if not bool((rows == rows[:, :1]).all()):
+            for row in rows.numpy():
+                distinct = np.unique(row)
+                self._flow.union.unite_all(np.repeat(distinct[:1], len(distinct) - 1), distinct[1:])
+        return rows[:, 0].numpy().copy()
+
+    def _freeze(self, nodes: Iterable[fx.Node], reason: str) -> None:
+        for node in nodes:
+            for value in _flat(self._values[node]):
+                self._freeze_ids(np.unique(value.ids.numpy()), reason)
+
+    def _freeze_ids(self, ids: Ids, reason: str) -> None:
+        for identifier in ids.tolist():
+            self._flow.frozen.setdefault(identifier, reason)
+
+    def _cost(self, node: fx.Node, op: str | None, source: _Value) -> None:
+        shape = source.ids.shape
+        if op is None or len(shape) != 4:
+            return
+        ids = _channel_vector(source.ids, shape)
+        if ids is not None:
+            size = (int(shape[2]), int(shape[3]))
+            self._flow.operators.append(CostedCall(node, op, ids, size))
+
+
+def _flat(held: Any) -> list[_Value]:
+    """The values that a node holds: one, or the pieces of a split."""
+    if isinstance(held, list):
+        return [value for part in held for value in _flat(part)]
+    return [] if held is None else [held]
+
+
+def _is_broadcast_over_channels(operand: _Value, shape: torch.Size) -> bool:
+    """Whether one channel of the operand meets many, as a spatial attention map does."""
+    missing = len(shape) - operand.ids.dim()
+    channels = operand.ids.shape[1 - missing] if missing <= 1 else 1
+    return len(shape) >= 2 and channels == 1 and shape[1] > 1
+
+
+def _channel_vector(ids: Tensor, shape: torch.Size) -> Ids | None:
+    """Ids per channel of a ``shape`` where an operand has one id per channel, else None."""
+    if len(shape) < 2:
+        return None
+    ids = ids.view((1,) * (len(shape) - ids.dim()) + tuple(ids.shape))
+    rows = ids.transpose(0, 1).flatten(1)
+    if len(rows) != shape[1] or not bool((rows == rows[:, :1]).all()):
+        return None
+    return rows[:, 0].numpy().copy()
+
+
+def _positions(value: _Value) -> Tensor:
+    if value.positions is not None:
+        return value.positions
+    return torch.arange(value.ids.numel()).view(value.ids.shape)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(v, Tensor) for v in value)
+    return isinstance(value, Tensor)
+
+
+def _keeps_channels(node: fx.Node) -> bool:
+    """Whether a reduction runs over dimensions after the channels only."""
+    rank = argument(node, 0, "input", None).dim()
+    dims = argument(node, 1, "dim", None)
+    dims = [dims] if isinstance(dims, int) else dims or [0]  # none: over everything
+    return all(d % rank >= 2 for d in dims)
+
+
+def _pad_arguments(node: fx.Node) -> tuple[list[int], str, float]:
+    widths = [int(width) for width in argument(node, 1, "pad", ())]
+    mode, fill = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0)
+    return widths, str(mode), float(fill or 0)

@@ -1,0 +1,351 @@
+"""A network as the search sees it: layers in execution order, channel groups, what is frozen."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from amc.errors import TraceError
+from amc.graph.channels import follow_channels
+from amc.graph.flow import ChannelFlow, Ids, LayerCall
+from amc.graph.plan import (
+    ChannelPad,
+    ChannelSelect,
+    KeptCounts,
+    LayerUnits,
+    NetworkGraph,
+    PadUnits,
+    RemovalPlan,
+    SelectUnits,
+)
+from amc.graph.signatures import is_depthwise, layer_signature, operator_signature, space, space_of
+from amc.graph.trace import OpaqueLayer, TracedNetwork, trace
+from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, Size
+
+__all__ = [
+    "ChannelPad",
+    "ChannelSelect",
+    "KeptCounts",
+    "NetworkGraph",
+    "RemovalPlan",
+    "build_graph",
+]
+
+# (layer name, "in", "out") or (operator node, "through") -> how often it uses a unit
+Uses = dict[tuple[str, str], int]
+SINGLE = "is one channel that nothing can take the place of"
+
+
+def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGraph:
+    """Trace a network and find its layers and channel groups.
+
+    Args:
+        network: Any module that maps images (N, *image_shape) to class scores. It is copied.
+        image_shape: (channels, height, width).
+
+    Raises:
+        TraceError: The outermost forward cannot be followed, or there is no layer to compress.
+    """
+    traced = trace(_frozen_copy(network), _example(image_shape))
+    flow = follow_channels(traced.module)
+    if not flow.layers:
+        reasons = "; ".join(f"{path} {why}" for path, why in traced.opaque.items())
+        raise TraceError(
+            f"{type(network).__name__} has no convolution or linear layer that amc can follow"
+            f"{': ' + reasons if reasons else ''}."
+        )
+    return _Builder(traced, flow, image_shape).build()
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise TraceError(
+            f"{type(network).__name__} cannot be copied: {str(error).splitlines()[0]} "
+            "Load its weights anew; a network in the middle of a backward pass cannot be copied."
+        ) from error
+
+
+def _example(image_shape: tuple[int, int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, *image_shape, generator=generator)
+
+
+class _Builder:
+    def __init__(
+        self, traced: TracedNetwork, flow: ChannelFlow, image_shape: tuple[int, int, int]
+    ) -> None:
+        self._traced, self._flow, self._shape = traced, flow, image_shape
+        self._layers = _first_calls(flow.layers)
+        self._unit_of: dict[int, int] = {}  # root id -> unit
+        self._uses: dict[int, Uses] = defaultdict(lambda: defaultdict(int))
+        self._producers: dict[int, list[str]] = defaultdict(list)
+
+    def build(self) -> NetworkGraph:
+        self._count_uses()
+        groups, group_of_root = self._make_groups()
+        unit_group = np.full(len(self._unit_of), -1, np.int64)
+        for root, unit in self._unit_of.items():
+            group = group_of_root.get(root)
+            if group is not None and groups[group].is_free:
+                unit_group[unit] = group
+        folds = _foldable(self._traced.module)
+        layers = self._layer_infos(unit_group, groups)
+        operators = self._operator_infos(unit_group, groups, folds)
+        module, selects, pads = self._rewrite()  # from here on, nodes have no values
+        plan = RemovalPlan(
+            module=module,
+            unit_group=unit_group,
+            layers={
+                c.path: LayerUnits(self._units(c.in_ids), self._units(c.out_ids))
+                for c in self._layers
+            },
+            per_channel={c.path: self._units(c.ids) for c in self._flow.per_channel},
+            parameters={p.path: self._units(p.ids) for p in self._flow.parameters},
+            selects=selects,
+            pads=pads,
+            folds=folds,
+        )
+        return NetworkGraph(
+            layers=layers,
+            operators=operators,
+            groups=tuple(groups),
+            opaque=self._traced.opaque,
+            image_shape=self._shape,
+            plan=plan,
+        )
+
+    # -- units and groups -----------------------------------------------------------------
+
+    def _units(self, ids: Ids) -> Ids:
+        roots = self._flow.union.roots(ids)
+        flat = [self._unit_of.setdefault(int(r), len(self._unit_of)) for r in roots.ravel()]
+        return np.array(flat, np.int64).reshape(ids.shape)
+
+    def _count_uses(self) -> None:
+        """For every unit: which layers produce it, and how often each operator sees it."""
+        seen: list[tuple[str, str, Ids]] = []
+        for call in self._layers:
+            seen += [(call.path, "in", call.in_ids), (call.path, "out", call.out_ids)]
+            if not is_depthwise(call.module):
+                for root in self._flow.union.roots(call.out_ids):
+                    if call.path not in self._producers[int(root)]:
+                        self._producers[int(root)].append(call.path)
+        seen += [(call.node.name, "through", call.ids) for call in self._flow.operators]
+        for name, side, ids in seen:
+            for root in self._flow.union.roots(ids):
+                self._uses[int(root)][name, side] += 1
+            self._units(ids)
+        for ids in self._flow.ids_beside():
+            self._units(ids)
+
+    def _make_groups(self) -> tuple[list[ChannelGroup], dict[int, int]]:
+        """Units with the same producers and the same uses form a group."""
+        reasons = self._flow.reasons()
+        members: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        order = [int(r) for c in self._layers for r in self._flow.union.roots(c.out_ids)]
+        for root in dict.fromkeys(order):
+            if not self._producers[root]:
+                continue  # only depthwise layers and inputs: nothing of its own to remove
+            uses = tuple(sorted(self._uses[root].items()))
+            members[tuple(self._producers[root]), uses, reasons.get(root)].append(root)
+        names = _group_names([self._producers[roots[0]][0] for roots in members.values()])
+        groups: list[ChannelGroup] = []
+        group_of_root: dict[int, int] = {}
+        for name, roots in zip(names, members.values(), strict=True):
+            first = roots[0]
+            group = ChannelGroup(
+                index=len(groups),
+                name=name,
+                size=len(roots),
+                producers=tuple(self._producers[first]),
+                consumers=tuple(n for (n, side) in self._uses[first] if side == "in"),
+                reason=reasons.get(first, SINGLE if len(roots) == 1 else None),
+            )
+            groups.append(group)
+            group_of_root.update(dict.fromkeys(roots, group.index))
+        return groups, group_of_root
+
+    # -- layers and operators -------------------------------------------------------------
+
+    def _layer_infos(
+        self, unit_group: npt.NDArray[np.int64], groups: Sequence[ChannelGroup]
+    ) -> tuple[LayerInfo, ...]:
+        infos: list[LayerInfo] = []
+        decided: set[int] = set()
+        for index, call in enumerate(self._layers):
+            outputs = self._units(call.out_ids)
+            new = [] if is_depthwise(call.module) else [int(g) for g in unit_group[outputs]]
+            decides = tuple(dict.fromkeys(g for g in new if g >= 0 and g not in decided))
+            decided.update(decides)
+            infos.append(
+                LayerInfo(
+                    index=index,
+                    name=call.path,
+                    signature=layer_signature(
+                        call.module, space(call.node.args[0]), space(call.node)
+                    ),
+                    in_channels=len(call.in_ids),
+                    out_channels=len(outputs),
+                    has_bias=call.module.bias is not None,
+                    inputs=_channel_count(unit_group[self._units(call.in_ids)], groups),
+                    outputs=_channel_count(unit_group[outputs], groups),
+                    decides=decides,
+                )
+            )
+        return tuple(infos)
+
+    def _operator_infos(
+        self,
+        unit_group: npt.NDArray[np.int64],
+        groups: Sequence[ChannelGroup],
+        folds: Mapping[str, str],
+    ) -> tuple[OperatorInfo, ...]:
+        infos = []
+        for call in self._flow.operators:
+            if call.node.op == "call_module" and str(call.node.target) in folds:
+                continue  # folded into the layer before it wherever the network runs for real
+            count = _channel_count(unit_group[self._units(call.ids)], groups)
+            out_size = space(call.node)
+            signature = replace(
+                operator_signature(call.op, call.node, self._called(call.node)),
+                in_size=call.in_size,
+                out_size=out_size,
+            )
+            infos.append(OperatorInfo(call.node.name, signature, count, count))
+        known = {call.node for call in self._layers}
+        for repeat in self._flow.layers:
+            if repeat.node not in known:
+                infos.append(_fixed_operator(repeat.path, repeat.module, repeat.node))
+        infos += [_opaque_operator(layer) for layer in self._traced.opaque_layers]
+        return tuple(infos)
+
+    def _called(self, node: fx.Node) -> nn.Module | None:
+        if node.op != "call_module":
+            return None
+        return self._traced.module.get_submodule(str(node.target))
+
+    # -- the graph that candidates run ----------------------------------------------------
+
+    def _rewrite(self) -> tuple[fx.GraphModule, dict[str, SelectUnits], dict[str, PadUnits]]:
+        """Turn what depends on channel positions into modules that a candidate can replace."""
+        module = self._traced.module
+        graph = module.graph
+        for inner in module.modules():  # the graph already names what in-place results replace
+            if getattr(inner, "inplace", False):
+                inner.__dict__["inplace"] = False
+        selects: dict[str, SelectUnits] = {}
+        pads: dict[str, PadUnits] = {}
+        now: dict[fx.Node, fx.Node] = {}  # replaced node -> what stands in its place
+        for number, select in enumerate(self._flow.selects):
+            source = now.get(select.source, select.source)
+            if np.array_equal(select.index, np.arange(len(select.source_ids))):
+                now[select.node] = source
+                select.node.replace_all_uses_with(source)
+                continue
+            path = f"amc_select_{number}"
+            selects[path] = SelectUnits(self._units(select.source_ids), select.index)
+            module.add_module(path, ChannelSelect(torch.from_numpy(select.index)))
+            now[select.node] = _replace(graph, select.node, path, source)
+        for number, pad in enumerate(self._flow.pads):
+            path = f"amc_pad_{number}"
+            pads[path] = PadUnits(self._units(pad.before), self._units(pad.after))
+            module.add_module(path, ChannelPad(len(pad.before), len(pad.after)))
+            now[pad.node] = _replace(graph, pad.node, path, pad.node.args[0])
+        for node, source in self._flow.flattens:
+            with graph.inserting_before(node):
+                flat = graph.call_function(torch.flatten, (now.get(source, source), 1))
+            node.replace_all_uses_with(flat)
+        graph.eliminate_dead_code()
+        for node in graph.nodes:
+            node.meta.pop("value", None)
+        module.recompile()
+        return module, selects, pads
+
+
+def _replace(graph: fx.Graph, node: fx.Node, path: str, source: object) -> fx.Node:
+    assert isinstance(source, fx.Node)
+    with graph.inserting_before(node):
+        new = graph.call_module(path, (source,))
+    node.replace_all_uses_with(new)
+    return new
+
+
+def _first_calls(calls: Sequence[LayerCall]) -> list[LayerCall]:
+    found: dict[nn.Module, LayerCall] = {}
+    for call in calls:
+        found.setdefault(call.module, call)
+    return list(found.values())
+
+
+def _group_names(firsts: Sequence[str]) -> list[str]:
+    """Name groups after their first producer; number them where it produces several."""
+    count: dict[str, int] = defaultdict(int)
+    names = []
+    for first in firsts:
+        names.append(first if not count[first] else f"{first}[{count[first]}]")
+        count[first] += 1
+    return names
+
+
+def _channel_count(
+    unit_groups: npt.NDArray[np.int64], groups: Sequence[ChannelGroup]
+) -> ChannelCount:
+    """Count the channels of a tensor whose units are in ``unit_groups`` (-1: frozen)."""
+    values, counts = np.unique(unit_groups, return_counts=True)
+    fixed = int(counts[values < 0].sum())
+    # All units of a group are used equally often, so the counts divide evenly.
+    terms = tuple(
+        (int(g), int(n) // groups[g].size) for g, n in zip(values, counts, strict=True) if g >= 0
+    )
+    return ChannelCount(fixed, terms)
+
+
+def _foldable(module: fx.GraphModule) -> dict[str, str]:
+    """Batch normalisations, called once, that follow a layer which feeds nothing else."""
+    nodes = module.graph.nodes
+    calls = [node for node in nodes if node.op == "call_module" and node.all_input_nodes]
+    times = Counter(str(node.target) for node in calls)
+    folds = {}
+    for node in calls:
+        norm, source = module.get_submodule(node.target), node.all_input_nodes[0]
+        if (
+            isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+            and norm.running_mean is not None
+            and source.op == "call_module"
+            and isinstance(module.get_submodule(source.target), (nn.Conv2d, nn.Linear))
+            and len(source.users) == times[node.target] == times[source.target] == 1
+        ):
+            folds[str(node.target)] = str(source.target)
+    return folds
+
+
+def _fixed_operator(path: str, module: nn.Conv2d | nn.Linear, node: fx.Node) -> OperatorInfo:
+    return _constant(path, module, space(node.args[0]), space(node))
+
+
+def _opaque_operator(layer: OpaqueLayer) -> OperatorInfo:
+    assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
+    return _constant(layer.name, layer.module, space_of(layer.in_shape), space_of(layer.out_shape))
+
+
+def _constant(
+    name: str, module: nn.Conv2d | nn.Linear, in_size: Size, out_size: Size
+) -> OperatorInfo:
+    shape = module.weight.shape
+    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    return OperatorInfo(
+        name,
+        layer_signature(module, in_size, out_size),
+        ChannelCount(inputs, ()),
+        ChannelCount(int(shape[0]), ()),
+        module.bias is not None,
+    )

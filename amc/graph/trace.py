@@ -1,0 +1,352 @@
+"""From a network to a graph of operators, each with the value it had on an example.
+
+``torch.fx`` follows a forward with placeholders that carry no value, so it stops at
+``if x.shape[1] > 64`` or ``for i in range(x.size(2))``. Here every placeholder carries its value
+on the example, so control flow over shapes is followed as the example takes it. Control flow over
+the *contents* of a tensor is not: that module becomes one opaque node, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.fx.proxy import Attribute
+
+from amc.errors import TraceError
+
+
+@dataclass(frozen=True)
+class OpaqueLayer:
+    """A convolution or linear call inside a module that could not be followed."""
+
+    name: str
+    module: nn.Module
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network as a graph.
+
+    Attributes:
+        module: Same function as the network, as a graph; its nodes' ``meta["value"]`` hold
+            what they gave on the example.
+        opaque: Module path -> why the module could not be followed; such a module is one node.
+        opaque_layers: The layers inside opaque modules, for their cost.
+    """
+
+    module: fx.GraphModule
+    opaque: dict[str, str]
+    opaque_layers: tuple[OpaqueLayer, ...]
+
+
+class _Unfollowable(Exception):
+    """Python code depends on what the example cannot stand for."""
+
+
+_CONTENTS = "its Python code reads the contents of a tensor"
+_BATCH_SIZE = "its Python code makes a constant of the number of images"
+
+
+# What gives a Python value that depends on a tensor's shape and type only.
+_SHAPE_QUERIES = {
+    "getattr",
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "stride",
+    "storage_offset",
+    "element_size",
+    "type",
+    "get_device",
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+}
+_OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ipow: operator.pow,
+}
+
+
+class _ValueProxy(fx.Proxy):
+    """A placeholder that knows its value on the example."""
+
+    @property
+    def value(self) -> Any:
+        return self.node.meta["value"]
+
+    def number(self) -> Any:
+        """The value, where it is a number that Python code may look at."""
+        if isinstance(self.value, Tensor):
+            raise _Unfollowable(_CONTENTS)
+        return self.value
+
+    def _constant(self) -> Any:
+        if self.value == 1 and _is_batch_size(self.node):
+            raise _Unfollowable(_BATCH_SIZE)
+        return self.number()
+
+    def __getattr__(self, name: str) -> Any:
+        if callable(getattr(self.value, name)):
+            return Attribute(self, name)  # a method, about to be called
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __index__(self) -> int:
+        return int(self._constant())
+
+    def __int__(self) -> int:
+        return int(self._constant())
+
+    def __float__(self) -> float:
+        return float(self._constant())
+
+    def __len__(self) -> int:
+        if isinstance(self.value, Tensor):
+            return int(self.shape[0])
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        pick = operator.getitem
+        return iter(
+            [
+                self.tracer.create_proxy("call_function", pick, (self, index), {})
+                for index in range(len(self.value))
+            ]
+        )
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    """Whether a node is ``x.size(0)`` or ``x.shape[0]``."""
+    if node.target == "size":
+        return node.args[1:] == (0,)
+    if node.target is not operator.getitem or node.args[1] != 0:
+        return False
+    shape = node.args[0]
+    return isinstance(shape, fx.Node) and (shape.target == "size" or "shape" in shape.args)
+
+
+class _ValueTracer(fx.Tracer):
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self._example = example
+        self._running = False  # an operator is being run for its value, not traced
+        self._replaced: list[tuple[_ValueProxy, fx.Node]] = []  # placeholder, node before
+        self.opaque: dict[str, str] = {}
+        self.opaque_layers: list[OpaqueLayer] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _ValueProxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """One image tensor; further arguments of the forward keep their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> fx.Proxy:
+        squeezes = (kind, target) in (("call_method", "squeeze"), ("call_function", torch.squeeze))
+        if squeezes and len(args) == 1 and not kwargs:
+            args = (*args, _ones_after_batch(args[0]))
+        in_place = self._is_in_place(kind, target, kwargs)
+        if in_place:
+            target, kwargs = _out_of_place(kind, target, kwargs)
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        if kind == "output":
+            return proxy
+        self._running = True
+        try:
+            proxy.node.meta["value"] = self._run(kind, target, args, kwargs)
+        finally:
+            self._running = False
+        if in_place and args and isinstance(args[0], _ValueProxy):
+            # Whoever holds the placeholder of the input holds the changed tensor from now on.
+            self._replaced.append((args[0], args[0].node))
+            args[0].node = proxy.node
+        return proxy
+
+    def _is_in_place(self, kind: str, target: Any, kwargs: dict[str, Any]) -> bool:
+        if kind == "call_module":
+            return bool(getattr(self.root.get_submodule(target), "inplace", False))
+        if kind not in ("call_function", "call_method"):
+            return False
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        underscore = name.endswith("_") and not name.endswith("__")
+        return underscore or target in _OUT_OF_PLACE or bool(kwargs.get("inplace", False))
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = (
+            map_aggregate(part, lambda a: a.node.meta["value"] if isinstance(a, fx.Proxy) else a)
+            for part in (args, kwargs)
+        )
+        if kind == "placeholder":
+            return self._example
+        if kind == "get_attr":
+            return operator.attrgetter(target)(self.root)
+        if kind == "call_module":
+            return self._run_module(target, args, kwargs)
+        if kind == "call_method":
+            value = getattr(args[0], target)(*args[1:], **kwargs)
+        else:
+            value = target(*args, **kwargs)
+        query = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if query not in _SHAPE_QUERIES and _reads_contents((args, kwargs), value):
+            raise _Unfollowable(_CONTENTS)
+        return value
+
+    def _run_module(self, path: str, args: Any, kwargs: Any) -> Any:
+        module = self.root.get_submodule(path)
+        if path not in self.opaque:
+            return module(*args, **kwargs)
+        hooks = [
+            inner.register_forward_hook(self._note_layer(f"{path}.{name}"))
+            for name, inner in module.named_modules()
+            if isinstance(inner, (nn.Conv2d, nn.Linear))
+        ]
+        try:
+            return module(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _note_layer(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            shapes = tuple(inputs[0].shape), tuple(output.shape)
+            self.opaque_layers.append(OpaqueLayer(name, module, *shapes))
+
+        return note
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._running:
+            return forward(*args, **kwargs)
+        before = dict(self.opaque), len(self.opaque_layers), len(self._replaced)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            # The innermost module that fails becomes one node. If it cannot even be run
+            # as one, the error goes on to the module around it.
+            self._forget_since(*before)
+            path = self.path_of_module(m)
+            self.opaque[path] = f"cannot be traced: {_one_line(error)}"
+            try:
+                return self.create_proxy("call_module", path, args, kwargs)
+            except Exception:
+                self._forget_since(*before)
+                raise error from None
+
+    def _forget_since(self, opaque: dict[str, str], layers: int, replaced: int) -> None:
+        """Undo what a failed attempt noted."""
+        self.opaque = opaque
+        del self.opaque_layers[layers:]
+        for proxy, node in reversed(self._replaced[replaced:]):
+            proxy.node = node
+        del self._replaced[replaced:]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._running:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        assert isinstance(obj, _ValueProxy)
+        return bool(obj.number())
+
+
+def _out_of_place(kind: str, target: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same operation without writing into its input, where there is one."""
+    if kind == "call_method" and hasattr(Tensor, target.rstrip("_")):
+        return target.rstrip("_"), kwargs
+    if "inplace" in kwargs:
+        kwargs = {**kwargs, "inplace": False}
+    return _OUT_OF_PLACE.get(target, target), kwargs
+
+
+def _ones_after_batch(x: _ValueProxy) -> tuple[int, ...]:
+    """The dimensions that ``x.squeeze()`` removes from a batch of more than one image."""
+    return tuple(dim for dim in range(1, x.value.dim()) if x.value.shape[dim] == 1)
+
+
+def _reads_contents(arguments: Any, value: Any) -> bool:
+    """Whether tensors went in and a plain Python value came out."""
+    return value is not None and not _holds_tensor(value) and _holds_tensor(arguments)
+
+
+def _holds_tensor(value: Any) -> bool:
+    found: list[Tensor] = []
+    map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
+    return bool(found)
+
+
+def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
+    """Trace a network in evaluation mode.
+
+    Args:
+        network: Any module that takes one image tensor. Its submodules are shared, not copied.
+        example: One image, shape (1, channels, height, width).
+
+    Raises:
+        TraceError: The outermost forward itself cannot be followed or run, or it does not
+            return one tensor.
+    """
+    tracer = _ValueTracer(example)
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(network)
+    except Exception as error:
+        raise TraceError(
+            f"{type(network).__name__} cannot be traced on an input of shape "
+            f"{tuple(example.shape)}: {_one_line(error)}. amc follows the network's forward with "
+            "torch.fx: give it one image tensor, and move code that depends on tensor contents "
+            "out of the outermost forward (inside a submodule it is frozen and the rest goes on)."
+        ) from error
+    for node in graph.nodes:  # constants of the forward come without their value
+        if node.op == "get_attr":
+            node.meta.setdefault("value", operator.attrgetter(node.target)(network))
+    output = next(iter(reversed(graph.nodes))).args[0]
+    if not (isinstance(output, fx.Node) and isinstance(output.meta["value"], Tensor)):
+        raise TraceError(
+            f"{type(network).__name__} must return one tensor of class scores, shape (N, classes); "
+            f"it returns {_describe(output)}. Wrap it in a module that returns the scores only."
+        )
+    module = fx.GraphModule(network, graph, class_name=type(network).__name__)
+    _remove_dead(module)
+    return TracedNetwork(module, tracer.opaque, tuple(tracer.opaque_layers))
+
+
+def _remove_dead(module: fx.GraphModule) -> None:
+    # fx keeps calls of modules in training mode as impure; nothing here has side effects.
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and node.op not in ("output", "placeholder"):
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _describe(output: Any) -> str:
+    value = output.meta["value"] if isinstance(output, fx.Node) else output
+    return f"a {type(value).__name__}"
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,69 @@
+"""Networks small enough for arithmetic, and what the tests of several rooms need of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.compress.verify import graph_of
+from amc.graph.graph import NetworkGraph
+
+TINY_SHAPE = (3, 8, 8)
+TINY_CLASSES = 5
+
+
+class TinyNet(nn.Module):
+    """Images (N, 3, 8, 8) -> scores (N, 5).
+
+    ========== ============== ======= ===================================
+    layer      weight         output  channel group
+    ========== ============== ======= ===================================
+    conv1      (4, 3, 3, 3)   8 x 8   conv1, 4 channels
+    conv2      (6, 4, 3, 3)   4 x 4   conv2, 6 channels
+    conv3      (6, 6, 3, 3)   4 x 4   conv2: added to what conv2 gives
+    linear     (5, 6)                 linear, 5 classes: frozen
+    ========== ============== ======= ===================================
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.conv3 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(6)
+        self.linear = nn.Linear(6, TINY_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        x = torch.relu(self.bn3(self.conv3(x)) + x)
+        return self.linear(x.mean((2, 3)))
+
+
+def randomise_norms(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every batch normalisation statistics and factors that make a difference."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+    return network
+
+
+@pytest.fixture
+def tiny_net() -> nn.Module:
+    """A `TinyNet` with fixed weights, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomise_norms(TinyNet()).eval()
+
+
+@pytest.fixture
+def tiny_graph(tiny_net: nn.Module) -> NetworkGraph:
+    """The graph of `tiny_net`."""
+    return graph_of(tiny_net, TINY_SHAPE)
