@@ -1,0 +1,60 @@
+"""Folding batch normalisation into the layer before it: how a network runs when it is deployed."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from amc.compress.removal import assemble, clone_module
+from amc.graph.graph import RemovalPlan
+
+
+def fold_batch_norm(plan: RemovalPlan, network: fx.GraphModule) -> fx.GraphModule:
+    """The same function with fewer operators: BN(Wx + b) = (sW) x + (s(b - mean) + shift).
+
+    Only a normalisation whose layer feeds nothing else is folded. Quantized layers keep theirs:
+    their weights would leave the grid.
+
+    Args:
+        plan: Of the network that ``network`` was made from.
+        network: In evaluation mode; it is not modified.
+    """
+    replaced: dict[str, nn.Module] = {}
+    for norm_path, layer_path in plan.folds.items():
+        norm, layer = network.get_submodule(norm_path), network.get_submodule(layer_path)
+        if type(layer) not in (nn.Conv2d, nn.Linear) or not _is_fixed(norm):
+            continue
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        shift = torch.zeros_like(scale)
+        if norm.affine:
+            scale, shift = scale * norm.weight.detach(), norm.bias.detach()
+        bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+        weight = layer.weight.detach() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+        folded = clone_module(layer, {"weight": weight})
+        folded._parameters["bias"] = nn.Parameter((bias * scale + shift).detach(), False)
+        replaced[layer_path], replaced[norm_path] = folded, nn.Identity()
+    kept = {
+        str(node.target): network.get_submodule(str(node.target))
+        for node in network.graph.nodes
+        if node.op == "call_module"
+    }
+    constants = {
+        str(node.target): _tensor(network, str(node.target))
+        for node in network.graph.nodes
+        if node.op == "get_attr"
+    }
+    return assemble(network, {**kept, **replaced}, constants)
+
+
+def _is_fixed(norm: nn.Module) -> bool:
+    return isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) and norm.running_mean is not None
+
+
+def _tensor(network: nn.Module, path: str) -> torch.Tensor:
+    owner, _, name = path.rpartition(".")
+    value = getattr(network.get_submodule(owner), name)
+    assert isinstance(value, torch.Tensor)
+    return value

@@ -1,0 +1,158 @@
+"""Uniform fake quantization: values rounded to the grid that b bits can hold, stored as floats.
+
+Weights: per output channel, symmetric, the integers -(2^(b-1) - 1) .. 2^(b-1) - 1 times a scale;
+one bit means +-scale with the scale at the mean magnitude (XNOR-Net, Rastegari et al. 2016, eq. 6).
+Activations: per tensor, affine, the integers 0 .. 2^b - 1, zero exactly on the grid. Scales of few
+bits are the ones of least squared error, not of the largest value. Gradients pass straight through
+(Bengio et al. 2013), zero outside the clipping range; one bit has no such range.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc.compress.removal import clone_module
+from amc.strategy import FLOAT_BITS, Bits
+
+# Clipping ranges tried, as fractions of the largest magnitude.
+_FRACTIONS = torch.linspace(0.2, 1.0, 33)
+
+
+def weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """Scale of every output channel that rounds its weights with the least squared error.
+
+    Args:
+        weight: (outputs, ...).
+        bits: 1 to 8.
+
+    Returns:
+        Positive scales, shape (outputs,).
+    """
+    rows = weight.detach().flatten(1)
+    if bits == 1:
+        return rows.abs().mean(1).clamp_min(1e-12)
+    largest = rows.abs().amax(1).clamp_min(1e-12)
+    levels = 2 ** (bits - 1) - 1
+    best: Tensor = largest / levels
+    if bits >= 8:
+        return best
+    lowest = torch.full_like(largest, torch.inf)
+    for fraction in _FRACTIONS:
+        scale = largest * fraction / levels
+        rounded = (rows / scale[:, None]).round().clamp(-levels, levels) * scale[:, None]
+        error = (rounded - rows).square().sum(1)
+        better = error < lowest
+        best, lowest = torch.where(better, scale, best), torch.where(better, error, lowest)
+    return best
+
+
+def quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Round weights to their grid; differentiable (straight-through)."""
+    if bits == 1:
+        signs = _StraightThroughSign.apply(weight)
+        binary: Tensor = signs * scale.view(-1, *[1] * (weight.dim() - 1))
+        return binary
+    levels = 2 ** (bits - 1) - 1
+    zero = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
+    grid: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -levels, levels)
+    return grid
+
+
+class _StraightThroughSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return torch.where(weight >= 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+
+def activation_range(values: Tensor, bits: int) -> tuple[float, int]:
+    """Scale and zero point of least squared error over a sample of activations.
+
+    Args:
+        values: Sampled values, shape (n,).
+        bits: 1 to 8.
+    """
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    levels = 2**bits - 1
+    if high - low <= 0:
+        return 1.0, 0
+    best, lowest = (1.0, 0), float("inf")
+    for fraction in _FRACTIONS.tolist():
+        scale = (high - low) * fraction / levels
+        zero = min(max(round(-low * fraction / scale), 0), levels)
+        rounded = ((values / scale).round() + zero).clamp(0, levels).sub(zero).mul(scale)
+        error = float((rounded - values).square().sum())
+        if error < lowest:
+            best, lowest = (scale, zero), error
+    return best
+
+
+class _Quantized(nn.Module):
+    """What quantized layers share: bit-widths and the grids of weight and input."""
+
+    weight: Tensor
+    bits: Bits
+    weight_scale: Tensor
+    input_scale: Tensor
+    input_zero_point: Tensor
+
+    def _quantized_weight(self) -> Tensor:
+        if self.bits.weight == FLOAT_BITS:
+            return self.weight
+        return quantize_weight(self.weight, self.weight_scale, self.bits.weight)
+
+    def _quantized_input(self, x: Tensor) -> Tensor:
+        if self.bits.activation == FLOAT_BITS:
+            return x
+        levels = 2**self.bits.activation - 1
+        return torch.fake_quantize_per_tensor_affine(
+            x, self.input_scale, self.input_zero_point, 0, levels
+        )
+
+
+class QuantizedConv2d(_Quantized, nn.Conv2d):
+    """A convolution that sees its input and weight through their grids."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self._conv_forward(
+            self._quantized_input(x), self._quantized_weight(), self.bias
+        )
+        return y
+
+
+class QuantizedLinear(_Quantized, nn.Linear):
+    """A linear layer that sees its input and weight through their grids."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self._quantized_input(x), self._quantized_weight(), self.bias)
+
+
+def quantize_layer(layer: nn.Module, bits: Bits, input_grid: tuple[float, int] | None) -> nn.Module:
+    """A layer's quantized twin; its weight is already on the grid.
+
+    Args:
+        input_grid: Scale and zero point of its input; needed unless activation bits are 32.
+    """
+    if bits.is_float:
+        return layer
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    weight = layer.weight.detach()
+    scale = torch.ones(len(weight))
+    if bits.weight != FLOAT_BITS:
+        scale = weight_scale(weight, bits.weight)
+        weight = quantize_weight(weight, scale, bits.weight)
+    quantized = clone_module(layer, {"weight": weight})
+    quantized.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
+    quantized.__dict__["bits"] = bits
+    input_scale, zero_point = input_grid or (1.0, 0)
+    quantized.register_buffer("weight_scale", scale)
+    quantized.register_buffer("input_scale", torch.tensor(input_scale))
+    quantized.register_buffer("input_zero_point", torch.tensor(zero_point, dtype=torch.int32))
+    return quantized

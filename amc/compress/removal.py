@@ -1,0 +1,201 @@
+"""Channel removal: slicing a network's tensors by index, without tracing or copying it anew."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from amc.graph.graph import ChannelPad, ChannelSelect, NetworkGraph, RemovalPlan
+from amc.graph.signatures import is_depthwise
+
+KeepMask = npt.NDArray[np.bool_]
+
+
+def keep_mask(graph: NetworkGraph, kept: Mapping[int, npt.NDArray[np.int64]]) -> KeepMask:
+    """Mask over units from the kept positions of each group."""
+    keep = np.ones(len(graph.plan.unit_group), np.bool_)
+    for group, positions in kept.items():
+        members = np.flatnonzero(graph.plan.unit_group == group)
+        keep[members] = False
+        keep[members[positions]] = True
+    return keep
+
+
+def remove_channels(
+    plan: RemovalPlan, keep: KeepMask, weights: Mapping[str, Tensor] | None = None
+) -> fx.GraphModule:
+    """Build the network that has only the kept units.
+
+    Parameters and buffers are copied (sliced); the compiled forward is shared with the
+    original. What happens to the candidate does not reach the original.
+
+    Args:
+        plan: Where the units sit.
+        keep: True for units that stay, shape (units,). Frozen units must be True.
+        weights: Layer path -> weight with only the kept inputs and outputs, where it shall
+            differ from the slice of the original.
+    """
+    weights = weights or {}
+    replaced: dict[str, nn.Module] = {}
+    for path, units in plan.layers.items():
+        layer = plan.module.get_submodule(path)
+        kept_in, kept_out = _kept(keep, units.inputs), _kept(keep, units.outputs)
+        replaced[path] = _slice_layer(layer, kept_in, kept_out, weights.get(path))
+    for path, ids in plan.per_channel.items():
+        replaced[path] = _slice_per_channel(plan.module.get_submodule(path), _kept(keep, ids))
+    for path, select in plan.selects.items():
+        kept_source = _kept(keep, select.source)
+        position = np.full(len(select.source), -1, np.int64)
+        position[kept_source.numpy()] = np.arange(len(kept_source))
+        chosen = position[select.index[keep[select.source[select.index]]]]
+        replaced[path] = ChannelSelect(torch.from_numpy(chosen))
+    for path, pad in plan.pads.items():
+        replaced[path] = ChannelPad(int(keep[pad.before].sum()), int(keep[pad.after].sum()))
+    parameters = {
+        path: _slice_parameter(plan.module, path, ids, keep)
+        for path, ids in plan.parameters.items()
+    }
+    return assemble(plan.module, replaced, parameters)
+
+
+def _kept(keep: KeepMask, units: npt.NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(keep[units]))
+
+
+def clone_module(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
+    """The same module with other parameters and buffers; shares those that are not named.
+
+    Hooks and modes of the clone are its own; its submodules are those of the original.
+    """
+    clone = _shell(module)
+    clone._parameters = {
+        name: _parameter(tensors.get(name, old)) for name, old in module._parameters.items()
+    }
+    clone._buffers = {name: tensors.get(name, old) for name, old in module._buffers.items()}
+    return clone
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy of a module whose own dicts (hooks, submodules, ...) are copies too."""
+    shell = object.__new__(type(module))
+    shell.__dict__.update(
+        (name, copy.copy(value) if isinstance(value, (dict, set)) else value)
+        for name, value in module.__dict__.items()
+    )
+    return shell
+
+
+def _independent(module: nn.Module) -> nn.Module:
+    """A copy that shares no tensor and no mode with the original."""
+    if module._modules or module._parameters or module._buffers:
+        return copy.deepcopy(module)
+    return _shell(module)
+
+
+def _parameter(value: Tensor | None) -> nn.Parameter | None:
+    if value is None or isinstance(value, nn.Parameter):
+        return value
+    return nn.Parameter(value, requires_grad=False)
+
+
+def _slice_layer(
+    layer: nn.Module, kept_in: Tensor, kept_out: Tensor, weight: Tensor | None
+) -> nn.Module:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    if isinstance(layer, nn.Linear):
+        if weight is None:
+            weight = layer.weight[kept_out][:, kept_in]
+        sizes = {"in_features": len(kept_in), "out_features": len(kept_out)}
+    else:
+        if weight is None:
+            columns = kept_in[kept_in < layer.weight.shape[1]]  # the first convolution group's
+            if is_depthwise(layer):  # one column, its own channel's
+                columns = torch.arange(1)
+            weight = layer.weight[kept_out][:, columns]
+        sizes = {"in_channels": len(kept_in), "out_channels": len(kept_out)}
+        if is_depthwise(layer):
+            sizes["groups"] = len(kept_in)
+    bias = None if layer.bias is None else layer.bias[kept_out].clone()
+    sliced = clone_module(layer, {"weight": weight.clone(), "bias": bias})
+    sliced.__dict__.update(sizes)
+    return sliced
+
+
+def _slice_per_channel(module: nn.Module, kept: Tensor) -> nn.Module:
+    tensors: dict[str, Tensor | None] = {
+        name: old[kept].clone() if old.dim() == 1 else old.clone()
+        for name, old in (*module.named_parameters(), *module.named_buffers())
+    }
+    sliced = clone_module(module, tensors)
+    size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+    sliced.__dict__[size] = len(kept)
+    return sliced
+
+
+def _slice_parameter(
+    root: nn.Module, path: str, units: npt.NDArray[np.int64], keep: KeepMask
+) -> Tensor:
+    """Keep the elements of a parameter along whichever dimension carries the channels."""
+    tensor = operator.attrgetter(path)(root)
+    assert isinstance(tensor, Tensor)
+    for dim in range(units.ndim):
+        lead = np.moveaxis(units, dim, 0).reshape(units.shape[dim], -1)
+        kept = torch.from_numpy(np.flatnonzero(keep[lead].any(axis=1)))
+        tensor = tensor.index_select(dim, kept)
+    return tensor.detach().clone()
+
+
+def assemble(
+    template: fx.GraphModule,
+    replaced: Mapping[str, nn.Module],
+    parameters: Mapping[str, Tensor] | None = None,
+) -> fx.GraphModule:
+    """A graph module with the template's code; nothing is compiled.
+
+    Args:
+        replaced: Module path -> what stands there; all other modules are copies.
+        parameters: Parameter or buffer path -> value, where it differs from the template's.
+    """
+    parameters = parameters or {}
+    root = _shell(template)
+    assert isinstance(root, fx.GraphModule)
+    root._parameters, root._buffers, root._modules = {}, {}, {}
+    for node in template.graph.nodes:
+        path = str(node.target)
+        owner, _, name = path.rpartition(".")
+        if node.op == "call_module":
+            holder = _container(root, owner)
+            if name not in holder._modules:
+                module = replaced.get(path)
+                original = template.get_submodule(path)
+                holder._modules[name] = _independent(original) if module is None else module
+        elif node.op == "get_attr":
+            holder = _container(root, owner)
+            old = operator.attrgetter(path)(template)
+            value = parameters.get(path, old)
+            if isinstance(old, nn.Parameter):
+                holder._parameters[name] = _parameter(value)
+            elif isinstance(old, Tensor):
+                holder._buffers[name] = value
+            else:
+                setattr(holder, name, old)
+    return root
+
+
+def _container(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path, made where it does not exist yet."""
+    holder = root
+    for name in path.split(".") if path else ():
+        inner = holder._modules.get(name)
+        if inner is None:
+            inner = nn.Module()
+            inner.training = root.training
+            holder._modules[name] = inner
+        holder = inner
+    return holder

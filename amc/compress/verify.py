@@ -1,0 +1,159 @@
+"""The check that makes tracing safe: removed must equal zeroed, or the group is frozen."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from amc.compress.removal import KeepMask, keep_mask, remove_channels
+from amc.errors import TraceError
+from amc.graph.graph import NetworkGraph, build_graph
+from amc.graph.signatures import is_depthwise
+from amc.graph.types import ChannelCount
+
+TOLERANCE = 1e-4  # of the largest output; float32 sums in another order differ by about 1e-6
+
+
+def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGraph:
+    """Trace a network, and freeze every group whose removal is not exact.
+
+    Removing channels must give the outputs that the network has when nothing reads those
+    channels. Networks do things that no table of operators foresees (a constant channel count in
+    the code, a statistic over channels); what fails the check stays whole, with its reason.
+
+    Raises:
+        TraceError: As `build_graph`; or the traced network does not equal the original.
+    """
+    graph = build_graph(network, image_shape)
+    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(1))
+    _check_same_function(network, graph, images)
+    if _is_exact(graph, images):
+        return graph
+    errors = {
+        group.index: removal_error(graph, _random_half(graph, [group.index]), images)
+        for group in graph.free_groups
+    }
+    graph = freeze_groups(graph, {g: _reason(e) for g, e in errors.items() if not e <= TOLERANCE})
+    if _is_exact(graph, images):
+        return graph
+    together = "changes the network when removed together with other groups"
+    return freeze_groups(graph, {group.index: together for group in graph.free_groups})
+
+
+def _is_exact(graph: NetworkGraph, images: Tensor) -> bool:
+    return removal_error(graph, _random_half(graph, range(len(graph.groups))), images) <= TOLERANCE
+
+
+def _reason(error: float) -> str:
+    if math.isinf(error):
+        return "stops the network from running when channels are removed (a constant in its code?)"
+    return f"changes the network when removed (by {error:.1e} of its output)"
+
+
+def _check_same_function(network: nn.Module, graph: NetworkGraph, images: Tensor) -> None:
+    """The trace was made on one image: on two others it must give what the network gives."""
+    original = copy.deepcopy(network).cpu().eval()
+    with torch.no_grad():
+        expected = original(images)
+        try:
+            traced = graph.plan.module.forward(images)  # a call would print the traceback
+            difference = f"they differ by {_relative(expected, traced):.1e} of the largest output"
+            same = _relative(expected, traced) <= TOLERANCE
+        except Exception as error:  # the graph holds whatever the user's code does
+            difference, same = f"{type(error).__name__}: {str(error).splitlines()[0]}", False
+    if not same:
+        raise TraceError(
+            f"{type(network).__name__} as traced on one image does not give what the network "
+            f"gives on two: {difference}. Expected a forward that treats all images alike, is not "
+            "random in evaluation mode, and gives finite numbers."
+        )
+
+
+def removal_error(graph: NetworkGraph, keep: KeepMask, images: Tensor) -> float:
+    """Largest difference between removed and zeroed outputs, relative to the largest output.
+
+    Infinite where the network with channels removed does not run at all.
+    """
+    with torch.no_grad():
+        expected = ignoring_channels(graph, keep)(images)
+        try:
+            removed = remove_channels(graph.plan, keep).forward(images)
+        except Exception:  # whatever the user's code raises on fewer channels
+            return math.inf
+    return _relative(expected, removed)
+
+
+def _relative(expected: Tensor, given: Tensor) -> float:
+    """Largest difference, of the largest expected value; NaN where either is not finite."""
+    if given.shape != expected.shape:
+        return math.inf
+    return float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
+
+
+def ignoring_channels(graph: NetworkGraph, keep: KeepMask) -> nn.Module:
+    """The full-size network in which no layer reads the channels that are not kept."""
+    plan = graph.plan
+    ignoring = remove_channels(plan, np.ones_like(keep))
+    for path, units in plan.layers.items():
+        layer = ignoring.get_submodule(path)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        if is_depthwise(layer):
+            continue  # passes its channels on; its reader ignores them
+        gone = torch.from_numpy(np.flatnonzero(~keep[units.inputs]))
+        layer.weight.data[:, gone[gone < layer.weight.shape[1]]] = 0
+    return ignoring
+
+
+def _random_half(graph: NetworkGraph, groups: Iterable[int]) -> KeepMask:
+    """About half of each group's channels: an odd number, which code that counts on 2^n breaks."""
+    generator = np.random.default_rng(0)
+    chosen: dict[int, npt.NDArray[np.int64]] = {}
+    for index in groups:
+        group = graph.groups[index]
+        if group.is_free:
+            kept = min((group.size // 2) | 1, group.size)
+            chosen[index] = np.sort(generator.permutation(group.size)[:kept])
+    return keep_mask(graph, chosen)
+
+
+def freeze_groups(graph: NetworkGraph, reasons: Mapping[int, str]) -> NetworkGraph:
+    """The same graph with some free groups frozen."""
+    if not reasons:
+        return graph
+    sizes = graph.sizes()
+
+    def fixed(count: ChannelCount) -> ChannelCount:
+        gone = sum(int(sizes[g]) * times for g, times in count.terms if g in reasons)
+        return ChannelCount(
+            count.fixed + gone, tuple(term for term in count.terms if term[0] not in reasons)
+        )
+
+    unit_group = graph.plan.unit_group.copy()
+    unit_group[np.isin(unit_group, list(reasons))] = -1
+    return replace(
+        graph,
+        layers=tuple(
+            replace(
+                layer,
+                inputs=fixed(layer.inputs),
+                outputs=fixed(layer.outputs),
+                decides=tuple(g for g in layer.decides if g not in reasons),
+            )
+            for layer in graph.layers
+        ),
+        operators=tuple(
+            replace(op, inputs=fixed(op.inputs), outputs=fixed(op.outputs))
+            for op in graph.operators
+        ),
+        groups=tuple(
+            replace(group, reason=reasons.get(group.index, group.reason)) for group in graph.groups
+        ),
+        plan=replace(graph.plan, unit_group=unit_group),
+    )

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from amc.compress.removal import keep_mask
+from amc.compress.verify import freeze_groups, graph_of, ignoring_channels, removal_error
+from amc.graph.graph import build_graph
+from tests.graph.nets import SHAPE, Concat, Function
+
+
+def test_removing_nothing_changes_nothing(tiny_graph):
+    images = torch.randn(2, 3, 8, 8)
+    keep = np.ones(len(tiny_graph.plan.unit_group), np.bool_)
+    assert removal_error(tiny_graph, keep, images) == 0.0
+
+
+def test_ignored_channels_do_not_reach_the_output(tiny_graph):
+    keep = keep_mask(tiny_graph, {0: np.array([0, 2])})
+    ignoring = ignoring_channels(tiny_graph, keep)
+    images = torch.randn(2, 3, 8, 8)
+    before = ignoring(images)
+    ignoring.bn1.bias.data[[1, 3]] += 100
+    assert torch.equal(ignoring(images), before)
+    ignoring.bn1.bias.data[0] += 100
+    assert not torch.equal(ignoring(images), before)
+
+
+def test_ignoring_leaves_the_original_alone(tiny_graph):
+    before = tiny_graph.plan.module.conv2.weight.clone()
+    ignoring_channels(tiny_graph, keep_mask(tiny_graph, {0: np.array([0])}))
+    assert torch.equal(tiny_graph.plan.module.conv2.weight, before)
+
+
+def test_error_is_infinite_where_the_smaller_network_does_not_run():
+    network = Function(lambda x: torch.relu(x.view(-1, 2, 4, 8, 8)).view(-1, 8, 8, 8))
+    graph = build_graph(network, SHAPE)
+    keep = keep_mask(graph, {0: np.arange(5)})
+    assert removal_error(graph, keep, torch.randn(2, *SHAPE)) == float("inf")
+
+
+def test_error_is_relative_to_the_largest_output():
+    """Twice the number of channels: with 6 of 8 kept, the output is 6/8 of what it should be."""
+    network = Function(lambda x: x * x.shape[1])
+    network.last.bias.data.zero_()
+    graph = build_graph(network, SHAPE)
+    keep = keep_mask(graph, {0: np.arange(6)})
+    error = removal_error(graph, keep, torch.randn(2, *SHAPE))
+    assert error == pytest.approx(1 - 6 / 8, rel=1e-4)
+
+
+def test_frozen_groups_become_constants_in_every_count():
+    graph = build_graph(Concat(), SHAPE)
+    frozen = freeze_groups(graph, {1: "for a test"})
+    assert [group.name for group in frozen.frozen_groups] == ["a", "last"]
+    merge = next(layer for layer in frozen.layers if layer.name == "merge")
+    assert (merge.inputs.fixed, merge.inputs.terms) == (4, ((2, 1),))
+    assert [layer.decides for layer in frozen.layers] == [(0,), (), (2,), (3,), ()]
+    assert (frozen.plan.unit_group >= 0).sum() == 8 + 6 + 7
+
+
+def test_groups_that_fail_only_together_are_frozen_with_that_reason():
+    class Together(Concat):
+        """Right for a + b channels of 4 + 6, 3 + 6 and 4 + 3; wrong for 3 + 3."""
+
+        def body(self, x: Tensor) -> Tensor:
+            a, b = self.a(x), self.b(x)
+            count = a.shape[1] + b.shape[1]
+            return self.merge(torch.cat([a, b], 1)) + (count - 10) * (count - 9) * (count - 7)
+
+    graph = graph_of(Together(), SHAPE)
+    assert graph.free_groups == ()
+    assert "together with other groups" in (graph.groups[1].reason or "")
+
+
+def test_trace_and_check_are_deterministic():
+    torch.manual_seed(0)
+    network = Concat()
+    first, second = graph_of(network, SHAPE), graph_of(network, SHAPE)
+    assert first.layers == second.layers
+    assert first.groups == second.groups
+    assert (first.plan.unit_group == second.plan.unit_group).all()
