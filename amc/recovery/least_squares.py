@@ -1,0 +1,53 @@
+"""Refitting a layer to the inputs it has left (channel pruning, He et al. 2017, eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amc.errors import CalibrationError
+
+RIDGE = 1e-4  # of the mean input energy; keeps the system solvable where inputs are redundant
+
+
+def refit_weight(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Refit a weight so that its kept inputs reproduce its original output.
+
+    Minimises ``E ||W x - V x[kept]||^2 + ridge ||V - W[:, kept]||^2`` from second moments
+    gathered once. With D = V - W[:, kept], setting the gradient to zero gives
+    ``D (G[kept, kept] + ridge I) = W[:, gone] G[gone, kept]``: what the removed inputs
+    contributed is shared out among those that look like them.
+
+    Args:
+        weight: (groups, outputs, columns).
+        gram: Second moments (or covariance) of the inputs, (groups, columns, columns).
+        kept: Indices of the preserved columns, the same in every group, shape (kept,).
+        ridge: Relative to the mean of the diagonal of gram[kept, kept].
+
+    Returns:
+        Weight of shape (groups, outputs, kept).
+
+    Raises:
+        CalibrationError: The moments are not finite.
+    """
+    gone = torch.ones(weight.shape[2], dtype=torch.bool)
+    gone[kept] = False
+    system = gram[:, kept][:, :, kept].double()
+    right = (weight[:, :, gone].double() @ gram[:, gone][:, :, kept].double()).transpose(1, 2)
+    try:
+        change = torch.cholesky_solve(right, cholesky(system, ridge))
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"Least squares over {len(kept)} of {weight.shape[2]} inputs has no solution: {error}. "
+            "The calibration activations are not finite; check the network's weights."
+        ) from error
+    return weight[:, :, kept] + change.transpose(1, 2).to(weight.dtype)
+
+
+def cholesky(system: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor of ``system + ridge * mean(diagonal) * I``, shape as ``system``."""
+    diagonal = torch.diagonal(system, dim1=-2, dim2=-1)
+    strength = ridge * diagonal.mean(-1).clamp_min(1e-12)
+    eye = torch.eye(system.shape[-1], dtype=system.dtype)
+    factor: Tensor = torch.linalg.cholesky(system + strength[..., None, None] * eye)
+    return factor

@@ -1,0 +1,188 @@
+"""Second moments of every layer's inputs, gathered once from calibration images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amc.errors import CalibrationError
+from amc.graph.graph import NetworkGraph
+from amc.graph.signatures import is_depthwise
+from amc.progress import progress_bar
+
+POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
+VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a layer's unfolded inputs x (one row per output position).
+
+    Attributes:
+        covariance: Per convolution group, shape (groups, columns, columns), where
+            columns = in_channels / groups * kernel height * kernel width.
+        mean: E[x], shape (groups, columns).
+    """
+
+    covariance: Tensor
+    mean: Tensor
+
+    @property
+    def gram(self) -> Tensor:
+        """E[x x^T], shape (groups, columns, columns)."""
+        return self.covariance + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+
+    def centred(self) -> Tensor:
+        """Covariance of x, shape (groups, columns, columns)."""
+        return self.covariance
+
+
+@dataclass(frozen=True)
+class CalibrationStatistics:
+    """What is known of the original network's activations.
+
+    Attributes:
+        moments: Layer path -> moments; absent for depthwise layers and for layers with more
+            than ``max_columns`` columns, whose weights are sliced but not refitted.
+        values: Layer path -> a sample of its input values, shape (n,).
+    """
+
+    moments: Mapping[str, Moments]
+    values: Mapping[str, Tensor]
+
+
+def gather_statistics(
+    graph: NetworkGraph, images: Tensor, *, max_columns: int = 2304, seed: int = 0
+) -> CalibrationStatistics:
+    """Run the calibration images through the original network and note every layer's inputs.
+
+    Args:
+        images: Normalised, shape (n, channels, height, width).
+        max_columns: Widest layer whose moments are kept; memory is 4 bytes * columns^2 each.
+
+    Raises:
+        CalibrationError: Activations are not finite.
+    """
+    gatherers = {
+        layer.name: _Gatherer(graph.plan.module.get_submodule(layer.name), max_columns, seed)
+        for layer in graph.layers
+    }
+    hooks = [
+        graph.plan.module.get_submodule(path).register_forward_pre_hook(gatherer.hook())
+        for path, gatherer in gatherers.items()
+    ]
+    try:
+        with torch.no_grad(), progress_bar("calibrating", len(images)) as bar:
+            for batch in torch.split(images, BATCH):
+                graph.plan.module(batch)
+                bar.advance(len(batch))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path, gatherer in gatherers.items():
+        if not gatherer.is_finite():
+            raise CalibrationError(
+                f"Inputs of layer {path!r} are not finite on the calibration images. Expected "
+                "a trained network that gives numbers; check its weights and the data's mean/std."
+            )
+    return CalibrationStatistics(
+        {p: m for p, g in gatherers.items() if (m := g.moments()) is not None},
+        {p: g.values() for p, g in gatherers.items()},
+    )
+
+
+class _Gatherer:
+    def __init__(self, module: nn.Module, max_columns: int, seed: int) -> None:
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        self._module = module
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keeps_moments = not is_depthwise(module) and columns_of(module) <= max_columns
+        # Sums of rows less a constant near their mean: a covariance that is small beside the
+        # squared mean keeps its digits.
+        self._shift: Tensor | None = None
+        self._gram = torch.zeros((), dtype=torch.float64)
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._rows = 0
+        self._samples: list[Tensor] = []
+
+    def hook(self) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: self.add(inputs[0])
+
+    def add(self, x: Tensor) -> None:
+        flat = x.flatten()
+        count = min(len(flat), 512)
+        chosen = torch.randint(len(flat), (count,), generator=self._generator)
+        self._samples.append(flat[chosen])
+        if not self._keeps_moments:
+            return
+        rows = input_rows(self._module, x, self._generator)  # (groups, rows, columns)
+        if self._shift is None:
+            self._shift = rows.mean(1, keepdim=True)
+        rows = rows - self._shift
+        self._gram = self._gram + (rows.transpose(1, 2) @ rows).double()
+        self._sum = self._sum + rows.sum(1).double()
+        self._rows += rows.shape[1]
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(part).all()) for part in (*self._samples, self._gram))
+
+    def moments(self) -> Moments | None:
+        if self._shift is None:
+            return None
+        mean = self._sum / self._rows
+        covariance = self._gram / self._rows - mean.unsqueeze(2) * mean.unsqueeze(1)
+        return Moments(covariance.float(), (self._shift.squeeze(1) + mean).float())
+
+    def values(self) -> Tensor:
+        return torch.cat(self._samples)[:VALUES_PER_LAYER]
+
+
+def columns_of(module: nn.Conv2d | nn.Linear) -> int:
+    """Columns of a layer's unfolded weight: inputs that one output sees."""
+    return math.prod(module.weight.shape[1:])
+
+
+def input_rows(
+    module: nn.Conv2d | nn.Linear, x: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Unfold a layer's input at sampled output positions.
+
+    Args:
+        x: (n, channels, height, width), or (n, ..., features) for linear.
+        generator: Chooses the positions; None takes all of them.
+
+    Returns:
+        Shape (groups, n * positions, columns), columns in the order of the layer's weight.
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    padded = _pad_input(module, x)
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    out_h = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    out_w = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    positions = positions_of(out_h * out_w, generator)
+    row = (positions // out_w * sh)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
+    column = (positions % out_w * sw)[:, None, None] + (torch.arange(kw) * dw)[None, None, :]
+    patches = padded[:, :, row, column]  # (n, channels, positions, kh, kw)
+    patches = patches.permute(1, 0, 2, 3, 4)  # channels first
+    per_group = patches.reshape(module.groups, -1, *patches.shape[1:])
+    per_group = per_group.permute(0, 2, 3, 1, 4, 5)  # (groups, n, positions, channels, kh, kw)
+    return per_group.flatten(3).flatten(1, 2)
+
+
+def positions_of(area: int, generator: torch.Generator | None) -> Tensor:
+    """Sampled output positions, sorted; all of them without a generator."""
+    if generator is None or area <= POSITIONS_PER_IMAGE:
+        return torch.arange(area)
+    return torch.randperm(area, generator=generator)[:POSITIONS_PER_IMAGE].sort().values
+
+
+def _pad_input(module: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    widths = module._reversed_padding_repeated_twice
+    return nn.functional.pad(x, widths, mode=mode) if any(widths) else x

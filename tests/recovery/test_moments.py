@@ -1,0 +1,110 @@
+import pytest
+import torch
+from torch import nn
+
+from amc.compress.verify import graph_of
+from amc.errors import CalibrationError
+from amc.recovery.moments import POSITIONS_PER_IMAGE, gather_statistics, input_rows
+from tests.conftest import TINY_SHAPE
+from tests.graph.nets import SHAPE, Sequence, conv
+
+LAYERS = {
+    "plain": nn.Conv2d(4, 6, 3),
+    "padded and strided": nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2)),
+    "dilated": nn.Conv2d(4, 6, 3, dilation=2, padding="same"),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2, padding=1),
+    "reflected": nn.Conv2d(4, 6, 3, padding=2, padding_mode="reflect"),
+}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(70, *TINY_SHAPE, generator=torch.Generator().manual_seed(0)) + 3
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weight_times_input_rows_is_what_the_convolution_gives(name):
+    layer = LAYERS[name]
+    x = torch.randn(2, 4, 7, 9)
+    rows = input_rows(layer, x, None)  # (groups, n * positions, columns)
+    weight = layer.weight.reshape(layer.groups, -1, rows.shape[2])
+    y = rows @ weight.transpose(1, 2)  # (groups, n * positions, outputs)
+    expected = layer(x) - layer.bias.view(1, -1, 1, 1)
+    given = y.permute(0, 2, 1).reshape(6, 2, -1).transpose(0, 1).reshape(expected.shape)
+    assert torch.allclose(given, expected, atol=1e-5)
+
+
+def test_rows_of_a_linear_layer_are_its_inputs():
+    x = torch.randn(3, 5, 4)
+    assert torch.equal(input_rows(nn.Linear(4, 2), x, None)[0], x.reshape(15, 4))
+
+
+def test_sampled_positions_are_among_all_of_them():
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(1, 2, 12, 12)
+    every = {tuple(row) for row in input_rows(layer, x, None)[0].tolist()}
+    some = input_rows(layer, x, torch.Generator().manual_seed(0))[0].tolist()
+    assert len(some) == POSITIONS_PER_IMAGE < len(every)
+    assert {tuple(row) for row in some} < every
+
+
+def test_moments_are_those_of_the_unfolded_inputs(tiny_net, tiny_graph, images):
+    with torch.no_grad():
+        x = torch.relu(tiny_net.bn1(tiny_net.conv1(images)))
+    rows = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1).double()
+    moments = gather_statistics(tiny_graph, images).moments["conv2"]
+    assert moments.mean.shape == (1, 4 * 9)
+    assert torch.allclose(moments.mean[0].double(), rows.mean(0), atol=1e-5)
+    assert torch.allclose(moments.gram[0].double(), rows.T @ rows / len(rows), atol=1e-4)
+    covariance = torch.cov(rows.T, correction=0)
+    assert torch.allclose(moments.centred()[0].double(), covariance, atol=1e-5)
+
+
+def test_small_variation_about_a_large_mean_keeps_its_digits():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5))
+    noise = torch.randn(256, *SHAPE, generator=torch.Generator().manual_seed(0)) * 0.01
+    images = noise + 50
+    moments = gather_statistics(graph_of(network, SHAPE), images).moments["1"]
+    expected = torch.cov(images.flatten(1).double().T, correction=0)
+    assert torch.allclose(moments.centred()[0].double(), expected, atol=1e-3 * 1e-4)
+
+
+def test_sampled_values_are_inputs_of_the_layer(tiny_net, tiny_graph, images):
+    values = gather_statistics(tiny_graph, images).values["conv2"]
+    with torch.no_grad():
+        x = torch.relu(tiny_net.bn1(tiny_net.conv1(images)))
+    assert len(values) == 2 * 512  # of each of the two batches
+    assert torch.isin(values, x).float().mean() > 0.9  # batches round differently
+    assert float(values.min()) >= 0
+
+
+def test_depthwise_and_very_wide_layers_have_no_moments(images):
+    network = Sequence(conv(8, 8, groups=8), conv(8, 6), features=6)
+    graph = graph_of(network, SHAPE)
+    assert set(gather_statistics(graph, images).moments) == {"first", "middle.1", "last"}
+    narrow = gather_statistics(graph, images, max_columns=8 * 9 - 1)
+    assert set(narrow.moments) == {"first", "last"}
+    assert set(narrow.values) == {"first", "middle.0", "middle.1", "last"}
+
+
+def test_same_seed_gives_the_same_statistics(tiny_graph, images):
+    first, second = (gather_statistics(tiny_graph, images, seed=3) for _ in range(2))
+    for name, moments in first.moments.items():
+        assert torch.equal(moments.covariance, second.moments[name].covariance)
+        assert torch.equal(first.values[name], second.values[name])
+
+
+def test_network_is_left_without_hooks(tiny_graph, images):
+    gather_statistics(tiny_graph, images)
+    assert not any(m._forward_pre_hooks for m in tiny_graph.plan.module.modules())
+
+
+def test_activations_that_are_not_finite_are_an_error_that_names_the_layer(tiny_graph, images):
+    tiny_graph.plan.module.bn1.weight.data.fill_(float("inf"))
+    with pytest.raises(CalibrationError, match="Inputs of layer 'conv2' are not finite"):
+        gather_statistics(tiny_graph, images)
+
+
+def test_one_bad_value_is_found(tiny_graph, images):
+    images[5, 0, 3, 3] = float("nan")
+    with pytest.raises(CalibrationError, match="not finite"):
+        gather_statistics(tiny_graph, images)
