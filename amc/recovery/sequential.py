@@ -184,7 +184,7 @@ class _SideBySide:
     def _run(self, node: fx.Node, side: int, batch: int) -> object:
         network = self._networks[side]
         if node.op == "placeholder":
-            return self._batches[batch].clone()  # networks may work in place
+            return self._batches[batch]
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(network)
 

@@ -1,0 +1,283 @@
+"""What every decision of a walk costs, ready to look up.
+
+Costs add over the network's operators, and an operator's cost depends only on its input and
+output channels and its bits. All prices that a walk can ask a device for are fetched once, as dense
+arrays per operator; after that a decision costs a few look-ups.
+
+Totals are exactly rounded sums (`math.fsum`): however a strategy's cost is arrived at, it is the
+same number, so that a promise kept along the walk is kept at its end to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from amc.cost.budget import DEVICE_METRICS, Budget
+from amc.cost.choices import (
+    Choices,
+    IntArray,
+    Operator,
+    choices_for,
+    operators_of,
+    reachable,
+    reference_bits,
+    requests_for,
+)
+from amc.cost.device import Device
+from amc.cost.formulas import is_paired
+from amc.cost.prices import (
+    OF_WEIGHTS,
+    FloatArray,
+    FormulaPrices,
+    GridPrices,
+    PricedOperator,
+    PriceList,
+    check_metric,
+    operator_prices,
+    reference_of,
+)
+from amc.cost.walk import WalkCosts, listed
+from amc.errors import BudgetError, ConfigError, UnreachableBudgetError
+from amc.graph.graph import NetworkGraph
+from amc.strategy import FLOAT, IDENTITY, Strategy
+
+__all__ = [
+    "ROUNDING",
+    "Choices",
+    "CostModel",
+    "WalkCosts",
+    "check_metric",
+    "choices_for",
+    "operator_prices",
+    "reference_bits",
+    "requests_for",
+]
+
+ROUNDING = 1e-12  # relative; what a bound that was computed by a multiplication may be off
+
+
+class CostModel:
+    """Costs of strategies in one metric, and the bound they must meet.
+
+    Attributes:
+        original: Cost of the original network, in float (or in the device's most precise bits
+            where it has no float).
+        original_costs: Of its layers, in execution order.
+        bound: What every strategy must not exceed.
+        floor: Cost with every group and layer at `floor_kept`, `floor_pairs`: the completion
+            that the walk falls back on.
+        levels: For every layer, the kept counts that its step chooses from, shape (levels,
+            groups decided); where it decides nothing, (1, 0).
+        level_ratios: For every layer, the preserve ratio of each level, shape (levels,).
+        priced: All layers, in their order, and then what else costs anything.
+        affected: For every layer, the indices in ``priced`` of what its step changes: itself
+            first, then all that has channels of the groups it decides.
+    """
+
+    def __init__(
+        self,
+        graph: NetworkGraph,
+        choices: Choices,
+        budget: Budget,
+        device: Device | None = None,
+    ) -> None:
+        """
+        Raises:
+            DeviceError: The metric is a device's, and there is none, or it does not price it.
+            BudgetError: The budget is already met.
+            UnreachableBudgetError: Not even the smallest network meets it.
+        """
+        check_metric(budget.metric, device)
+        self.graph, self.choices, self.budget, self.device = graph, choices, budget, device
+        self._set_original()
+        self.level_ratios = [self._ratios(layer.decides) for layer in graph.layers]
+        self.levels = [self._levels(layer.decides) for layer in graph.layers]
+        self.priced = self._price_all()
+        self.affected = self._find_affected()
+        self._set_floor()
+
+    # -- the original and the cheapest --------------------------------------------------------
+
+    def _set_original(self) -> None:
+        costs = operator_prices(self.graph, IDENTITY, self.budget.metric, self.device)
+        self.original_costs = np.array(costs[: len(self.graph.layers)])
+        self.original = math.fsum(costs)
+        if not self.original > 0:
+            raise BudgetError(
+                f"The original network costs {self.original} {self.budget.unit} in "
+                f"{self.budget.metric}; a budget needs a positive cost to start from. "
+                "Check the device's prices."
+            )
+        self.bound = self.budget.bound(self.original)
+
+    def _set_floor(self) -> None:
+        """Find the cheapest strategy: from the smallest counts, descent layer by layer.
+
+        Where cost rises with channels and bits, its first pass is at the minimum. Device tables
+        need not rise, so the smallest network is not always the cheapest one. Any fixed
+        completion keeps the walk's promise; a cheap one clamps least.
+        """
+        kept = self.graph.sizes().tolist()
+        for layer, levels in zip(self.graph.layers, self.levels, strict=True):
+            for group, count in zip(layer.decides, levels[0].tolist(), strict=True):
+                kept[group] = count
+        walk = WalkCosts(self, kept, [0] * len(self.graph.layers))
+        before = math.inf
+        while walk.total < before:
+            before = walk.total
+            for layer in self.graph.layers:
+                totals = walk.decision_costs(layer.index, None, None)
+                level, pair = np.unravel_index(int(totals.argmin()), totals.shape)
+                if totals[level, pair] < walk.total * (1 - ROUNDING):
+                    walk.decide(layer.index, int(level), int(pair))
+        self.floor_kept = np.array(walk.kept, np.int64)
+        self.floor_pairs = np.array(walk.pairs, np.int64)
+        self.floor = walk.total
+        if self.floor > self.bound * (1 + ROUNDING):
+            raise self._unreachable(walk)
+        self.bound = max(self.bound, self.floor)
+
+    def _unreachable(self, walk: WalkCosts) -> UnreachableBudgetError:
+        names = [priced.operator.name for priced in self.priced]
+        costs = self.operator_costs(walk.kept, walk.pairs)
+        worst = sorted(zip(costs, names, strict=True), reverse=True)[:3]
+        unit, metric = self.budget.unit, self.budget.metric
+        on = f" on {self.device.name}" if metric in DEVICE_METRICS and self.device else ""
+        bits = " and bits" if len(self.choices.pairs) > 1 else ""
+        return UnreachableBudgetError(
+            f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
+            f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "
+            f"with the cheapest channel counts{bits} down to "
+            f"min_preserve_ratio={self.choices.min_preserve_ratio:g}. What bounds it: "
+            f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
+            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'}, lower "
+            "env.min_preserve_ratio, or offer fewer bits."
+        )
+
+    # -- prices -------------------------------------------------------------------------------
+
+    def _price_all(self) -> list[PricedOperator]:
+        """Price lists of all layers, and of the other operators that cost anything."""
+        known: dict[tuple[object, ...], PriceList] = {}
+        priced = []
+        for operator in operators_of(self.graph):
+            if operator.is_repeat and self.budget.metric in OF_WEIGHTS:
+                continue
+            prices = self._prices_of(operator, known)
+            if operator.layer >= 0 or not prices.is_free:
+                priced.append(PricedOperator(operator, prices))
+        return priced
+
+    def _prices_of(
+        self, operator: Operator, known: dict[tuple[object, ...], PriceList]
+    ) -> PriceList:
+        metric, device, signature = self.budget.metric, self.device, operator.signature
+        reference = reference_of(metric, device)
+        pairs = self.choices.pairs if operator.layer >= 0 else (reference,)
+        if metric not in DEVICE_METRICS:
+            return FormulaPrices(metric, signature, pairs, operator.has_bias)
+        assert device is not None
+        ins, outs = (reachable(c, self.choices) for c in (operator.inputs, operator.outputs))
+        if is_paired(signature):
+            outs = ins * operator.outputs_per_input(self.graph.sizes())
+        # Networks repeat their blocks.
+        key = signature, pairs, ins.tobytes(), outs.tobytes()
+        if key not in known:
+            known[key] = GridPrices(device, metric, signature, pairs, ins, outs)
+        return known[key]
+
+    def _find_affected(self) -> list[tuple[int, ...]]:
+        by_group: list[list[int]] = [[] for _ in self.graph.groups]
+        for index, priced in enumerate(self.priced):
+            terms = (*priced.operator.inputs.terms, *priced.operator.outputs.terms)
+            for group in {group for group, _ in terms}:
+                by_group[group].append(index)
+        return [
+            tuple(dict.fromkeys([layer.index, *(i for g in layer.decides for i in by_group[g])]))
+            for layer in self.graph.layers
+        ]
+
+    # -- whole strategies ---------------------------------------------------------------------
+
+    def cost(self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray) -> float:
+        """Cost when group g keeps ``kept[g]`` channels and layer l has bit pair ``pairs[l]``."""
+        return math.fsum(self.operator_costs(kept, pairs))
+
+    def operator_costs(
+        self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray
+    ) -> list[float]:
+        """Cost of all layers, in their order, and then of what else costs anything."""
+        kept, pairs = listed(kept), listed(pairs)
+        return [priced.cost(kept, pairs) for priced in self.priced]
+
+    def cost_of(self, strategy: Strategy) -> float:
+        """Cost of a strategy that uses only this model's choices.
+
+        Raises:
+            ConfigError: The strategy has bits or channel counts that are not among them.
+        """
+        return self.cost(*self.encode(strategy))
+
+    def encode(self, strategy: Strategy) -> tuple[IntArray, IntArray]:
+        """Kept channels per group and bit pair index per layer of a strategy.
+
+        Raises:
+            ConfigError: As `cost_of`.
+        """
+        kept = self.graph.kept_counts(strategy)
+        for group in self.graph.groups:
+            if kept[group.index] not in self.choices.kept[group.index]:
+                raise ConfigError(
+                    f"The strategy keeps {kept[group.index]} channels of group {group.name!r}; "
+                    f"here it may keep {self.choices.kept[group.index].tolist()}."
+                )
+        place = {bits: index for index, bits in enumerate(self.choices.pairs)}
+        pairs = []
+        for layer in self.graph.layers:
+            bits = strategy.bits.get(layer.name, FLOAT)
+            if bits not in place:
+                raise ConfigError(
+                    f"The strategy gives layer {layer.name!r} bits {bits}; "
+                    f"here they may be {', '.join(map(str, place))}."
+                )
+            pairs.append(place[bits])
+        return kept, np.array(pairs, np.int64)
+
+    def decode(self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray) -> Strategy:
+        """The strategy with these kept channels and bit pairs."""
+        ratios = {
+            group.name: int(kept[group.index]) / group.size for group in self.graph.free_groups
+        }
+        bits = {
+            layer.name: self.choices.pairs[int(pairs[layer.index])] for layer in self.graph.layers
+        }
+        return Strategy(ratios, bits)
+
+    # -- the walk's decisions -----------------------------------------------------------------
+
+    def _levels(self, groups: tuple[int, ...]) -> IntArray:
+        """Kept counts that a layer's step chooses from, (levels, groups decided)."""
+        if not groups:
+            return np.zeros((1, 0), np.int64)
+        ratios = self._ratios(groups)
+        columns = []
+        for group in groups:
+            options, size = self.choices.kept[group], self.graph.groups[group].size
+            nearest = np.abs(options[None, :] / size - ratios[:, None]).argmin(1)
+            columns.append(options[nearest])
+        return np.stack(columns, 1)
+
+    def _ratios(self, groups: tuple[int, ...]) -> FloatArray:
+        """One ratio for all groups that a layer decides: those of the one with most choices."""
+        if not groups:
+            return np.ones(1)
+        finest = max(groups, key=lambda g: len(self.choices.kept[g]))
+        ratios: FloatArray = self.choices.kept[finest] / self.graph.groups[finest].size
+        return ratios
+
+    def start(self) -> WalkCosts:
+        """Costs at the start of a walk: nothing decided."""
+        return WalkCosts(self, self.floor_kept, self.floor_pairs)

@@ -1,0 +1,259 @@
+"""Everything that a search needs of one network, one data set, one device and one budget."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
+from amc.compress.fold import fold_batch_norm
+from amc.compress.verify import graph_of
+from amc.cost.budget import DEVICE_METRICS, Budget
+from amc.cost.device import Device, TableDevice
+from amc.cost.model import (
+    Choices,
+    CostModel,
+    check_metric,
+    choices_for,
+    operator_prices,
+    reference_bits,
+    requests_for,
+)
+from amc.cost.prices import FORMULAS
+from amc.cost.profile import TorchDeviceSpec, device_for
+from amc.data import DataSet, Split
+from amc.errors import ConfigError, DeviceError
+from amc.evaluate import Evaluation, Evaluator
+from amc.files import fingerprint
+from amc.graph.graph import NetworkGraph
+from amc.networks import check_network
+from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
+
+LOW_BITS = tuple(range(2, 9))  # on offer for metrics that count bits and need no device
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a strategy may choose.
+
+    Attributes:
+        min_preserve_ratio: Smallest fraction of a group's channels.
+        channel_step: Kept counts are multiples of it; None: the device's for its own metrics,
+            else 1.
+        weight_bits, activation_bits: Widths on offer; None: what the device prices (for
+            latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
+    """
+
+    min_preserve_ratio: float = 0.2
+    channel_step: int | None = None
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel_step is not None and self.channel_step < 1:
+            raise ConfigError(f"env.channel_step must be at least 1, got {self.channel_step}.")
+        for name in ("weight_bits", "activation_bits"):
+            widths = getattr(self, name)
+            if widths is not None and (not widths or not all(map(_is_width, widths))):
+                raise ConfigError(
+                    f"env.{name} must be a list of widths among {BIT_WIDTHS}, got {widths}."
+                )
+
+    def pairs(self, metric: str, device: Device | TorchDeviceSpec | None) -> tuple[Bits, ...]:
+        """Bit pairs on offer under a metric, on a device.
+
+        Raises:
+            ConfigError: None of the widths asked for is priced by the device.
+        """
+        if metric in DEVICE_METRICS and device is not None:
+            offered: Sequence[Bits] = device.supported_bits
+        else:
+            every = (*LOW_BITS, FLOAT_BITS)
+            weights = self.weight_bits or (every if metric in ("bops", "size_bytes") else (32,))
+            inputs = self.activation_bits or (every if metric == "bops" else (32,))
+            offered = [Bits(w, a) for w in weights for a in inputs]
+        chosen = tuple(
+            bits
+            for bits in offered
+            if (self.weight_bits is None or bits.weight in self.weight_bits)
+            and (self.activation_bits is None or bits.activation in self.activation_bits)
+        )
+        if not chosen:
+            raise ConfigError(
+                f"env.weight_bits={self.weight_bits}, env.activation_bits={self.activation_bits} "
+                f"leave no pair that the device prices: {', '.join(map(str, offered))}."
+            )
+        return chosen
+
+
+def _is_width(value: object) -> bool:
+    return type(value) is int and value in BIT_WIDTHS
+
+
+class CompressionTask:
+    """One network to compress: traced, calibrated, priced, and ready to evaluate strategies.
+
+    Attributes:
+        network: A copy of the original network, in evaluation mode.
+        graph: The network's layers and channel groups.
+        costs: Prices of every decision under the budget's metric, and the bound.
+        compressor: Builds candidates.
+        original: Evaluation of the original network on the search images.
+        reference: The original network as the graph that candidates are cut from.
+        device: Prices latency; None where only formulas are needed.
+        local: How this machine's PyTorch is the device; None if it is not.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        device: Device | TorchDeviceSpec | None,
+        budget: Budget,
+        *,
+        space: SearchSpace | None = None,
+        recovery: RecoverySettings | None = None,
+        search_images: int = 1000,
+    ) -> None:
+        """
+        Args:
+            network: Trained; maps images of the data's shape to class scores. Not modified.
+            search_images: Images of the search split that each evaluation runs on.
+
+        Raises:
+            NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
+        """
+        if search_images < 1:
+            raise ConfigError(f"search.images must be at least 1, got {search_images}.")
+        check_metric(budget.metric, device)
+        self.data, self.budget = data, budget
+        self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
+        check_network(network, data.image_shape, data.num_classes)
+        self.graph: NetworkGraph = graph_of(network, data.image_shape)
+        self.network = copy.deepcopy(network).cpu().eval()
+        self.local = device if isinstance(device, TorchDeviceSpec) else None
+        self.device, choices = self._price(device, self._space)
+        self.costs = CostModel(self.graph, choices, budget, self.device)
+        self.compressor = Compressor(
+            self.graph, data.calibration.normalised(data.mean, data.std), self._recovery
+        )
+        self._subset = _spread(data.search, search_images)
+        self.reference = self.graph.plan.module
+        self._channels_last = _takes_channels_last(self.reference, data.image_shape)
+        self._evaluator = self.evaluator(self._subset)
+        self.original = replace(
+            self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
+        )
+
+    def _price(
+        self, device: Device | TorchDeviceSpec | None, space: SearchSpace
+    ) -> tuple[Device | None, Choices]:
+        """The device with all prices that the walk needs, and what the walk may choose."""
+        metric = self.budget.metric
+        step = space.channel_step
+        if step is None:
+            of_device = metric in DEVICE_METRICS and device is not None
+            step = device.channel_step if of_device and device is not None else 1
+        choices = choices_for(
+            self.graph,
+            space.pairs(metric, device),
+            channel_step=step,
+            min_preserve_ratio=space.min_preserve_ratio,
+        )
+        if metric in DEVICE_METRICS and isinstance(device, (TorchDeviceSpec, TableDevice)):
+            reference = reference_bits(device.supported_bits)
+            return device_for(device, requests_for(self.graph, choices, reference)), choices
+        if isinstance(device, TorchDeviceSpec):
+            return None, choices  # nothing to measure for a budget that needs no clock
+        return device, choices
+
+    # -- evaluating ---------------------------------------------------------------------------
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        """Build the candidate of a strategy and run it on the search images.
+
+        Raises:
+            EvaluationError: The candidate's outputs are not finite.
+        """
+        start = time.perf_counter()
+        candidate = self.compressor.apply(strategy)
+        evaluation = self._evaluator(fold_batch_norm(self.graph.plan, candidate.module))
+        seconds = time.perf_counter() - start
+        return replace(evaluation, costs=self.strategy_costs(strategy), seconds=seconds)
+
+    def evaluator(self, split: Split) -> Evaluator:
+        """An evaluator on another split, agreement measured against the original network."""
+        return Evaluator(
+            split,
+            self.data.mean,
+            self.data.std,
+            self.reference,
+            channels_last=self._channels_last,
+        )
+
+    def finish(self, strategy: Strategy) -> CompressedNetwork:
+        """The network of a strategy that is kept, repaired layer by layer."""
+        return self.compressor.repair(strategy)
+
+    # -- costs --------------------------------------------------------------------------------
+
+    def strategy_costs(self, strategy: Strategy) -> dict[str, float]:
+        """Cost of a strategy in every metric that can be priced without measuring anything."""
+        totals = {metric: self._total(metric, strategy) for metric in FORMULAS}
+        for metric in self.device.metrics if self.device is not None else ():
+            try:
+                totals[metric] = self._total(metric, strategy)
+            except DeviceError:  # a table of another network, or without these bits
+                continue
+        return totals
+
+    def _total(self, metric: str, strategy: Strategy) -> float:
+        return math.fsum(operator_prices(self.graph, strategy, metric, self.device))
+
+    def layer_costs(self, strategy: Strategy) -> list[float]:
+        """Cost of every layer in the budget's metric, in execution order.
+
+        Raises:
+            DeviceError: The device has no price for the strategy's bits.
+        """
+        costs = operator_prices(self.graph, strategy, self.budget.metric, self.device)
+        return costs[: len(self.graph.layers)]
+
+    def simulated_bits(self, strategy: Strategy) -> tuple[Bits, ...]:
+        """Bit pairs of a strategy that the device has no cost for: fewer bits, no less time."""
+        real = set(self.device.supported_bits) if self.device is not None else {FLOAT}
+        return tuple(sorted({bits for bits in strategy.bits.values() if bits not in real}))
+
+    def fingerprint(self) -> str:
+        """Changes with all that an evaluation depends on.
+
+        The network's weights and layers, the data, the device, the budget, what a strategy may
+        choose, how it is repaired, and how many images it is evaluated on.
+        """
+        weights = [part for item in self.network.state_dict().items() for part in item]
+        device = self.device.fingerprint() if self.device is not None else "none"
+        settings = (self.budget, self._space, self._recovery, len(self._subset), self.graph.layers)
+        return fingerprint(*weights, self.data.fingerprint(), device, *map(repr, settings))
+
+
+def _spread(split: Split, count: int) -> Split:
+    """At most ``count`` images, evenly spread over the split (which may be sorted by class)."""
+    if count >= len(split):
+        return split
+    return split.take(torch.linspace(0, len(split) - 1, count).round().long())
+
+
+def _takes_channels_last(network: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    images = torch.zeros(2, *image_shape).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.inference_mode():
+            network(images)
+    except RuntimeError:  # a view across channels
+        return False
+    return True

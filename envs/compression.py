@@ -1,0 +1,308 @@
+"""The walk over a network's layers as a Gymnasium environment."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from torch import nn
+
+from amc.cost.budget import Budget
+from amc.cost.device import Device
+from amc.cost.model import ROUNDING, CostModel, WalkCosts, operator_prices
+from amc.cost.profile import TorchDeviceSpec, load_device
+from amc.data import DataSet
+from amc.errors import ConfigError
+from amc.evaluate import Evaluation
+from amc.strategy import FLOAT, Strategy
+from amc.task import CompressionTask
+from envs.action import BitChoice, from_ratio, to_ratio
+from envs.observation import FEATURES, HIGH, LOW, LayerView, observe
+from envs.reward import Outcome, Reward, build_reward
+from envs.uniform import uniform_strategies
+
+Array = npt.NDArray[np.float32]
+Evaluate = Callable[[Strategy], Evaluation]
+
+
+class CompressionEnv(gymnasium.Env[Array, Array]):
+    """Compress a trained network, one layer a step.
+
+    An episode walks over the convolution and linear layers in execution order. At layer t the
+    agent decides the preserve ratio of the channel groups that the layer is the first to produce,
+    and the layer's weight and activation bits. After the last layer the strategy is applied and
+    evaluated once.
+
+    ### Actions: ``Box(-1, 1, (3,))``
+
+    | index | decides | -1 | 1 |
+    |---|---|---|---|
+    | 0 | preserve_ratio | min_preserve_ratio | 1 |
+    | 1 | weight_bits | fewest on offer | most on offer |
+    | 2 | activation_bits | fewest on offer | most on offer |
+
+    The ratio is rounded to the nearest channel count on offer (the device's channel step); bits to
+    the nearest pair on offer. Where the layer decides no group (its channels were decided by an
+    earlier layer, or are frozen), part 0 is ignored and the feature ``decides_ratio`` is 0; where
+    all pairs on offer have the same weight (activation) bits, part 1 (2) is ignored.
+
+    ### The budget
+
+    With a hard reward every strategy meets the budget: an action is accepted if its cost, with all
+    later layers at their cheapest, fits; otherwise the nearest decision that fits is taken
+    (Euclidean distance between actions). ``info["clamped"]`` says so and
+    ``info["executed_action"]`` says which; parts that are ignored stay as they were asked. As the
+    cheapest completion fits at the start (else `UnreachableBudgetError`), there always is one.
+    With a reward that prices the cost itself (``hard=False``) nothing is clamped.
+
+    ### Observations: ``Box(-2, 4, (n,), float32)``
+
+    The features of `envs.observation.FEATURES`, in the order of ``observation_names``.
+
+    ### Reward
+
+    0 until the last step, then the named reward of the evaluated strategy.
+
+    ### End
+
+    Terminates after the last layer; never truncates. ``info`` of the last step holds ``strategy``
+    and ``evaluation``.
+
+    ### Determinism
+
+    The environment draws no random numbers: the same actions give the same episode.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own annotation)
+
+    def __init__(
+        self,
+        costs: CostModel,
+        evaluate: Evaluate,
+        original: Evaluation,
+        reward: str | Reward | Callable[[Outcome], float] = "accuracy",
+        observation_names: tuple[str, ...] = tuple(FEATURES),
+    ) -> None:
+        """
+        Args:
+            costs: Prices of every decision, and the bound.
+            evaluate: Applies a strategy and evaluates it; called once an episode.
+            original: Evaluation of the original network on the same images.
+            reward: A name of `envs.reward.REWARDS`, or a function of an `Outcome`.
+            observation_names: Which features the agent sees.
+        """
+        unknown = [name for name in observation_names if name not in FEATURES]
+        if unknown or not observation_names:
+            raise ConfigError(
+                f"env.observation has unknown features {unknown}; "
+                f"choose at least one of {', '.join(FEATURES)}."
+            )
+        self.costs, self._evaluate, self._original = costs, evaluate, original
+        self.task: CompressionTask | None = None
+        self._reward = build_reward(reward)
+        self.observation_names = observation_names
+        self._graph = costs.graph
+        self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
+        self._lowest = costs.choices.min_preserve_ratio
+        self.observation_space = spaces.Box(LOW, HIGH, (len(observation_names),), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self._walk: WalkCosts | None = None
+        self._step = 0
+
+    @property
+    def layers_count(self) -> int:
+        """Steps of an episode."""
+        return len(self._graph.layers)
+
+    @property
+    def reward_name(self) -> str:
+        return self._reward.name
+
+    # -- Gymnasium ----------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._walk, self._step = self.costs.start(), 0
+        self._previous_ratio, self._previous_bits = 1.0, FLOAT
+        return self._observation(), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        if self._walk is None or self._step >= self.layers_count:
+            raise gymnasium.error.ResetNeeded("Call reset() before step(): no walk is under way.")
+        asked = _checked(action)
+        level, pair, clamped = self._choose(asked)
+        executed = asked
+        if clamped:
+            ignored = [len(self.costs.levels[self._step]) == 1, *(np.ptp(self._bits, 0) == 0)]
+            executed = np.where(ignored, asked, self._action_of(self._step, level, pair))
+        self._walk.decide(self._step, level, pair)
+        layer = self._graph.layers[self._step]
+        self._previous_ratio = layer.outputs.count(self._walk.kept) / layer.out_channels
+        self._previous_bits = self.costs.choices.pairs[pair]
+        self._step += 1
+        info: dict[str, Any] = {
+            "executed_action": executed.astype(np.float32),
+            "clamped": clamped,
+        }
+        done = self._step == self.layers_count
+        reward = self._finish(info) if done else 0.0
+        return self._observation(), reward, done, False, info
+
+    # -- decisions ----------------------------------------------------------------------------
+
+    def _choose(self, asked: npt.NDArray[np.float64]) -> tuple[int, int, bool]:
+        """Ratio level and bit pair nearest to what was asked, within the budget."""
+        walk, layer = self._walk, self._step
+        assert walk is not None
+        ratios = self.costs.level_ratios[layer]
+        wanted = to_ratio(float(asked[0]), self._lowest)
+        level = int(np.abs(ratios - wanted).argmin())
+        pair = int(np.square(self._bits - asked[1:]).sum(1).argmin())
+        bound = self.costs.bound
+        if not self._reward.hard or walk.decision_costs(layer, level, pair)[0, 0] <= bound:
+            return level, pair, False
+        totals = walk.decision_costs(layer, None, None)  # (levels, pairs)
+        along_ratio = np.square(from_ratio(ratios, self._lowest) - asked[0])
+        if len(ratios) == 1:
+            along_ratio = np.zeros(1)
+        distance = along_ratio[:, None] + np.square(self._bits - asked[1:]).sum(1)[None, :]
+        distance[totals > bound * (1 + ROUNDING)] = np.inf
+        while True:  # the exact cost decides; the cheapest completion always passes
+            level, pair = (int(i) for i in np.unravel_index(distance.argmin(), distance.shape))
+            if walk.decision_costs(layer, level, pair)[0, 0] <= bound:
+                return level, pair, True
+            distance[level, pair] = np.inf
+
+    def _action_of(self, layer: int, level: int, pair: int) -> npt.NDArray[np.float64]:
+        ratio = float(from_ratio(self.costs.level_ratios[layer][level], self._lowest))
+        return np.array([ratio, *self._bits[pair]])
+
+    def encode(self, strategy: Strategy) -> list[Array]:
+        """Actions that walk to a strategy made of this environment's choices.
+
+        The walk arrives if the strategy meets the budget and prices rise with channels; where a
+        device's table falls, a step towards it may be clamped.
+
+        Raises:
+            ConfigError: The strategy has channel counts or bits that are not on offer.
+        """
+        kept, pairs = self.costs.encode(strategy)
+        actions = []
+        for layer in self._graph.layers:
+            wanted = kept[list(layer.decides)]
+            distance = np.abs(self.costs.levels[layer.index] - wanted).sum(1)
+            level = int(distance.argmin())
+            actions.append(self._action_of(layer.index, level, int(pairs[layer.index])))
+        return [action.astype(np.float32) for action in actions]
+
+    def uniform_strategies(self) -> list[Strategy]:
+        """One preserve ratio and one bit pair for all: see `envs.uniform.uniform_strategies`."""
+        return uniform_strategies(self.costs)
+
+    # -- observation and end ------------------------------------------------------------------
+
+    def _observation(self) -> Array:
+        assert self._walk is not None
+        step = min(self._step, self.layers_count - 1)
+        layer = self._graph.layers[step]
+        total, bound = self.costs.original, self.costs.bound
+        now = self._walk.layer_costs()
+        full = self.costs.original_costs
+        return observe(
+            LayerView(
+                layer=layer,
+                layers=self.layers_count,
+                decides=len(self.costs.level_ratios[step]) > 1,
+                input_ratio=layer.inputs.count(self._walk.kept) / layer.in_channels,
+                cost_share=float(full[step]) / total,
+                saved=float((full[: self._step] - now[: self._step]).sum()) / total,
+                rest=float(full[step + 1 :].sum()) / total,
+                spent=self._walk.total / bound,
+                floor_rest=float(now[self._step :].sum()) / bound,
+                previous_ratio=self._previous_ratio,
+                previous_bits=self._previous_bits,
+            ),
+            self.observation_names,
+        )
+
+    def _finish(self, info: dict[str, Any]) -> float:
+        walk = self._walk
+        assert walk is not None
+        strategy = self.costs.decode(walk.kept, walk.pairs)
+        evaluation = self._evaluate(strategy)
+        evaluation = replace(
+            evaluation, costs={**evaluation.costs, self.costs.budget.metric: walk.total}
+        )
+        info["strategy"], info["evaluation"] = strategy, evaluation
+        outcome = Outcome(
+            evaluation=evaluation,
+            original=self._original,
+            cost=walk.total,
+            bound=self.costs.bound,
+            original_cost=self.costs.original,
+            macs=sum(operator_prices(self._graph, strategy, "macs", None)),
+        )
+        return self._reward(outcome)
+
+
+def _checked(action: Array) -> npt.NDArray[np.float64]:
+    """An action as three finite numbers, cut off at -1 and 1."""
+    asked = np.asarray(action, np.float64)
+    if asked.size != 3 or not np.isfinite(asked).all():
+        raise ConfigError(f"An action must be three numbers in [-1, 1], got {action!r}.")
+    return np.clip(asked.reshape(3), -1, 1)
+
+
+def make_env(
+    network: nn.Module,
+    data: DataSet,
+    device: Device | TorchDeviceSpec | Mapping[str, object] | None = None,
+    budget: Budget | Mapping[str, object] | float = 0.5,
+    *,
+    reward: str | Reward | Callable[[Outcome], float] = "accuracy",
+    observation_names: tuple[str, ...] = tuple(FEATURES),
+    **task_options: Any,
+) -> CompressionEnv:
+    """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
+
+    Args:
+        network: Trained; not modified.
+        device: A device, or the options of one (`amc.cost.profile.load_device`); None where the
+            budget's metric needs none.
+        budget: A budget, its fields, or a fraction of the original's latency.
+        task_options: Further arguments of `amc.task.CompressionTask`.
+
+    Returns:
+        The environment; its attribute ``task`` is the `CompressionTask`.
+
+    Raises:
+        ConfigError: An option has an unknown name.
+        AmcError: As `CompressionTask` and `CompressionEnv`.
+    """
+    known = [
+        name
+        for name, parameter in inspect.signature(CompressionTask).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for name in task_options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"amc/Compression-v0 has no option {name!r}; beside network, data, device, budget, "
+                f"reward and observation_names it takes {', '.join(known)}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+    loaded = load_device(device) if isinstance(device, Mapping) else device
+    task = CompressionTask(network, data, loaded, Budget.of(budget), **task_options)
+    env = CompressionEnv(task.costs, task.evaluate, task.original, reward, observation_names)
+    env.task = task
+    return env

@@ -1,0 +1,91 @@
+import math
+import sys
+
+import pytest
+import torch
+
+from amc.errors import ConfigError
+from amc.evaluate import Evaluation
+from envs.reward import REWARDS, Outcome, Reward, build_reward
+
+OUTCOME = Outcome(
+    evaluation=Evaluation(accuracy=0.8, loss=0.7, agreement=-0.25),
+    original=Evaluation(accuracy=0.9, loss=0.3, agreement=0.0),
+    cost=3.0,
+    bound=6.0,
+    original_cost=12.0,
+    macs=math.e**10,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 0.8),
+        ("amc", -0.2 * 10),
+        ("mnasnet", 0.8 * 0.5**-0.07),  # 0.8398...
+        ("haq", 0.1 * (80 - 90)),
+        ("agreement", -0.25),
+    ],
+)
+def test_reward_by_hand(name, expected):
+    assert build_reward(name)(OUTCOME) == pytest.approx(expected)
+
+
+def test_twice_the_bound_costs_mnasnet_five_percent():
+    dear = Outcome(OUTCOME.evaluation, OUTCOME.original, 12.0, 6.0, 12.0, 1.0)
+    assert build_reward("mnasnet")(dear) == pytest.approx(0.8 * 0.9526, rel=1e-4)
+
+
+def test_only_mnasnet_prices_the_cost_itself():
+    assert [name for name in REWARDS if not REWARDS[name].hard] == ["mnasnet"]
+
+
+def test_function_is_a_hard_reward_with_its_name():
+    def minus_loss(outcome: Outcome) -> float:
+        return -outcome.evaluation.loss
+
+    reward = build_reward(minus_loss)
+    assert (reward.name, reward.hard, reward(OUTCOME)) == ("minus_loss", True, -0.7)
+    assert build_reward(reward) is reward
+
+
+def test_users_function_is_imported_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "users_rewards.py").write_text("def half(o):\n    return o.cost / o.bound\nx = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    reward = build_reward("users_rewards:half")
+    assert (reward.name, reward(OUTCOME)) == ("users_rewards:half", 0.5)
+    with pytest.raises(ConfigError, match=r"users_rewards:x.* is not a function"):
+        build_reward("users_rewards:x")
+    with pytest.raises(ConfigError, match=r"users_rewards:y.* cannot be imported: AttributeError"):
+        build_reward("users_rewards:y")
+
+
+def test_module_that_is_missing_or_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "failing_rewards.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match=r"cannot be imported: ModuleNotFoundError.*importable"):
+        build_reward("no_such_rewards:f")
+    with pytest.raises(ConfigError, match="cannot be imported: SystemExit"):
+        build_reward("failing_rewards:f")
+
+
+def test_unknown_name_hints_at_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"accuracy, amc, .*got 'acuracy'. Did you mean 'accuracy'"
+    ):
+        build_reward("acuracy")
+    with pytest.raises(ConfigError, match="got None"):
+        build_reward(None)
+
+
+def test_reward_may_be_a_tensor_of_one_number():
+    assert Reward("tensor", lambda _: torch.tensor(0.5))(OUTCOME) == 0.5
+
+
+@pytest.mark.parametrize("value", [None, "high", torch.zeros(2)])
+def test_reward_must_be_a_number(value):
+    with pytest.raises(ConfigError, match="Reward 'wrong' must return a number, got"):
+        Reward("wrong", lambda _: value)(OUTCOME)

@@ -1,0 +1,242 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.compress.quantization import quantize_layer, quantize_weight
+from amc.compress.removal import keep_mask, remove_channels
+from amc.compress.verify import graph_of
+from amc.recovery import sequential
+from amc.recovery.sequential import repair_sequentially
+from amc.strategy import Bits
+from tests.conftest import TINY_SHAPE, randomise_norms
+from tests.graph.nets import CalledTwice
+
+IMAGES = torch.randn(128, *TINY_SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def seeded(build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomise_norms(build()).eval()
+
+
+def cut(graph, kept):
+    """A smaller network that keeps the given positions of the named groups, and its mask."""
+    index = {group.name: group.index for group in graph.groups}
+    keep = keep_mask(graph, {index[name]: np.array(p) for name, p in kept.items()})
+    return remove_channels(graph.plan, keep), keep
+
+
+def repaired(graph, kept, images=IMAGES, **options):
+    smaller, keep = cut(graph, kept)
+    repair_sequentially(graph, smaller, keep, images, **options)
+    return smaller
+
+
+@torch.no_grad()
+def error_of(network, original, images=IMAGES):
+    return float((network(images) - original(images)).square().mean())
+
+
+def test_whole_network_stays_what_it_is(tiny_net, tiny_graph):
+    network = repaired(tiny_graph, {})
+    assert error_of(network, tiny_net) < 1e-8
+
+
+def test_repair_is_the_least_squares_solution():
+    """Linear layers only: what is left is what no weight could do."""
+    network = seeded(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5))
+    )
+    graph = graph_of(network, TINY_SHAPE)
+    smaller = repaired(graph, {"1": [0, 2, 3, 6]})
+    with torch.no_grad():
+        hidden = torch.relu(network[1](IMAGES.flatten(1)))[:, [0, 2, 3, 6]]
+        design = torch.cat([hidden, torch.ones(len(hidden), 1)], 1).double()
+        expected = network(IMAGES).double()
+        best = torch.linalg.lstsq(design, expected).solution
+        least = float((design @ best - expected).square().mean())
+    assert error_of(smaller, network) == pytest.approx(least, rel=1e-3)
+
+
+def test_convolutions_see_what_was_repaired_before_them(tiny_net, tiny_graph):
+    kept = {"conv1": [0, 2], "conv2": [0, 1, 3, 5]}
+    sliced, _ = cut(tiny_graph, kept)
+    network = repaired(tiny_graph, kept)
+    assert error_of(network, tiny_net) < 0.5 * error_of(sliced, tiny_net)
+
+
+class Block(nn.Module):
+    """A stream that a normalised branch is added to; the branch sees all of the input."""
+
+    def __init__(self, affine=True):
+        super().__init__()
+        self.start = nn.Conv2d(3, 6, 1)
+        self.middle = nn.Conv2d(6, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6, affine=affine)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.start(x)
+        x = x + self.norm(self.branch(torch.relu(self.middle(x))))
+        return self.last(x.mean((2, 3)))
+
+
+def stream_error(network, smaller, kept):
+    """Squared error of the sum of stream and branch, in the channels that are left."""
+    sums = []
+    for module in (network, smaller):
+        with torch.no_grad():
+            start = module.start(IMAGES)
+            sums.append(start + module.norm(module.branch(torch.relu(module.middle(start)))))
+    return float((sums[0][:, kept] - sums[1]).square().mean())
+
+
+def test_branch_repairs_what_the_stream_lost(monkeypatch):
+    network = seeded(Block)
+    graph = graph_of(network, TINY_SHAPE)
+    sequential_start = network.start.weight.clone()
+    # Quantizing the stream's layer breaks the stream itself.
+    smaller, keep = cut(graph, {})
+    smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
+    repair_sequentially(graph, smaller, keep, IMAGES)
+    with_stream = stream_error(network, smaller, range(6))
+    smaller, keep = cut(graph, {})
+    smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
+    monkeypatch.setattr(sequential, "_find_streams", lambda *_: {})
+    repair_sequentially(graph, smaller, keep, IMAGES)
+    assert with_stream < 0.9 * stream_error(network, smaller, range(6))
+    assert torch.equal(network.start.weight, sequential_start)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_without_factors_are_repaired_too(affine):
+    network = nn.Module.eval(_with_statistics(Block(affine)))
+    graph = graph_of(network, TINY_SHAPE)
+    kept = {"middle": [0, 1, 2, 3, 5]}
+    sliced, _ = cut(graph, kept)
+    assert error_of(repaired(graph, kept), network) < error_of(sliced, network)
+
+
+def _with_statistics(network):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    network.norm.running_var.uniform_(0.5, 2, generator=generator)
+    network.norm.running_mean.normal_(0, 0.3, generator=generator)
+    return network
+
+
+class LinearBlock(nn.Module):
+    """A stream of six features of three numbers, a branch with BN over features."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Linear(3, 6)
+        self.middle = nn.Linear(6, 12)
+        self.branch = nn.Linear(12, 6, bias=False)
+        self.norm = nn.BatchNorm1d(6)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.start(x.mean((2, 3)))
+        x = x + self.norm(self.branch(torch.relu(self.middle(x))))
+        return self.last(x)
+
+
+def test_norm_is_undone_for_the_correction():
+    """The sum comes as close as any weight of the branch could bring it."""
+    network = seeded(LinearBlock)
+    network.norm.running_var.fill_(16.0)  # the branch is scaled by about a quarter
+    graph = graph_of(network, TINY_SHAPE)
+    smaller, keep = cut(graph, {})
+    smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
+    repair_sequentially(graph, smaller, keep, IMAGES)
+    with torch.no_grad():
+        stream = network.start(IMAGES.mean((2, 3)))
+        expected = stream + network.norm(network.branch(torch.relu(network.middle(stream))))
+        stream = smaller.start(IMAGES.mean((2, 3)))
+        hidden = torch.relu(smaller.middle(stream))
+        found = stream + smaller.norm(smaller.branch(hidden))
+        design = torch.cat([hidden, torch.ones(len(hidden), 1)], 1).double()
+        wanted = (expected - stream).double()
+        best = design @ torch.linalg.lstsq(design, wanted).solution
+    least = float((best - wanted).square().mean())
+    assert least < float((found - expected).square().mean()) < 2 * least  # not undone: 150 times
+
+
+def test_channel_that_its_norm_switches_off_repairs_nothing():
+    network = seeded(Block)
+    network.norm.weight.data[2] = 0.0
+    graph = graph_of(network, TINY_SHAPE)
+    smaller, keep = cut(graph, {})
+    smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
+    repair_sequentially(graph, smaller, keep, IMAGES)
+    assert torch.isfinite(smaller.branch.weight).all()
+    assert smaller.branch.weight.abs().max() < 10 * network.branch.weight.abs().max()
+
+
+def test_layers_called_twice_and_depthwise_layers_keep_their_weights():
+    network = seeded(CalledTwice)
+    graph = graph_of(network, TINY_SHAPE)
+    kept = {"free": [0, 1, 2, 3]}
+    smaller = repaired(graph, kept)
+    assert torch.equal(smaller.shared.weight, network.shared.weight)
+    assert torch.equal(smaller.shared.bias, network.shared.bias)
+    assert not torch.equal(smaller.last.weight, network.last.weight[:, :4])
+
+    network = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Flatten(), nn.Linear(216, 5)
+        )
+    )
+    smaller = repaired(graph_of(network, TINY_SHAPE), {"0": [1, 3, 4]})
+    assert torch.equal(smaller.get_submodule("1").weight, network[1].weight[[1, 3, 4]])
+
+
+def test_depthwise_layer_with_one_channel_left_can_be_repaired():
+    network = seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Flatten(), nn.Linear(216, 5)
+        )
+    )
+    graph = graph_of(network, TINY_SHAPE)
+    sliced, _ = cut(graph, {"0": [2]})
+    assert error_of(repaired(graph, {"0": [2]}), network) < error_of(sliced, network)
+
+
+def test_wide_layers_keep_their_weights(tiny_net, tiny_graph):
+    smaller = repaired(tiny_graph, {"conv1": [0, 1, 2]}, max_columns=9 * 3)
+    assert not torch.equal(smaller.conv2.weight, tiny_net.conv2.weight[:, :3])  # 27 columns
+    assert torch.equal(smaller.conv3.weight, tiny_net.conv3.weight)  # 54 columns
+
+
+def test_quantized_layers_are_repaired_on_their_grid(tiny_net, tiny_graph):
+    smaller, keep = cut(tiny_graph, {"conv1": [0, 1, 3]})
+    bits = {"conv2": Bits(2, 4), "conv3": Bits(32, 4), "linear": Bits(1, 32)}
+    for path, pair in bits.items():
+        setattr(smaller, path, quantize_layer(smaller.get_submodule(path), pair, (0.2, 3)))
+    before = error_of(smaller, tiny_net)
+    repair_sequentially(tiny_graph, smaller, keep, IMAGES)
+    assert error_of(smaller, tiny_net) < before
+    for path in ("conv2", "linear"):
+        layer = smaller.get_submodule(path)
+        on_grid = quantize_weight(layer.weight, layer.weight_scale, bits[path].weight)
+        torch.testing.assert_close(layer.weight.data, on_grid, rtol=1e-6, atol=1e-7)
+
+
+def test_fewer_images_are_used_where_activations_are_large(tiny_graph, monkeypatch):
+    kept = {"conv1": [0, 1]}
+    few = repaired(tiny_graph, kept, IMAGES[: sequential.BATCH])
+    monkeypatch.setattr(sequential, "MEMORY_BYTES", 1)
+    capped = repaired(tiny_graph, kept)
+    assert torch.equal(capped.conv2.weight, few.conv2.weight)
+
+
+def test_same_seed_gives_the_same_weights(tiny_graph):
+    one, two = (repaired(tiny_graph, {"conv1": [0, 1]}, seed=3) for _ in range(2))
+    assert torch.equal(one.conv2.weight, two.conv2.weight)
+    assert torch.equal(one.linear.bias, two.linear.bias)

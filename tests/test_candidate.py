@@ -1,0 +1,303 @@
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.candidate import Compressor, RecoverySettings, _Memo, apply_strategy, rebuild
+from amc.compress.quantization import QuantizedConv2d, quantize_weight
+from amc.compress.verify import graph_of
+from amc.errors import CalibrationError, ConfigError, StrategyError
+from amc.strategy import IDENTITY, Bits, Strategy
+from tests.conftest import TINY_SHAPE
+from tests.graph.nets import SqueezeExcite
+
+HALF = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
+QUANTIZED = Strategy(
+    {"conv1": 0.5, "conv2": 5 / 6},
+    {"conv1": Bits(4, 8), "conv2": Bits(2, 32), "linear": Bits(8, 4)},
+)
+IMAGES = torch.randn(96, *TINY_SHAPE, generator=torch.Generator().manual_seed(0))
+SETTINGS = RecoverySettings(images=96, batch_norm_images=64)
+
+
+@pytest.fixture
+def compressor(tiny_graph):
+    return Compressor(tiny_graph, IMAGES, SETTINGS)
+
+
+@torch.no_grad()
+def error_of(network, original, images=IMAGES):
+    """Squared error of the outputs, relative to their variance."""
+    expected = original(images)
+    return float(
+        (network(images) - expected).square().sum() / (expected - expected.mean(0)).square().sum()
+    )
+
+
+def equal_states(one, other):
+    states = one.state_dict(), other.state_dict()
+    assert states[0].keys() == states[1].keys()
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+# -- smaller -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), [(2, 3), (1, 1), (4, 6)])
+def test_candidate_is_physically_smaller(compressor, a, b):
+    candidate = compressor.apply(Strategy({"conv1": a / 4, "conv2": b / 6}, {}))
+    shapes = {name: tuple(p.shape) for name, p in candidate.module.named_parameters()}
+    assert shapes["conv1.weight"] == (a, 3, 3, 3)
+    assert shapes["conv2.weight"] == (b, a, 3, 3)
+    assert shapes["conv3.weight"] == (b, b, 3, 3)
+    assert shapes["linear.weight"] == (5, b)
+    norms = 2 * (a + b + b)
+    assert candidate.parameters == 27 * a + 9 * a * b + 9 * b * b + 5 * b + 5 + norms
+    assert len(candidate.kept["conv1"]) == a
+    assert len(candidate.kept["conv2"]) == b
+    assert candidate.module(IMAGES).shape == (96, 5)
+
+
+def test_original_is_left_as_it_was(tiny_net):
+    before = copy.deepcopy(tiny_net.state_dict())
+    compressor = Compressor(graph_of(tiny_net, TINY_SHAPE), IMAGES, SETTINGS)
+    module_before = copy.deepcopy(compressor.graph.plan.module.state_dict())
+    for strategy in (HALF, QUANTIZED):
+        compressor.apply(strategy)
+        compressor.repair(strategy)
+    after = tiny_net.state_dict(), compressor.graph.plan.module.state_dict()
+    for states in zip((before, module_before), after, strict=True):
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_smaller_strategies_keep_a_part_of_what_larger_ones_keep(compressor):
+    kept = [
+        set(compressor.apply(Strategy({"conv2": k / 6}, {})).kept["conv2"]) for k in range(1, 7)
+    ]
+    assert all(small < large for small, large in pairwise(kept))
+
+
+def test_strategy_of_another_network_is_refused(compressor):
+    for build in (compressor.apply, compressor.repair):
+        with pytest.raises(StrategyError, match=r"channel groups .* does not have: layer4"):
+            build(Strategy({"layer4": 0.5}, {}))
+        with pytest.raises(StrategyError, match="frozen"):
+            build(Strategy({"linear": 0.4}, {}))
+
+
+def test_weights_that_are_not_finite_are_found_at_calibration(tiny_net):
+    graph = graph_of(tiny_net, TINY_SHAPE)
+    with pytest.raises(CalibrationError, match="'conv1' are not finite"):
+        Compressor(graph, torch.full_like(IMAGES, torch.nan), SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["images", "batch_norm_images", "max_columns"])
+def test_settings_need_at_least_two_of_everything(name):
+    with pytest.raises(ConfigError, match=rf"recovery.{name} must be at least 2, got 1"):
+        RecoverySettings(**{name: 1})
+
+
+# -- recovered -----------------------------------------------------------------------------------
+
+
+def test_removed_duplicates_are_made_up_for(tiny_net):
+    for module in (tiny_net.conv1, tiny_net.bn1):
+        for tensor in module.state_dict().values():
+            if tensor.dim():
+                tensor[2:] = tensor[:2]  # conv1's channels 2 and 3 repeat 0 and 1
+    compressor = Compressor(graph_of(tiny_net, TINY_SHAPE), IMAGES, SETTINGS)
+    half = Strategy({"conv1": 0.5}, {})
+    refitted = compressor.apply(half)
+    assert sorted(channel % 2 for channel in refitted.kept["conv1"]) == [0, 1]
+    # What is left is the error of BN statistics over few images, which keeping all has too.
+    assert (
+        error_of(refitted.module, tiny_net)
+        < 1.1 * error_of(compressor.apply(IDENTITY).module, tiny_net) + 1e-6
+    )
+    without = Compressor(compressor.graph, IMAGES, RecoverySettings(96, 64, least_squares=False))
+    assert error_of(without.apply(half).module, tiny_net) > 0.01
+    assert error_of(compressor.repair(half).module, tiny_net) < 1e-4
+
+
+def test_repair_comes_closer_than_apply(compressor, tiny_net):
+    for strategy in (HALF, Strategy({"conv1": 0.75, "conv2": 5 / 6}, {}), QUANTIZED):
+        applied = error_of(compressor.apply(strategy).module, tiny_net)
+        repaired = error_of(compressor.repair(strategy).module, tiny_net)
+        assert repaired < applied
+
+
+def test_refit_comes_closer_than_slicing(tiny_graph, tiny_net):
+    sliced = Compressor(tiny_graph, IMAGES, RecoverySettings(96, 64, least_squares=False))
+    refitted = Compressor(tiny_graph, IMAGES, SETTINGS)
+    for strategy in (HALF, Strategy({"conv2": 4 / 6}, {})):
+        assert error_of(refitted.apply(strategy).module, tiny_net) < error_of(
+            sliced.apply(strategy).module, tiny_net
+        )
+
+
+def test_without_least_squares_weights_are_slices_and_nothing_is_repaired(tiny_graph, tiny_net):
+    compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, 64, least_squares=False))
+    candidate = compressor.apply(HALF)
+    a, b = (list(candidate.kept[name]) for name in ("conv1", "conv2"))
+    assert torch.equal(candidate.module.conv2.weight, tiny_net.conv2.weight[b][:, a])
+    assert torch.equal(candidate.module.linear.weight, tiny_net.linear.weight[:, b])
+    assert equal_states(compressor.repair(HALF).module, candidate.module)
+
+
+def first_outputs(network, path):
+    """A module's outputs on the images, averaged over all but channels."""
+    found = []
+    hook = network.get_submodule(path).register_forward_hook(lambda m, a, out: found.append(out))
+    with torch.no_grad():
+        network(IMAGES)
+    hook.remove()
+    return found[0].mean((0, 2, 3))
+
+
+def test_refit_keeps_the_mean_of_every_normalised_output(tiny_graph, tiny_net):
+    """Also where the statistics of batch normalisation are not gathered anew."""
+    compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, batch_norm=False))
+    candidate = compressor.apply(Strategy({"conv1": 0.5}, {}))
+    torch.testing.assert_close(
+        first_outputs(candidate.module, "bn2"), first_outputs(tiny_net, "bn2"), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_refit_keeps_the_mean_of_layers_with_a_bias():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 1),
+            nn.Flatten(),
+            nn.Linear(256, 5),
+        ).eval()
+    compressor = Compressor(graph_of(network, TINY_SHAPE), IMAGES, SETTINGS)
+    candidate = compressor.apply(Strategy({"0": 0.5}, {}))
+    # Moments are of 32 sampled positions of 64: near, not equal.
+    difference = first_outputs(candidate.module, "2") - first_outputs(network, "2")
+    assert difference.abs().max() < 0.02 * first_outputs(network, "2").abs().max()
+
+
+def test_layers_too_wide_to_refit_are_named(tiny_graph, tiny_net):
+    compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, max_columns=36))
+    assert compressor.unrefitted == ("conv3",)  # 6 * 9 columns; conv2 has 4 * 9
+    candidate = compressor.apply(HALF)
+    b = list(candidate.kept["conv2"])
+    assert torch.equal(candidate.module.conv3.weight, tiny_net.conv3.weight[b][:, b])
+    repaired = compressor.repair(Strategy({"conv2": 4 / 6}, {}))  # 36 columns left
+    b = list(repaired.kept["conv2"])
+    assert not torch.equal(repaired.module.conv3.weight, tiny_net.conv3.weight[b][:, b])
+    assert Compressor(tiny_graph, IMAGES, SETTINGS).unrefitted == ()
+
+
+def test_quantized_weights_stay_on_their_grid(compressor):
+    for build in (compressor.apply, compressor.repair):
+        module = build(QUANTIZED).module
+        assert isinstance(module.conv2, QuantizedConv2d)
+        for path, bits in QUANTIZED.bits.items():
+            layer = module.get_submodule(path)
+            assert layer.bits == bits
+            on_grid = quantize_weight(layer.weight, layer.weight_scale, bits.weight)
+            torch.testing.assert_close(layer.weight.data, on_grid, rtol=1e-6, atol=1e-7)
+        levels = module.conv2.weight.flatten(1) / module.conv2.weight_scale[:, None]
+        assert set(levels.round().unique().tolist()) <= {-1.0, 0.0, 1.0}  # two bits
+        assert type(module.conv3) is nn.Conv2d
+
+
+def test_network_with_gates_is_repaired():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SqueezeExcite(lambda x, gate: x * torch.sigmoid(gate)).eval()
+    compressor = Compressor(graph_of(network, TINY_SHAPE), IMAGES, SETTINGS)
+    name = compressor.graph.free_groups[0].name
+    strategy = Strategy({name: 0.75}, {})
+    assert error_of(compressor.repair(strategy).module, network) < 1
+
+
+# -- the same again ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [HALF, QUANTIZED], ids=["half", "quantized"])
+def test_same_strategy_gives_the_same_bits(compressor, strategy):
+    fresh = Compressor(compressor.graph, IMAGES.clone(), SETTINGS)
+    first = compressor.apply(strategy).module
+    compressor.apply(Strategy({"conv1": 0.25}, {}))
+    for again in (
+        compressor.apply(strategy),
+        fresh.apply(strategy),
+        apply_strategy(fresh, strategy),
+    ):
+        assert equal_states(first, again.module)
+    assert equal_states(compressor.repair(strategy).module, fresh.repair(strategy).module)
+
+
+def test_candidates_share_no_tensor(compressor):
+    one, other = compressor.apply(HALF).module, compressor.apply(HALF).module
+    before = copy.deepcopy(other.state_dict())
+    for tensor in one.state_dict().values():
+        tensor.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    assert equal_states(compressor.apply(HALF).module, other)
+
+
+@pytest.mark.parametrize("strategy", [HALF, QUANTIZED, IDENTITY], ids=["half", "quantized", "all"])
+def test_rebuilt_network_gives_the_same_outputs(compressor, tiny_net, strategy):
+    made = compressor.repair(strategy)
+    tensors = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
+    again = rebuild(graph_of(tiny_net, TINY_SHAPE), made.kept, strategy, tensors)
+    assert torch.equal(again.module(IMAGES), made.module(IMAGES))
+    assert again.kept == made.kept
+    assert again.strategy == strategy
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"conv1": (0, 1), "conv9": (0,)}, "group 'conv9', which this network does not have"),
+        ({"conv1": (0, 4)}, r"'conv1' by ascending positions below 4, got \(0, 4\)"),
+        ({"conv1": (1, 0)}, r"below 4, got \(1, 0\)"),
+        ({"conv1": (-1, 0)}, "below 4, got"),
+        ({"conv1": (0, 0)}, "below 4, got"),
+        ({"conv1": ()}, "below 4, got"),
+        ({"conv1": (0.0, 1.0)}, "below 4, got"),
+        ({"conv1": "ab"}, "below 4, got ab"),
+        ({"conv1": (0, 1, 2)}, r"has 3 channels of group 'conv1', its strategy keeps 2"),
+        ({}, r"has 4 channels of group 'conv1', its strategy keeps 2"),
+    ],
+)
+def test_kept_channels_that_do_not_fit_are_refused(compressor, kept, message):
+    made = compressor.apply(HALF)
+    whole = {**made.kept, **kept} if kept else {"conv2": made.kept["conv2"]}
+    with pytest.raises(StrategyError, match=message):
+        rebuild(compressor.graph, whole, HALF, made.module.state_dict())
+
+
+def test_weights_that_do_not_fit_are_refused(compressor):
+    made = compressor.apply(HALF)
+    with pytest.raises(StrategyError, match=r"do not fit .*size mismatch for conv1.weight"):
+        rebuild(
+            compressor.graph,
+            made.kept,
+            HALF,
+            {**made.module.state_dict(), "conv1.weight": torch.zeros(1, 3, 3, 3)},
+        )
+    with pytest.raises(StrategyError, match=r"do not fit .*Missing key"):
+        rebuild(compressor.graph, made.kept, HALF, {})
+
+
+def test_memory_of_refitted_weights_forgets_the_oldest():
+    memo = _Memo(2 * 400)
+    keys = [("layer", bytes([i])) for i in range(3)]
+    for key in keys[:2]:
+        memo.put(key, (torch.zeros(100), None))
+    assert memo.get(keys[0]) is not None  # used last
+    memo.put(keys[2], (torch.ones(100), None))
+    assert [memo.get(key) is None for key in keys] == [False, True, False]
+    memo.put(keys[1], (torch.zeros(1000), None))  # larger than all that fits: kept alone
+    assert [memo.get(key) is None for key in keys] == [True, False, True]
+    assert np.prod(memo.get(keys[1])[0].shape) == 1000

@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from amc.data import Split
+from amc.errors import EvaluationError
+from amc.evaluate import BATCH, Evaluator
+
+
+class Answers(nn.Module):
+    """Gives each image, a single number, the scores of the row that the number names."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(rows))
+
+    def forward(self, x):
+        return self.rows[x.flatten().long()]
+
+
+def split_of(labels):
+    """Images 0, 1, 2, ... as single float pixels, which are taken as they are."""
+    labels = torch.tensor(labels)
+    return Split(torch.arange(float(len(labels))).view(-1, 1, 1, 1), labels)
+
+
+def evaluator(labels, reference=None):
+    return Evaluator(split_of(labels), (0.0,), (1.0,), reference)
+
+
+ONE, TWO = [math.log(3), 0.0], [0.0, math.log(7)]  # 3/4 for class 0; 7/8 for class 1
+
+
+def test_accuracy_and_loss_by_hand():
+    found = evaluator([0, 0, 1])(Answers([ONE, TWO, TWO]))
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3)
+    assert found.seconds > 0
+    assert found.agreement == 0.0
+
+
+def test_agreement_is_minus_the_divergence_from_the_reference():
+    measure = evaluator([0, 0], Answers([ONE, ONE]))
+    divergence = 3 / 4 * math.log((3 / 4) / (1 / 8)) + 1 / 4 * math.log((1 / 4) / (7 / 8))
+    assert measure(Answers([ONE, TWO])).agreement == pytest.approx(-divergence / 2)
+    assert measure(Answers([ONE, ONE])).agreement == 0.0
+
+
+def test_images_of_all_batches_count():
+    labels = [0] * (2 * BATCH) + [1]
+    found = evaluator(labels)(Answers([ONE] * len(labels)))
+    assert found.accuracy == 2 * BATCH / (2 * BATCH + 1)
+    assert len(evaluator(labels)) == len(labels)
+
+
+def test_pixels_are_normalised():
+    images = torch.full((2, 1, 1, 1), 255, dtype=torch.uint8)
+    measure = Evaluator(Split(images, torch.tensor([1, 1])), (0.5,), (0.25,))  # to (1 - 0.5) / 0.25
+    assert measure(Answers([ONE, ONE, TWO])).accuracy == 1.0
+
+
+def test_network_is_evaluated_in_evaluation_mode():
+    network = nn.Sequential(Answers([ONE, TWO]), nn.Dropout(0.99)).train()
+    assert evaluator([0, 1])(network).accuracy == 1.0
+
+
+def test_network_that_works_in_place_does_not_change_the_images():
+    class InPlace(Answers):
+        def forward(self, x):
+            scores = super().forward(x)
+            x.fill_(1.0)
+            return scores
+
+    measure = evaluator([0, 1])
+    assert [measure(InPlace([ONE, TWO])).accuracy for _ in range(2)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_counted(bad):
+    with pytest.raises(
+        EvaluationError, match=r"NaN or infinite scores for 1 of 3 images.*data.mean"
+    ):
+        evaluator([0, 1, 1])(Answers([ONE, [0.0, bad], TWO]))
+
+
+def test_reference_must_give_finite_scores():
+    with pytest.raises(EvaluationError, match="for 2 of 2 images"):
+        evaluator([0, 1], Answers([[math.nan, 0.0]] * 2))
+
+
+def test_too_few_classes_are_named():
+    with pytest.raises(EvaluationError, match="class 2, but the network scores only 2 classes"):
+        evaluator([0, 2])(Answers([ONE, TWO]))
+
+
+@pytest.mark.parametrize(
+    ("function", "returned"),
+    [
+        (lambda x: x, r"\(2, 1, 1, 1\)"),
+        (lambda x: x.flatten(), r"\(2,\)"),
+        (lambda x: x[:1].flatten(1), r"\(1, 1\)"),
+        (lambda x: (x, x), "tuple"),
+    ],
+)
+def test_output_must_be_one_row_of_scores_for_each_image(function, returned):
+    class Returns(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with pytest.raises(EvaluationError, match=rf"returned {returned} for 2 images; expected"):
+        evaluator([0, 1])(Returns())
