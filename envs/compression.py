@@ -15,9 +15,8 @@ from gymnasium import spaces
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.cost.device import Device
 from amc.cost.model import ROUNDING, CostModel, WalkCosts, operator_prices
-from amc.cost.profile import TorchDeviceSpec, load_device
+from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
@@ -265,7 +264,7 @@ def _checked(action: Array) -> npt.NDArray[np.float64]:
 def make_env(
     network: nn.Module,
     data: DataSet,
-    device: Device | TorchDeviceSpec | Mapping[str, object] | None = None,
+    device: DeviceLike = None,
     budget: Budget | Mapping[str, object] | float = 0.5,
     *,
     reward: str | Reward | Callable[[Outcome], float] = "accuracy",
@@ -276,8 +275,8 @@ def make_env(
 
     Args:
         network: Trained; not modified.
-        device: A device, or the options of one (`amc.cost.profile.load_device`); None where the
-            budget's metric needs none.
+        device: Name of a device that comes with amc, the options of one, or itself; None where
+            the budget's metric needs none.
         budget: A budget, its fields, or a fraction of the original's latency.
         task_options: Further arguments of `amc.task.CompressionTask`.
 
@@ -301,8 +300,7 @@ def make_env(
                 f"reward and observation_names it takes {', '.join(known)}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
-    loaded = load_device(device) if isinstance(device, Mapping) else device
-    task = CompressionTask(network, data, loaded, Budget.of(budget), **task_options)
+    task = CompressionTask(network, data, as_device(device), Budget.of(budget), **task_options)
     env = CompressionEnv(task.costs, task.evaluate, task.original, reward, observation_names)
     env.task = task
     return env

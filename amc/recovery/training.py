@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
 from amc.files import fingerprint, read_tensors, write_tensors
-from amc.progress import progress_bar
+from amc.progress import Bar, progress_bar
 
 STATE_FILE = "training.safetensors"
 BEST_FILE = "best.safetensors"
@@ -241,17 +241,17 @@ def train(
     run = _Run(network, settings, checkpoint_folder, identity)
     with (
         _layout_for_speed(network),
-        progress_bar(description, settings.epochs, enabled=progress) as bar,
+        progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
     ):
         try:
             run.resume_or_start(evaluate)
-            bar.advance(len(run.history))
+            bar.advance(len(run.history) * batches.steps)
             for epoch in range(len(run.history) + 1, settings.epochs + 1):
-                record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop)
+                record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop, bar)
                 if record is None:
                     break
                 run.finish_epoch(record)
-                bar.advance(note=_note(record))
+                bar.advance(0, note=_note(record))
                 if on_epoch is not None:
                     on_epoch(record)
         except KeyboardInterrupt:
@@ -278,6 +278,7 @@ def _train_epoch(
     epoch: int,
     evaluate: Callable[[nn.Module], float] | None,
     should_stop: Callable[[], bool] | None,
+    bar: Bar,
 ) -> EpochRecord | None:
     """One epoch and its evaluation; None when it was stopped."""
     network, device = run.network, batches.device
@@ -297,6 +298,7 @@ def _train_epoch(
             run.step(value, learning_rate)
             losses[step] = value.detach()
             correct += (logits.detach().argmax(1) == targets).sum()
+            bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
     _check_finite(losses, epoch, learning_rate)
     network.eval()
     return EpochRecord(

@@ -1,0 +1,76 @@
+"""One network's strategies on several devices, in one picture.
+
+    python -m benchmarks.devices picture.png outputs/search/<run> outputs/search/<run> ...
+
+The runs must be of the same network; nothing is trained or evaluated.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from amc.artifact import RunRecord, read_strategy
+from amc.compress.verify import graph_of
+from amc.cost.budget import Budget
+from amc.cost.model import CostModel, choices_for
+from amc.cost.profile import TorchDeviceSpec
+from amc.cost.shipped import as_device
+from amc.networks import build_network
+from amc.report.plots import LayerRow, plot_strategies_side_by_side
+from amc.strategy import FLOAT
+from amc.task import SearchSpace
+
+
+def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> list[LayerRow]:
+    """Every layer of a run's strategy, before and after."""
+    record = RunRecord.read(folder)
+    strategy = read_strategy(folder)
+    network = build_network(
+        str(record.network["name"]), num_classes=classes, image_shape=image_shape
+    )
+    graph = graph_of(network, image_shape)
+    device = as_device(dict(record.device))
+    if isinstance(device, TorchDeviceSpec) or device is None:
+        raise SystemExit("give runs on devices that need no measuring (roofline or table)")
+    budget = Budget.of(dict(record.budget))
+    options = record.settings["env"]
+    widths = {k: options[k] and tuple(options[k]) for k in ("weight_bits", "activation_bits")}
+    space = SearchSpace(options["min_preserve_ratio"], options["channel_step"], **widths)
+    choices = choices_for(
+        graph,
+        space.pairs(budget.metric, device),
+        channel_step=space.channel_step or device.channel_step,
+        min_preserve_ratio=space.min_preserve_ratio,
+    )
+    costs = CostModel(graph, choices, budget, device)
+    after = costs.operator_costs(*costs.encode(strategy))
+    kept = graph.kept_counts(strategy)
+    return [
+        LayerRow(
+            name=layer.name,
+            channels_before=layer.out_channels,
+            channels_after=layer.outputs.count(kept),
+            weight_bits=strategy.bits.get(layer.name, FLOAT).weight,
+            activation_bits=strategy.bits.get(layer.name, FLOAT).activation,
+            cost_before=float(costs.original_costs[layer.index]),
+            cost_after=float(after[layer.index]),
+        )
+        for layer in graph.layers
+    ]
+
+
+def main() -> None:
+    """Read the runs, draw the picture."""
+    picture, *folders = (Path(argument) for argument in sys.argv[1:])
+    panels = []
+    for folder in folders:
+        record = RunRecord.read(folder)
+        title = f"{record.device['name']}: {Budget.of(dict(record.budget))}"
+        panels.append((title, rows_of(folder, (3, 32, 32), 10)))
+    plot_strategies_side_by_side(panels, picture)
+    print(picture)
+
+
+if __name__ == "__main__":
+    main()
