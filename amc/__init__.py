@@ -1,11 +1,83 @@
-"""amc: make a trained CNN run faster on a given device, within a budget."""
+"""amc: make a trained CNN run faster on a given device, within a budget.
+
+    from amc import search
+    result = search(network, data, "torch_cpu", 0.5)
+
+What ``__all__`` lists is imported when it is first asked for: ``import amc`` alone is quick.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+if TYPE_CHECKING:
+    from agents.policy import Policy
+    from amc.api import SearchResult, apply_policy, finetune, load_compressed, profile, search
+    from amc.candidate import RecoverySettings
+    from amc.cost.budget import Budget
+    from amc.data import DataSet, build_data
+    from amc.errors import AmcError
+    from amc.networks import build_network, load_checkpoint
+    from amc.recovery.training import TrainingSettings
+    from amc.strategy import Strategy
+    from amc.task import SearchSpace
+    from envs.reward import Outcome
+
 __version__ = "0.1.0"
 
+__all__ = [
+    "AmcError",
+    "Budget",
+    "DataSet",
+    "Outcome",
+    "Policy",
+    "RecoverySettings",
+    "SearchResult",
+    "SearchSpace",
+    "Strategy",
+    "TrainingSettings",
+    "apply_policy",
+    "build_data",
+    "build_network",
+    "finetune",
+    "load_checkpoint",
+    "load_compressed",
+    "profile",
+    "search",
+]
+
+# Where each of them lives.
+_HOME = {
+    "AmcError": "amc.errors",
+    "Budget": "amc.cost.budget",
+    "DataSet": "amc.data",
+    "Outcome": "envs.reward",
+    "Policy": "agents.policy",
+    "RecoverySettings": "amc.candidate",
+    "SearchSpace": "amc.task",
+    "Strategy": "amc.strategy",
+    "TrainingSettings": "amc.recovery.training",
+    "build_data": "amc.data",
+    "build_network": "amc.networks",
+    "load_checkpoint": "amc.networks",
+}
+
 gymnasium.register(id="amc/Compression-v0", entry_point="envs.compression:make_env")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'amc' has no attribute {name!r}")
+    from amc.packages import check_packages
+
+    check_packages()
+    value = getattr(importlib.import_module(_HOME.get(name, "amc.api")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -56,9 +56,13 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     """The one clear message for a file that could not be written."""
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOSPC or "No space left" in str(error):
-        return StorageError(f"No space left on the disk while writing {path}. Free some, run again.")
+        return StorageError(
+            f"No space left on the disk while writing {path}. Free some, run again."
+        )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"No permission to write {path}. Choose another folder or fix its mode.")
+        return StorageError(
+            f"No permission to write {path}. Choose another folder or fix its mode."
+        )
     return StorageError(f"Could not write {path}: {error}.")
 
 

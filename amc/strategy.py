@@ -93,7 +93,8 @@ class Strategy:
             raise StrategyError(f"{source} is not a strategy: expected 'format': 'amc-strategy'.")
         if document.get("version") != FORMAT_VERSION:
             raise StrategyError(
-                f"{source} has version {document.get('version')!r}; this amc reads {FORMAT_VERSION}."
+                f"{source} has version {document.get('version')!r}; "
+                f"this amc reads {FORMAT_VERSION}."
             )
         ratios, bits = document.get("preserve_ratio"), document.get("bits")
         if not isinstance(ratios, dict) or not isinstance(bits, dict):

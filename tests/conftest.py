@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,14 @@ from amc.graph.graph import NetworkGraph
 
 TINY_SHAPE = (3, 8, 8)
 TINY_CLASSES = 5
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 class TinyNet(nn.Module):

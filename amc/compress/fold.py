@@ -26,7 +26,8 @@ def fold_batch_norm(plan: RemovalPlan, network: fx.GraphModule) -> fx.GraphModul
             continue
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         shift = torch.zeros_like(scale)
         if norm.affine:

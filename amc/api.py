@@ -1,0 +1,505 @@
+"""The recipes of the command line as functions on any network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from agents import episode
+from agents import searcher as searchers
+from agents.policy import Policy
+from agents.searcher import Trial, build_searcher
+from amc import artifact
+from amc.candidate import CompressedNetwork, RecoverySettings
+from amc.compress.verify import graph_of
+from amc.conclusion import conclude
+from amc.cost.budget import Budget
+from amc.cost.device import Device
+from amc.cost.model import check_metric, choices_for, reference_bits, requests_for
+from amc.cost.profile import TorchDeviceSpec, device_for
+from amc.cost.shipped import DeviceLike, as_device
+from amc.data import DataSet
+from amc.errors import ConfigError, DeviceError
+from amc.evaluate import Evaluator
+from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
+from amc.interrupt import stop_on_interrupt
+from amc.progress import progress_bar
+from amc.recording import Recorder, layer_rows
+from amc.recovery.training import (
+    BASE_TRAINING,
+    EpochRecord,
+    TrainingResult,
+    TrainingSettings,
+    train,
+)
+from amc.report.plots import plot_learning_curve, plot_strategy
+from amc.report.tables import ComparisonRow, to_csv, to_markdown
+from amc.report.tensorboard import EventWriter
+from amc.strategy import Strategy
+from amc.task import CompressionTask, SearchSpace
+from envs.compression import CompressionEnv
+from envs.observation import FEATURES
+from envs.reward import Outcome, build_reward
+
+log = logging.getLogger("amc")
+
+BudgetLike = Budget | Mapping[str, Any] | float
+RewardLike = str | Callable[[Outcome], float]
+
+
+@dataclass
+class SearchResult:
+    """What a search (or an applied policy) gives back.
+
+    Attributes:
+        strategy: The best one found; it meets the budget.
+        network: The smaller network, repaired, in evaluation mode.
+        comparison: Original, uniform, best: accuracies on the test split, costs, latencies.
+        notes: What the user should know of the result.
+        trials: Every evaluation, in order.
+        policy: What the agent learned; None where nothing was learned.
+        task: The prepared network, for further evaluations.
+        compressed: The smaller network with what it was made from.
+        interrupted: Whether Ctrl-C was pressed; then there may be fewer trials than asked for.
+    """
+
+    strategy: Strategy
+    network: nn.Module
+    comparison: list[ComparisonRow]
+    notes: list[str]
+    trials: list[Trial]
+    policy: Policy | None
+    task: CompressionTask
+    compressed: CompressedNetwork
+    interrupted: bool = False
+
+
+def search(
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike = "torch_cpu",
+    budget: BudgetLike = 0.5,
+    *,
+    agent: str | Mapping[str, Any] = "ddpg",
+    evaluations: int = 200,
+    reward: RewardLike = "accuracy",
+    seed: int = 0,
+    space: SearchSpace | None = None,
+    recovery: RecoverySettings | None = None,
+    search_images: int = 1000,
+    final_candidates: int = 5,
+    observation: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    hparams: Mapping[str, bool | int | float | str] | None = None,
+) -> SearchResult:
+    """Find the best smaller network within a budget.
+
+    Args:
+        network: Trained; maps images of the data's shape to class scores. Not modified.
+        data: Train, calibration, search and test images.
+        device: Name of a shipped device, its options as a mapping, a loaded device; None
+            where the budget's metric needs none.
+        budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
+        agent: Name of a searcher, or a mapping of its name and settings.
+        evaluations: Strategies that the searcher may try.
+        reward: Name of a reward, or a function of an `Outcome`.
+        seed: Same seed, same machine, same prices: the same strategy.
+        search_images: Images of the search split that each evaluation runs on.
+        final_candidates: So many of the best are repaired and ranked on the whole search split.
+        observation: Features that the agent sees; None: all of `envs.observation.FEATURES`.
+        folder: Where to write the run; None writes nothing.
+        hparams: Further columns of the run's row in TensorBoard's HParams table.
+
+    Raises:
+        AmcError: One of its kinds, for whatever does not fit; see `amc.errors`.
+    """
+    if final_candidates < 1:
+        raise ConfigError(f"search.final_candidates must be at least 1, got {final_candidates}.")
+    settings = {"name": agent} if isinstance(agent, str) else dict(agent)
+    check_search(settings, reward, device, budget)
+    episode.check_search(evaluations, seed)
+    searcher = build_searcher(**settings)
+    place = _writable(folder)
+    task = _task(network, data, device, budget, space, recovery, search_images)
+    env = environment(task, reward, observation)
+    log.info("%s", describe(task))
+    with stop_on_interrupt() as stop, _events(place) as events:
+        recorder = Recorder(task, place, events, evaluations, stop)
+        with recorder.kept(), progress_bar(f"searching ({searcher.name})", evaluations) as bar:
+            found = searcher.search(env, evaluations, seed, recorder.watch(bar))
+        result = _conclude(task, env, found, final_candidates)
+        result.interrupted = stop.is_set()
+        if place is not None:
+            _write_run(place, result, env)
+        if events is not None:
+            columns = {
+                "agent": searcher.name,
+                "seed": seed,
+                "metric": task.budget.metric,
+                "budget": task.costs.bound / task.costs.original,
+            }  # TensorBoard shows five columns unasked
+            events.hparams({**columns, **(hparams or {})}, _final_metrics(result))
+    return result
+
+
+def apply_policy(
+    policy: Policy,
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike = "torch_cpu",
+    budget: BudgetLike = 0.5,
+    *,
+    space: SearchSpace | None = None,
+    recovery: RecoverySettings | None = None,
+    search_images: int = 1000,
+    folder: str | Path | None = None,
+) -> SearchResult:
+    """Compress a network by one walk of a learned policy: one evaluation, no search.
+
+    Raises:
+        PolicyError: The policy observes features that this version does not have.
+        AmcError: As `search`.
+    """
+    place = _writable(folder)
+    task = _task(network, data, device, budget, space, recovery, search_images)
+    known = [name for name in policy.observation_names if name in FEATURES]
+    env = environment(task, "accuracy", known or None)
+    log.info("%s", describe(task))
+    found = searchers.SearchResult("policy", [policy.walk(env)], policy)
+    result = _conclude(task, env, found, 1, name="policy")
+    if place is not None:
+        _write_run(place, result, env)
+    return result
+
+
+def check_search(
+    agent: Mapping[str, Any], reward: RewardLike, device: DeviceLike, budget: BudgetLike
+) -> None:
+    """Check what can be checked before anything long is started.
+
+    Raises:
+        AmcError: The agent, the reward or the device is not one that amc knows, or the device
+            has no cost in the budget's metric.
+    """
+    build_searcher(**agent)
+    build_reward(reward)
+    check_metric(as_budget(budget).metric, as_device(device))
+
+
+def describe(task: CompressionTask) -> str:
+    """The prepared task in a few lines: what is free, what is frozen and why, the budget."""
+    graph, costs = task.graph, task.costs
+    lines = [
+        f"{type(task.network).__name__}: {len(graph.layers)} layers, "
+        f"{len(graph.free_groups)} channel groups free, {len(graph.frozen_groups)} frozen"
+    ]
+    lines += [f"  frozen: {group.name} {group.reason}" for group in graph.frozen_groups]
+    lines += [f"  not followed: {path} {reason}" for path, reason in graph.opaque.items()]
+    unit = task.budget.unit
+    lines.append(
+        f"budget: {costs.bound:,.6g} {unit} in {task.budget.metric} "
+        f"({costs.bound / costs.original:.3f} of the original's {costs.original:,.6g}; "
+        f"smallest reachable {costs.floor / costs.original:.3f})"
+    )
+    lines.append(f"original: accuracy {100 * task.original.accuracy:.2f} % on the search images")
+    return "\n".join(lines)
+
+
+def environment(
+    task: CompressionTask, reward: RewardLike, observation: Sequence[str] | None = None
+) -> CompressionEnv:
+    """The walk over a task's network."""
+    names = tuple(FEATURES) if observation is None else tuple(observation)
+    return CompressionEnv(task.costs, task.evaluate, task.original, reward, names)
+
+
+def profile(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    device: DeviceLike = "torch_cpu",
+    *,
+    space: SearchSpace | None = None,
+) -> Device:
+    """Measure every price that a search of a network can ask a device for.
+
+    Raises:
+        DeviceError: The device is not one that this machine can measure.
+    """
+    loaded = as_device(device)
+    if loaded is None:
+        raise DeviceError("amc profile needs a device, got none.")
+    space = space or SearchSpace()
+    graph = graph_of(network, image_shape)
+    choices = choices_for(
+        graph,
+        space.pairs("latency_ms", loaded),
+        channel_step=space.channel_step or loaded.channel_step,
+        min_preserve_ratio=space.min_preserve_ratio,
+    )
+    reference = reference_bits(loaded.supported_bits)
+    with _said_on_interrupt(_measured_so_far(loaded)):
+        return device_for(loaded, requests_for(graph, choices, reference))
+
+
+def load_compressed(
+    folder: str | Path, network: nn.Module, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """The smaller network that a run left in its folder (or fine-tuning in ``finetune/``).
+
+    Args:
+        folder: Of a search, an applied policy, or a fine-tuning.
+        network: The original network; only its structure counts. Not modified.
+        image_shape: (channels, height, width) of its images.
+
+    Returns:
+        The compressed network with its weights, in evaluation mode.
+
+    Raises:
+        ArtifactError: A file is missing, unreadable, or of another version.
+        StrategyError: The files are not of this network.
+    """
+    return artifact.rebuild_compressed(Path(folder), network, image_shape).module.eval()
+
+
+def finetune(
+    compressed: nn.Module,
+    original: nn.Module,
+    data: DataSet,
+    *,
+    settings: TrainingSettings,
+    folder: Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> TrainingResult:
+    """Train a compressed network on the labels and the original's outputs.
+
+    Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
+    the search split is kept; with a folder, a killed run goes on where it was.
+    """
+    on_gpu = torch.cuda.is_available()
+    place = "cuda" if on_gpu else "cpu"
+    evaluator = Evaluator(data.search, data.mean, data.std)
+    student, teacher = compressed.to(place), original.to(place).eval()
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+
+    def accuracy(network: nn.Module) -> float:
+        found = evaluator(network.cpu()).accuracy
+        network.to(place)
+        return found
+
+    with stop_on_interrupt() as stop:
+        return train(
+            student,
+            data.train.images,
+            data.train.labels,
+            mean=data.mean,
+            std=data.std,
+            settings=settings,
+            teacher=teacher,
+            evaluate=accuracy,
+            checkpoint_folder=folder,
+            on_epoch=on_epoch,
+            should_stop=stop.is_set,
+            description="fine-tuning",
+        )
+
+
+def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
+    """Train a small data set's network from scratch, once; afterwards it comes from the cache."""
+    start = [part for item in network.state_dict().items() for part in item]
+    key = fingerprint(name, data.fingerprint(), repr(BASE_TRAINING), *start)
+    path = cache_folder() / "networks" / f"{name}-{data.name}-{key}.safetensors"
+    if path.is_file():
+        network.load_state_dict(read_tensors(path, "Cached base network"))
+        return network.eval()
+    log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
+    evaluator = Evaluator(data.search, data.mean, data.std)
+    with _said_on_interrupt("nothing is kept of an unfinished base training"):
+        train(
+            network,
+            data.train.images,
+            data.train.labels,
+            mean=data.mean,
+            std=data.std,
+            settings=BASE_TRAINING,
+            evaluate=lambda net: evaluator(net).accuracy,
+            description=f"training {name}",
+        )
+    write_tensors(path, network.state_dict())
+    return network.eval()
+
+
+# -- what can be given in several forms ----------------------------------------------------
+
+
+def as_budget(budget: BudgetLike) -> Budget:
+    """A budget from a fraction of the latency, its fields, or itself."""
+    return Budget.of(budget)
+
+
+# -- Ctrl-C where there is no result yet ---------------------------------------------------
+
+
+def _task(
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike,
+    budget: BudgetLike,
+    space: SearchSpace | None,
+    recovery: RecoverySettings | None,
+    search_images: int,
+) -> CompressionTask:
+    loaded = as_device(device)
+    with _said_on_interrupt(_measured_so_far(loaded)):
+        return CompressionTask(
+            network,
+            data,
+            loaded,
+            as_budget(budget),
+            space=space,
+            recovery=recovery,
+            search_images=search_images,
+        )
+
+
+def _measured_so_far(device: Device | TorchDeviceSpec | None) -> str:
+    if isinstance(device, TorchDeviceSpec):
+        return f"what was measured of {device.name} is kept in {device.table_path()}"
+    return "stopped before the search"
+
+
+@contextmanager
+def _said_on_interrupt(kept: str) -> Iterator[None]:
+    """Say what is left of the work when Ctrl-C ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("Ctrl-C: %s", kept)
+        raise
+
+
+# -- the end of a run ----------------------------------------------------------------------
+
+
+def _writable(folder: str | Path | None) -> Path | None:
+    """The run folder, made at once: a folder that cannot be written is found before the work."""
+    if folder is None:
+        return None
+    probe = Path(folder) / ".writable"
+    write_text(probe, "")
+    probe.unlink()
+    return Path(folder)
+
+
+def _events(folder: Path | None) -> Any:
+    return nullcontext() if folder is None else EventWriter(folder)
+
+
+def _conclude(
+    task: CompressionTask,
+    env: CompressionEnv,
+    found: searchers.SearchResult,
+    final_candidates: int,
+    name: str = "best found",
+) -> SearchResult:
+    by_agreement = env.reward_name == "agreement"
+    uniform = _best_uniform(task, env, found, by_agreement)
+    candidates = found.top(final_candidates)
+    end = conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+    return SearchResult(
+        strategy=end.best.strategy,
+        network=end.best.network.module,
+        comparison=end.comparison,
+        notes=end.notes,
+        trials=found.trials,
+        policy=found.policy,
+        task=task,
+        compressed=end.best.network,
+    )
+
+
+def _best_uniform(
+    task: CompressionTask,
+    env: CompressionEnv,
+    found: searchers.SearchResult,
+    by_agreement: bool,
+) -> Strategy:
+    """The best of the uniform strategies; those that the search tried are not tried again."""
+    tried = {trial.strategy.to_json(): trial.evaluation for trial in found.trials}
+
+    def quality(strategy: Strategy) -> float:
+        evaluation = tried.get(strategy.to_json()) or task.evaluate(strategy)
+        return evaluation.agreement if by_agreement else evaluation.accuracy
+
+    return max(env.uniform_strategies()[:_UNIFORM_TRIED], key=quality)
+
+
+_UNIFORM_TRIED = 8  # of the uniform strategies, when the search tried none of them
+
+
+def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
+    artifact.write_strategy(folder, result.strategy)
+    artifact.write_compressed(folder, result.compressed)
+    if result.policy is not None:
+        result.policy.save(folder)
+    write_text(folder / f"{artifact.COMPARISON_FILE}.csv", to_csv(result.comparison))
+    write_text(folder / f"{artifact.COMPARISON_FILE}.md", _report(result))
+    metric = result.task.budget.metric
+    plot_strategy(
+        layer_rows(result.task, result.strategy),
+        folder / artifact.STRATEGY_PICTURE,
+        f"{type(result.task.network).__name__}: {result.task.budget}",
+        cost_label=metric,
+    )
+    plot_learning_curve(
+        [trial.reward for trial in result.trials],
+        folder / artifact.CURVE_PICTURE,
+        title=f"{type(result.task.network).__name__}: {result.task.budget}",
+        warmup=_warmup(result.trials),
+        references=_references(result, env),
+        reward_label=f"reward ({env.reward_name})",
+    )
+
+
+def _warmup(trials: Sequence[Trial]) -> int:
+    """Trials up to the one that the first update followed; 0 where nothing was learned."""
+    learned = (index for index, t in enumerate(trials, 1) if "critic_loss" in t.diagnostics)
+    return next(learned, 0)
+
+
+def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
+    """Rewards to compare the curve with: the original's, the best uniform strategy's if tried."""
+    references = {}
+    if env.reward_name == "accuracy":
+        references["original"] = result.task.original.accuracy
+    uniform = {strategy.to_json() for strategy in env.uniform_strategies()}
+    tried = [trial.reward for trial in result.trials if trial.strategy.to_json() in uniform]
+    if tried:
+        references["uniform"] = max(tried)
+    return references
+
+
+def _report(result: SearchResult) -> str:
+    lines = [to_markdown(result.comparison), *(f"- {note}" for note in result.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _final_metrics(result: SearchResult) -> dict[str, float]:
+    best = result.comparison[-1]
+    metrics = {
+        "final/best_reward": max(trial.reward for trial in result.trials),
+        "final/test_accuracy": best.test_accuracy or 0.0,
+        "final/search_accuracy": best.search_accuracy or 0.0,
+    }
+    if best.predicted_ms is not None:
+        metrics["final/predicted_ms"] = best.predicted_ms
+    if best.measured_ms is not None:
+        metrics["final/measured_ms"] = best.measured_ms
+    return metrics

@@ -1,0 +1,5 @@
+"""The command line: ``amc search``, ``apply``, ``finetune``, ``profile``."""
+
+from amc.cli.main import main
+
+__all__ = ["main"]

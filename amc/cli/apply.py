@@ -1,0 +1,73 @@
+"""``amc apply``: compress a network by a learned policy, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from agents.policy import DESCRIPTION_FILE, Policy
+from amc import api, artifact
+from amc.cli import recipe
+from amc.cost.budget import Budget
+from amc.errors import PolicyError
+
+
+def run(config: DictConfig) -> bool:
+    """Read the policy, walk once, write, show."""
+    folder = recipe.run_folder()
+    source = Path(config.policy).expanduser()
+    learned = artifact.RunRecord.read(source)
+    policy = _policy(source)
+    device = recipe.device_of(config) or dict(learned.device) or None
+    budget = _budget(recipe.plain(config.budget), learned.budget)
+    space = recipe.space_of(recipe.plain(config.env))
+    recovery = recipe.recovery_of(recipe.plain(config.recovery))
+    parts = recipe.record_parts(config)
+    artifact.RunRecord(
+        kind="apply",
+        **parts,
+        device=device or {},
+        budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
+        settings={
+            "policy": str(source.resolve()),
+            "env": recipe.plain(config.env),
+            "recovery": recipe.plain(config.recovery),
+        },
+    ).write(folder)
+    data = recipe.data_of(parts["data"])
+    network = recipe.network_of(parts["network"], data)
+    result = api.apply_policy(
+        policy,
+        network,
+        data,
+        device,
+        budget,
+        space=space,
+        recovery=recovery,
+        search_images=config.search.images,
+        folder=folder,
+    )
+    recipe.show(result, folder)
+    return False
+
+
+def _policy(source: Path) -> Policy:
+    if not (source / DESCRIPTION_FILE).is_file():
+        raise PolicyError(
+            f"{source} holds no policy ({DESCRIPTION_FILE}): its agent learns none (uniform, "
+            "random), or the search ended before the agent learned. Give the run of a search with "
+            "agent=ddpg, td3 or sac and more evaluations."
+        )
+    return Policy.load(source)
+
+
+def _budget(given: Mapping[str, Any], learned: Mapping[str, Any]) -> Budget:
+    """What was given; the rest from the run that learned the policy."""
+    metric = given["metric"] or learned.get("metric")
+    bound = given
+    if given["fraction"] is None and given["absolute"] is None:
+        bound = learned
+    return recipe.budget_of({**bound, "metric": metric})

@@ -1,0 +1,120 @@
+"""Types of options, checked before anything starts; ranges are left to what takes the option."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from amc.errors import ConfigError
+
+MISSING = "???"  # an option without default that was not given; whoever reads it says so
+
+_Kind = tuple[Callable[[Any], bool], str]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_list_of(value: Any, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(accepts, value))
+
+
+def _or_null(kind: _Kind) -> _Kind:
+    accepts, expected = kind
+    return lambda value: value is None or accepts(value), f"{expected}, or null"
+
+
+_AT_LEAST_0: _Kind = (lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
+_AT_LEAST_1: _Kind = (lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
+_NUMBER: _Kind = (_is_number, "a number")
+_TEXT: _Kind = (_is_text, "text")
+_SWITCH: _Kind = (lambda value: isinstance(value, bool), "true or false")
+_MAPPING: _Kind = (lambda value: isinstance(value, Mapping), "names with values, {name: value}")
+_WIDTHS: _Kind = (lambda value: _is_list_of(value, _is_whole), "a list such as [8,32]")
+_NAMES: _Kind = (lambda value: _is_list_of(value, _is_text), "a list of names, [name,name]")
+
+OPTIONS: dict[str, _Kind] = {
+    "seed": _AT_LEAST_0,
+    "reward": _TEXT,
+    "policy": _TEXT,
+    "run": _TEXT,
+    "output": _or_null(_TEXT),
+    "restart": _SWITCH,
+    "checkpoint": _or_null(_TEXT),
+    "data_root": _or_null(_TEXT),
+    "epochs": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "learning_rate": _NUMBER,
+    "weight_decay": _NUMBER,
+    "warmup_fraction": _NUMBER,
+    "distillation_weight": _NUMBER,
+    "temperature": _NUMBER,
+    "search.evaluations": _AT_LEAST_1,
+    "search.images": _AT_LEAST_1,
+    "search.final_candidates": _AT_LEAST_1,
+    "network.name": _TEXT,
+    "network.checkpoint": _or_null(_TEXT),
+    "network.options": _or_null(_MAPPING),
+    "data.name": _TEXT,
+    "data.root": _or_null(_TEXT),
+    "data.seed": _AT_LEAST_0,
+    "agent.name": _TEXT,
+    "env.min_preserve_ratio": _NUMBER,
+    "env.channel_step": _or_null(_AT_LEAST_1),
+    "env.weight_bits": _or_null(_WIDTHS),
+    "env.activation_bits": _or_null(_WIDTHS),
+    "env.observation": _or_null(_NAMES),
+    "recovery.images": _AT_LEAST_1,
+    "recovery.batch_norm_images": _AT_LEAST_1,
+    "recovery.least_squares": _SWITCH,
+    "recovery.batch_norm": _SWITCH,
+    "recovery.max_columns": _AT_LEAST_1,
+}
+
+# Groups whose options are all listed above. What else is given (by +group.option=value) would
+# otherwise be passed over in silence. The others are checked by what takes their options.
+_CLOSED = ("network", "env", "recovery", "search")
+_OPEN = ("device", "budget")
+
+
+def check_options(config: Mapping[str, Any]) -> None:
+    """Check every option of ``OPTIONS`` that is there.
+
+    Args:
+        config: Options by name; those of a group in a mapping of their own.
+
+    Raises:
+        ConfigError: An option has a value of another type, or a group has an unknown option.
+    """
+    for key, (accepts, expected) in OPTIONS.items():
+        group, _, name = key.rpartition(".")
+        part = config.get(group, {}) if group else config
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"{group} must be a group of options, got {part!r}.")
+        if name in part and part[name] != MISSING and not accepts(part[name]):
+            raise ConfigError(f"{key} must be {expected}, got {part[name]!r}.")
+    known = sorted({*OPTIONS, *_OPEN, *(key.partition(".")[0] for key in OPTIONS)})
+    given = [f"{group}.{name}" for group in _CLOSED for name in config.get(group, {})]
+    for key in [*config, *given]:
+        if key not in known:
+            beside = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            near = _nearest(key, beside) or _nearest(key, known)
+            hint = f"Did you mean {near}?" if near else f"Known: {', '.join(beside)}."
+            raise ConfigError(f"Unknown option {key}. {hint}")
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The option whose name, its group aside, is the most like this one's."""
+    names = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    return names[near[0]] if near else None

@@ -1,0 +1,134 @@
+"""``amc finetune``: train the compressed network of a run on labels and the original's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from amc import api, artifact
+from amc.candidate import CompressedNetwork
+from amc.cli import recipe
+from amc.cli.check import check_options
+from amc.data import DataSet
+from amc.errors import ArtifactError, ConfigError, NetworkError
+from amc.evaluate import Evaluator
+from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
+from amc.report.tensorboard import EventWriter
+
+
+def run(config: DictConfig) -> bool:
+    """Rebuild the run's networks, train, keep the best, show the epochs. True after Ctrl-C."""
+    source = Path(config.run).expanduser()
+    record = artifact.RunRecord.read(source)
+    check_options({"network": record.network, "data": record.data})
+    data = recipe.data_of(_data_options(record.data, config))
+    settings = _settings(config, data)
+    original = recipe.network_of(_network_options(record.network, config), data)
+    compressed = artifact.rebuild_compressed(source, original, data.image_shape)
+    folder = source / "finetune"
+    if config.restart:
+        for name in (STATE_FILE, BEST_FILE):
+            (folder / name).unlink(missing_ok=True)
+    test = Evaluator(data.test, data.mean, data.std)
+    before = test(compressed.module).accuracy
+    with EventWriter(folder) as events, _restart_offered():
+        trained = api.finetune(
+            compressed.module,
+            original,
+            data,
+            settings=settings,
+            folder=folder,
+            on_epoch=lambda epoch: _note(events, epoch),
+        )
+    network = trained.network.cpu()
+    assert isinstance(network, fx.GraphModule)
+    finetuned = CompressedNetwork(network, compressed.strategy, compressed.kept)
+    artifact.write_compressed(folder, finetuned)
+    artifact.write_strategy(folder, finetuned.strategy)
+    _show(before, test(network).accuracy, test(original.cpu()).accuracy, trained.history, folder)
+    if not trained.complete:
+        print("ended early by Ctrl-C: run the same command again to go on")
+    return not trained.complete
+
+
+@contextmanager
+def _restart_offered() -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} restart=true forgets it.") from error
+
+
+def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
+    return TrainingSettings(
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        batch_size=config.batch_size,
+        warmup_fraction=config.warmup_fraction,
+        distillation_weight=config.distillation_weight,
+        temperature=config.temperature,
+        seed=config.seed,
+        augment=data.augment,
+    )
+
+
+def _data_options(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    if not config.data_root:
+        return dict(recorded)
+    return {**recorded, "root": str(Path(config.data_root).expanduser())}
+
+
+def _network_options(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The run's network. A function that a file names is called only if the user names it too."""
+    options = dict(recorded)
+    if config.checkpoint:
+        options["checkpoint"] = str(Path(config.checkpoint).expanduser())
+    name = options.get("name")
+    confirmed = config.network.name if config.get("network") else None
+    if confirmed is None and ":" in str(name):
+        raise NetworkError(
+            f"The run says that its network comes from the function {name!r}. amc calls no "
+            f"function that only a file names: if it is yours, add network={name}."
+        )
+    if confirmed not in (None, name):
+        raise ConfigError(f"The run is of network {name!r}, not {confirmed!r}.")
+    return options
+
+
+def _note(events: EventWriter, epoch: EpochRecord) -> None:
+    scalars = {
+        "finetune/loss": epoch.loss,
+        "finetune/train_accuracy": epoch.train_accuracy,
+        "finetune/learning_rate": epoch.learning_rate,
+    }
+    if epoch.accuracy is not None:
+        scalars["finetune/search_accuracy"] = epoch.accuracy
+    events.episode(epoch.epoch, scalars)
+
+
+def _show(
+    before: float, after: float, original: float, history: Sequence[EpochRecord], folder: Path
+) -> None:
+    console = Console()
+    epochs = Table("epoch", "loss", "train accuracy %", "search accuracy %")
+    for epoch in history:
+        found = "" if epoch.accuracy is None else f"{100 * epoch.accuracy:.2f}"
+        epochs.add_row(
+            str(epoch.epoch), f"{epoch.loss:.4f}", f"{100 * epoch.train_accuracy:.2f}", found
+        )
+    if history:
+        console.print(epochs)
+    console.print(
+        f"test accuracy: {100 * before:.2f} % before, {100 * after:.2f} % after, "
+        f"{100 * original:.2f} % original",
+        highlight=False,
+    )
+    console.print(f"written to {folder.resolve()}", highlight=False, soft_wrap=True)

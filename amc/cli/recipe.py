@@ -1,0 +1,142 @@
+"""What the commands share: configuration to plain arguments, and what they print."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from amc import api
+from amc.candidate import RecoverySettings
+from amc.cost.budget import Budget
+from amc.data import DataSet, build_data
+from amc.errors import ConfigError, NetworkError
+from amc.networks import build_network, load_checkpoint
+from amc.report.tables import comparison_table
+from amc.task import SearchSpace
+
+log = logging.getLogger("amc")
+TRAINED_BY_AMC = ("digits",)  # small enough to train a base network in seconds
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A part of the configuration as a plain dict.
+
+    Raises:
+        omegaconf.errors.MissingMandatoryValue: An option without default was not given.
+    """
+    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def run_folder() -> Path:
+    """The output folder that Hydra made for this job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def data_of(options: Mapping[str, Any]) -> DataSet:
+    """The data set of a config group."""
+    return build_data(**options)
+
+
+def device_of(config: DictConfig) -> dict[str, Any] | None:
+    """The device config group, its files by absolute paths; None after ``~device``."""
+    if config.get("device") is None:
+        return None
+    return absolute_paths(plain(config.device), ["path"])
+
+
+def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
+    """The network of a config group, with its weights.
+
+    Raises:
+        NetworkError: There is no checkpoint, and the network cannot be trained in seconds.
+    """
+    name, given = str(options["name"]), options.get("options") or {}
+    own = sorted({"name", "num_classes", "image_shape"} & set(given))
+    if own:
+        raise ConfigError(f"network.options must not hold {', '.join(own)}: the data decide them.")
+    network = build_network(
+        name, num_classes=data.num_classes, image_shape=data.image_shape, **given
+    )
+    if not trained:
+        return network
+    if options.get("checkpoint"):
+        load_checkpoint(network, Path(options["checkpoint"]).expanduser())
+        return network
+    if ":" in name:
+        return network  # the user's function brings the weights
+    if data.name in TRAINED_BY_AMC:
+        return api.train_base(network, data, name)
+    raise NetworkError(
+        f"Network {name!r} has no weights for data {data.name!r}. Give a trained checkpoint: "
+        "network.checkpoint=<file.safetensors or .pt>, or a function of your own that loads them: "
+        "network=package.module:function."
+    )
+
+
+def space_of(options: Mapping[str, Any]) -> SearchSpace:
+    """What may be chosen, from the env config group."""
+    widths = {
+        name: None if options[name] is None else tuple(options[name])
+        for name in ("weight_bits", "activation_bits")
+    }
+    return SearchSpace(options["min_preserve_ratio"], options["channel_step"], **widths)
+
+
+def budget_of(options: Mapping[str, Any]) -> Budget:
+    """The budget config group; an absolute bound takes the place of the default fraction."""
+    absolute = options.get("absolute")
+    return Budget.of({**options, "fraction": options.get("fraction") if absolute is None else None})
+
+
+def recovery_of(options: Mapping[str, Any]) -> RecoverySettings:
+    """The recovery config group."""
+    return RecoverySettings(**options)
+
+
+def console_for_tables() -> Console:
+    """The terminal; where there is none, lines long enough for a table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def show(result: api.SearchResult, folder: Path, evaluations: int | None = None) -> None:
+    """Print the table, the notes, and where everything is.
+
+    Args:
+        evaluations: How many were asked for.
+    """
+    console = console_for_tables()
+    console.print(comparison_table(result.comparison))
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if result.interrupted and evaluations is not None and len(result.trials) < evaluations:
+        tried = f"{len(result.trials)} of {evaluations} evaluations"
+        unlearned = "" if result.policy else "; the agent had learned nothing yet: no policy"
+        console.print(f"ended early by Ctrl-C after {tried}{unlearned}", highlight=False)
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+
+
+def absolute_paths(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The options with paths made absolute, so that a later command finds them from anywhere."""
+    fixed = dict(options)
+    for key in keys:
+        if fixed.get(key):
+            fixed[key] = str(Path(str(fixed[key])).expanduser().resolve())
+    return fixed
+
+
+def record_parts(config: DictConfig) -> dict[str, dict[str, Any]]:
+    """The network and data options of a run, as its record keeps them."""
+    return {
+        "network": absolute_paths(plain(config.network), ["checkpoint"]),
+        "data": absolute_paths(plain(config.data), ["root"]),
+    }

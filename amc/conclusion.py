@@ -1,0 +1,191 @@
+"""The end of a search: the best candidates repaired, ranked, and tested beside the original."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from agents.searcher import Trial
+from amc.candidate import CompressedNetwork
+from amc.compress.fold import fold_batch_norm
+from amc.compress.removal import keep_mask, remove_channels
+from amc.evaluate import Evaluation, Evaluator
+from amc.measure import Timing, measure_latency
+from amc.report.tables import ComparisonRow
+from amc.strategy import Strategy
+from amc.task import CompressionTask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A kept strategy with its repaired network and its evaluation on the whole search split."""
+
+    strategy: Strategy
+    network: CompressedNetwork
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a search ends with.
+
+    Attributes:
+        best, uniform: The winner, and the best uniform strategy, finished in the same way.
+        comparison: Original, uniform and best on the test split; timed if asked for.
+        notes: What the user should know of the result.
+    """
+
+    best: Finalist
+    uniform: Finalist
+    comparison: list[ComparisonRow]
+    notes: list[str]
+
+
+def conclude(
+    task: CompressionTask,
+    candidates: Sequence[Trial],
+    uniform: Strategy,
+    *,
+    by_agreement: bool,
+    name: str = "best found",
+    measure: bool = True,
+) -> Conclusion:
+    """Rank the last candidates on images that no reward came from, and test the winner once.
+
+    The best of many rewards on few images is partly luck; the whole search split, after the full
+    repair, is less easily fooled. The test split is touched here and nowhere else.
+
+    Args:
+        candidates: The best trials of the search, best first.
+        uniform: The uniform strategy to compare with.
+        by_agreement: Rank by agreement with the original instead of by accuracy.
+    """
+    judge = task.evaluator(task.data.search)
+    finalists: dict[str, Finalist] = {}
+    for strategy in (uniform, *(trial.strategy for trial in candidates)):
+        if strategy.to_json() not in finalists:
+            network = task.finish(strategy)
+            finalists[strategy.to_json()] = Finalist(strategy, network, judge(network.module))
+    chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
+    best = max(
+        chosen, key=lambda f: f.evaluation.agreement if by_agreement else f.evaluation.accuracy
+    )
+    even = finalists[uniform.to_json()]
+    original = judge(task.reference)
+    test = task.evaluator(task.data.test)
+    named = [
+        ("original", task.reference, original, None),
+        ("uniform", even.network.module, even.evaluation, even),
+        (name, best.network.module, best.evaluation, best),
+    ]
+    timings = _time(task, (even, best)) if measure else [None] * len(named)
+    rows = [
+        _row(task, label, test, module, found, finalist, timing)
+        for (label, module, found, finalist), timing in zip(named, timings, strict=True)
+    ]
+    notes = _notes(task, best.strategy, rows)
+    if best is even:
+        notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
+    return Conclusion(best, even, rows, notes)
+
+
+def _row(
+    task: CompressionTask,
+    name: str,
+    test: Evaluator,
+    module: nn.Module,
+    found: Evaluation,
+    finalist: Finalist | None,
+    timing: Timing | None,
+) -> ComparisonRow:
+    costs = task.original.costs
+    if finalist is not None:
+        costs = task.strategy_costs(finalist.strategy)
+    return ComparisonRow(
+        name=name,
+        test_accuracy=test(module).accuracy,
+        search_accuracy=found.accuracy,
+        predicted_ms=costs.get("latency_ms"),
+        measured_ms=timing.latency_ms if timing else None,
+        measured_spread_ms=timing.spread_ms if timing else None,
+        macs=round(costs["macs"]),
+        params=round(costs["params"]),
+        size_bytes=round(costs["size_bytes"]),
+        energy_mj=costs.get("energy_mj"),
+    )
+
+
+def _time(task: CompressionTask, finalists: Sequence[Finalist]) -> list[Timing]:
+    """Original and finalists in float with BN folded, in turn, on this machine's PyTorch.
+
+    PyTorch simulates fewer bits in float, so what is timed is the channels' gain alone. It runs
+    as the device does (GPU, batch, threads) where the device is this machine.
+    """
+    local = task.local
+    place = local.device if local else "cpu"
+    plan = task.graph.plan
+    networks = [fold_batch_norm(plan, copy.deepcopy(plan.module)).to(place)]
+    for finalist in finalists:
+        kept = task.compressor.kept_positions(finalist.strategy)
+        smaller = remove_channels(plan, keep_mask(task.graph, kept))
+        networks.append(fold_batch_norm(plan, smaller).to(place))
+    return measure_latency(
+        networks,
+        task.data.image_shape,
+        batch=local.batch if local else 1,
+        threads=local.threads if local else 1,
+        device=place,
+    )
+
+
+def _notes(task: CompressionTask, strategy: Strategy, rows: Sequence[ComparisonRow]) -> list[str]:
+    """What must not be read past."""
+    notes = []
+    quantized = any(not bits.is_float for bits in strategy.bits.values())
+    original, best = rows[0], rows[-1]
+    if best.measured_ms is not None and original.measured_ms is not None:
+        where = "the device" if task.local else "this machine, which is not the device"
+        notes.append(
+            f"Measured in PyTorch on {where}, batch {task.local.batch if task.local else 1}"
+            + (", channels only: PyTorch runs fewer bits as float." if quantized else ".")
+        )
+        macs = best.macs / original.macs if best.macs and original.macs else 1.0
+        time = best.measured_ms / original.measured_ms
+        if macs < 0.9 and time > 0.95:
+            notes.append(
+                f"MACs fell to {macs:.2f}, time on this machine did not ({time:.2f}): if it is "
+                "what counts, budget latency_ms on device=torch_cpu or torch_cuda."
+            )
+    simulated = task.simulated_bits(strategy)
+    if simulated:
+        notes.append(
+            f"Simulated bits (no cost in the device's table): {', '.join(map(str, simulated))}."
+        )
+    metric = task.budget.metric
+    if metric == "latency_ms" and task.local and best.measured_ms and original.measured_ms:
+        if original.predicted_ms and not 0.67 < original.measured_ms / original.predicted_ms < 1.5:
+            notes.append(
+                f"The original was predicted at {original.predicted_ms:.3g} ms and measured at "
+                f"{original.measured_ms:.3g} ms: the machine was busier at one of the two times. "
+                f"To measure the table again, remove {task.local.table_path()}."
+            )
+        limit = task.costs.bound / task.costs.original
+        if best.measured_ms / original.measured_ms > 1.05 * limit:
+            notes.append(
+                f"The budget of {limit:.2f} is met by prediction and missed by measurement "
+                f"({best.measured_ms / original.measured_ms:.2f})."
+            )
+    if task.compressor.unrefitted:
+        wide = task.compressor.unrefitted
+        notes.append(
+            "Sliced without a refit, being wider than recovery.max_columns="
+            f"{task.compressor.settings.max_columns}: "
+            f"{', '.join(wide[:3])}{f' and {len(wide) - 3} more' if len(wide) > 3 else ''}."
+        )
+    return notes

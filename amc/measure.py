@@ -1,0 +1,83 @@
+"""Whole networks timed on this machine's PyTorch, side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+ROUNDS = 15
+_BURST_S = 0.05  # per network and round
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one network.
+
+    Attributes:
+        latency_ms: Median over rounds of the time for one batch.
+        spread_ms: Half the interquartile range over rounds.
+    """
+
+    latency_ms: float
+    spread_ms: float
+
+
+def measure_latency(
+    networks: Sequence[nn.Module],
+    image_shape: tuple[int, int, int],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
+    rounds: int = ROUNDS,
+) -> list[Timing]:
+    """Time networks in turn, round by round, so that drift of the machine meets all alike.
+
+    Args:
+        networks: In evaluation mode, on ``device``.
+        batch: Images per call.
+        threads: CPU threads; restored afterwards.
+    """
+    images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    samples: list[list[float]] = [[] for _ in networks]
+    try:
+        with torch.inference_mode():
+            calls = [_calls(network, images) for network in networks]
+            for _ in range(rounds):
+                for index, network in enumerate(networks):
+                    seconds = sorted(_time(network, images) for _ in range(calls[index]))
+                    samples[index].append(seconds[len(seconds) // 2] * 1e3)
+    finally:
+        torch.set_num_threads(before)
+    return [_summary(values) for values in samples]
+
+
+def _calls(network: nn.Module, images: torch.Tensor) -> int:
+    for _ in range(3):
+        network(images)
+    return max(1, min(200, round(_BURST_S / max(_time(network, images), 1e-6))))
+
+
+def _time(network: nn.Module, images: torch.Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    network(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _summary(values: Sequence[float]) -> Timing:
+    if len(values) < 2:
+        return Timing(values[0], 0.0)
+    low, _, high = statistics.quantiles(values, n=4)
+    return Timing(statistics.median(values), (high - low) / 2)

@@ -1,0 +1,110 @@
+"""What is written while a search runs: progress, TensorBoard, trials, the best strategy so far."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agents.searcher import Trial
+from amc import artifact
+from amc.progress import Bar
+from amc.report.plots import LayerRow
+from amc.report.tensorboard import EventWriter
+from amc.strategy import FLOAT, Strategy
+from amc.task import CompressionTask
+
+log = logging.getLogger("amc")
+
+_WRITE_EVERY = 10  # evaluations between two writings of the trials
+_IMAGES = 20  # strategy images over a search, beside those of new bests
+
+
+class Recorder:
+    """Notes every trial of a search."""
+
+    def __init__(
+        self,
+        task: CompressionTask,
+        folder: Path | None,
+        events: EventWriter | None,
+        evaluations: int,
+        stop: threading.Event,
+    ) -> None:
+        self._task, self._folder, self._events, self._stop = task, folder, events, stop
+        self._evaluations = evaluations
+        self._best: Trial | None = None
+        self._rows: list[dict[str, object]] = []
+
+    def watch(self, bar: Bar) -> Callable[[Trial], bool]:
+        """What a searcher calls after every evaluation; False asks it to stop."""
+
+        def on_trial(trial: Trial) -> bool:
+            better = self._best is None or trial.reward > self._best.reward
+            if better:
+                self._best = trial
+            self._note(trial, better)
+            assert self._best is not None
+            bar.advance(note=f"best reward {self._best.reward:.4f}")
+            return not self._stop.is_set()
+
+        return on_trial
+
+    def _note(self, trial: Trial, better: bool) -> None:
+        assert self._best is not None
+        evaluation = trial.evaluation
+        scalars = {
+            "reward": trial.reward,
+            "best_reward": self._best.reward,
+            "accuracy": evaluation.accuracy,
+            "agreement": evaluation.agreement,
+            **{f"cost/{metric}": cost for metric, cost in evaluation.costs.items()},
+            **{f"agent/{name}": value for name, value in trial.diagnostics.items()},
+            "evaluation_seconds": evaluation.seconds,
+        }
+        self._rows.append({"evaluation": trial.index, **scalars})
+        if self._events is not None:
+            self._events.episode(trial.index, scalars)
+            if better or trial.index % max(1, self._evaluations // _IMAGES) == 0:
+                self._events.strategy_image(trial.index, layer_rows(self._task, trial.strategy))
+        if better or trial.index % _WRITE_EVERY == 0:
+            self._write()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Writes what was found when the search ends, however it ends."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self._folder is not None and self._rows:
+                count = len(self._rows)
+                log.warning("Ctrl-C: the best of %d evaluations is in %s", count, self._folder)
+            raise
+        finally:
+            self._write()
+
+    def _write(self) -> None:
+        if self._folder is not None and self._best is not None:
+            artifact.write_trials(self._folder, self._rows)
+            artifact.write_strategy(self._folder, self._best.strategy)
+
+
+def layer_rows(task: CompressionTask, strategy: Strategy) -> list[LayerRow]:
+    """Every layer before and after, for the pictures; costs in the budget's metric."""
+    kept = task.graph.kept_counts(strategy)
+    before = task.costs.original_costs
+    after = task.layer_costs(strategy)
+    return [
+        LayerRow(
+            name=layer.name,
+            channels_before=layer.out_channels,
+            channels_after=layer.outputs.count(kept),
+            weight_bits=strategy.bits.get(layer.name, FLOAT).weight,
+            activation_bits=strategy.bits.get(layer.name, FLOAT).activation,
+            cost_before=float(before[layer.index]),
+            cost_after=float(after[layer.index]),
+        )
+        for layer in task.graph.layers
+    ]

@@ -1,0 +1,64 @@
+"""Networks that the command line's tests name as ``tests.cli.nets:<function>``.
+
+Each brings its own weights: amc seeds the random numbers before it calls a builder.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 10
+
+
+class Tiny(nn.Module):
+    """Digits (N, 3, 32, 32) -> scores (N, 10): convolutions at stride 2, 2, 1, ... and a linear."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        strides = (2, 2, *[1] * len(widths))
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in zip((3, *widths), widths, strides, strict=False):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.linear = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).mean((2, 3)))
+
+
+def tiny() -> nn.Module:
+    """Two convolutions."""
+    return Tiny((16, 24))
+
+
+def deeper() -> nn.Module:
+    """Four convolutions, wider than `tiny`."""
+    return Tiny((24, 32, 32, 40))
+
+
+def broken() -> nn.Module:
+    """Returns NaN for every image."""
+    network = tiny()
+    network.linear.bias.data.fill_(math.nan)
+    return network
+
+
+CALLS: list[str] = []  # what `traced` was called for: a file must not be able to call it
+
+
+def traced() -> nn.Module:
+    """`tiny`, leaving a trace that it was called."""
+    CALLS.append("traced")
+    return tiny()
+
+
+def undecided() -> Tensor:
+    """Not a network."""
+    return torch.zeros(1)

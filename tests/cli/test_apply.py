@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import NETWORK, REPAIR, amc
+
+Output = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def apply(policy: Path | str, *arguments: str) -> int:
+    return amc("apply", f"policy={policy}", NETWORK, "hydra.run.dir=out", *REPAIR, *arguments)
+
+
+@pytest.fixture
+def copied(searched: Path, tmp_path: Path) -> Path:
+    """A finished search that a test may damage."""
+    return Path(shutil.copytree(searched, tmp_path / "copied"))
+
+
+def test_policy_of_one_network_compresses_a_larger_one_within_the_budget(searched: Path) -> None:
+    assert apply(searched, "network=tests.cli.nets:deeper") == 0
+    with Path("out/comparison.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["original", "uniform", "policy"]
+    original, chosen = (float(rows[name]["predicted_ms"]) for name in ("original", "policy"))
+    assert chosen <= 0.6 * original  # the budget of the run that learned it
+    for name in ("run.json", "strategy.json", "compressed.safetensors", "policy.json"):
+        assert Path("out", name).is_file()
+
+
+def test_budget_and_device_may_be_others_than_those_of_the_run(searched: Path) -> None:
+    assert apply(searched, "budget.metric=macs", "budget.fraction=0.4", "device=torch_cpu") == 0
+    with Path("out/comparison.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["policy"]["macs"]) <= 0.4 * float(rows["original"]["macs"])
+    record = json.loads(Path("out/run.json").read_text())
+    assert record["kind"] == "apply"
+    assert record["device"]["name"] == "torch_cpu"
+    assert record["budget"] == {"metric": "macs", "fraction": 0.4, "absolute": None}
+
+
+def test_run_without_a_policy_says_which_agents_learn_one(copied: Path, capsys: Output) -> None:
+    (copied / "policy.json").unlink()
+    assert apply(copied) == 2
+    said = capsys.readouterr().err
+    assert f"error: {copied} holds no policy (policy.json)" in said
+    assert "agent=ddpg" in said
+
+
+def test_missing_run_folder_is_named(capsys: Output) -> None:
+    assert apply("no/run") == 2
+    assert "error: Run folder not found: no/run." in capsys.readouterr().err
+
+
+def test_corrupt_policy_is_refused(copied: Path, capsys: Output) -> None:
+    (copied / "policy.json").write_text("{")
+    assert apply(copied) == 2
+    assert "policy.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_weights_of_another_policy_are_refused(copied: Path, capsys: Output) -> None:
+    description = json.loads((copied / "policy.json").read_text())
+    description["weights"] = "0" * 16
+    (copied / "policy.json").write_text(json.dumps(description))
+    assert apply(copied) == 2
+    assert "describes other weights" in capsys.readouterr().err
+
+
+def test_policy_of_unknown_observations_is_refused(copied: Path, capsys: Output) -> None:
+    description = json.loads((copied / "policy.json").read_text())
+    description["observation_names"][0] = "phase_of_the_moon"
+    (copied / "policy.json").write_text(json.dumps(description))
+    assert apply(copied) == 2
+    assert "missing here: phase_of_the_moon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"device": {"kind": "shell", "name": "x"}}, "device.kind must be one of"),
+        ({"budget": {"metric": ["macs"], "fraction": 0.5}}, "budget.metric must be one of"),
+        ({"budget": {"metric": "macs", "fraction": 0.5, "x": 1}}, "got x"),
+    ],
+)
+def test_run_record_with_other_content_is_refused(
+    changed: dict[str, Any], said: str, copied: Path, capsys: Output
+) -> None:
+    document = json.loads((copied / "run.json").read_text()) | changed
+    (copied / "run.json").write_text(json.dumps(document))
+    assert apply(copied) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from amc.cli.check import MISSING, check_options
+from amc.errors import ConfigError
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    group, _, name = key.rpartition(".")
+    return {group: {name: value}} if group else {name: value}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 0),
+        ("search.evaluations", 1),
+        ("env.channel_step", None),
+        ("env.weight_bits", [8, 32]),
+        ("env.min_preserve_ratio", 1),
+        ("network.options", {"width": 2}),
+        ("recovery.batch_norm", False),
+        ("policy", MISSING),  # whoever reads it says that it is missing
+        ("device.anything", object()),  # checked where devices are made
+        ("agent.anything", object()),
+    ],
+)
+def test_fitting_values_pass(key: str, value: Any) -> None:
+    check_options(_nested(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", -1, "a whole number from 0"),
+        ("seed", True, "a whole number from 0"),
+        ("seed", 1.0, "a whole number from 0"),
+        ("epochs", None, "a whole number from 1"),
+        ("search.images", "40", "a whole number from 1"),
+        ("search.final_candidates", 0, "a whole number from 1"),
+        ("learning_rate", "fast", "a number"),
+        ("learning_rate", True, "a number"),
+        ("env.channel_step", 0, "a whole number from 1, or null"),
+        ("env.weight_bits", 8, "a list such as [8,32], or null"),
+        ("env.activation_bits", [], "a list such as [8,32], or null"),
+        ("env.activation_bits", ["8"], "a list such as [8,32], or null"),
+        ("env.observation", [3], "a list of names, [name,name], or null"),
+        ("recovery.least_squares", 3, "true or false"),
+        ("reward", 3, "text"),
+        ("network.name", "", "text"),
+        ("network.options", 3, "names with values, {name: value}, or null"),
+        ("data.root", 3, "text, or null"),
+    ],
+)
+def test_other_values_are_refused_with_what_was_expected(
+    key: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_options(_nested(key, value))
+    assert str(raised.value) == f"{key} must be {expected}, got {value!r}."
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("search.evaluation", "Did you mean search.evaluations?"),
+        ("evaluations", "Did you mean search.evaluations?"),
+        ("recovery.imags", "Did you mean recovery.images?"),
+        ("network.qqq", "Known: network.checkpoint, network.name, network.options."),
+    ],
+)
+def test_unknown_options_are_named_with_near_ones(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_options(_nested(key, 1))
+    assert str(raised.value) == f"Unknown option {key}. {hint}"
+
+
+def test_a_value_in_place_of_a_group_is_refused() -> None:
+    with pytest.raises(ConfigError, match="search must be a group of options, got 3"):
+        check_options({"search": 3})

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amc import api
+from amc.artifact import RunRecord, read_strategy
+from amc.cli.recipe import data_of
+from amc.networks import build_network
+from amc.recovery import training
+from amc.recovery.training import TrainingResult, train
+from tests.cli import nets
+from tests.cli.command import NETWORK, amc
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(searched: Path, tmp_path: Path) -> Path:
+    """A finished search to fine-tune: strided from 32 pixels, so that an epoch is short."""
+    return Path(shutil.copytree(searched, tmp_path / "run"))
+
+
+def finetune(run: Path, *arguments: str) -> int:
+    return amc("finetune", f"run={run}", NETWORK, "epochs=1", *arguments)
+
+
+def _change(run: Path, **changes: Any) -> None:
+    document = json.loads((run / "run.json").read_text())
+    for group, values in changes.items():
+        document[group] = {**document[group], **values} if isinstance(values, dict) else values
+    (run / "run.json").write_text(json.dumps(document))
+
+
+def test_finetuning_writes_into_the_run_and_says_what_it_gained(run: Path, capsys: Output) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert finetune(run) == 0
+    shown = capsys.readouterr().out
+    assert "test accuracy: " in shown
+    assert f"written to {run / 'finetune'}" in shown
+    assert all((run / name).read_bytes() == content for name, content in before.items())
+    names = {path.name for path in (run / "finetune").iterdir()}
+    assert names >= {"best.safetensors", "training.safetensors", "compressed.safetensors"}
+    assert any(name.startswith("events.out.tfevents.") for name in names)
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["run"]
+
+
+def test_finetuned_network_is_loaded_like_that_of_a_search(run: Path) -> None:
+    assert finetune(run) == 0
+    data = data_of(RunRecord.read(run).data)
+    original = build_network("tests.cli.nets:tiny", num_classes=10, image_shape=data.image_shape)
+    tuned = api.load_compressed(run / "finetune", original, data.image_shape)
+    searched = api.load_compressed(run, original, data.image_shape)
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        for network in (tuned, searched)
+    ]
+    assert shapes[0] == shapes[1]
+    assert read_strategy(run / "finetune") == read_strategy(run)
+
+
+def test_finished_finetuning_is_not_repeated_and_a_changed_setting_is_named(
+    run: Path, capsys: Output
+) -> None:
+    assert finetune(run) == 0
+    weights = (run / "finetune" / "compressed.safetensors").read_bytes()
+    assert finetune(run) == 0
+    assert (run / "finetune" / "compressed.safetensors").read_bytes() == weights
+    capsys.readouterr()
+    assert finetune(run, "learning_rate=0.02") == 2
+    said = capsys.readouterr().err
+    assert "learning_rate was 0.01, now 0.02" in said
+    assert "restart=true" in said
+    assert finetune(run, "learning_rate=0.02", "restart=true") == 0
+
+
+def test_ctrl_c_ends_the_training_and_the_same_command_goes_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def interrupted(*arguments: Any, on_epoch: Callable[..., None], **named: Any) -> TrainingResult:
+        def ended(epoch: training.EpochRecord) -> None:
+            on_epoch(epoch)
+            signal.raise_signal(signal.SIGINT)
+
+        return train(*arguments, on_epoch=ended, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "train", interrupted)
+        assert finetune(run, "epochs=2") == 0
+    assert "ended early by Ctrl-C: run the same command again" in capsys.readouterr().out
+    assert finetune(run, "epochs=2") == 0
+    shown = capsys.readouterr().out
+    assert "ended early" not in shown
+    assert "│ 2 " in shown
+
+
+# -- a run folder from someone else ----------------------------------------------------------
+
+
+def test_function_that_only_a_file_names_is_not_called(run: Path, capsys: Output) -> None:
+    nets.CALLS.clear()
+    _change(run, network={"name": "tests.cli.nets:traced"})
+    assert amc("finetune", f"run={run}", "epochs=1") == 2
+    said = capsys.readouterr().err
+    assert nets.CALLS == []
+    assert "amc calls no function that only a file names" in said
+    assert "add network=tests.cli.nets:traced" in said
+
+
+def test_function_is_called_once_the_user_names_it_too(run: Path) -> None:
+    nets.CALLS.clear()
+    _change(run, network={"name": "tests.cli.nets:traced"})
+    assert amc("finetune", f"run={run}", "epochs=1", "network=tests.cli.nets:traced") == 0
+    assert nets.CALLS == ["traced"]
+
+
+def test_another_network_than_that_of_the_run_is_refused(run: Path, capsys: Output) -> None:
+    assert finetune(run, "network=resnet20") == 2
+    said = "The run is of network 'tests.cli.nets:tiny', not 'resnet20'."
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": {"name": ["x"]}}, "network.name must be text, got ['x']"),
+        ({"network": {"code": "x"}}, "Unknown option network.code"),
+        ({"data": {"name": {}}}, "data.name must be text, got {}"),
+        ({"data": {"root": 3}}, "data.root must be text, or null, got 3"),
+        ({"data": {"code": "x"}}, "Unknown data options ['code']"),
+        ({"network": "tiny"}, "'network' must be an object"),
+    ],
+)
+def test_run_record_with_other_content_is_refused(
+    changes: dict[str, Any], said: str, run: Path, capsys: Output
+) -> None:
+    _change(run, **changes)
+    assert finetune(run) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def test_weights_of_another_network_are_refused(run: Path, capsys: Output) -> None:
+    _change(run, network={"name": "tests.cli.nets:deeper"})
+    assert finetune(run, "network=tests.cli.nets:deeper") == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_missing_run_folder_is_named_and_not_made(capsys: Output) -> None:
+    assert amc("finetune", "run=no/run") == 2
+    assert "error: Run folder not found: no/run." in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("learning_rate=fast", "learning_rate must be a number, got 'fast'"),
+        ("learning_rate=0", "learning_rate must be above 0, got 0"),
+        ("distillation_weight=2", "distillation_weight must be in [0, 1], got 2"),
+    ],
+)
+def test_a_mistaken_option_is_said_in_one_message(
+    argument: str, said: str, run: Path, capsys: Output
+) -> None:
+    assert finetune(run, argument) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_checkpoint_of_the_original_may_be_given_anew(run: Path, capsys: Output) -> None:
+    assert finetune(run, "checkpoint=none.pt") == 2
+    assert "Checkpoint not found: none.pt" in capsys.readouterr().err
+    original = build_network("tests.cli.nets:tiny", num_classes=10, image_shape=(3, 32, 32))
+    torch.save(original.state_dict(), "original.pt")
+    assert finetune(run, "checkpoint=original.pt") == 0

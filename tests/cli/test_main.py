@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from amc import __version__
+from amc.cli import profile as profile_recipe
+from amc.cli import search as search_recipe
+from tests.cli.command import SMALL, amc, search
+
+Output = pytest.CaptureFixture[str]
+
+
+# -- the entry -----------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(capsys: Output) -> None:
+    assert amc("--help") == 0
+    shown = capsys.readouterr().out
+    for command in ("search", "apply", "finetune", "profile"):
+        assert f"  {command}" in shown
+
+
+def test_no_command_shows_the_help_and_fails(capsys: Output) -> None:
+    assert amc() == 2
+    assert "amc <command>" in capsys.readouterr().out
+
+
+def test_version(capsys: Output) -> None:
+    assert amc("--version") == 0
+    assert capsys.readouterr().out == f"amc {__version__}\n"
+
+
+def test_unknown_command_is_named_beside_the_known_ones(capsys: Output) -> None:
+    assert amc("serch") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: Unknown command 'serch'.")
+    assert "  finetune" in said
+
+
+def test_arguments_of_the_process_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["amc", "--version"])
+    from amc.cli import main
+
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["search", "finetune"])
+def test_help_of_a_command_shows_its_options(command: str, capsys: Output) -> None:
+    assert amc(command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"amc {command}: ")
+    assert "== Config ==" in shown
+
+
+def test_configuration_is_shown_without_running_anything(capsys: Output, tmp_path: Path) -> None:
+    assert amc("search", "budget.fraction=0.3", "--cfg", "job", "seed=7") == 0
+    shown = capsys.readouterr().out
+    assert "fraction: 0.3" in shown
+    assert "seed: 7" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shipped_experiment_sets_network_data_and_budget(capsys: Output) -> None:
+    assert amc("search", "experiment=resnet56_half_macs", "--cfg", "job") == 0
+    shown = capsys.readouterr().out
+    assert "name: resnet56" in shown
+    assert "metric: macs" in shown
+    assert "search_every: 10" in shown
+    assert "evaluations: 200" in shown
+
+
+# -- the network's name --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet56", "tests.cli.nets:tiny"])
+def test_any_network_name_may_be_given_for_the_group(name: str, capsys: Output) -> None:
+    assert amc("search", f"network={name}", "network.checkpoint=w.pt", "--cfg", "job") == 0
+    shown = capsys.readouterr().out
+    assert f"name: {name}\n" in shown
+    assert "checkpoint: w.pt" in shown
+
+
+def test_shipped_groups_keep_their_own_options(capsys: Output) -> None:
+    assert amc("search", "network=mobilenet_v1", "--cfg", "job") == 0
+    assert "width: 1.0" in capsys.readouterr().out
+
+
+def test_a_sweep_may_mix_names_with_and_without_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(search_recipe, "run", lambda config: bool(seen.append(config.network.name)))
+    assert amc("search", "-m", "network=resnet18,tests.cli.nets:tiny") == 0
+    assert seen == ["resnet18", "tests.cli.nets:tiny"]
+
+
+# -- mistakes: one clear message, exit code 2, no traceback ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("evaluations", "Error parsing override 'evaluations'"),
+        ("search.evaluation=3", "Could not override 'search.evaluation'"),
+        ("agent=dqn", "Could not find 'agent/dqn'"),
+        ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
+        ("search.evaluations=abc", "search.evaluations must be a whole number from 1, got 'abc'"),
+        ("reward=acuracy", "got 'acuracy'. Did you mean 'accuracy'?"),
+        ("reward=tests.cli.nets:none", "cannot be imported"),
+        ("budget.fraction=abc", "The budget must be a positive number, got 'abc'"),
+        ("budget.metric=latency", "budget.metric must be one of latency_ms"),
+        ("+budget.ms=2", "A budget has metric, fraction, absolute; got ms"),
+        ("env.weight_bits=8", "env.weight_bits must be a list such as [8,32], or null, got 8"),
+        ("recovery.images=1", "recovery.images must be at least 2"),
+        ("agent.name=dpg", "Unknown agent 'dpg'. Did you mean 'ddpg'?"),
+        ("device=table", "device.path must name a device table (CSV), got None"),
+        ("data.name=digit", "Unknown data set 'digit'. Did you mean digits, mnist?"),
+        ("~agent", "Key 'agent' is not in struct"),
+        ("~device", "latency_ms needs a device"),
+    ],
+)
+def test_a_mistaken_option_is_said_in_one_message(argument: str, said: str, capsys: Output) -> None:
+    assert search(argument) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+    assert "provider=" not in shown
+
+
+def test_a_group_that_does_not_exist_is_named_beside_those_that_do(capsys: Output) -> None:
+    assert search("budget=speed") == 2
+    assert "latency_ms\n" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_shows_the_usage(capsys: Output) -> None:
+    assert search("--fast") == 2
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
+
+
+def test_an_option_that_must_be_given_is_named(capsys: Output) -> None:
+    assert amc("apply") == 2
+    assert capsys.readouterr().err == "error: policy must be given: policy=<value>.\n"
+    assert amc("finetune") == 2
+    assert capsys.readouterr().err == "error: run must be given: run=<value>.\n"
+
+
+def test_a_foreign_package_of_a_general_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    (tmp_path / "foreign" / "envs").mkdir(parents=True)
+    (tmp_path / "foreign" / "envs" / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "envs")
+    monkeypatch.syspath_prepend(tmp_path / "foreign")
+    assert search() == 2
+    said = capsys.readouterr().err
+    assert f"Python's package 'envs' is {tmp_path / 'foreign' / 'envs'}, not amc's own " in said
+    assert str(Path(__file__).resolve().parents[2] / "envs") in said
+
+
+# -- failures of the machine and of amc: exit code 1 ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EACCES, "error: No permission to write "),
+        (errno.ENOSPC, "error: No space left on the disk while writing "),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(
+    code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(tempfile, "mkstemp", fail)
+    assert search("hydra.run.dir=out") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(said)
+    assert len(shown.splitlines()) == 1
+    assert "out/run.json" in shown
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_in_one_line(
+    tmp_path: Path, capsys: Output
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert search("hydra.run.dir=file/run") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: Could not write ")
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_bug_shows_its_traceback_and_leaves_it_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def broken(config: object) -> bool:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(profile_recipe, "run", broken)
+    assert amc("profile", "hydra.run.dir=out") == 1
+    shown = capsys.readouterr().err
+    assert shown.count("RuntimeError: no such thing") == 1
+    assert "Traceback" in shown
+    assert "RuntimeError: no such thing" in Path("out/profile.log").read_text()
+
+
+# -- what a command leaves of the process ----------------------------------------------------
+
+
+def test_folder_arguments_and_environment_are_left_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(search_recipe, "run", lambda config: bool(seen.append(os.getcwd())))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    before = sys.argv
+    assert search() == 0
+    assert seen == [str(tmp_path)]
+    assert os.getcwd() == str(tmp_path)
+    assert sys.argv is before
+    assert os.environ["HYDRA_FULL_ERROR"] == "0"
+
+
+def test_log_goes_to_stderr_and_with_times_into_the_run_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def talk(config: object) -> bool:
+        logging.getLogger("amc").info("hello")
+        return False
+
+    monkeypatch.setattr(search_recipe, "run", talk)
+    assert search("hydra.run.dir=out") == 0
+    assert capsys.readouterr() == ("", "hello\n")
+    assert "][amc][INFO] - hello" in Path("out/search.log").read_text()
+
+
+# -- sweeps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failing_job_of_a_sweep_leaves_the_others_and_makes_the_exit_code_2(
+    capsys: Output,
+) -> None:
+    assert search("-m", "budget.fraction=5,0.6", "hydra.sweep.dir=sweep") == 2
+    assert not Path("sweep/0/strategy.json").exists()
+    assert "already met" in Path("sweep/0/search.log").read_text()
+    for name in ("strategy.json", "compressed.safetensors", "comparison.csv"):
+        assert Path("sweep/1", name).is_file()
+    assert capsys.readouterr().err.count("error: budget.fraction=5 is already met") == 1
+
+
+def test_jobs_of_a_sweep_run_with_their_own_values_wherever_the_flag_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        search_recipe,
+        "run",
+        lambda config: bool(seen.append((config.seed, config.budget.fraction))),
+    )
+    assert amc("search", "seed=0,1", "-m", "budget.fraction=0.3", *SMALL) == 0
+    assert seen == [(0, 0.3), (1, 0.3)]
+
+
+def test_a_sweep_ends_after_the_job_that_ctrl_c_ended_early(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    seen: list[int] = []
+
+    def ended_early(config: object) -> bool:
+        seen.append(1)
+        return True
+
+    monkeypatch.setattr(search_recipe, "run", ended_early)
+    assert search("-m", "seed=0,1,2") == 130
+    assert seen == [1]
+    assert "its later jobs were not started" in capsys.readouterr().err
+
+
+def test_ctrl_c_that_nothing_catches_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def interrupted(config: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_recipe, "run", interrupted)
+    assert search() == 130
+    assert capsys.readouterr().err == "interrupted by Ctrl-C\n"

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import copy
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from agents.searcher import Trial
+from amc import api, conclusion
+from amc.api import SearchResult, search
+from amc.candidate import RecoverySettings
+from amc.cost.budget import Budget
+from amc.cost.device import TableDevice
+from amc.cost.profile import TorchDeviceSpec
+from amc.data import DataSet
+from amc.errors import (
+    AmcError,
+    BudgetError,
+    ConfigError,
+    DeviceError,
+    NetworkError,
+    UnreachableBudgetError,
+)
+from amc.evaluate import Evaluation
+from amc.measure import measure_latency
+from amc.recovery.training import TrainingSettings
+from amc.report.tensorboard import EventWriter
+from amc.strategy import IDENTITY
+from amc.task import SearchSpace
+from envs.reward import Outcome
+from tests.conftest import TINY_CLASSES, TINY_SHAPE
+
+RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
+    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    """Random images: what is asked here is not how accurate a network is."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(150) % TINY_CLASSES
+    return DataSet.from_tensors(images, labels)
+
+
+@pytest.fixture
+def find(tiny_net: nn.Module, data: DataSet) -> Any:
+    """A small search under a MACs budget."""
+    small = {"evaluations": 3, "search_images": 20, "final_candidates": 1, "recovery": RECOVERY}
+
+    def run(*, budget: Any = None, **options: Any) -> SearchResult:
+        bound = {"metric": "macs", "fraction": 0.5} if budget is None else budget
+        return search(tiny_net, data, options.pop("device", None), bound, **{**small, **options})
+
+    return run
+
+
+# -- search --------------------------------------------------------------------------------
+
+
+def test_search_gives_a_smaller_network_within_the_budget(find: Any, tiny_net: nn.Module) -> None:
+    before = copy.deepcopy(tiny_net.state_dict())
+    result = find()
+    assert [row.name for row in result.comparison] == ["original", "uniform", "best found"]
+    assert result.comparison[-1].macs <= 0.5 * result.comparison[0].macs
+    assert len(result.trials) == 3
+    assert result.policy is not None
+    assert not result.interrupted
+    assert not result.network.training
+    assert result.network(torch.zeros(2, *TINY_SHAPE)).shape == (2, TINY_CLASSES)
+    kept = sum(parameter.numel() for parameter in result.network.parameters())
+    assert kept < sum(parameter.numel() for parameter in tiny_net.parameters())
+    after = tiny_net.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_search_without_a_folder_writes_nothing(find: Any, tmp_path: Path) -> None:
+    find()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_folder_holds_is_loaded_as_the_same_network(
+    find: Any, tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    result = find(folder=tmp_path / "run")
+    loaded = api.load_compressed(tmp_path / "run", tiny_net, TINY_SHAPE)
+    images = torch.randn(4, *TINY_SHAPE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(images), result.network(images))
+    assert not loaded.training
+
+
+def test_the_same_seed_gives_the_same_trials_wherever_the_random_numbers_stood(find: Any) -> None:
+    first = find(agent="random", seed=3)
+    torch.manual_seed(99)
+    second = find(agent="random", seed=3)
+    other = find(agent="random", seed=4)
+    strategies = [[t.strategy for t in result.trials] for result in (first, second, other)]
+    assert strategies[0] == strategies[1]
+    assert strategies[0] != strategies[2]
+
+
+def test_reward_may_be_a_function_of_the_user(find: Any) -> None:
+    def fewest_macs(outcome: Outcome) -> float:
+        return -outcome.macs
+
+    result = find(agent="random", reward=fewest_macs)
+    assert [trial.reward for trial in result.trials] == [
+        -trial.evaluation.costs["macs"] for trial in result.trials
+    ]
+
+
+def test_agent_may_be_given_with_its_settings(find: Any) -> None:
+    result = find(agent={"name": "ddpg", "hidden": [8], "warm_start": "none", "warmup": 1})
+    assert result.policy is not None
+    assert result.policy.layer_sizes[1:] == [8, 3]
+
+
+def test_shipped_device_is_known_by_name_and_prices_latency(find: Any) -> None:
+    budget = Budget("latency_ms", fraction=0.9)
+    step = SearchSpace(channel_step=1)
+    result = find(device="roofline_phone", budget=budget, space=step, agent="uniform")
+    assert result.comparison[-1].predicted_ms <= 0.9 * result.comparison[0].predicted_ms
+
+
+def test_search_from_another_thread_works_without_ctrl_c(find: Any) -> None:
+    found: list[SearchResult] = []
+    thread = threading.Thread(target=lambda: found.append(find(agent="uniform")))
+    thread.start()
+    thread.join()
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"agent": "dpg"}, ConfigError, "Unknown agent 'dpg'"),
+        ({"agent": {"name": "ddpg", "layers": 3}}, ConfigError, "'layers'"),
+        ({"reward": "acuracy"}, ConfigError, "Did you mean 'accuracy'"),
+        ({"evaluations": 0}, ConfigError, "at least 1 evaluation"),
+        ({"seed": -1}, ConfigError, "seed=-1"),
+        ({"final_candidates": 0}, ConfigError, "final_candidates must be at least 1, got 0"),
+        ({"device": "toaster"}, DeviceError, "Unknown device 'toaster'. amc ships roofline_edge"),
+        ({"device": {"kind": "tabel"}}, DeviceError, "Did you mean 'table'"),
+        ({"budget": {"metric": "macs", "ratio": 1}}, BudgetError, "got ratio"),
+        ({"budget": 0.5}, AmcError, "latency_ms needs a device"),
+        ({"budget": Budget("energy_mj", 0.5), "device": "torch_cpu"}, AmcError, "energy_mj"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_traced(
+    options: dict[str, Any],
+    error: type[AmcError],
+    said: str,
+    find: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(api, "CompressionTask", None)
+    with pytest.raises(error, match=said):
+        find(folder=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreachable_budget_and_misfit_network_have_their_own_errors(
+    find: Any, data: DataSet
+) -> None:
+    with pytest.raises(UnreachableBudgetError, match="smallest reachable"):
+        find(budget={"metric": "macs", "fraction": 0.001})
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
+    with pytest.raises(NetworkError, match="has 7 outputs, the data has 5 classes"):
+        search(network, data, None, {"metric": "macs", "fraction": 0.5})
+
+
+# -- the other recipes -----------------------------------------------------------------------
+
+
+def test_policy_is_applied_to_the_same_network_without_a_search(
+    find: Any, tiny_net: nn.Module, data: DataSet
+) -> None:
+    policy = find().policy
+    result = api.apply_policy(
+        policy, tiny_net, data, None, {"metric": "macs", "fraction": 0.4}, recovery=RECOVERY
+    )
+    assert [row.name for row in result.comparison] == ["original", "uniform", "policy"]
+    assert result.comparison[-1].macs <= 0.4 * result.comparison[0].macs
+    assert len(result.trials) == 1
+
+
+def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:
+    spec = TorchDeviceSpec("test_profile", batch=1, threads=1, channel_step=4)
+    table = api.profile(tiny_net, TINY_SHAPE, spec)
+    assert isinstance(table, TableDevice)
+    assert all(row.latency_ms > 0 for row in table.rows.values())
+    with pytest.raises(DeviceError, match="needs a device, got none"):
+        api.profile(tiny_net, TINY_SHAPE, None)
+
+
+def test_finetuning_trains_every_weight_and_keeps_the_teacher(
+    find: Any, tiny_net: nn.Module, data: DataSet
+) -> None:
+    before = copy.deepcopy(tiny_net.state_dict())
+    student = find(agent="uniform").network
+    start = copy.deepcopy(student.state_dict())
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
+    epochs: list[int] = []
+    trained = api.finetune(
+        student, tiny_net, data, settings=settings, on_epoch=lambda e: epochs.append(e.epoch)
+    )
+    assert epochs == [1]
+    assert trained.complete
+    assert all(torch.equal(t, before[name]) for name, t in tiny_net.state_dict().items())
+    names = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, _ in student.named_parameters()}
+    assert trained.best_epoch == 0 or any(
+        not torch.equal(tensor.cpu(), start[name])
+        for name, tensor in trained.network.state_dict().items()
+    )
+
+
+def test_base_network_is_trained_once_and_then_comes_from_the_cache(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BASE_TRAINING", TrainingSettings(epochs=1, batch_size=16))
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, TINY_CLASSES))
+
+    first = api.train_base(fresh(), data, "linear")
+    monkeypatch.setattr(api, "train", None)
+    second = api.train_base(fresh(), data, "linear")
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], tensor)
+    assert not second.training
+    different = fresh()
+    torch.nn.init.zeros_(different[1].bias)
+    with pytest.raises(TypeError):  # other initial weights: it would be trained
+        api.train_base(different, data, "linear")
+
+
+# -- what can be given in several forms ------------------------------------------------------
+
+
+def test_budget_is_a_fraction_of_latency_its_fields_or_itself() -> None:
+    assert api.as_budget(0.5) == Budget("latency_ms", fraction=0.5)
+    assert api.as_budget({"metric": "macs", "absolute": 10}) == Budget("macs", absolute=10)
+    budget = Budget("params", fraction=0.1)
+    assert api.as_budget(budget) is budget
+
+
+# -- the learning curve ----------------------------------------------------------------------
+
+
+def _trial(index: int, **diagnostics: float) -> Trial:
+    evaluation = Evaluation(accuracy=0.5, loss=1.0, agreement=0.0)
+    return Trial(index, IDENTITY, evaluation, 0.5, diagnostics)
+
+
+def test_warmup_lasts_until_the_first_update() -> None:
+    quiet, learned = {"clamped_steps": 1.0}, {"critic_loss": 0.1}
+    trials = [_trial(1, **quiet), _trial(2, **learned), _trial(3, **learned, noise=0.5)]
+    assert api._warmup(trials) == 2
+    assert api._warmup([_trial(1, **quiet)]) == 0
+
+
+@pytest.mark.parametrize(("reward", "names"), [("accuracy", 2), ("agreement", 1)])
+def test_curve_is_compared_with_the_original_and_the_best_uniform_strategy(
+    reward: str, names: int, find: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[dict[str, float]] = []
+
+    def draw(rewards: object, path: Path, *, references: dict[str, float], **_: Any) -> None:
+        drawn.append(references)
+
+    monkeypatch.setattr(api, "plot_learning_curve", draw)
+    result = find(reward=reward, folder=tmp_path / "run")
+    (references,) = drawn
+    assert list(references) == ["original", "uniform"][-names:]
+    assert references["uniform"] == result.trials[0].reward  # the warm start's only strategy
+    if names == 2:
+        assert references["original"] == result.task.original.accuracy
+
+
+def test_curve_has_no_uniform_line_where_no_uniform_strategy_was_tried(
+    find: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        api, "plot_learning_curve", lambda *_, references, **__: drawn.append(references)
+    )
+    find(agent="random", folder=tmp_path / "run")
+    assert list(drawn[0]) == ["original"]
+
+
+def test_description_names_the_frozen_groups_and_the_budget(find: Any) -> None:
+    text = api.describe(find(agent="uniform").task)
+    assert "TinyNet: 4 layers, 2 channel groups free, 1 frozen" in text
+    assert "frozen: linear" in text
+    assert "0.500 of the original's" in text
+    assert "original: accuracy" in text

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from agents.searcher import Trial
+from amc import conclusion
+from amc.candidate import RecoverySettings
+from amc.conclusion import conclude
+from amc.cost.budget import Budget
+from amc.cost.profile import TorchDeviceSpec, load_device
+from amc.data import DataSet
+from amc.measure import Timing
+from amc.strategy import Bits, Strategy
+from amc.task import CompressionTask, SearchSpace
+from tests.conftest import TINY_CLASSES, TINY_SHAPE
+
+UNIFORM = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
+WIDE = Strategy({"conv1": 0.5}, {})
+NARROW = Strategy({"conv1": 0.25, "conv2": 0.5}, {})
+
+
+@pytest.fixture
+def data() -> DataSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
+    return DataSet.from_tensors(images, torch.arange(150) % TINY_CLASSES)
+
+
+def _task(network: nn.Module, data: DataSet, device: Any = None, **options: Any) -> CompressionTask:
+    budget = options.pop("budget", Budget("macs", fraction=0.9))
+    recovery = RecoverySettings(images=20, batch_norm_images=10, **options.pop("recovery", {}))
+    return CompressionTask(
+        network, data, device, budget, recovery=recovery, search_images=20, **options
+    )
+
+
+def _trials(task: CompressionTask, *strategies: Strategy) -> list[Trial]:
+    return [Trial(i, s, task.evaluate(s), 0.0) for i, s in enumerate(strategies, 1)]
+
+
+def _timed(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> list[dict[str, Any]]:
+    """Let every timing give these latencies; what it was asked comes back."""
+    asked: list[dict[str, Any]] = []
+
+    def measured(networks: Sequence[nn.Module], shape: object, **how: Any) -> list[Timing]:
+        asked.append({"networks": len(networks), **how})
+        return [Timing(latency, 0.1) for latency in latencies]
+
+    monkeypatch.setattr(conclusion, "measure_latency", measured)
+    return asked
+
+
+def test_rows_are_original_uniform_and_best_on_the_test_split(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    task = _task(tiny_net, data)
+    end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, by_agreement=False, name="mine")
+    original, uniform, best = end.comparison
+    assert [row.name for row in end.comparison] == ["original", "uniform", "mine"]
+    assert [row.measured_ms for row in end.comparison] == [4.0, 3.0, 2.0]
+    test = task.evaluator(data.test)
+    assert original.test_accuracy == test(task.reference).accuracy
+    assert uniform.test_accuracy == test(end.uniform.network.module).accuracy
+    assert best.test_accuracy == test(end.best.network.module).accuracy
+    assert best.search_accuracy == end.best.evaluation.accuracy
+    # conv1 3*9*c, conv2 c*9*d, conv3 d*9*d, linear d*5 + 5, and a folded bias per channel
+    assert original.params == 3 * 9 * 4 + 4 * 9 * 6 + 6 * 9 * 6 + 6 * 5 + 5 + 4 + 6 + 6
+    assert uniform.params == 3 * 9 * 2 + 2 * 9 * 3 + 3 * 9 * 3 + 3 * 5 + 5 + 2 + 3 + 3
+
+
+@pytest.mark.parametrize("by_agreement", [False, True])
+def test_best_is_the_candidate_that_does_best_on_the_whole_search_split_after_its_repair(
+    by_agreement: bool, tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    judge = task.evaluator(data.search)
+    found = {s: judge(task.finish(s).module) for s in (WIDE, NARROW)}
+    quality = {s: e.agreement if by_agreement else e.accuracy for s, e in found.items()}
+    for order in ((WIDE, NARROW), (NARROW, WIDE)):
+        trials = _trials(task, *order)
+        end = conclude(task, trials, UNIFORM, by_agreement=by_agreement, measure=False)
+        assert quality[end.best.strategy] == max(quality.values())
+
+
+def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _task(tiny_net, data)
+    finished: list[Strategy] = []
+    finish = task.finish
+    monkeypatch.setattr(task, "finish", lambda s: finished.append(s) or finish(s))
+    end = conclude(task, _trials(task, UNIFORM), UNIFORM, by_agreement=False, measure=False)
+    assert end.best is end.uniform
+    assert finished == [UNIFORM]
+    assert end.comparison[1].test_accuracy == end.comparison[2].test_accuracy
+
+
+def test_without_measuring_there_are_no_latencies_and_no_notes_on_them(
+    tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False, measure=False)
+    assert [row.measured_ms for row in end.comparison] == [None] * 3
+    assert end.notes == []
+
+
+# -- notes ---------------------------------------------------------------------------------
+
+
+def _notes(task: CompressionTask, strategy: Strategy) -> list[str]:
+    return conclude(task, _trials(task, strategy), UNIFORM, by_agreement=False).notes
+
+
+def test_notes_say_where_the_time_was_measured(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    assert _notes(_task(tiny_net, data), WIDE) == [
+        "Measured in PyTorch on this machine, which is not the device."
+    ]
+
+
+def test_notes_say_when_fewer_macs_took_as_long(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 4.0)
+    task = _task(tiny_net, data)
+    note = _notes(task, NARROW)[1]
+    saved = task.strategy_costs(NARROW)["macs"] / task.original.costs["macs"]
+    assert note.startswith(f"MACs fell to {saved:.2f}, time on this machine did not (1.00): ")
+    assert "budget latency_ms" in note
+
+
+def test_notes_name_simulated_bits_and_that_pytorch_runs_them_as_float(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    space = SearchSpace(weight_bits=(4, 32), activation_bits=(32,))
+    task = _task(tiny_net, data, budget=Budget("size_bytes", fraction=0.9), space=space)
+    quantized = Strategy(WIDE.preserve_ratio, {"conv2": Bits(4, 32)})
+    assert _notes(task, quantized) == [
+        "Measured in PyTorch on this machine, which is not the device, channels only: PyTorch "
+        "runs fewer bits as float.",
+        "Simulated bits (no cost in the device's table): 4/32.",
+    ]
+
+
+def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _timed(monkeypatch, 4.0, 4.0, 3.9)
+    spec = TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2)
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    monkeypatch.setattr(task, "budget", Budget("latency_ms", fraction=0.9))
+    notes = _notes(task, WIDE)
+    assert notes[0] == "Measured in PyTorch on the device."
+    assert notes[-1] == (
+        "The budget of 0.90 is met by prediction and missed by measurement (0.97)."
+    )
+    assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu"}]
+
+
+def test_notes_name_layers_too_wide_to_refit(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    task = _task(tiny_net, data, recovery={"max_columns": 40})
+    # conv2 has 4 * 9 columns, conv3 6 * 9, linear 6
+    assert _notes(task, WIDE)[-1] == (
+        "Sliced without a refit, being wider than recovery.max_columns=40: conv3."
+    )
+
+
+def test_predicted_latency_and_energy_come_from_the_device(
+    tiny_net: nn.Module, data: DataSet
+) -> None:
+    spec = {
+        "kind": "roofline", "name": "d", "source": "test", "peak_gmacs": {"32/32": 1.0},
+        "bandwidth_gb_s": 1.0, "overhead_us": 1.0, "channel_step": 1,
+        "energy": {"pj_per_mac": {"32/32": 1.0}, "pj_per_byte": 1.0},
+    }  # fmt: skip
+    task = _task(tiny_net, data, load_device(spec))
+    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False, measure=False)
+    for row, strategy in zip(end.comparison[1:], (UNIFORM, WIDE), strict=True):
+        costs = task.strategy_costs(strategy)
+        assert (row.predicted_ms, row.energy_mj) == (costs["latency_ms"], costs["energy_mj"])

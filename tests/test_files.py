@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc.errors import ArtifactError, NetworkError, StorageError
+from amc.files import (
+    cache_folder,
+    fingerprint,
+    read_tensors,
+    read_text,
+    storage_error,
+    write_atomically,
+    write_tensors,
+    write_text,
+)
+
+
+def test_cache_folder_is_amcs_own_variable_before_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", "/somewhere/amc")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/users/cache")
+    assert cache_folder() == Path("/somewhere/amc")
+    monkeypatch.delenv("AMC_CACHE")
+    assert cache_folder() == Path("/users/cache/amc")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "amc"
+
+
+def test_text_is_written_into_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "text.txt"
+    write_text(path, "grün\n")
+    assert path.read_bytes() == "grün\n".encode()
+    assert read_text(path, "Text") == "grün\n"
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "No space left on the disk while writing .*run.json. Free some"),
+        (errno.EACCES, "No permission to write .*run.json. Choose another folder"),
+        (errno.EROFS, "No permission to write .*run.json"),
+        (errno.EIO, "Could not write .*run.json: .*Input/output error"),
+    ],
+)
+def test_a_failing_disk_is_said_in_one_line(
+    code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, "Input/output error")
+
+    monkeypatch.setattr(tempfile, "mkstemp", fail)
+    with pytest.raises(StorageError, match=said) as raised:
+        write_text(tmp_path / "run.json", "x")
+    assert "\n" not in str(raised.value)
+    assert raised.value.exit_code == 1
+
+
+def test_full_disk_is_recognised_in_the_words_of_safetensors() -> None:
+    said = storage_error(Path("w.safetensors"), RuntimeError("No space left on device (os error)"))
+    assert "No space left on the disk" in str(said)
+
+
+def test_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="Could not write"):
+        write_text(tmp_path / "file" / "run.json", "x")
+
+
+def test_missing_and_binary_texts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"Strategy not found: .*none\.json"):
+        read_text(tmp_path / "none.json", "Strategy")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="Strategy cannot be read"):
+        read_text(tmp_path / "binary", "Strategy")
+
+
+def test_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 4).t(), "b": torch.tensor(2)}  # a is not contiguous
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = read_tensors(tmp_path / "t.safetensors", "Weights")
+    assert {name: tuple(t.shape) for name, t in found.items()} == {"a": (4, 3), "b": ()}
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_what_is_no_safetensors_file_is_refused_with_the_callers_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(NetworkError, match="Checkpoint is not a readable safetensors file"):
+        read_tensors(tmp_path / "bad.safetensors", "Checkpoint", NetworkError)
+    with pytest.raises(NetworkError, match="Checkpoint not found"):
+        read_tensors(tmp_path / "none.safetensors", "Checkpoint", NetworkError)
+
+
+def test_fingerprint_depends_on_every_part_and_on_where_parts_end() -> None:
+    zeros = torch.zeros(4)
+    prints = {
+        fingerprint("ab", "c"),
+        fingerprint("a", "bc"),
+        fingerprint("abc"),
+        fingerprint(zeros),
+        fingerprint(zeros.reshape(2, 2)),
+        fingerprint(zeros.double()),
+        fingerprint(zeros, zeros),
+    }
+    assert len(prints) == 7
+    assert fingerprint(b"ab", "c") == fingerprint("ab", "c")
+    assert all(len(text) == 16 for text in prints)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+
+import pytest
+
+from amc.interrupt import stop_on_interrupt
+
+
+def test_first_ctrl_c_only_sets_the_event_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), stop_on_interrupt() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+    assert "once more stops at once" in caplog.text
+
+
+def test_second_ctrl_c_interrupts_at_once() -> None:
+    with stop_on_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_earlier_handler_is_back_afterwards_even_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    working = stop_on_interrupt()
+    working.__enter__()
+    assert signal.getsignal(signal.SIGINT) is not before
+    error = ZeroDivisionError()
+    assert not working.__exit__(ZeroDivisionError, error, None)  # the error goes on
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_get_an_event_that_is_never_set() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[bool] = []
+
+    def work() -> None:
+        with stop_on_interrupt() as stop:
+            seen.append(stop.is_set())
+            seen.append(signal.getsignal(signal.SIGINT) is before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False, True]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc import measure
+from amc.measure import Timing, measure_latency
+
+SHAPE = (3, 4, 4)
+
+
+class Counting(nn.Module):
+    """Notes its name at every call."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1:] == SHAPE
+        self.calls.append(f"{self.name}{len(x)}")
+        return x
+
+
+@pytest.fixture
+def one_call_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_BURST_S", 0.0)
+
+
+@pytest.mark.usefixtures("one_call_a_round")
+def test_networks_are_timed_in_turn_round_by_round() -> None:
+    calls: list[str] = []
+    networks = [Counting("a", calls), Counting("b", calls)]
+    timings = measure_latency(networks, SHAPE, batch=2, rounds=3)
+    assert calls[-6:] == ["a2", "b2"] * 3
+    assert len(timings) == 2
+    assert all(timing.latency_ms > 0 and timing.spread_ms >= 0 for timing in timings)
+
+
+@pytest.mark.usefixtures("one_call_a_round")
+def test_threads_are_set_while_timing_and_restored_even_after_an_error() -> None:
+    seen: list[int] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.get_num_threads())
+            if len(seen) > 4:
+                raise ZeroDivisionError
+            return x
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            measure_latency([Watching()], SHAPE, threads=1)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_median_and_half_the_interquartile_range() -> None:
+    assert measure._summary([5.0, 1.0, 2.0, 4.0, 3.0]) == Timing(3.0, (4.5 - 1.5) / 2)
+    assert measure._summary([2.0]) == Timing(2.0, 0.0)
+
+
+def test_a_slower_network_takes_longer() -> None:
+    small, large = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 512, 3)
+    fast, slow = measure_latency([small, large], (3, 32, 32), rounds=3)
+    assert fast.latency_ms < slow.latency_ms
