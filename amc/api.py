@@ -134,7 +134,8 @@ def search(
         recorder = Recorder(task, place, events, evaluations, stop)
         with recorder.kept(), progress_bar(f"searching ({searcher.name})", evaluations) as bar:
             found = searcher.search(env, evaluations, seed, recorder.watch(bar))
-        result = _conclude(task, env, found, final_candidates)
+        with recorder.kept():
+            result = _conclude(task, env, found, final_candidates)
         result.interrupted = stop.is_set()
         if place is not None:
             _write_run(place, result, env)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_run_record_comes_back_as_plain_values(tmp_path: Path) -> None:
     assert found.network == {"name": "tiny", "checkpoint": "a/b.pt"}
     assert found.data == {"mean": [0.5]}
     assert found.settings == {"seed": 0}
+
+
+def test_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    RECORD.write(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(ArtifactError, match=r"already holds a run\. Nothing was changed"):
+        replace(RECORD, kind="apply").write(tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_notes_say_where_the_time_was_measured(
 ) -> None:
     _timed(monkeypatch, 4.0, 3.0, 2.0)
     assert _notes(_task(tiny_net, data), WIDE) == [
-        "Measured in PyTorch on this machine, which is not the device."
+        "Measured in PyTorch on this machine, which is not the device, batch 1."
     ]
 
 
@@ -145,8 +145,8 @@ def test_notes_name_simulated_bits_and_that_pytorch_runs_them_as_float(
     task = _task(tiny_net, data, budget=Budget("size_bytes", fraction=0.9), space=space)
     quantized = Strategy(WIDE.preserve_ratio, {"conv2": Bits(4, 32)})
     assert _notes(task, quantized) == [
-        "Measured in PyTorch on this machine, which is not the device, channels only: PyTorch "
-        "runs fewer bits as float.",
+        "Measured in PyTorch on this machine, which is not the device, batch 1, channels only: "
+        "PyTorch runs fewer bits as float.",
         "Simulated bits (no cost in the device's table): 4/32.",
     ]
 
@@ -159,7 +159,7 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
     monkeypatch.setattr(task, "budget", Budget("latency_ms", fraction=0.9))
     notes = _notes(task, WIDE)
-    assert notes[0] == "Measured in PyTorch on the device."
+    assert notes[0] == "Measured in PyTorch on the device, batch 3."
     assert notes[-1] == (
         "The budget of 0.90 is met by prediction and missed by measurement (0.97)."
     )

@@ -90,7 +90,9 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str | None = None) ->
     difference in percentage points.
     """
     columns = _known_columns(rows)
-    table = Table(title=title, box=SIMPLE_HEAD, show_lines=True)
+    table = Table(
+        title=title, box=SIMPLE_HEAD, show_lines=True, pad_edge=False, collapse_padding=True
+    )
     table.add_column("network", no_wrap=True)
     for column in columns:
         title_lines = f"{column.title}\n{column.unit}"

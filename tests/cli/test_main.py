@@ -113,7 +113,8 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
     ("argument", "said"),
     [
         ("evaluations", "Error parsing override 'evaluations'"),
-        ("search.evaluation=3", "Could not override 'search.evaluation'"),
+        ("search.evaluation=3", "no such option. Did you mean 'search.evaluations'?"),
+        ("budget=0.5", "A number belongs to an option inside the group, as in budget.fraction"),
         ("agent=dqn", "Could not find 'agent/dqn'"),
         ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
         ("search.evaluations=abc", "search.evaluations must be a whole number from 1, got 'abc'"),

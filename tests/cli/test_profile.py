@@ -19,7 +19,8 @@ def test_profile_measures_a_table_that_a_search_can_use(capsys: Output) -> None:
     assert amc("profile", NETWORK, *DEVICE, "output=table.csv") == 0
     shown = capsys.readouterr().out
     assert "written to table.csv" in shown
-    assert "amc search device=table device.path=table.csv" in shown
+    use = "amc search network=tests.cli.nets:tiny device=table device.path=table.csv"
+    assert f"use it:  {use}\n" in shown
     table = read_table(Path("table.csv"))
     assert table.batch == 1
     assert all(row.latency_ms > 0 for row in table.rows.values())

@@ -247,6 +247,20 @@ def test_second_ctrl_c_stops_at_once_and_the_best_so_far_is_kept(
 
 
 @pytest.mark.usefixtures("quick")
+def test_ctrl_c_while_the_best_are_repaired_keeps_the_best_so_far(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(api, "conclude", interrupted)
+    assert search("hydra.run.dir=out") == 130
+    assert "the best of 3 evaluations is in " in capsys.readouterr().err
+    read_strategy(Path("out"))
+
+
+@pytest.mark.usefixtures("quick")
 def test_ctrl_c_in_a_sweep_ends_it_after_writing_the_job(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:

@@ -115,4 +115,4 @@ def test_config_has_exactly_the_options_of_the_data_set(name):
     config = OmegaConf.to_container(OmegaConf.load(path))
     assert config["name"] == name
     options = {option.name for option in fields(DataOptions)}
-    assert set(config) == {"name", "root", *options}
+    assert set(config) == {"name", "root", "seed", *options}
