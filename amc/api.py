@@ -454,7 +454,7 @@ def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
     write_text(folder / f"{artifact.COMPARISON_FILE}.md", _report(result))
     metric = result.task.budget.metric
     plot_strategy(
-        layer_rows(result.task, result.strategy),
+        layer_rows(result.task.costs, result.strategy),
         folder / artifact.STRATEGY_PICTURE,
         f"{type(result.task.network).__name__}: {result.task.budget}",
         cost_label=metric,

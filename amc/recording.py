@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agents.searcher import Trial
 from amc import artifact
+from amc.cost.model import CostModel
 from amc.progress import Bar
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
@@ -68,7 +69,9 @@ class Recorder:
         if self._events is not None:
             self._events.episode(trial.index, scalars)
             if better or trial.index % max(1, self._evaluations // _IMAGES) == 0:
-                self._events.strategy_image(trial.index, layer_rows(self._task, trial.strategy))
+                self._events.strategy_image(
+                    trial.index, layer_rows(self._task.costs, trial.strategy)
+                )
         if better or trial.index % _WRITE_EVERY == 0:
             self._write()
 
@@ -91,11 +94,11 @@ class Recorder:
             artifact.write_strategy(self._folder, self._best.strategy)
 
 
-def layer_rows(task: CompressionTask, strategy: Strategy) -> list[LayerRow]:
+def layer_rows(costs: CostModel, strategy: Strategy) -> list[LayerRow]:
     """Every layer before and after, for the pictures; costs in the budget's metric."""
-    kept = task.graph.kept_counts(strategy)
-    before = task.costs.original_costs
-    after = task.layer_costs(strategy)
+    kept = costs.graph.kept_counts(strategy)
+    before = costs.original_costs
+    after = costs.operator_costs(*costs.encode(strategy))  # layers first
     return [
         LayerRow(
             name=layer.name,
@@ -106,5 +109,5 @@ def layer_rows(task: CompressionTask, strategy: Strategy) -> list[LayerRow]:
             cost_before=float(before[layer.index]),
             cost_after=float(after[layer.index]),
         )
-        for layer in task.graph.layers
+        for layer in costs.graph.layers
     ]

@@ -17,8 +17,8 @@ from amc.cost.model import CostModel, choices_for
 from amc.cost.profile import TorchDeviceSpec
 from amc.cost.shipped import as_device
 from amc.networks import build_network
+from amc.recording import layer_rows
 from amc.report.plots import LayerRow, plot_strategies_side_by_side
-from amc.strategy import FLOAT
 from amc.task import SearchSpace
 
 
@@ -44,20 +44,7 @@ def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> li
         min_preserve_ratio=space.min_preserve_ratio,
     )
     costs = CostModel(graph, choices, budget, device)
-    after = costs.operator_costs(*costs.encode(strategy))
-    kept = graph.kept_counts(strategy)
-    return [
-        LayerRow(
-            name=layer.name,
-            channels_before=layer.out_channels,
-            channels_after=layer.outputs.count(kept),
-            weight_bits=strategy.bits.get(layer.name, FLOAT).weight,
-            activation_bits=strategy.bits.get(layer.name, FLOAT).activation,
-            cost_before=float(costs.original_costs[layer.index]),
-            cost_after=float(after[layer.index]),
-        )
-        for layer in graph.layers
-    ]
+    return layer_rows(costs, strategy)
 
 
 def main() -> None:
