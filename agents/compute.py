@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class AgentCompute:
@@ -35,6 +36,15 @@ class AgentCompute:
             torch.set_rng_state(outer)
             torch.set_num_threads(threads)
             self._seconds += time.perf_counter() - start
+
+    @property
+    def stream(self) -> Tensor:
+        """Where the agent's random stream is; set it to go on from there."""
+        return self._state.clone()
+
+    @stream.setter
+    def stream(self, state: Tensor) -> None:
+        self._state = state.clone()
 
     def take_seconds(self) -> float:
         """Wall-clock time spent inside since this was last asked."""

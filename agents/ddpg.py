@@ -27,15 +27,15 @@ class DDPGSearcher(OffPolicySearcher):
     """A deterministic actor, explored by truncated normal noise that shrinks every episode.
 
     Attributes:
-        noise_initial: Standard deviation in the first learning episode, on actions in [-1, 1];
-            twice AMC's 0.5, which is on ratios in [0, 1].
+        noise_initial: Standard deviation in the first learning episode, on actions in [-1, 1].
+            AMC's 0.5 is on ratios in [0, 1], of a walk without advice: 1.0 here.
         noise_final: What is left of it in the last episode, as a fraction.
         noise_decay: Factor per episode; None takes the one that ends at ``noise_final``.
     """
 
     name: ClassVar[str] = "ddpg"
 
-    noise_initial: float = number(1.0, 0, above=True)
+    noise_initial: float = number(0.3, 0, above=True)
     noise_final: float = number(0.05, 0, 1, above=True)
     noise_decay: float | None = setting(None, _is_decay, "a factor above 0, at most 1, or null")
 

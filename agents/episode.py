@@ -14,6 +14,8 @@ from agents.trial import OnTrial, Trial
 from amc.errors import ConfigError, EvaluationError
 
 if TYPE_CHECKING:
+    from amc.evaluate import Evaluation
+    from amc.strategy import Strategy
     from envs.compression import CompressionEnv
 
 Array = npt.NDArray[np.float32]
@@ -61,19 +63,28 @@ def run_episode(
         observations.append(observation)
         actions.append(info["executed_action"])
         clamped += bool(info["clamped"])
-    if not math.isfinite(reward):
-        raise EvaluationError(
-            f"The reward of evaluation {index} must be a finite number, got {reward!r} for "
-            f"{info['evaluation']}. Choose another reward, or see why the network returns this."
-        )
     trial = Trial(
         index=index,
         strategy=info["strategy"],
         evaluation=info["evaluation"],
-        reward=float(reward),
+        reward=checked_reward(reward, index, info["evaluation"]),
         diagnostics={"clamped_steps": float(clamped)},
     )
     return Episode(np.stack(observations), np.stack(actions), trial)
+
+
+def checked_reward(reward: float, index: int, evaluation: Evaluation) -> float:
+    """The reward of evaluation ``index``, if it is a number to learn from.
+
+    Raises:
+        EvaluationError: It is not finite.
+    """
+    if not math.isfinite(reward):
+        raise EvaluationError(
+            f"The reward of evaluation {index} must be a finite number, got {reward!r} for "
+            f"{evaluation}. Choose another reward, or see why the network returns this."
+        )
+    return float(reward)
 
 
 def follow(actions: Sequence[Array]) -> Choose:
@@ -86,11 +97,27 @@ def choose_at_random(rng: np.random.Generator, actions: int = 3) -> Choose:
     return lambda _step, _: rng.uniform(-1, 1, actions).astype(np.float32)
 
 
-def uniform_walks(env: CompressionEnv, warm_start: str) -> list[Choose]:
-    """Walks to the uniform strategies that a search starts from: all of them, or none."""
-    if warm_start == "none":
-        return []
-    return [follow(env.encode(strategy)) for strategy in env.uniform_strategies()]
+# What a search may start from: strategies that cost no evaluation to find.
+WARM_STARTS: dict[str, Callable[[CompressionEnv], list[Strategy]]] = {
+    "none": lambda env: [],
+    "uniform": lambda env: env.uniform_strategies(),
+    "program": lambda env: env.program_strategies(),
+    "all": lambda env: [*env.uniform_strategies(), *env.program_strategies()],
+}
+
+
+def warm_walks(env: CompressionEnv, warm_start: str) -> list[Choose]:
+    """Walks to the strategies of one of `WARM_STARTS`."""
+    return [follow(env.encode(strategy)) for strategy in WARM_STARTS[warm_start](env)]
+
+
+def anchored(env: CompressionEnv, anchor: str) -> CompressionEnv:
+    """The environment, its actions departures from the program's advice if the anchor says so."""
+    if anchor == "none":
+        return env
+    from envs.anchor import AnchoredEnv  # imports torch by way of the environment
+
+    return AnchoredEnv(env)  # type: ignore[return-value]  # it offers all that searchers use
 
 
 def check_search(evaluations: int, seed: int) -> None:
@@ -112,6 +139,9 @@ def collect_trials(
     on_trial: OnTrial,
     begin: Callable[[int], Choose],
     learn: Callable[[Episode], Mapping[str, float]] = lambda _: {},
+    *,
+    past: Sequence[Trial] = (),
+    after: Callable[[Trial], None] = lambda _: None,
 ) -> list[Trial]:
     """Run exactly ``evaluations`` episodes, fewer only if ``on_trial`` returns False.
 
@@ -120,12 +150,21 @@ def collect_trials(
         seed: Given to the environment at its first reset.
         begin: Episode number, from 1 -> how it chooses its actions.
         learn: Called after every episode; what it returns is added to the diagnostics.
+        past: The first trials, of a search that is resumed after them; reported again.
+        after: Called when a trial of a new episode has been reported.
     """
     trials: list[Trial] = []
-    for index in range(1, evaluations + 1):
-        episode = run_episode(env, begin(index), index, seed if index == 1 else None)
+    for trial in past:
+        trials.append(trial)
+        if not on_trial(trial):
+            return trials
+    first = len(past) + 1
+    for index in range(first, evaluations + 1):
+        episode = run_episode(env, begin(index), index, seed if index == first else None)
         diagnostics = {**episode.trial.diagnostics, **learn(episode)}
         trials.append(replace(episode.trial, diagnostics=diagnostics))
-        if not on_trial(trials[-1]):
+        keep_on = on_trial(trials[-1])
+        after(trials[-1])
+        if not keep_on:
             break
     return trials

@@ -15,18 +15,21 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from agents.compute import AgentCompute
 from agents.episode import (
+    WARM_STARTS,
     Array,
     Choose,
     Episode,
+    anchored,
     check_search,
-    choose_at_random,
     collect_trials,
-    uniform_walks,
+    warm_walks,
 )
 from agents.noise import NoiseSchedule, truncated_normal
 from agents.policy import Policy
 from agents.replay import EpisodeReplay
 from agents.settings import check_settings, choice, count, is_count, is_number, number, setting
+from agents.snapshot import restore_snapshot, take_snapshot
+from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
 from agents.trial import OnTrial, SearchResult
 
 if TYPE_CHECKING:
@@ -71,13 +74,23 @@ def _is_hidden(value: Any) -> bool:
 class OffPolicySearcher(ABC):
     """An actor-critic search; the defaults are AMC's (He et al. 2018, and its released code).
 
-    The warm-up walks to the uniform strategies first, if ``warm_start`` says so (to all of
-    them, even beyond ``warmup``: the result is never worse than the uniform baseline's), then
-    acts at random. Learning starts with its last episode: after every episode come as many
-    updates as it had steps.
+    The warm-up walks to the strategies of ``warm_start`` first (to all of them, even beyond
+    ``warmup``: the result is never worse than those), then acts at random. Learning starts with
+    its last episode: after every episode come as many updates as it had steps.
+
+    Three things are not AMC's, and each can be switched off. Actions are departures from the
+    program's advice (``anchor``), so that an untrained actor allocates as the program does, and
+    what is learned is where its estimates are wrong. Noise touches a part of the steps only
+    (``noise_share``): of fifty small departures at once the bad ones hide the good. And some
+    episodes start from the best walk so far instead of the actor's (``elite_share``), as in
+    evolutionary reinforcement learning (Khadka & Tumer 2018).
 
     Attributes:
-        warm_start: "uniform" or "none".
+        warm_start: Of `agents.episode.WARM_STARTS`.
+        anchor: "program" (`envs.anchor.AnchoredEnv`) or "none".
+        wander: Standard deviation of the warm-up's departures from the program's advice.
+        noise_share: Fraction of an episode's steps that noise touches.
+        elite_share: Fraction of the learning episodes that explore around the best walk so far.
         warmup: Episodes before learning: a number, or a fraction (below 1) of the evaluations.
         hidden: Units of the hidden layers of actor and critic.
         actor_lr, critic_lr: Learning rates (Adam).
@@ -91,7 +104,11 @@ class OffPolicySearcher(ABC):
 
     name: ClassVar[str]
 
-    warm_start: str = choice("uniform", "uniform", "none")
+    warm_start: str = choice("all", *WARM_STARTS)
+    anchor: str = choice("program", "program", "none")
+    wander: float = number(0.3, 0, above=True)
+    noise_share: float = number(0.3, 0, 1, above=True)
+    elite_share: float = number(0.5, 0, 1)
     warmup: float = setting(
         0.25, _is_warmup, "a number of episodes, or a fraction of the evaluations in [0, 1)"
     )
@@ -118,9 +135,36 @@ class OffPolicySearcher(ABC):
         Raises:
             ConfigError: ``evaluations`` is below 1 or ``seed`` is negative.
         """
+        return self.search_on(env, evaluations, seed, on_trial, Forgetful())
+
+    def search_on(
+        self,
+        env: CompressionEnv,
+        evaluations: int,
+        seed: int,
+        on_trial: OnTrial,
+        checkpoints: Checkpoints,
+    ) -> SearchResult:
+        """As `search`, but go on where the checkpoints end; every trial is reported again.
+
+        Raises:
+            ConfigError: As `search`.
+        """
         check_search(evaluations, seed)
-        run = _Run(self, env, evaluations, seed)
-        trials = collect_trials(env, evaluations, seed, on_trial, run.begin, run.learn)
+        run = _Run(self, anchored(env, self.anchor), evaluations, seed)
+        past, state = checkpoints.load()
+        if state is not None:
+            run.restore(state)
+        trials = collect_trials(
+            run.env,
+            evaluations,
+            seed,
+            on_trial,
+            run.begin,
+            run.learn,
+            past=past,
+            after=lambda trial: checkpoints.note(trial, run.state),
+        )
         return SearchResult(self.name, trials, run.policy())
 
     @abstractmethod
@@ -153,14 +197,15 @@ class _Run:
         self, searcher: OffPolicySearcher, env: CompressionEnv, evaluations: int, seed: int
     ) -> None:
         explore, replay, compute = map(int, np.random.SeedSequence(seed).generate_state(3))
-        self._searcher, self._env = searcher, env
+        self._searcher, self.env = searcher, env
         self._rng = np.random.default_rng(explore)
         self._compute = AgentCompute(compute)
-        self._first = uniform_walks(env, searcher.warm_start)
+        self._first = warm_walks(env, searcher.warm_start)
         self._warmup = max(len(self._first), searcher.warmup_episodes(evaluations))
         self._noise = searcher.noise(evaluations - self._warmup)
         self._logger = Logger(folder=None, output_formats=[])
         self._learned = False
+        self._elite: tuple[float, Array] | None = None  # reward and actions, (steps, 3)
         with self._compute.running():
             self._model = searcher.build(_shared_arguments(searcher, env, replay))
         self._model.rates = searcher.rates
@@ -171,15 +216,19 @@ class _Run:
         if index <= len(self._first):
             return self._first[index - 1]
         if index <= self._warmup:
-            return choose_at_random(self._rng)
+            return self._wander
         sigma = self._sigma(index)
-        return lambda _, observation: self._explore(observation, sigma)
+        if self._elite is not None and self._rng.random() < self._searcher.elite_share:
+            actions = self._elite[1]
+            spread = self._searcher.wander if sigma is None else sigma
+            return lambda step, _: self._disturb(actions[step], spread)
+        return lambda _, observation: self._disturb(self._act(observation), sigma)
 
     def learn(self, episode: Episode) -> dict[str, float]:
         """Store the episode; once the warm-up is over, update. Returns diagnostics."""
-        replay = self._model.replay_buffer
-        assert isinstance(replay, EpisodeReplay)
-        replay.add_episode(episode)
+        self._replay.add_episode(episode)
+        if self._elite is None or episode.trial.reward > self._elite[0]:
+            self._elite = episode.trial.reward, episode.actions
         index = episode.trial.index
         diagnostics: dict[str, float] = {}
         if index >= self._warmup:
@@ -194,7 +243,38 @@ class _Run:
         if not self._learned:
             return None
         layers = self._searcher.actor_layers(self._model.actor)
-        return Policy.from_modules(self._searcher.name, self._env.observation_names, layers)
+        return Policy.from_modules(
+            self._searcher.name, self.env.observation_names, layers, self._searcher.anchor
+        )
+
+    def state(self) -> AgentState:
+        """All that the next episode depends on, beside the searcher's settings and the seed."""
+        parts = {"model": take_snapshot(self._model), "replay": self._replay.state()}
+        tensors = {"stream": self._compute.stream}
+        if self._elite is not None:
+            tensors["elite"] = torch.from_numpy(self._elite[1])
+        numbers: dict[str, Any] = {"rng": generator_state(self._rng), "learned": self._learned}
+        numbers["elite"] = None if self._elite is None else self._elite[0]
+        for name, part in parts.items():
+            tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
+            numbers[name] = part.numbers
+        return AgentState(tensors, numbers)
+
+    def restore(self, state: AgentState) -> None:
+        """Go on from a `state` of a run with the same settings and seed."""
+        restore_snapshot(self._model, _part_of(state, "model"))
+        self._replay.restore(_part_of(state, "replay"))
+        self._compute.stream = state.tensors["stream"]
+        restore_generator(self._rng, state.numbers["rng"])
+        self._learned = bool(state.numbers["learned"])
+        if state.numbers["elite"] is not None:
+            self._elite = state.numbers["elite"], state.tensors["elite"].numpy()
+
+    @property
+    def _replay(self) -> EpisodeReplay:
+        replay = self._model.replay_buffer
+        assert isinstance(replay, EpisodeReplay)
+        return replay
 
     def _update(self, updates: int) -> dict[str, float]:
         with self._compute.running():
@@ -205,14 +285,36 @@ class _Run:
         self._logger.dump()  # has no outputs: forgets what was recorded
         return losses
 
-    def _explore(self, observation: Array, sigma: float | None) -> Array:
+    def _act(self, observation: Array) -> Array:
         with self._compute.running():
             action, _ = self._model.predict(observation)
-        return action if sigma is None else truncated_normal(action, sigma, self._rng)
+        return action
+
+    def _wander(self, step: int, observation: Array) -> Array:
+        """Before learning: at random, or around the program's advice where that is 0."""
+        if self._searcher.anchor == "none":
+            return self._rng.uniform(-1, 1, 3).astype(np.float32)
+        return self._disturb(np.zeros(3, np.float32), self._searcher.wander)
+
+    def _disturb(self, action: Array, sigma: float | None) -> Array:
+        """Noise on one step, or none: all of a step's actions or none of them."""
+        if sigma is None or self._rng.random() >= self._searcher.noise_share:
+            return action
+        return truncated_normal(np.clip(action, -1, 1), sigma, self._rng)
 
     def _sigma(self, index: int) -> float | None:
         learning = self._noise is not None and index > self._warmup
         return self._noise.sigma(index - self._warmup - 1) if self._noise and learning else None
+
+
+def _part_of(state: AgentState, name: str) -> AgentState:
+    prefix = f"{name}/"
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in state.tensors.items()
+        if key.startswith(prefix)
+    }
+    return AgentState(tensors, state.numbers[name])
 
 
 def _shared_arguments(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from agents.episode import Array, run_episode
+from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
 from amc.errors import PolicyError
 from amc.files import fingerprint, read_tensors, read_text, write_tensors, write_text
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from envs.compression import CompressionEnv
 
 FORMAT = "amc-policy"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: anchor
 ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
+ANCHORS = ("program", "none")
 DESCRIPTION_FILE = "policy.json"
 WEIGHTS_FILE = "policy.safetensors"
 
@@ -45,21 +46,27 @@ class Policy:
         algorithm: Name of the searcher that trained it.
         observation_names: What each number of an observation means, in order.
         layers: Weight (out, in) and bias (out,) of every layer, float32.
+        anchor: What its actions depart from: "program", or "none".
     """
 
     algorithm: str
     observation_names: tuple[str, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
+    anchor: str = "none"
 
     @classmethod
     def from_modules(
-        cls, algorithm: str, observation_names: Sequence[str], modules: Sequence[torch.nn.Linear]
+        cls,
+        algorithm: str,
+        observation_names: Sequence[str],
+        modules: Sequence[torch.nn.Linear],
+        anchor: str = "none",
     ) -> Policy:
         """Copy the weights of an actor's linear layers, first to last."""
         layers = tuple(
             (module.weight.detach().clone(), module.bias.detach().clone()) for module in modules
         )
-        return cls(algorithm, tuple(observation_names), layers)
+        return cls(algorithm, tuple(observation_names), layers, anchor)
 
     @property
     def layer_sizes(self) -> list[int]:
@@ -86,7 +93,8 @@ class Policy:
             PolicyError: The environment observes something else than what the policy learned on.
         """
         check_observations(self.observation_names, env.observation_names)
-        return run_episode(env, lambda _, observation: self.act(observation)).trial
+        walked = anchored(env, self.anchor)
+        return run_episode(walked, lambda _, observation: self.act(observation)).trial
 
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into a folder.
@@ -100,6 +108,7 @@ class Policy:
             "version": FORMAT_VERSION,
             "algorithm": self.algorithm,
             "observation_names": list(self.observation_names),
+            "anchor": self.anchor,
             **_CONSTANTS,
             "layer_sizes": self.layer_sizes,
             "weights": _weights_id(tensors),
@@ -130,7 +139,7 @@ class Policy:
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(sizes) - 1)
         )
-        return cls(description["algorithm"], tuple(names), layers)
+        return cls(description["algorithm"], tuple(names), layers, description["anchor"])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -182,6 +191,7 @@ def _is_list_of(value: Any, accepts: Any) -> bool:
 _FIELDS = {
     "algorithm": (_is_name, "a name"),
     "observation_names": (lambda value: _is_list_of(value, _is_name), "a list of names"),
+    "anchor": (lambda value: value in ANCHORS, f"one of {', '.join(ANCHORS)}"),
     "layer_sizes": (lambda value: _is_list_of(value, _is_size), "a list of sizes of at least 1"),
     "weights": (_is_name, "the identifier of the weights"),
 }

@@ -12,6 +12,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from agents.episode import Episode
+from agents.state import AgentState, generator_state, restore_generator
+
+_STORED = ("observations", "next_observations", "actions", "rewards", "dones")
 
 
 class EpisodeReplay(ReplayBuffer):
@@ -76,6 +79,27 @@ class EpisodeReplay(ReplayBuffer):
             dones=self.to_torch(self.dones[rows]),
             rewards=self.to_torch(self._centred(self.rewards[rows])),
         )
+
+    def state(self) -> AgentState:
+        """All transitions, where the next goes, the moving baseline and the random stream."""
+        filled = slice(self.size())
+        tensors = {name: torch.from_numpy(getattr(self, name)[filled].copy()) for name in _STORED}
+        numbers = {
+            "next": self.pos,
+            "full": self.full,
+            "baseline": self.baseline,
+            "rng": generator_state(self._rng),
+        }
+        return AgentState(tensors, numbers)
+
+    def restore(self, state: AgentState) -> None:
+        """Make a replay of the same size what it was."""
+        for name in _STORED:
+            saved = state.tensors[name].numpy()
+            getattr(self, name)[: len(saved)] = saved
+        self.pos, self.full = int(state.numbers["next"]), bool(state.numbers["full"])
+        self.baseline = state.numbers["baseline"]
+        restore_generator(self._rng, state.numbers["rng"])
 
     def _centred(self, rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         mean = float(rewards.mean())

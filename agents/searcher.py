@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from agents.baselines.cma_es import CMAESSearcher
+from agents.baselines.evolution import EvolutionSearch
+from agents.baselines.gp import GPSearcher
+from agents.baselines.netadapt import NetAdaptSearch
+from agents.baselines.ppo import PPOSearcher
+from agents.baselines.program import ProgramSearch
 from agents.baselines.random_search import RandomSearch
+from agents.baselines.tpe import TPESearcher
 from agents.baselines.uniform import UniformSearch
 from agents.ddpg import DDPGSearcher
 from agents.sac import SACSearcher
@@ -14,6 +21,7 @@ from agents.td3 import TD3Searcher
 from agents.trial import OnTrial, SearchResult, Trial
 
 if TYPE_CHECKING:
+    from agents.state import Checkpoints
     from envs.compression import CompressionEnv
 
 __all__ = ["SEARCHERS", "OnTrial", "SearchResult", "Searcher", "Trial", "build_searcher"]
@@ -33,17 +41,43 @@ class Searcher(Protocol):
 
         Args:
             evaluations: How many; fewer only if ``on_trial`` returns False, or if there are no
-                more to evaluate (uniform).
+                more to evaluate (uniform, netadapt).
 
         Raises:
             ConfigError: ``evaluations`` is below 1 or ``seed`` is negative.
         """
 
 
+@runtime_checkable
+class Resumable(Searcher, Protocol):
+    """A searcher that goes on from a state of its own.
+
+    Any other is walked through again from the start, with recorded evaluations: where learning
+    takes no time, that does as well.
+    """
+
+    def search_on(
+        self,
+        env: CompressionEnv,
+        evaluations: int,
+        seed: int,
+        on_trial: OnTrial,
+        checkpoints: Checkpoints,
+    ) -> SearchResult:
+        """As `search`, but go on where the checkpoints end; every trial is reported again."""
+
+
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "ddpg": DDPGSearcher,
     "td3": TD3Searcher,
     "sac": SACSearcher,
+    "ppo": PPOSearcher,
+    "evolution": EvolutionSearch,
+    "netadapt": NetAdaptSearch,
+    "program": ProgramSearch,
+    "tpe": TPESearcher,
+    "gp": GPSearcher,
+    "cma_es": CMAESSearcher,
     "random": RandomSearch,
     "uniform": UniformSearch,
 }

@@ -82,3 +82,9 @@ def build(name: str, factory: Callable[..., Built], settings: Mapping[str, Any])
     known = list(inspect.signature(factory).parameters)
     check_names(f"setting of agent {name!r}:", list(settings), known)
     return factory(**settings)
+
+
+def settings_of(searcher: Any) -> dict[str, Any]:
+    """A searcher's name and all its settings, those at their defaults included."""
+    fields = dataclasses.fields(searcher) if dataclasses.is_dataclass(searcher) else ()
+    return {"name": searcher.name, **{f.name: getattr(searcher, f.name) for f in fields}}

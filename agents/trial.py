@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from amc.errors import BudgetError
 from amc.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Trial:
 
     Attributes:
         index: Which evaluation of the search this was, from 1.
-        strategy: What was evaluated; it meets the budget.
+        strategy: What was evaluated.
         evaluation: Accuracy, loss and costs of the compressed network.
         reward: What the agent was given for it.
         diagnostics: Name -> number, of the agent: ``clamped_steps`` (steps whose action the
@@ -27,6 +28,8 @@ class Trial:
             ``noise`` (standard deviation, on actions in [-1, 1]), ``actor_loss``,
             ``critic_loss``, ``entropy_weight``. Holds wall-clock times, so it takes no part in
             equality.
+        meets_budget: Whether the strategy may leave the search: False for what lies on the way
+            to the budget (NetAdapt).
     """
 
     index: int
@@ -34,6 +37,7 @@ class Trial:
     evaluation: Evaluation
     reward: float
     diagnostics: Mapping[str, float] = field(default_factory=dict, compare=False)
+    meets_budget: bool = True
 
 
 OnTrial = Callable[[Trial], bool]
@@ -57,12 +61,30 @@ class SearchResult:
 
     @property
     def best(self) -> Trial:
-        """The trial with the highest reward; the first of equals."""
-        return max(self.trials, key=lambda trial: trial.reward)
+        """The trial with the highest reward that meets the budget; the first of equals.
+
+        Raises:
+            BudgetError: None meets it.
+        """
+        return self.top(1)[0]
 
     def top(self, k: int) -> list[Trial]:
-        """The best trials of at most ``k`` distinct strategies, best first."""
+        """The best trials that meet the budget, of at most ``k`` distinct strategies, best first.
+
+        Raises:
+            BudgetError: None meets it.
+        """
         distinct: dict[str, Trial] = {}
-        for trial in sorted(self.trials, key=lambda trial: -trial.reward):
+        for trial in sorted(self._within_budget(), key=lambda trial: -trial.reward):
             distinct.setdefault(trial.strategy.to_json(), trial)
         return list(distinct.values())[:k]
+
+    def _within_budget(self) -> list[Trial]:
+        within = [trial for trial in self.trials if trial.meets_budget]
+        if not within:
+            raise BudgetError(
+                f"None of the {len(self.trials)} strategies that agent={self.searcher} evaluated "
+                "meets the budget: it was stopped on its way there. Let it run to its end, or "
+                "raise the budget."
+            )
+        return within

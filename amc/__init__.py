@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agents.policy import Policy
     from amc.api import SearchResult, apply_policy, finetune, load_compressed, profile, search
     from amc.candidate import RecoverySettings
+    from amc.comparison import Comparison, compare
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AmcError",
     "Budget",
+    "Comparison",
     "DataSet",
     "Outcome",
     "Policy",
@@ -42,6 +44,7 @@ __all__ = [
     "apply_policy",
     "build_data",
     "build_network",
+    "compare",
     "finetune",
     "load_checkpoint",
     "load_compressed",
@@ -53,6 +56,7 @@ __all__ = [
 _HOME = {
     "AmcError": "amc.errors",
     "Budget": "amc.cost.budget",
+    "Comparison": "amc.comparison",
     "DataSet": "amc.data",
     "Outcome": "envs.reward",
     "Policy": "agents.policy",
@@ -62,6 +66,7 @@ _HOME = {
     "TrainingSettings": "amc.recovery.training",
     "build_data": "amc.data",
     "build_network": "amc.networks",
+    "compare": "amc.comparison",
     "load_checkpoint": "amc.networks",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from torch import nn
 from agents import episode
 from agents import searcher as searchers
 from agents.policy import Policy
-from agents.searcher import Trial, build_searcher
+from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
+from agents.settings import settings_of
+from agents.state import Checkpoints
 from amc import artifact
 from amc.candidate import CompressedNetwork, RecoverySettings
+from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
 from amc.conclusion import conclude
 from amc.cost.budget import Budget
@@ -30,6 +33,7 @@ from amc.errors import ConfigError, DeviceError
 from amc.evaluate import Evaluator
 from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
 from amc.interrupt import stop_on_interrupt
+from amc.journal import Journal, origin_of
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
 from amc.recovery.training import (
@@ -42,11 +46,12 @@ from amc.recovery.training import (
 from amc.report.plots import plot_learning_curve, plot_strategy
 from amc.report.tables import ComparisonRow, to_csv, to_markdown
 from amc.report.tensorboard import EventWriter
+from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace
 from envs.compression import CompressionEnv
 from envs.observation import FEATURES
-from envs.reward import Outcome, build_reward
+from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
 
@@ -89,7 +94,7 @@ def search(
     *,
     agent: str | Mapping[str, Any] = "ddpg",
     evaluations: int = 200,
-    reward: RewardLike = "accuracy",
+    reward: RewardLike = DEFAULT_REWARD,
     seed: int = 0,
     space: SearchSpace | None = None,
     recovery: RecoverySettings | None = None,
@@ -97,6 +102,10 @@ def search(
     final_candidates: int = 5,
     observation: Sequence[str] | None = None,
     folder: str | Path | None = None,
+    resume: bool = False,
+    resume_force: bool = False,
+    checkpoint_every: int = 5,
+    store: bool | str | Path = True,
     hparams: Mapping[str, bool | int | float | str] | None = None,
 ) -> SearchResult:
     """Find the best smaller network within a budget.
@@ -115,6 +124,12 @@ def search(
         final_candidates: So many of the best are repaired and ranked on the whole search split.
         observation: Features that the agent sees; None: all of `envs.observation.FEATURES`.
         folder: Where to write the run; None writes nothing.
+        resume: Go on with the unfinished search in ``folder``, given the same arguments as it;
+            it ends as it would have. Where there is none yet, it starts.
+        resume_force: Resume although arguments, code or machine changed.
+        checkpoint_every: Evaluations between two writings of a learning agent's state.
+        store: Whether evaluations are looked up and remembered, for this search and others:
+            True in the user's cache, False nowhere, or a file.
         hparams: Further columns of the run's row in TensorBoard's HParams table.
 
     Raises:
@@ -125,28 +140,43 @@ def search(
     settings = {"name": agent} if isinstance(agent, str) else dict(agent)
     check_search(settings, reward, device, budget)
     episode.check_search(evaluations, seed)
+    if resume and folder is None:
+        raise ConfigError("resume=True needs the folder of the run: folder=...")
+    if checkpoint_every < 1:
+        raise ConfigError(f"search.checkpoint_every must be at least 1, got {checkpoint_every}.")
     searcher = build_searcher(**settings)
     place = _writable(folder)
-    task = _task(network, data, device, budget, space, recovery, search_images)
-    env = environment(task, reward, observation)
-    log.info("%s", describe(task))
-    with stop_on_interrupt() as stop, _events(place) as events:
-        recorder = Recorder(task, place, events, evaluations, stop)
-        with recorder.kept(), progress_bar(f"searching ({searcher.name})", evaluations) as bar:
-            found = searcher.search(env, evaluations, seed, recorder.watch(bar))
-        with recorder.kept():
-            result = _conclude(task, env, found, final_candidates)
-        result.interrupted = stop.is_set()
+    with closing(Journal(place, resume=resume)) as journal:
         if place is not None:
-            _write_run(place, result, env)
-        if events is not None:
-            columns = {
-                "agent": searcher.name,
-                "seed": seed,
-                "metric": task.budget.metric,
-                "budget": task.costs.bound / task.costs.original,
-            }  # TensorBoard shows five columns unasked
-            events.hparams({**columns, **(hparams or {})}, _final_metrics(result))
+            artifact.remove_leftovers(place)
+        remembered = open_store(store)
+        task = _task(network, data, device, budget, space, recovery, search_images, remembered)
+        env = environment(task, reward, observation)
+        log.info("%s", describe(task))
+        config = {
+            "agent": settings_of(searcher),
+            "evaluations": evaluations,
+            "seed": seed,
+            "reward": env.reward_name,
+            "observation": list(env.observation_names),
+            "final_candidates": final_candidates,
+        }
+        first = _take_up(journal, task, config, resume_force)
+        checkpoint = CheckpointFile(place, journal, checkpoint_every)
+        with stop_on_interrupt() as stop, _events(place, first) as events:
+            recorder = Recorder(task, place, events, evaluations, stop, journal)
+            with recorder.kept(), progress_bar(f"searching ({searcher.name})", evaluations) as bar:
+                found = _run(searcher, env, evaluations, seed, recorder.watch(bar), checkpoint)
+            with recorder.kept():
+                result = _conclude(task, env, found, final_candidates)
+            result.interrupted = stop.is_set()
+            if place is not None:
+                _write_run(place, result, env)
+            if events is not None:
+                _note_hparams(events, result, searcher.name, seed, hparams or {})
+        if not result.interrupted:
+            journal.finish()
+            checkpoint.remove()
     return result
 
 
@@ -161,6 +191,7 @@ def apply_policy(
     recovery: RecoverySettings | None = None,
     search_images: int = 1000,
     folder: str | Path | None = None,
+    store: bool | str | Path = True,
 ) -> SearchResult:
     """Compress a network by one walk of a learned policy: one evaluation, no search.
 
@@ -169,9 +200,10 @@ def apply_policy(
         AmcError: As `search`.
     """
     place = _writable(folder)
-    task = _task(network, data, device, budget, space, recovery, search_images)
+    remembered = open_store(store)
+    task = _task(network, data, device, budget, space, recovery, search_images, remembered)
     known = [name for name in policy.observation_names if name in FEATURES]
-    env = environment(task, "accuracy", known or None)
+    env = environment(task, DEFAULT_REWARD, known or None)
     log.info("%s", describe(task))
     found = searchers.SearchResult("policy", [policy.walk(env)], policy)
     result = _conclude(task, env, found, 1, name="policy")
@@ -217,8 +249,9 @@ def environment(
     task: CompressionTask, reward: RewardLike, observation: Sequence[str] | None = None
 ) -> CompressionEnv:
     """The walk over a task's network."""
-    names = tuple(FEATURES) if observation is None else tuple(observation)
-    return CompressionEnv(task.costs, task.evaluate, task.original, reward, names)
+    return CompressionEnv(
+        task.costs, task.evaluate, task.original, reward, observation, lambda: task.errors
+    )
 
 
 def profile(
@@ -356,6 +389,7 @@ def _task(
     space: SearchSpace | None,
     recovery: RecoverySettings | None,
     search_images: int,
+    store: EvaluationStore | None,
 ) -> CompressionTask:
     loaded = as_device(device)
     with _said_on_interrupt(_measured_so_far(loaded)):
@@ -367,6 +401,7 @@ def _task(
             space=space,
             recovery=recovery,
             search_images=search_images,
+            store=store,
         )
 
 
@@ -386,6 +421,35 @@ def _said_on_interrupt(kept: str) -> Iterator[None]:
         raise
 
 
+# -- a search under way --------------------------------------------------------------------
+
+
+def _take_up(
+    journal: Journal, task: CompressionTask, config: Mapping[str, Any], force: bool
+) -> int | None:
+    """Recall what the journal holds; gives the evaluation to go on with, None at the start."""
+    origin = origin_of(task.fingerprints(), config)
+    if journal.begin(origin, task.evaluation_key(), force=force):
+        task.recall(journal.evaluations())
+    if not journal.trials:
+        return None
+    log.info("resuming after %d evaluations", len(journal.trials))
+    return len(journal.trials) + 1
+
+
+def _run(
+    searcher: Searcher,
+    env: CompressionEnv,
+    evaluations: int,
+    seed: int,
+    on_trial: OnTrial,
+    checkpoints: Checkpoints,
+) -> searchers.SearchResult:
+    if isinstance(searcher, Resumable):
+        return searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
+    return searcher.search(env, evaluations, seed, on_trial)
+
+
 # -- the end of a run ----------------------------------------------------------------------
 
 
@@ -399,8 +463,8 @@ def _writable(folder: str | Path | None) -> Path | None:
     return Path(folder)
 
 
-def _events(folder: Path | None) -> Any:
-    return nullcontext() if folder is None else EventWriter(folder)
+def _events(folder: Path | None, first: int | None) -> Any:
+    return nullcontext() if folder is None else EventWriter(folder, first)
 
 
 def _conclude(
@@ -490,6 +554,20 @@ def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
 def _report(result: SearchResult) -> str:
     lines = [to_markdown(result.comparison), *(f"- {note}" for note in result.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _note_hparams(
+    events: EventWriter,
+    result: SearchResult,
+    agent: str,
+    seed: int,
+    more: Mapping[str, bool | int | float | str],
+) -> None:
+    costs, metric = result.task.costs, result.task.budget.metric
+    budget = costs.bound / costs.original
+    # TensorBoard shows five columns unasked.
+    columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
+    events.hparams(columns, _final_metrics(result))
 
 
 def _final_metrics(result: SearchResult) -> dict[str, float]:

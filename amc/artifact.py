@@ -24,9 +24,26 @@ STRATEGY_FILE = "strategy.json"
 WEIGHTS_FILE = "compressed.safetensors"
 STRUCTURE_FILE = "compressed.json"
 TRIALS_FILE = "trials.csv"
+JOURNAL_FILE = "journal.sqlite"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 COMPARISON_FILE = "comparison"
 STRATEGY_PICTURE = "strategy.png"
 CURVE_PICTURE = "learning_curve.png"
+
+# What `amc.files.write_atomically` writes as ".<name>.<eight random characters>" at first.
+_WRITTEN = {
+    STRATEGY_FILE,
+    WEIGHTS_FILE,
+    STRUCTURE_FILE,
+    TRIALS_FILE,
+    CHECKPOINT_FILE,
+    f"{COMPARISON_FILE}.csv",
+    f"{COMPARISON_FILE}.md",
+    "policy.json",
+    "policy.safetensors",
+    ".writable",
+}
+_RANDOM = 8
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class RunRecord:
     """How a run was made: plain numbers and names, enough to build the same task again.
 
     Attributes:
-        kind: "search" or "apply".
+        kind: "search", "apply" or "compare".
         network, data, device, budget, settings: The options, as the configuration gave them.
     """
 
@@ -55,7 +72,8 @@ class RunRecord:
         if (folder / RUN_FILE).exists():
             raise ArtifactError(
                 f"{folder} already holds a run. Nothing was changed; choose another folder "
-                "(hydra.run.dir=...), or remove that one."
+                "(hydra.run.dir=...), or remove that one. A search that was killed goes on with "
+                f"resume={folder}."
             )
         document = {"format": "amc-run", "version": FORMAT_VERSION}
         document |= {key: _plain(getattr(self, key)) for key in _RECORD_KEYS}
@@ -91,9 +109,7 @@ def _plain(value: Any) -> Any:
 def _read_json(folder: Path, name: str, expected: str) -> dict[str, Any]:
     path = folder / name
     if not folder.is_dir():
-        raise ArtifactError(
-            f"Run folder not found: {folder}. Give the folder of a finished search."
-        )
+        raise ArtifactError(f"Run folder not found: {folder}. Give the folder of a search.")
     text = read_text(path, f"{folder} is not a complete run folder: {name}")
     try:
         document = json.loads(text)
@@ -167,6 +183,14 @@ def rebuild_compressed(
     strategy = read_strategy(folder)
     kept, tensors = read_compressed(folder)
     return rebuild(graph_of(original, image_shape), kept, strategy, tensors)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files that a process left when it was killed while writing."""
+    for path in folder.glob(".*"):
+        name, _, ending = path.name[1:].rpartition(".")
+        if name in _WRITTEN and len(ending) == _RANDOM and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_trials(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:

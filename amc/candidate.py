@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +16,24 @@ from amc.compress.quantization import activation_range, quantize_layer
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.errors import ConfigError, StrategyError
 from amc.graph.graph import NetworkGraph
+from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
-from amc.recovery.batch_norm import recalibrate
-from amc.recovery.importance import Order, absorbs_shift, column_units, removal_orders
+from amc.progress import progress_bar
+from amc.recovery.batch_norm import add_drift, drifts, recalibrate
+from amc.recovery.errors import LayerErrors, layer_errors, linear_change
+from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
 from amc.recovery.moments import CalibrationStatistics, gather_statistics
-from amc.recovery.sequential import repair_sequentially
+from amc.recovery.reference import Reference, gather_reference
+from amc.recovery.sensitivity import OutputChange, output_sensitivities
+from amc.recovery.sequential import refit_layers
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
+IMPORTANCES = ("surgeon", "magnitude")
+ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few positions, many images
+QUICK_ROWS = 4_096  # in the repair of a candidate
+QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
+_COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 _MEMO_BYTES = 256 * 2**20
 
 
@@ -31,23 +42,48 @@ class RecoverySettings:
     """How a smaller network gets its weights, without any training.
 
     Attributes:
-        images: Calibration images for moments and for the repair of kept strategies.
+        images: Calibration images for moments.
+        repair_images: Calibration images for the repair of kept strategies.
+        quick_images: Of these, how many the quick repair of every candidate sees; 0: none, and
+            BN is recalibrated instead.
         batch_norm_images: Of these, how many BN recalibration sees per candidate.
+        error_images: Of these, how many the errors of single decisions are estimated on.
         least_squares: Refit the weights that lost inputs; without it, nothing is repaired.
         batch_norm: Recalibrate BN statistics.
         max_columns: Widest layer (inputs * kernel area) that is refitted.
+        importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
+        sequential: Repair kept strategies layer by layer (`repair_sequentially`).
+        stream_correction: In that, let each residual block repair what earlier ones broke.
     """
 
     images: int = 1024
+    repair_images: int = 5000
+    quick_images: int = 256
     batch_norm_images: int = 256
+    error_images: int = 256
     least_squares: bool = True
     batch_norm: bool = True
     max_columns: int = 2304
+    importance: str = "surgeon"
+    sequential: bool = True
+    stream_correction: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_norm_images", "max_columns"):
+        for name in _COUNTS:
             if getattr(self, name) < 2:
                 raise ConfigError(f"recovery.{name} must be at least 2, got {getattr(self, name)}.")
+        if self.quick_images < 0:
+            raise ConfigError(f"recovery.quick_images must be at least 0, got {self.quick_images}.")
+        if self.importance not in IMPORTANCES:
+            raise ConfigError(
+                f"recovery.importance must be one of {', '.join(IMPORTANCES)}, "
+                f"got {self.importance!r}."
+            )
+
+    @property
+    def repairs_candidates(self) -> bool:
+        """Whether every candidate is repaired layer by layer, on few images."""
+        return self.least_squares and self.sequential and self.quick_images > 0
 
 
 @dataclass(frozen=True)
@@ -88,14 +124,23 @@ class Compressor:
         self.settings = settings or RecoverySettings()
         # Shuffled: data sets come sorted by class, and every part must look like the whole.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        self._repair_images = images[order[: self.settings.repair_images]]
         self._images = images[order[: self.settings.images]]
         self.statistics: CalibrationStatistics = gather_statistics(
             graph, self._images, max_columns=self.settings.max_columns
         )
-        self.orders: dict[int, Order] = removal_orders(graph, self.statistics)
+        self.sensitivities = output_sensitivities(graph, self._images)
+        self.paths: dict[int, RemovalPath] = removal_paths(
+            graph, self.statistics, self.sensitivities, self.settings.importance
+        )
         self._weights = _Memo(_MEMO_BYTES)
         self._grids: dict[tuple[str, int], tuple[float, int]] = {}
+        self._drifts = drifts(graph.plan.module, self._norm_images)
         self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
+
+    @property
+    def _norm_images(self) -> Tensor:
+        return self._images[: self.settings.batch_norm_images]
 
     @property
     def unrefitted(self) -> tuple[str, ...]:
@@ -109,7 +154,10 @@ class Compressor:
         )
 
     def apply(self, strategy: Strategy) -> CompressedNetwork:
-        """Build the smaller network: remove, refit, quantize, recalibrate.
+        """Build the smaller network: remove, refit, quantize, and repair it quickly.
+
+        With ``settings.quick_images``, every layer is refitted once more to what it receives from
+        those before it, on few images; else BN is recalibrated.
 
         Raises:
             StrategyError: The strategy does not fit the network.
@@ -119,41 +167,111 @@ class Compressor:
         fitted = self._refit_all(keep) if self.settings.least_squares else {}
         weights = {path: weight for path, (weight, _) in fitted.items()}
         module = remove_channels(self.graph.plan, keep, weights)
+        if self.settings.repairs_candidates:
+            self._quantize(module, strategy)
+            refit_layers(
+                self.graph,
+                module,
+                keep,
+                self._quick_reference,
+                max_columns=self.settings.max_columns,
+                ridge=QUICK_RIDGE,
+                feedback=False,
+            )
+            return self._result(module, strategy, kept)
         for path, (_, shift) in fitted.items():
             if shift is not None:
                 self._shift_output(module, path, shift)
         self._quantize(module, strategy)
         if self.settings.batch_norm:
-            recalibrate(module, self._images[: self.settings.batch_norm_images])
+            self._recalibrate(module, keep)
         return self._result(module, strategy, kept)
 
     def repair(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network with every layer refitted to what it really receives.
 
         Slower than `apply` (all calibration images go through both networks), and better: for
-        the strategies that are kept. Without ``settings.least_squares`` it is `apply`.
+        the strategies that are kept. Without ``settings.least_squares`` or
+        ``settings.sequential`` it is `apply`.
 
         Raises:
             StrategyError: The strategy does not fit the network.
         """
-        if not self.settings.least_squares:
+        if not (self.settings.least_squares and self.settings.sequential):
             return self.apply(strategy)
         kept = self.kept_positions(strategy)
         keep = keep_mask(self.graph, kept)
         module = remove_channels(self.graph.plan, keep)
         self._quantize(module, strategy)
-        repair_sequentially(
-            self.graph, module, keep, self._images, max_columns=self.settings.max_columns
-        )
+        with progress_bar("repairing", len(self.graph.plan.layers)) as bar:
+            refit_layers(
+                self.graph,
+                module,
+                keep,
+                self._reference,
+                max_columns=self.settings.max_columns,
+                on_layer=lambda path: bar.advance(note=path),
+            )
         return self._result(module, strategy, kept)
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """What the repair of kept strategies aims at; gathered for the first of them."""
+        return self._gather(self._repair_images, ROWS)
+
+    @cached_property
+    def _quick_reference(self) -> Reference:
+        """What the repair of every candidate aims at."""
+        return self._gather(self._images[: self.settings.quick_images], QUICK_ROWS)
+
+    def _gather(self, images: Tensor, rows: int) -> Reference:
+        with progress_bar("noting the original", len(self.graph.plan.layers)) as bar:
+            return gather_reference(
+                self.graph,
+                images,
+                positions=max(1, rows // len(images)),
+                stream_correction=self.settings.stream_correction,
+                on_layer=lambda path: bar.advance(note=path),
+            )
 
     def kept_positions(self, strategy: Strategy) -> dict[int, npt.NDArray[np.int64]]:
         """Group index -> sorted positions of the channels that the strategy keeps."""
         counts = self.graph.kept_counts(strategy)
         return {
-            index: np.sort(order[len(order) - counts[index] :])
-            for index, order in self.orders.items()
+            index: np.sort(path.order[len(path.order) - counts[index] :])
+            for index, path in self.paths.items()
         }
+
+    def errors(self, pairs: Sequence[Bits]) -> LayerErrors:
+        """What every decision costs, estimated without an evaluation; bits among ``pairs``.
+
+        Raises:
+            CalibrationError: The network's gradients are not finite.
+        """
+        images = self._images[: self.settings.error_images]
+        return layer_errors(self.graph, images, self.statistics, self.paths, self._removed, pairs)
+
+    def _removed(self, group: int, count: int) -> dict[str, OutputChange]:
+        """What keeping so many channels of one group does to its readers, once refitted."""
+        order = self.paths[group].order
+        keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
+        changes = {}
+        for path, units in self.graph.plan.layers.items():
+            layer = self.graph.plan.module.get_submodule(path)
+            inputs = keep[units.inputs]
+            if inputs.all() or is_depthwise(layer):
+                continue
+            assert isinstance(layer, (nn.Conv2d, nn.Linear))
+            kept = torch.from_numpy(np.flatnonzero(inputs[: layer.weight.shape[1]]))
+            change = -layer.weight.detach()
+            shift = None
+            if path in self.statistics.moments and self.settings.least_squares:
+                weight, shift = self._refit_all_outputs(path, keep)
+                change[:, kept] += weight
+            else:
+                change[:, kept] = 0
+            changes[path] = linear_change(change, shift)
+        return changes
 
     def _result(
         self, module: fx.GraphModule, strategy: Strategy, kept: dict[int, npt.NDArray[np.int64]]
@@ -165,6 +283,14 @@ class Compressor:
         """Layer path -> its weight, and what its output then lacks on average."""
         fitted = {path: self._refit(path, keep) for path in self.statistics.moments}
         return {path: result for path, result in fitted.items() if result is not None}
+
+    def _recalibrate(self, module: nn.Module, keep: KeepMask) -> None:
+        recalibrate(module, self._norm_images)
+        kept = {
+            path: torch.from_numpy(np.flatnonzero(keep[units]))
+            for path, units in self.graph.plan.per_channel.items()
+        }
+        add_drift(module, self._drifts, kept)
 
     def _shift_output(self, module: nn.Module, path: str, shift: Tensor) -> None:
         """Add a constant to a layer's outputs: to its bias, or off the mean that follows it."""

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -29,6 +30,70 @@ class Finalist:
     strategy: Strategy
     network: CompressedNetwork
     evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the jury found of a strategy, without its network.
+
+    Attributes:
+        evaluation: On the whole search split, repaired.
+        test_accuracy: Of the same network on the test split.
+    """
+
+    strategy: Strategy
+    evaluation: Evaluation
+    test_accuracy: float
+
+
+class Jury:
+    """Repairs candidates, ranks them on the whole search split, and tests the winner alone.
+
+    The searches of a task can share one: it remembers the numbers of the strategies that it met,
+    not their networks.
+    """
+
+    def __init__(self, task: CompressionTask, *, by_agreement: bool) -> None:
+        """
+        Args:
+            by_agreement: Rank by agreement with the original instead of by accuracy.
+        """
+        self._task, self._by_agreement = task, by_agreement
+        self.judge = task.evaluator(task.data.search)
+        self._judged: dict[str, Evaluation] = {}
+        self._tested: dict[str, float] = {}
+
+    @cached_property
+    def test(self) -> Evaluator:
+        """Evaluates on the test split."""
+        return self._task.evaluator(self._task.data.test)
+
+    def finalist(self, strategy: Strategy) -> Finalist:
+        """Repair the network of a strategy and judge it."""
+        network = self._task.finish(strategy)
+        return Finalist(strategy, network, self.judge(network.module))
+
+    def quality(self, evaluation: Evaluation) -> float:
+        """What is ranked by."""
+        return evaluation.agreement if self._by_agreement else evaluation.accuracy
+
+    def verdict(self, strategies: Sequence[Strategy]) -> Verdict:
+        """The best of some strategies, tested."""
+        keys = [strategy.to_json() for strategy in strategies]
+        fresh = {
+            key: self.finalist(strategy)
+            for key, strategy in zip(keys, strategies, strict=True)
+            if key not in self._judged
+        }
+        self._judged |= {key: finalist.evaluation for key, finalist in fresh.items()}
+        key, best = max(
+            zip(keys, strategies, strict=True),
+            key=lambda pair: self.quality(self._judged[pair[0]]),
+        )
+        if key not in self._tested:
+            winner = fresh.get(key) or self.finalist(best)
+            self._tested[key] = self.test(winner.network.module).accuracy
+        return Verdict(best, self._judged[key], self._tested[key])
 
 
 @dataclass(frozen=True)
@@ -66,19 +131,15 @@ def conclude(
         uniform: The uniform strategy to compare with.
         by_agreement: Rank by agreement with the original instead of by accuracy.
     """
-    judge = task.evaluator(task.data.search)
+    jury = Jury(task, by_agreement=by_agreement)
     finalists: dict[str, Finalist] = {}
     for strategy in (uniform, *(trial.strategy for trial in candidates)):
         if strategy.to_json() not in finalists:
-            network = task.finish(strategy)
-            finalists[strategy.to_json()] = Finalist(strategy, network, judge(network.module))
+            finalists[strategy.to_json()] = jury.finalist(strategy)
     chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
-    best = max(
-        chosen, key=lambda f: f.evaluation.agreement if by_agreement else f.evaluation.accuracy
-    )
+    best = max(chosen, key=lambda finalist: jury.quality(finalist.evaluation))
     even = finalists[uniform.to_json()]
-    original = judge(task.reference)
-    test = task.evaluator(task.data.test)
+    original = jury.judge(task.reference)
     named = [
         ("original", task.reference, original, None),
         ("uniform", even.network.module, even.evaluation, even),
@@ -86,7 +147,7 @@ def conclude(
     ]
     timings = _time(task, (even, best)) if measure else [None] * len(named)
     rows = [
-        _row(task, label, test, module, found, finalist, timing)
+        _row(task, label, jury.test, module, found, finalist, timing)
         for (label, module, found, finalist), timing in zip(named, timings, strict=True)
     ]
     notes = _notes(task, best.strategy, rows)

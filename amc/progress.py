@@ -64,22 +64,40 @@ class _SilentBar:
         pass
 
 
+_under_way = False
+
+
 @contextmanager
 def progress_bar(description: str, total: int, *, enabled: bool = True) -> Iterator[Bar]:
-    """A bar on stderr; plain lines where stderr is not a terminal."""
-    if not enabled:
+    """A bar on stderr; plain lines where stderr is not a terminal.
+
+    Inside another one it is silent: on a terminal the two would overwrite each other.
+    """
+    global _under_way
+    if not enabled or _under_way:
         yield _SilentBar()
-    elif not sys.stderr.isatty():
+        return
+    _under_way = True
+    try:
+        with _shown_bar(description, total) as bar:
+            yield bar
+    finally:
+        _under_way = False
+
+
+@contextmanager
+def _shown_bar(description: str, total: int) -> Iterator[Bar]:
+    if not sys.stderr.isatty():
         yield _LineBar(description, total)
-    else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            yield _TerminalBar(progress, description, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _TerminalBar(progress, description, total)

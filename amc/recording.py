@@ -11,6 +11,7 @@ from pathlib import Path
 from agents.searcher import Trial
 from amc import artifact
 from amc.cost.model import CostModel
+from amc.journal import Journal
 from amc.progress import Bar
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
@@ -24,7 +25,11 @@ _IMAGES = 20  # strategy images over a search, beside those of new bests
 
 
 class Recorder:
-    """Notes every trial of a search."""
+    """Notes every trial of a search.
+
+    What the journal holds already was noted before the search was resumed: it is counted, and
+    neither written again nor interrupted.
+    """
 
     def __init__(
         self,
@@ -33,8 +38,10 @@ class Recorder:
         events: EventWriter | None,
         evaluations: int,
         stop: threading.Event,
+        journal: Journal,
     ) -> None:
         self._task, self._folder, self._events, self._stop = task, folder, events, stop
+        self._journal = journal
         self._evaluations = evaluations
         self._best: Trial | None = None
         self._rows: list[dict[str, object]] = []
@@ -43,22 +50,30 @@ class Recorder:
         """What a searcher calls after every evaluation; False asks it to stop."""
 
         def on_trial(trial: Trial) -> bool:
-            better = self._best is None or trial.reward > self._best.reward
+            new = self._journal.is_new(trial)
+            better = trial.meets_budget and (self._best is None or trial.reward > self._best.reward)
             if better:
                 self._best = trial
-            self._note(trial, better)
-            assert self._best is not None
-            bar.advance(note=f"best reward {self._best.reward:.4f}")
-            return not self._stop.is_set()
+            self._note(trial, better, new)
+            if new:
+                self._journal.append(trial)
+            best = "none yet" if self._best is None else f"{self._best.reward:.4f}"
+            bar.advance(note=f"best reward {best}")
+            return self._repeating or not self._stop.is_set()
 
         return on_trial
 
-    def _note(self, trial: Trial, better: bool) -> None:
-        assert self._best is not None
+    @property
+    def _repeating(self) -> bool:
+        """Whether the journal knows what comes next."""
+        return len(self._rows) < len(self._journal.trials)
+
+    def _note(self, trial: Trial, better: bool, new: bool) -> None:
+        best = {} if self._best is None else {"best_reward": self._best.reward}
         evaluation = trial.evaluation
         scalars = {
             "reward": trial.reward,
-            "best_reward": self._best.reward,
+            **best,
             "accuracy": evaluation.accuracy,
             "agreement": evaluation.agreement,
             **{f"cost/{metric}": cost for metric, cost in evaluation.costs.items()},
@@ -66,13 +81,14 @@ class Recorder:
             "evaluation_seconds": evaluation.seconds,
         }
         self._rows.append({"evaluation": trial.index, **scalars})
-        if self._events is not None:
+        if self._events is not None and new:
             self._events.episode(trial.index, scalars)
             if better or trial.index % max(1, self._evaluations // _IMAGES) == 0:
                 self._events.strategy_image(
                     trial.index, layer_rows(self._task.costs, trial.strategy)
                 )
-        if better or trial.index % _WRITE_EVERY == 0:
+            self._events.flush()
+        if new and (better or trial.index % _WRITE_EVERY == 0):
             self._write()
 
     @contextmanager
@@ -89,8 +105,11 @@ class Recorder:
             self._write()
 
     def _write(self) -> None:
-        if self._folder is not None and self._best is not None:
+        if self._repeating:
+            return  # the folder holds more than this
+        if self._folder is not None and self._rows:
             artifact.write_trials(self._folder, self._rows)
+        if self._folder is not None and self._best is not None:
             artifact.write_strategy(self._folder, self._best.strategy)
 
 

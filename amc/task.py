@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -28,13 +30,16 @@ from amc.cost.model import (
 from amc.cost.prices import FORMULAS
 from amc.cost.profile import TorchDeviceSpec, device_for
 from amc.data import DataSet, Split
-from amc.errors import ConfigError, DeviceError
+from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
 from amc.networks import check_network
+from amc.recovery.errors import LayerErrors
+from amc.store import EvaluationStore, evaluation_code
 from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
 
+log = logging.getLogger("amc")
 LOW_BITS = tuple(range(2, 9))  # on offer for metrics that count bits and need no device
 
 
@@ -120,11 +125,13 @@ class CompressionTask:
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
+        store: EvaluationStore | None = None,
     ) -> None:
         """
         Args:
             network: Trained; maps images of the data's shape to class scores. Not modified.
             search_images: Images of the search split that each evaluation runs on.
+            store: Where evaluations are looked up and remembered.
 
         Raises:
             NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
@@ -147,6 +154,7 @@ class CompressionTask:
         self.reference = self.graph.plan.module
         self._channels_last = _takes_channels_last(self.reference, data.image_shape)
         self._evaluator = self.evaluator(self._subset)
+        self._store, self._recalled = store, dict[Strategy, Evaluation]()
         self.original = replace(
             self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
         )
@@ -178,14 +186,47 @@ class CompressionTask:
     def evaluate(self, strategy: Strategy) -> Evaluation:
         """Build the candidate of a strategy and run it on the search images.
 
+        A strategy that was recalled or is in the store is not built again; ``seconds`` is what
+        its evaluation took when it was.
+
         Raises:
             EvaluationError: The candidate's outputs are not finite.
         """
-        start = time.perf_counter()
-        candidate = self.compressor.apply(strategy)
-        evaluation = self._evaluator(fold_batch_norm(self.graph.plan, candidate.module))
-        seconds = time.perf_counter() - start
-        return replace(evaluation, costs=self.strategy_costs(strategy), seconds=seconds)
+        found = self._look_up(strategy)
+        if found is None:
+            start = time.perf_counter()
+            candidate = self.compressor.apply(strategy)
+            found = self._evaluator(fold_batch_norm(self.graph.plan, candidate.module))
+            found = replace(found, seconds=time.perf_counter() - start)
+            self._remember(strategy, found)
+        return replace(found, costs=self.strategy_costs(strategy))
+
+    def recall(self, evaluations: Mapping[Strategy, Evaluation]) -> None:
+        """Take these evaluations, of a run of the same `evaluation_key`, for what they are."""
+        self._recalled.update(evaluations)
+
+    def _look_up(self, strategy: Strategy) -> Evaluation | None:
+        found = self._recalled.get(strategy)
+        if found is not None or self._store is None:
+            return found
+        try:
+            return self._store.get(self.evaluation_key(), strategy)
+        except AmcError as error:
+            self._give_up_store(error)
+            return None
+
+    def _remember(self, strategy: Strategy, evaluation: Evaluation) -> None:
+        if self._store is None:
+            return
+        try:
+            self._store.put(self.evaluation_key(), strategy, evaluation)
+        except AmcError as error:
+            self._give_up_store(error)
+
+    def _give_up_store(self, error: AmcError) -> None:
+        """What only saves time must not end a search."""
+        log.warning("%s Going on without it.", error)
+        self._store = None
 
     def evaluator(self, split: Split) -> Evaluator:
         """An evaluator on another split, agreement measured against the original network."""
@@ -200,6 +241,15 @@ class CompressionTask:
     def finish(self, strategy: Strategy) -> CompressedNetwork:
         """The network of a strategy that is kept, repaired layer by layer."""
         return self.compressor.repair(strategy)
+
+    @cached_property
+    def errors(self) -> LayerErrors:
+        """Estimated errors of all decisions, found without an evaluation when first asked for.
+
+        Raises:
+            CalibrationError: The network's gradients are not finite.
+        """
+        return self.compressor.errors(self.costs.choices.pairs)
 
     # -- costs --------------------------------------------------------------------------------
 
@@ -230,16 +280,48 @@ class CompressionTask:
         real = set(self.device.supported_bits) if self.device is not None else {FLOAT}
         return tuple(sorted({bits for bits in strategy.bits.values() if bits not in real}))
 
-    def fingerprint(self) -> str:
-        """Changes with all that an evaluation depends on.
+    # -- fingerprints -------------------------------------------------------------------------
 
-        The network's weights and layers, the data, the device, the budget, what a strategy may
-        choose, how it is repaired, and how many images it is evaluated on.
+    def fingerprint(self) -> str:
+        """Changes with all that a search depends on, its own settings aside."""
+        return fingerprint(*(part for item in self.fingerprints().items() for part in item))
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a search depends on, its own settings aside, by name.
+
+        The network's layers and weights, the data, how many images are evaluated on, how a
+        strategy is repaired; the device, the budget, and what a strategy may choose.
         """
+        return {
+            **self._evaluated(),
+            "device": self.device.fingerprint() if self.device is not None else "none",
+            "budget": repr(self.budget),
+            "search space": repr(self._space),
+        }
+
+    def evaluation_key(self) -> str:
+        """Changes with all that an evaluation depends on, but for the strategy and its costs.
+
+        Neither budget, device nor search space: searches under others share evaluations. The
+        original's own evaluation is part of it, and tells apart what looks alike.
+        """
+        original = replace(self.original, costs={}, seconds=0.0)
+        parts = (part for item in self._evaluated().items() for part in item)
+        return fingerprint(evaluation_code(), repr(original), *parts)
+
+    def _evaluated(self) -> dict[str, str]:
+        return {
+            "network": self._network_id,
+            "data": self.data.fingerprint(),
+            "recovery": repr(self._recovery),
+            "search images": str(len(self._subset)),
+        }
+
+    @cached_property
+    def _network_id(self) -> str:
+        """Weights, the settings of every module, and what is done between them."""
         weights = [part for item in self.network.state_dict().items() for part in item]
-        device = self.device.fingerprint() if self.device is not None else "none"
-        settings = (self.budget, self._space, self._recovery, len(self._subset), self.graph.layers)
-        return fingerprint(*weights, self.data.fingerprint(), device, *map(repr, settings))
+        return fingerprint(*weights, str(self.reference), repr(self.graph.layers))
 
 
 def _spread(split: Split, count: int) -> Split:

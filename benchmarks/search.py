@@ -9,26 +9,22 @@ Without --root: ResNet-20 on the embedded digits.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from amc.api import SearchResult, search, train_base
-from amc.data import DataSet, build_data
-from amc.networks import build_network, load_checkpoint
+from amc.api import SearchResult, search
 from benchmarks.provenance import print_table, provenance, write_csv
+from benchmarks.subject import add_options, subject
+from envs.reward import DEFAULT_REWARD
 
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--root", type=Path, help="image folder; default: the embedded digits")
-    parser.add_argument("--search-every", type=int)
+    add_options(parser)
     parser.add_argument("--device", default="torch_cpu")
     parser.add_argument("--metric", default="latency_ms")
     parser.add_argument("--fraction", type=float, default=0.6)
     parser.add_argument("--agent", default="ddpg")
-    parser.add_argument("--reward", default="accuracy")
+    parser.add_argument("--reward", default=DEFAULT_REWARD)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     return parser.parse_args()
@@ -63,18 +59,7 @@ def main() -> None:
     """Search once for each seed, print the table, write the CSV."""
     options = arguments()
     rows: list[dict[str, object]] = []
-    data: DataSet = (
-        build_data("image_folder", root=options.root, search_every=options.search_every)
-        if options.root
-        else build_data("digits")
-    )
-    network = build_network(
-        options.network, num_classes=data.num_classes, image_shape=data.image_shape
-    )
-    if options.checkpoint:
-        load_checkpoint(network, options.checkpoint)
-    else:
-        train_base(network, data, options.network)
+    network, data = subject(options)
     for seed in options.seeds:
         result = search(
             network,

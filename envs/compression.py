@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -20,11 +21,15 @@ from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
+from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, Strategy
 from amc.task import CompressionTask
 from envs.action import BitChoice, from_ratio, to_ratio
-from envs.observation import FEATURES, HIGH, LOW, LayerView, observe
-from envs.reward import Outcome, Reward, build_reward
+from envs.guide import Guide
+from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
+from envs.outlook import Outlook, outlooks
+from envs.program import program_strategy
+from envs.reward import DEFAULT_REWARD, Outcome, Reward, build_reward
 from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
@@ -63,7 +68,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
     ### Observations: ``Box(-2, 4, (n,), float32)``
 
-    The features of `envs.observation.FEATURES`, in the order of ``observation_names``.
+    The chosen features of `envs.observation.FEATURES`, in the order of ``observation_names``.
 
     ### Reward
 
@@ -86,8 +91,9 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         costs: CostModel,
         evaluate: Evaluate,
         original: Evaluation,
-        reward: str | Reward | Callable[[Outcome], float] = "accuracy",
-        observation_names: tuple[str, ...] = tuple(FEATURES),
+        reward: str | Reward | Callable[[Outcome], float] = DEFAULT_REWARD,
+        observation: str | Sequence[str] | None = None,
+        errors: Callable[[], LayerErrors] | None = None,
     ) -> None:
         """
         Args:
@@ -95,24 +101,30 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             evaluate: Applies a strategy and evaluates it; called once an episode.
             original: Evaluation of the original network on the same images.
             reward: A name of `envs.reward.REWARDS`, or a function of an `Outcome`.
-            observation_names: Which features the agent sees.
+            observation: Features that the agent sees, or "plain" or "all"; None: all that are
+                known.
+            errors: Gives the estimated errors of all decisions; called once, when needed.
+
+        Raises:
+            ConfigError: A feature is unknown, or needs errors that are not given.
         """
-        unknown = [name for name in observation_names if name not in FEATURES]
-        if unknown or not observation_names:
-            raise ConfigError(
-                f"env.observation has unknown features {unknown}; "
-                f"choose at least one of {', '.join(FEATURES)}."
-            )
+        if observation is None and errors is None:
+            observation = "plain"
+        self.observation_names = feature_names(observation)
+        self._informed = any(name in INFORMED for name in self.observation_names)
         self.costs, self._evaluate, self._original = costs, evaluate, original
+        self._errors = errors
+        if self._informed:
+            self.check_informed("env.observation")
         self.task: CompressionTask | None = None
         self._reward = build_reward(reward)
-        self.observation_names = observation_names
         self._graph = costs.graph
         self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
         self._lowest = costs.choices.min_preserve_ratio
-        self.observation_space = spaces.Box(LOW, HIGH, (len(observation_names),), np.float32)
+        self.observation_space = spaces.Box(LOW, HIGH, (len(self.observation_names),), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
         self._walk: WalkCosts | None = None
+        self._advised: tuple[int, int] | None = None
         self._step = 0
 
     @property
@@ -132,22 +144,24 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         super().reset(seed=seed)
         self._walk, self._step = self.costs.start(), 0
         self._previous_ratio, self._previous_bits = 1.0, FLOAT
+        self._advised = None
         return self._observation(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         if self._walk is None or self._step >= self.layers_count:
             raise gymnasium.error.ResetNeeded("Call reset() before step(): no walk is under way.")
-        asked = _checked(action)
+        asked = checked_action(action)
         level, pair, clamped = self._choose(asked)
         executed = asked
         if clamped:
-            ignored = [len(self.costs.levels[self._step]) == 1, *(np.ptp(self._bits, 0) == 0)]
-            executed = np.where(ignored, asked, self._action_of(self._step, level, pair))
+            decided = self._action_of(self._step, level, pair)
+            executed = np.where(self.effective_actions()[self._step], decided, asked)
         self._walk.decide(self._step, level, pair)
         layer = self._graph.layers[self._step]
         self._previous_ratio = layer.outputs.count(self._walk.kept) / layer.out_channels
         self._previous_bits = self.costs.choices.pairs[pair]
         self._step += 1
+        self._advised = None
         info: dict[str, Any] = {
             "executed_action": executed.astype(np.float32),
             "clamped": clamped,
@@ -203,9 +217,82 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             actions.append(self._action_of(layer.index, level, int(pairs[layer.index])))
         return [action.astype(np.float32) for action in actions]
 
+    def effective_actions(self) -> npt.NDArray[np.bool_]:
+        """Which parts of every step's action are not ignored, shape (layers, 3)."""
+        decides = np.array([len(levels) > 1 for levels in self.costs.levels])
+        bits = np.broadcast_to(np.ptp(self._bits, 0) > 0, (self.layers_count, 2))
+        return np.concatenate([decides[:, None], bits], 1)
+
     def uniform_strategies(self) -> list[Strategy]:
         """One preserve ratio and one bit pair for all: see `envs.uniform.uniform_strategies`."""
         return uniform_strategies(self.costs)
+
+    # -- what is known without an evaluation --------------------------------------------------
+
+    @cached_property
+    def errors(self) -> LayerErrors | None:
+        """Estimated errors of all decisions; None if they are not known."""
+        return None if self._errors is None else self._errors()
+
+    @cached_property
+    def guide(self) -> Guide:
+        """What the program would decide at each step.
+
+        Raises:
+            ConfigError: No errors are known.
+        """
+        return Guide(self.costs, self.check_informed("agent.anchor=program"))
+
+    @cached_property
+    def _outlooks(self) -> list[Outlook]:
+        return outlooks(self.costs, self.check_informed("env.observation"))
+
+    def check_informed(self, what: str) -> LayerErrors:
+        """The errors, for what cannot do without them.
+
+        Raises:
+            ConfigError: They are not known.
+        """
+        if self._errors is None or self.errors is None:
+            raise ConfigError(
+                f"{what} needs the estimated errors of decisions, and this environment was made "
+                "without. Give CompressionEnv(errors=...), or use plain features, no anchor, and "
+                "warm_start=uniform."
+            )
+        return self.errors
+
+    def program_strategies(self) -> list[Strategy]:
+        """The allocation of least estimated error: see `envs.program.program_strategy`.
+
+        Raises:
+            ConfigError: No errors are known.
+        """
+        return [self._program]
+
+    @cached_property
+    def _program(self) -> Strategy:
+        return program_strategy(self.costs, self.check_informed("warm_start=program"))
+
+    def advised_action(self) -> npt.NDArray[np.float64]:
+        """The action that the guide advises for the next step, shape (3,)."""
+        return self._action_of(self._step, *self._advice())
+
+    def advice_along(self, strategy: Strategy) -> list[npt.NDArray[np.float64]]:
+        """What the guide advises at each step of the walk to a strategy, each of shape (3,)."""
+        kept, pairs = self.costs.encode(strategy)
+        walk, advice = self.costs.start(), []
+        for layer in self._graph.layers:
+            advice.append(self._action_of(layer.index, *self.guide.decision(layer.index, walk)))
+            distance = np.abs(self.costs.levels[layer.index] - kept[list(layer.decides)]).sum(1)
+            walk.decide(layer.index, int(distance.argmin()), int(pairs[layer.index]))
+        return advice
+
+    def _advice(self) -> tuple[int, int]:
+        """Level and pair that the guide advises for the next step; looked up once a step."""
+        assert self._walk is not None
+        if self._advised is None:
+            self._advised = self.guide.decision(self._step, self._walk)
+        return self._advised
 
     # -- observation and end ------------------------------------------------------------------
 
@@ -216,45 +303,69 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         total, bound = self.costs.original, self.costs.bound
         now = self._walk.layer_costs()
         full = self.costs.original_costs
-        return observe(
-            LayerView(
-                layer=layer,
-                layers=self.layers_count,
-                decides=len(self.costs.level_ratios[step]) > 1,
-                input_ratio=layer.inputs.count(self._walk.kept) / layer.in_channels,
-                cost_share=float(full[step]) / total,
-                saved=float((full[: self._step] - now[: self._step]).sum()) / total,
-                rest=float(full[step + 1 :].sum()) / total,
-                spent=self._walk.total / bound,
-                floor_rest=float(now[self._step :].sum()) / bound,
-                previous_ratio=self._previous_ratio,
-                previous_bits=self._previous_bits,
-            ),
-            self.observation_names,
+        view = LayerView(
+            layer=layer,
+            layers=self.layers_count,
+            decides=len(self.costs.level_ratios[step]) > 1,
+            input_ratio=layer.inputs.count(self._walk.kept) / layer.in_channels,
+            cost_share=float(full[step]) / total,
+            saved=float((full[: self._step] - now[: self._step]).sum()) / total,
+            rest=float(full[step + 1 :].sum()) / total,
+            spent=self._walk.total / bound,
+            floor_rest=float(now[self._step :].sum()) / bound,
+            budget_left=(bound - float(now[: self._step].sum()))
+            / max(float(full[self._step :].sum()), 1e-9 * total),
+            previous_ratio=self._previous_ratio,
+            previous_bits=self._previous_bits,
+        )
+        if self._informed:
+            view = self._inform(view, step)
+        return observe(view, self.observation_names)
+
+    def _inform(self, view: LayerView, step: int) -> LayerView:
+        if self._step == self.layers_count:  # nothing is left to advise on
+            return replace(view, outlook=self._outlooks[step])
+        level, pair = self._advice()
+        return replace(
+            view,
+            outlook=self._outlooks[step],
+            advised_ratio=float(self.costs.level_ratios[step][level]),
+            advised_bits=self.costs.choices.pairs[pair],
         )
 
     def _finish(self, info: dict[str, Any]) -> float:
         walk = self._walk
         assert walk is not None
-        strategy = self.costs.decode(walk.kept, walk.pairs)
+        info["strategy"] = self.costs.decode(walk.kept, walk.pairs)
+        info["evaluation"], reward = self.evaluate(info["strategy"])
+        return reward
+
+    def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:
+        """Evaluation and reward of a strategy, without a walk: within the budget or not.
+
+        Raises:
+            ConfigError: The strategy has channel counts or bits that are not on offer.
+        """
+        cost = self.costs.cost_of(strategy)
         evaluation = self._evaluate(strategy)
-        evaluation = replace(
-            evaluation, costs={**evaluation.costs, self.costs.budget.metric: walk.total}
-        )
-        info["strategy"], info["evaluation"] = strategy, evaluation
+        evaluation = replace(evaluation, costs={**evaluation.costs, self.costs.budget.metric: cost})
         outcome = Outcome(
             evaluation=evaluation,
             original=self._original,
-            cost=walk.total,
+            cost=cost,
             bound=self.costs.bound,
             original_cost=self.costs.original,
             macs=sum(operator_prices(self._graph, strategy, "macs", None)),
         )
-        return self._reward(outcome)
+        return evaluation, self._reward(outcome)
 
 
-def _checked(action: Array) -> npt.NDArray[np.float64]:
-    """An action as three finite numbers, cut off at -1 and 1."""
+def checked_action(action: Array) -> npt.NDArray[np.float64]:
+    """An action as three finite numbers, cut off at -1 and 1.
+
+    Raises:
+        ConfigError: It is not.
+    """
     asked = np.asarray(action, np.float64)
     if asked.size != 3 or not np.isfinite(asked).all():
         raise ConfigError(f"An action must be three numbers in [-1, 1], got {action!r}.")
@@ -267,8 +378,8 @@ def make_env(
     device: DeviceLike = None,
     budget: Budget | Mapping[str, object] | float = 0.5,
     *,
-    reward: str | Reward | Callable[[Outcome], float] = "accuracy",
-    observation_names: tuple[str, ...] = tuple(FEATURES),
+    reward: str | Reward | Callable[[Outcome], float] = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
     **task_options: Any,
 ) -> CompressionEnv:
     """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
@@ -297,10 +408,12 @@ def make_env(
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"amc/Compression-v0 has no option {name!r}; beside network, data, device, budget, "
-                f"reward and observation_names it takes {', '.join(known)}."
+                f"reward and observation it takes {', '.join(known)}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
     task = CompressionTask(network, data, as_device(device), Budget.of(budget), **task_options)
-    env = CompressionEnv(task.costs, task.evaluate, task.original, reward, observation_names)
+    env = CompressionEnv(
+        task.costs, task.evaluate, task.original, reward, observation, lambda: task.errors
+    )
     env.task = task
     return env

@@ -13,6 +13,7 @@ from pathlib import Path
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 
+DEFAULT_REWARD = "agreement"
 MNASNET_EXPONENT = -0.07  # Tan et al. 2019, sec. 3.1: 5 % accuracy for twice the latency
 
 

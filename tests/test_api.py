@@ -299,7 +299,7 @@ def test_curve_has_no_uniform_line_where_no_uniform_strategy_was_tried(
     monkeypatch.setattr(
         api, "plot_learning_curve", lambda *_, references, **__: drawn.append(references)
     )
-    find(agent="random", folder=tmp_path / "run")
+    find(agent="random", reward="accuracy", folder=tmp_path / "run")
     assert list(drawn[0]) == ["original"]
 
 

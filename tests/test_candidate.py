@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from amc import candidate
 from amc.candidate import Compressor, RecoverySettings, _Memo, apply_strategy, rebuild
 from amc.compress.quantization import QuantizedConv2d, quantize_weight
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError, ConfigError, StrategyError
-from amc.strategy import IDENTITY, Bits, Strategy
+from amc.recovery.batch_norm import recalibrate
+from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE
 from tests.graph.nets import SqueezeExcite
 
@@ -94,13 +96,21 @@ def test_weights_that_are_not_finite_are_found_at_calibration(tiny_net):
         Compressor(graph, torch.full_like(IMAGES, torch.nan), SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["images", "batch_norm_images", "max_columns"])
+@pytest.mark.parametrize("name", ["images", "batch_norm_images", "error_images", "max_columns"])
 def test_settings_need_at_least_two_of_everything(name):
     with pytest.raises(ConfigError, match=rf"recovery.{name} must be at least 2, got 1"):
         RecoverySettings(**{name: 1})
 
 
 # -- recovered -----------------------------------------------------------------------------------
+
+
+def test_unchanged_network_gives_the_originals_outputs(compressor, tiny_net):
+    """Also with statistics of batch normalisation that are gathered anew, over 64 images."""
+    assert compressor.settings.batch_norm
+    unchanged = compressor.apply(IDENTITY).module
+    with torch.no_grad():
+        torch.testing.assert_close(unchanged(IMAGES), tiny_net(IMAGES), rtol=0, atol=1e-5)
 
 
 def test_removed_duplicates_are_made_up_for(tiny_net):
@@ -129,9 +139,12 @@ def test_repair_comes_closer_than_apply(compressor, tiny_net):
         assert repaired < applied
 
 
-def test_refit_comes_closer_than_slicing(tiny_graph, tiny_net):
-    sliced = Compressor(tiny_graph, IMAGES, RecoverySettings(96, 64, least_squares=False))
-    refitted = Compressor(tiny_graph, IMAGES, SETTINGS)
+def test_refit_comes_closer_than_slicing(tiny_net):
+    seen = torch.randn(500, *TINY_SHAPE, generator=torch.Generator().manual_seed(1))
+    recalibrate(tiny_net, seen)  # statistics as training leaves them
+    graph = graph_of(tiny_net, TINY_SHAPE)
+    sliced = Compressor(graph, IMAGES, RecoverySettings(96, 64, least_squares=False))
+    refitted = Compressor(graph, IMAGES, SETTINGS)
     for strategy in (HALF, Strategy({"conv2": 4 / 6}, {})):
         assert error_of(refitted.apply(strategy).module, tiny_net) < error_of(
             sliced.apply(strategy).module, tiny_net
@@ -183,8 +196,14 @@ def test_refit_keeps_the_mean_of_layers_with_a_bias():
     assert difference.abs().max() < 0.02 * first_outputs(network, "2").abs().max()
 
 
+def test_importance_must_be_known():
+    with pytest.raises(ConfigError, match=r"importance must be one of .*magnitude, got 'random'"):
+        RecoverySettings(importance="random")
+
+
 def test_layers_too_wide_to_refit_are_named(tiny_graph, tiny_net):
-    compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, max_columns=36))
+    settings = RecoverySettings(96, max_columns=36, quick_images=0)
+    compressor = Compressor(tiny_graph, IMAGES, settings)
     assert compressor.unrefitted == ("conv3",)  # 6 * 9 columns; conv2 has 4 * 9
     candidate = compressor.apply(HALF)
     b = list(candidate.kept["conv2"])
@@ -217,6 +236,66 @@ def test_network_with_gates_is_repaired():
     name = compressor.graph.free_groups[0].name
     strategy = Strategy({name: 0.75}, {})
     assert error_of(compressor.repair(strategy).module, network) < 1
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+PAIRS = (FLOAT, Bits(8, 8), Bits(4, 8), Bits(4, 4))
+
+
+def test_errors_are_of_every_count_of_every_group_and_every_pair_of_every_layer(compressor):
+    errors = compressor.errors(PAIRS)
+    assert [len(curve) for curve in errors.removal] == [4 + 1, 6 + 1, 5 + 1]
+    assert errors.bits.shape == (4, len(PAIRS))
+    assert errors.total([4, 6, 5], [0] * 4) == 0
+    assert errors.total([2, 6, 5], [0] * 4) == errors.removal[0][2] > 0
+    assert errors.total([4, 6, 5], [0, 2, 0, 0]) == errors.bits[1, 2] > 0
+
+
+def test_errors_are_the_same_for_the_same_images(compressor):
+    fresh = Compressor(compressor.graph, IMAGES.clone(), SETTINGS)
+    compressor.apply(HALF)
+    first, second = compressor.errors(PAIRS), fresh.errors(PAIRS)
+    for one, other in zip(first.removal, second.removal, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(first.bits, second.bits)
+
+
+def test_refit_lowers_the_errors_of_removals_and_leaves_those_of_bits(tiny_graph):
+    refitted = Compressor(tiny_graph, IMAGES, SETTINGS).errors(PAIRS)
+    settings = RecoverySettings(96, 64, least_squares=False)
+    sliced = Compressor(tiny_graph, IMAGES, settings).errors(PAIRS)
+    for group in (0, 1):
+        assert (refitted.removal[group][1:-1] < sliced.removal[group][1:-1]).all()
+    np.testing.assert_array_equal(refitted.bits, sliced.bits)
+
+
+def test_errors_are_estimated_on_as_many_images_as_are_set(tiny_graph, monkeypatch):
+    seen = []
+    monkeypatch.setattr(candidate, "layer_errors", lambda graph, images, *_: seen.append(images))
+    settings = RecoverySettings(96, 64, error_images=32)
+    compressor = Compressor(tiny_graph, IMAGES, settings)
+    compressor.errors(PAIRS)
+    assert torch.equal(seen[0], compressor._images[:32])
+
+
+def test_layers_that_follow_their_input_have_no_error_of_its_removal():
+    """A depthwise layer loses what it is not given; the layer that reads it errs."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 1),
+            nn.Flatten(),
+            nn.Linear(256, 5),
+        ).eval()
+    compressor = Compressor(graph_of(network, TINY_SHAPE), IMAGES, SETTINGS)
+    group = compressor.graph.free_groups[0]
+    assert set(compressor._removed(group.index, 3)) == {"3"}
+    curve = compressor.errors((FLOAT,)).removal[group.index]
+    assert curve[3] > curve[5] > 0
 
 
 # -- the same again ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import nn
 from agents.searcher import Trial
 from amc import conclusion
 from amc.candidate import RecoverySettings
-from amc.conclusion import conclude
+from amc.conclusion import Jury, conclude
 from amc.cost.budget import Budget
 from amc.cost.profile import TorchDeviceSpec, load_device
 from amc.data import DataSet
@@ -99,6 +99,35 @@ def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
     assert end.best is end.uniform
     assert finished == [UNIFORM]
     assert end.comparison[1].test_accuracy == end.comparison[2].test_accuracy
+
+
+@pytest.mark.parametrize("by_agreement", [False, True])
+def test_jury_gives_the_verdict_that_a_search_concludes_with(
+    by_agreement: bool, tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    end = conclude(
+        task, _trials(task, WIDE, NARROW), UNIFORM, by_agreement=by_agreement, measure=False
+    )
+    verdict = Jury(task, by_agreement=by_agreement).verdict([WIDE, NARROW])
+    assert verdict.strategy == end.best.strategy
+    assert verdict.evaluation.accuracy == end.comparison[-1].search_accuracy
+    assert verdict.test_accuracy == end.comparison[-1].test_accuracy
+
+
+def test_jury_repairs_no_strategy_twice_for_its_verdicts(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _task(tiny_net, data)
+    finished: list[Strategy] = []
+    finish = task.finish
+    monkeypatch.setattr(task, "finish", lambda s: finished.append(s) or finish(s))
+    jury = Jury(task, by_agreement=True)
+    first = jury.verdict([WIDE, NARROW])
+    assert jury.verdict([WIDE, NARROW]) == first
+    assert finished == [WIDE, NARROW]
+    jury.verdict([first.strategy, UNIFORM])
+    assert finished == [WIDE, NARROW, UNIFORM]
 
 
 def test_without_measuring_there_are_no_latencies_and_no_notes_on_them(

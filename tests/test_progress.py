@@ -42,6 +42,27 @@ def test_nothing_is_printed_for_no_work_or_when_switched_off(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_bar_inside_another_is_silent_and_the_next_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bar("comparing", 1) as outer:
+        with progress_bar("repairing", 1) as inner:
+            inner.advance()
+        outer.advance()
+    with progress_bar("drawing", 1) as bar:
+        bar.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["comparing", "drawing"]
+
+
+def test_a_bar_that_an_error_ended_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), progress_bar("searching", 1):
+        raise KeyError
+    with progress_bar("repairing", 1) as bar:
+        bar.advance()
+    assert capsys.readouterr().err.startswith("repairing: 1/1")
+
+
 def test_in_a_terminal_there_is_a_bar_with_its_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

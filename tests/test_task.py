@@ -203,7 +203,7 @@ def test_strategy_is_applied_and_evaluated(tiny_net, data):
 
 
 def test_kept_strategy_is_repaired(tiny_net, data):
-    task = task_of(tiny_net, data, recovery=RecoverySettings(images=40))
+    task = task_of(tiny_net, data, recovery=RecoverySettings(images=40, quick_images=0))
     finished = task.finish(HALF)
     assert finished.strategy == HALF
     measure = task.evaluator(data.search)

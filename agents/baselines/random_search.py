@@ -12,7 +12,7 @@ from agents.episode import (
     check_search,
     choose_at_random,
     collect_trials,
-    uniform_walks,
+    warm_walks,
 )
 from agents.settings import check_settings, choice
 from agents.trial import OnTrial, SearchResult
@@ -41,7 +41,7 @@ class RandomSearch:
     ) -> SearchResult:
         """Evaluate exactly ``evaluations`` strategies, fewer only if ``on_trial`` says so."""
         check_search(evaluations, seed)
-        first = uniform_walks(env, self.warm_start)
+        first = warm_walks(env, self.warm_start)
 
         def begin(index: int) -> Choose:
             return first[index - 1] if index <= len(first) else at_random

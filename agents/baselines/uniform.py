@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from agents.episode import check_search, collect_trials, uniform_walks
+from agents.episode import check_search, collect_trials, warm_walks
 from agents.trial import OnTrial, SearchResult
 from amc.errors import BudgetError
 
@@ -28,7 +28,7 @@ class UniformSearch:
             BudgetError: No uniform strategy meets the budget.
         """
         check_search(evaluations, seed)
-        walks = uniform_walks(env, "uniform")
+        walks = warm_walks(env, "uniform")
         if not walks:
             raise BudgetError(
                 "No strategy with one preserve ratio and one bit pair for all layers meets the "

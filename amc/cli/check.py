@@ -41,15 +41,25 @@ _TEXT: _Kind = (_is_text, "text")
 _SWITCH: _Kind = (lambda value: isinstance(value, bool), "true or false")
 _MAPPING: _Kind = (lambda value: isinstance(value, Mapping), "names with values, {name: value}")
 _WIDTHS: _Kind = (lambda value: _is_list_of(value, _is_whole), "a list such as [8,32]")
-_NAMES: _Kind = (lambda value: _is_list_of(value, _is_text), "a list of names, [name,name]")
+_LIST: _Kind = (lambda value: isinstance(value, list), "a list, [one,another]")
+_FEATURES: _Kind = (
+    lambda value: _is_text(value) or _is_list_of(value, _is_text),
+    "plain, all, a list of names, [name,name]",
+)
 
 OPTIONS: dict[str, _Kind] = {
     "seed": _AT_LEAST_0,
+    "seeds": _LIST,
+    "agents": _or_null(_LIST),
+    "threads": _AT_LEAST_1,
+    "jobs": _AT_LEAST_1,
     "reward": _TEXT,
     "policy": _TEXT,
     "run": _TEXT,
     "output": _or_null(_TEXT),
     "restart": _SWITCH,
+    "resume": _or_null(_TEXT),
+    "resume_force": _SWITCH,
     "checkpoint": _or_null(_TEXT),
     "data_root": _or_null(_TEXT),
     "epochs": _AT_LEAST_1,
@@ -62,6 +72,8 @@ OPTIONS: dict[str, _Kind] = {
     "search.evaluations": _AT_LEAST_1,
     "search.images": _AT_LEAST_1,
     "search.final_candidates": _AT_LEAST_1,
+    "search.store": _SWITCH,
+    "search.checkpoint_every": _AT_LEAST_1,
     "network.name": _TEXT,
     "network.checkpoint": _or_null(_TEXT),
     "network.options": _or_null(_MAPPING),
@@ -73,11 +85,17 @@ OPTIONS: dict[str, _Kind] = {
     "env.channel_step": _or_null(_AT_LEAST_1),
     "env.weight_bits": _or_null(_WIDTHS),
     "env.activation_bits": _or_null(_WIDTHS),
-    "env.observation": _or_null(_NAMES),
+    "env.observation": _or_null(_FEATURES),
     "recovery.images": _AT_LEAST_1,
+    "recovery.repair_images": _AT_LEAST_1,
+    "recovery.quick_images": _AT_LEAST_0,
     "recovery.batch_norm_images": _AT_LEAST_1,
+    "recovery.error_images": _AT_LEAST_1,
     "recovery.least_squares": _SWITCH,
     "recovery.batch_norm": _SWITCH,
+    "recovery.importance": _TEXT,
+    "recovery.sequential": _SWITCH,
+    "recovery.stream_correction": _SWITCH,
     "recovery.max_columns": _AT_LEAST_1,
 }
 

@@ -35,10 +35,13 @@ Recipe = Callable[[DictConfig], bool]
 
 COMMANDS = {
     "search": "find a smaller network within a budget",
+    "compare": "searchers beside each other, over seeds",
     "apply": "compress a network by a learned policy, without a search",
     "finetune": "train the compressed network of a run",
     "profile": "measure a device's latency table for a network",
 }
+
+RESUMED = ("search", "compare")
 
 USAGE = """\
 amc {version}: make a trained CNN run faster on a given device, within a budget
@@ -96,6 +99,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     try:
         check_packages()
         _offer_networks(arguments)
+        if command in RESUMED and any(a.startswith("resume=") for a in arguments):
+            from amc.cli.resume import place_of_resumed  # brings torch; --help can do without
+
+            arguments = [*arguments, *place_of_resumed(arguments, command)]
         with _called_as(command, arguments):
             start()
     except KeyboardInterrupt:
@@ -214,7 +221,8 @@ def _said_by_hydra(error: Exception) -> str:
 
 
 def _unknown_option(key: str) -> str:
-    near = difflib.get_close_matches(key, _option_names(), n=1)
+    others = [name for name in _option_names() if name != key]  # it may be another command's
+    near = difflib.get_close_matches(key, others, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Could not override {key!r}: there is no such option.{hint} All of them: --help."
 

@@ -2,54 +2,81 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from amc import api, artifact
+from amc import api, journal
+from amc.artifact import RunRecord
 from amc.cli import recipe
+from amc.cli.resume import read_run
 
 
 def run(config: DictConfig) -> bool:
     """Set up, search, write, show. True if Ctrl-C was pressed."""
-    folder = recipe.run_folder()
-    budget = recipe.budget_of(recipe.plain(config.budget))
-    space = recipe.space_of(recipe.plain(config.env))
-    recovery = recipe.recovery_of(recipe.plain(config.recovery))
-    agent = recipe.plain(config.agent)
-    device = recipe.device_of(config)
-    parts = recipe.record_parts(config)
-    artifact.RunRecord(
+    if config.resume is None:
+        folder = recipe.run_folder()
+        record = _record(config)
+        record.write(folder)
+        return _search(record, folder)
+    folder = Path(config.resume).expanduser()
+    if journal.is_finished(folder):
+        print(f"{folder} is finished: nothing to resume, its results are there")
+        return False
+    overrides = (text.partition("=") for text in HydraConfig.get().overrides.task)
+    given = {name: value for name, _, value in overrides}
+    record = read_run(folder, _settings(config), given)
+    return _search(record, folder, resume=True, resume_force=config.resume_force)
+
+
+def _record(config: DictConfig) -> RunRecord:
+    return RunRecord(
         kind="search",
-        **parts,
-        device=device or {},
+        **recipe.record_parts(config),
+        device=recipe.device_of(config) or {},
         budget=recipe.plain(config.budget),
-        settings={
-            "seed": config.seed,
-            "reward": config.reward,
-            "agent": agent,
-            "env": recipe.plain(config.env),
-            "recovery": recipe.plain(config.recovery),
-            "search": recipe.plain(config.search),
-        },
-    ).write(folder)
-    api.check_search(agent, config.reward, device, budget)
-    data = recipe.data_of(parts["data"])
-    network = recipe.network_of(parts["network"], data)
+        settings=_settings(config),
+    )
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    groups = ("agent", "env", "recovery", "search")
+    found = {name: recipe.plain(config[name]) for name in groups}
+    return {"seed": config.seed, "reward": config.reward, **found}
+
+
+def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
+    """Search as the record says."""
+    settings, options = record.settings, record.settings["search"]
+    device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
+    space = recipe.space_of(settings["env"])
+    recovery = recipe.recovery_of(settings["recovery"])
+    api.check_search(settings["agent"], settings["reward"], device, budget)
+    data = recipe.data_of(record.data)
+    network = recipe.network_of(record.network, data)
     result = api.search(
         network,
         data,
         device,
         budget,
-        agent=agent,
-        evaluations=config.search.evaluations,
-        reward=config.reward,
-        seed=config.seed,
+        agent=settings["agent"],
+        evaluations=options["evaluations"],
+        reward=settings["reward"],
+        seed=settings["seed"],
         space=space,
         recovery=recovery,
-        search_images=config.search.images,
-        final_candidates=config.search.final_candidates,
-        observation=config.env.observation,
+        search_images=options["images"],
+        final_candidates=options["final_candidates"],
+        observation=settings["env"]["observation"],
         folder=folder,
-        hparams={"target": f"{parts['network']['name']} on {(device or {}).get('name', 'table')}"},
+        store=options["store"],
+        checkpoint_every=options["checkpoint_every"],
+        hparams={"target": f"{record.network['name']} on {(device or {}).get('name', 'table')}"},
+        **resuming,
     )
-    recipe.show(result, folder, config.search.evaluations)
+    recipe.show(result, folder, options["evaluations"])
+    if result.interrupted:
+        print(f"the rest: amc search resume={folder}")
     return result.interrupted

@@ -18,7 +18,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,)
 
 # Without a count of the user's: a fraction of the training images, at most a number of them.
-CALIBRATION = (0.1, 1024)
+CALIBRATION = (0.1, 5000)
 SEARCH = (0.2, 5000)
 TEST_FRACTION = 0.2  # of the images, where the data come without a test set
 

@@ -6,13 +6,15 @@ one channel and refitting all others raises the squared error of its output by
 
     W <- W - W_j (P_jj)^-1 P_j       P <- P - P_j^T (P_jj)^-1 P_j
 
-(Hassibi & Stork 1993 for single weights; Frantar et al. 2022 for groups of them). A channel that
-several layers read costs the sum of their errors, each relative to the energy of its output. The
-order in which a group's channels go is found once and looked up for every candidate.
+(Hassibi & Stork 1993 for single weights; Frantar et al. 2022 for groups of them). Each output's
+error counts by its sensitivity (`amc.recovery.sensitivity`), so a channel that several layers read
+costs the sum over all of them, in nats. The order in which a group's channels go, and the error
+along it, are found once and looked up for every candidate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +26,25 @@ from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.progress import progress_bar
 from amc.recovery.least_squares import RIDGE, cholesky
-from amc.recovery.moments import CalibrationStatistics
+from amc.recovery.moments import CalibrationStatistics, Moments
 
 MAX_STEPS = 128  # larger groups lose several channels at a step
 Order = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RemovalPath:
+    """The way from a whole channel group down to one channel.
+
+    Attributes:
+        order: Positions within the group, least important first, shape (size,). Keeping k
+            channels means keeping the last k.
+        errors: Estimated divergence, in nats, with k channels kept at index k, shape
+            (size + 1,); index 0, keeping none, is infinite.
+    """
+
+    order: Order
+    errors: npt.NDArray[np.float64]
 
 
 @dataclass
@@ -35,17 +52,16 @@ class _Reader:
     """One layer that reads the group: its inverse moments and its current weight."""
 
     inverse: Tensor  # (groups, columns, columns)
-    weight: Tensor  # (groups, outputs, columns)
+    weight: Tensor  # (groups, outputs, columns), rows times the root of their sensitivity
     columns: Tensor  # (members, width): columns of each member of the group
-    energy: float
 
     def costs(self, alive: Tensor) -> Tensor:
-        """Relative error of dropping each living member, shape (alive,)."""
+        """Error of dropping each living member, in nats, shape (alive,)."""
         columns = self.columns[alive]  # (alive, width)
         block = self.inverse[:, columns[:, :, None], columns[:, None, :]]  # (g, alive, w, w)
         weight = self.weight[:, :, columns].transpose(1, 2)  # (g, alive, outputs, w)
         solved = torch.linalg.solve(block, weight.transpose(2, 3))  # (g, alive, w, outputs)
-        costs: Tensor = (weight.transpose(2, 3) * solved).sum((0, 2, 3)) / self.energy
+        costs: Tensor = (weight.transpose(2, 3) * solved).sum((0, 2, 3))
         return costs
 
     def drop(self, members: Tensor) -> None:
@@ -57,57 +73,79 @@ class _Reader:
         self.inverse = self.inverse - rows.transpose(1, 2) @ solved
 
 
-def removal_orders(graph: NetworkGraph, statistics: CalibrationStatistics) -> dict[int, Order]:
-    """For every free group, its members in the order in which they are removed.
+def removal_paths(
+    graph: NetworkGraph,
+    statistics: CalibrationStatistics,
+    sensitivities: Mapping[str, Tensor],
+    importance: str = "surgeon",
+) -> dict[int, RemovalPath]:
+    """For every free group, the order in which its channels go and the error along it.
+
+    Args:
+        sensitivities: Layer path -> nats for each unit of squared error, shape (outputs,).
+        importance: "surgeon"; or "magnitude": by the energy of the weights that read a channel,
+            inputs taken as independent, as for readers without moments.
 
     Returns:
-        Group index -> positions within the group, least important first, shape (size,).
-        Keeping k channels means keeping the last k.
+        Group index -> path.
     """
-    orders = {}
+    paths = {}
     with progress_bar("ranking channels", len(graph.free_groups)) as bar:
         for group in graph.free_groups:
-            readers = _readers(graph, statistics, group.index)
-            if readers:
-                orders[group.index] = _surgeon_order(readers, group.size)
-            else:
-                orders[group.index] = _magnitude_order(graph, group.index)
+            known = statistics.moments if importance == "surgeon" else {}
+            readers = _readers(graph, known, sensitivities, group.index)
+            loose = _loose_costs(graph, statistics.values, known, sensitivities, group.index)
+            paths[group.index] = _surgeon_path(readers, loose)
             bar.advance(note=group.name)
-    return orders
+    return paths
 
 
-def _surgeon_order(readers: list[_Reader], size: int) -> Order:
+def _surgeon_path(readers: list[_Reader], loose: Tensor) -> RemovalPath:
+    """
+    Args:
+        loose: Cost of each member that no reader knows of, shape (size,).
+    """
+    size = len(loose)
     alive = torch.arange(size)
     order: list[int] = []
+    errors = np.zeros(size + 1)
     at_once = max(1, size // MAX_STEPS)
     while len(alive) > 1:
-        costs = torch.stack([reader.costs(alive) for reader in readers]).sum(0)
+        costs = sum((reader.costs(alive) for reader in readers), loose[alive])
         count = min(at_once, len(alive) - 1)
         chosen = torch.argsort(costs, stable=True)[:count]
         members = alive[chosen]
         for reader in readers:
             reader.drop(members)
+        left = len(alive) - 1 - np.arange(count)
+        errors[left] = errors[len(alive)] + np.cumsum(costs[chosen].numpy())
         order += members.tolist()
         alive = alive[torch.isin(alive, members, invert=True)]
-    return np.array(order + alive.tolist(), np.int64)
+    errors[0] = np.inf
+    return RemovalPath(np.array(order + alive.tolist(), np.int64), errors)
 
 
-def _readers(graph: NetworkGraph, statistics: CalibrationStatistics, group: int) -> list[_Reader]:
+def _readers(
+    graph: NetworkGraph,
+    known: Mapping[str, Moments],
+    sensitivities: Mapping[str, Tensor],
+    group: int,
+) -> list[_Reader]:
     members = np.flatnonzero(graph.plan.unit_group == group)
     readers = []
     for path, units in graph.plan.layers.items():
-        moments = statistics.moments.get(path)
+        moments = known.get(path)
         if moments is None or not np.isin(units.inputs, members).any():
             continue
         layer = graph.plan.module.get_submodule(path)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         columns = column_units(layer, units.inputs)
-        weight = layer.weight.double().reshape(len(moments.mean), -1, len(columns))
+        rows = layer.weight.double().flatten(1) * sensitivities[path].sqrt()[:, None]
+        weight = rows.reshape(len(moments.mean), -1, len(columns))
         gram = (moments.centred() if absorbs_shift(graph, path) else moments.gram).double()
         inverse = torch.cholesky_inverse(cholesky(gram, RIDGE))
         where = np.stack([np.flatnonzero(columns == unit) for unit in members])
-        energy = float(torch.einsum("gij,gjk,gik->", weight, gram, weight))
-        readers.append(_Reader(inverse, weight, torch.from_numpy(where), max(energy, 1e-12)))
+        readers.append(_Reader(inverse, weight, torch.from_numpy(where)))
     return readers
 
 
@@ -125,21 +163,30 @@ def absorbs_shift(graph: NetworkGraph, path: str) -> bool:
     return getattr(layer, "bias", None) is not None or path in graph.plan.folds.values()
 
 
-def _magnitude_order(graph: NetworkGraph, group: int) -> Order:
-    """By the L1 norm of the weights that read a channel (Li et al. 2017), where no moments are."""
+def _loose_costs(
+    graph: NetworkGraph,
+    values: Mapping[str, Tensor],
+    known: Mapping[str, Moments],
+    sensitivities: Mapping[str, Tensor],
+    group: int,
+) -> Tensor:
+    """Error of dropping each member, in nats, at the readers whose moments are not known.
+
+    Their inputs are taken as independent and of equal energy: ``E[x^2] * sum(s_o w_oc^2)``.
+    """
     members = np.flatnonzero(graph.plan.unit_group == group)
-    norm = np.zeros(len(members))
+    position = {unit: place for place, unit in enumerate(members.tolist())}
+    costs = torch.zeros(len(members), dtype=torch.float64)
     for path, units in graph.plan.layers.items():
         layer = graph.plan.module.get_submodule(path)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        if is_depthwise(layer):
+        if path in known or is_depthwise(layer):
             continue
         columns = column_units(layer, units.inputs)
-        reads = np.isin(columns, members)
-        if reads.any():
-            weight = layer.weight.detach().abs().flatten(1).sum(0).numpy()
-            weight = weight / max(float(weight.sum()), 1e-12)
-            position = {unit: place for place, unit in enumerate(members.tolist())}
-            places = [position[unit] for unit in columns[reads].tolist()]
-            np.add.at(norm, places, weight[reads])
-    return np.argsort(norm, kind="stable")
+        reads = np.flatnonzero(np.isin(columns, members))
+        energy = float(values[path].double().square().mean())
+        weight = layer.weight.detach().double().flatten(1).square()
+        per_column = energy * (sensitivities[path] @ weight)
+        places = torch.tensor([position[unit] for unit in columns[reads].tolist()])
+        costs.index_add_(0, places.long(), per_column[torch.from_numpy(reads)])
+    return costs

@@ -148,13 +148,17 @@ def columns_of(module: nn.Conv2d | nn.Linear) -> int:
 
 
 def input_rows(
-    module: nn.Conv2d | nn.Linear, x: Tensor, generator: torch.Generator | None
+    module: nn.Conv2d | nn.Linear,
+    x: Tensor,
+    generator: torch.Generator | None,
+    count: int = POSITIONS_PER_IMAGE,
 ) -> Tensor:
     """Unfold a layer's input at sampled output positions.
 
     Args:
         x: (n, channels, height, width), or (n, ..., features) for linear.
         generator: Chooses the positions; None takes all of them.
+        count: Positions of each image.
 
     Returns:
         Shape (groups, n * positions, columns), columns in the order of the layer's weight.
@@ -165,7 +169,7 @@ def input_rows(
     (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
     out_h = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
     out_w = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
-    positions = positions_of(out_h * out_w, generator)
+    positions = positions_of(out_h * out_w, generator, count)
     row = (positions // out_w * sh)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
     column = (positions % out_w * sw)[:, None, None] + (torch.arange(kw) * dw)[None, None, :]
     patches = padded[:, :, row, column]  # (n, channels, positions, kh, kw)
@@ -175,11 +179,13 @@ def input_rows(
     return per_group.flatten(3).flatten(1, 2)
 
 
-def positions_of(area: int, generator: torch.Generator | None) -> Tensor:
+def positions_of(
+    area: int, generator: torch.Generator | None, count: int = POSITIONS_PER_IMAGE
+) -> Tensor:
     """Sampled output positions, sorted; all of them without a generator."""
-    if generator is None or area <= POSITIONS_PER_IMAGE:
+    if generator is None or area <= count:
         return torch.arange(area)
-    return torch.randperm(area, generator=generator)[:POSITIONS_PER_IMAGE].sort().values
+    return torch.randperm(area, generator=generator)[:count].sort().values
 
 
 def _pad_input(module: nn.Conv2d, x: Tensor) -> Tensor:

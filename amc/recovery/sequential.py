@@ -1,25 +1,20 @@
 """Repairing a smaller network layer by layer, each to what it really receives.
 
-The original and the smaller network run side by side on the calibration images, operator by
-operator. At each layer, moments are taken of the input that the *smaller* network's layer receives
-(after everything repaired before it) and of the output that the *original*'s layer gives; their
-least-squares solution is the new weight. Where the layer's (normalised) output is added to a
-stream, the target is the original sum minus the smaller network's own stream: each block repairs
-what earlier blocks broke.
+At each layer, moments are taken of the input that the *smaller* network's layer receives (after
+everything repaired before it) and of the output that the *original*'s layer gives; their
+least-squares solution is the new weight, rounded with error feedback where bits are few. Where the
+layer's (normalised) output is added to a stream, the target is the original sum minus the smaller
+network's own stream: each block repairs what earlier blocks broke.
 """
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from amc.compress.quantization import (
     QuantizedConv2d,
@@ -31,64 +26,68 @@ from amc.compress.removal import KeepMask
 from amc.graph.graph import NetworkGraph
 from amc.progress import progress_bar
 from amc.recovery.least_squares import cholesky
-from amc.recovery.moments import BATCH, columns_of, input_rows, positions_of
+from amc.recovery.moments import POSITIONS_PER_IMAGE, columns_of, input_rows
+from amc.recovery.reference import (
+    SMALLEST_FACTOR,
+    Execution,
+    Layer,
+    Norm,
+    Reference,
+    Target,
+    gather_reference,
+    output_rows,
+)
+from amc.recovery.rounding import round_with_feedback
 from amc.strategy import FLOAT_BITS
 
 RIDGE = 1e-3  # of the mean input energy, towards the weight the layer has
 MAX_COLUMNS = 2304  # wider layers keep the weight they have
-MEMORY_BYTES = 2 * 2**30  # of activations held at a time; fewer images where they are larger
-SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
-
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-Layer = nn.Conv2d | nn.Linear
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """A layer whose normalised output is added to something that is computed before it."""
-
-    add: fx.Node
-    other: fx.Node
-
-
-@dataclass(frozen=True)
 class _Sums:
-    """Sums of x x^T, x y^T, x and y over so many rows."""
+    """Sums over rows of inputs x and outputs y, in float64.
 
-    gram: Tensor
-    cross: Tensor
-    x: Tensor
-    y: Tensor
-    rows: int
+    Rows count from a constant near their mean: a covariance that is small beside the squared
+    mean keeps its digits, though the products are made in float32.
+    """
 
-    @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Sums:
-        """Of x (groups, rows, columns) and y (groups, rows, outputs / groups)."""
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        """
+        Args:
+            x: First rows, (groups, rows, columns).
+            y: First rows, (groups, rows, outputs / groups).
+        """
+        self._x_shift, self._y_shift = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        self._gram = self._cross = self._x = self._y = torch.zeros((), dtype=torch.float64)
+        self._rows = 0
+        self.add(x, y)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Count further rows."""
+        x, y = x - self._x_shift, y - self._y_shift
         columns = x.transpose(1, 2)
-        return cls(columns @ x, columns @ y, x.sum(1), y.sum(1), x.shape[1])
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.gram + other.gram,
-            self.cross + other.cross,
-            self.x + other.x,
-            self.y + other.y,
-            self.rows + other.rows,
-        )
+        self._gram = self._gram + (columns @ x).double()
+        self._cross = self._cross + (columns @ y).double()
+        self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
+        self._rows += x.shape[1]
 
     def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
         """E[x x^T] (groups, columns, columns), E[x y^T] (groups, columns, outputs / groups)."""
-        gram, cross = self.gram / self.rows, self.cross / self.rows
+        x, y = self._x / self._rows, self._y / self._rows
+        gram = self._gram / self._rows - x.unsqueeze(2) * x.unsqueeze(1)
+        cross = self._cross / self._rows - x.unsqueeze(2) * y.unsqueeze(1)
         if not centred:
-            return gram, cross
-        x, y = self.means()
-        return gram - x.unsqueeze(2) * x.unsqueeze(1), cross - x.unsqueeze(2) * y.unsqueeze(1)
+            x, y = self.means()
+            gram = gram + x.unsqueeze(2) * x.unsqueeze(1)
+            cross = cross + x.unsqueeze(2) * y.unsqueeze(1)
+        return gram, cross
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[x] (groups, columns), E[y] (groups, outputs / groups)."""
-        return self.x / self.rows, self.y / self.rows
+        return (
+            self._x / self._rows + self._x_shift.squeeze(1),
+            self._y / self._rows + self._y_shift.squeeze(1),
+        )
 
 
 def repair_sequentially(
@@ -98,187 +97,164 @@ def repair_sequentially(
     images: Tensor,
     seed: int = 0,
     max_columns: int = MAX_COLUMNS,
+    positions: int = POSITIONS_PER_IMAGE,
+    stream_correction: bool = True,
 ) -> None:
     """Refit every layer of ``smaller`` in place, in execution order.
 
-    Depthwise layers, layers that are called more than once, and layers of more than
-    ``max_columns`` inputs (times kernel area) keep the weights that they have.
+    Layers that are called more than once, and layers of more than ``max_columns`` inputs (times
+    kernel area) keep the weights that they have.
 
     Args:
         smaller: The network with channels removed (and layers quantized).
         keep: The units that it kept.
         images: Normalised calibration images, (n, channels, height, width).
+        positions: Output positions of each image that the moments are taken over.
+        stream_correction: Aim at the original sum of a residual addition, not at the layer's
+            own original output.
     """
-    nodes = list(graph.plan.module.graph.nodes)
-    with torch.no_grad(), progress_bar("repairing", len(graph.plan.layers)) as bar:
-        images = images[: _affordable(graph, smaller, keep, images)]
-        run = _SideBySide(graph, smaller, keep, images, seed, max_columns)
-        for node in nodes:
-            if node.op == "call_module" and node.target in graph.plan.layers:
-                run.refit(node)
-                bar.advance(note=str(node.target))
-            run.advance(node)
+    with progress_bar("repairing", 2 * len(graph.plan.layers)) as bar:
+
+        def done(path: str) -> None:
+            bar.advance(note=path)
+
+        reference = gather_reference(
+            graph,
+            images,
+            positions=positions,
+            seed=seed,
+            stream_correction=stream_correction,
+            on_layer=done,
+        )
+        refit_layers(graph, smaller, keep, reference, max_columns=max_columns, on_layer=done)
 
 
-def _affordable(
-    graph: NetworkGraph, smaller: fx.GraphModule, keep: KeepMask, images: Tensor
-) -> int:
-    """How many images' activations fit into memory, one batch at least."""
-    run = _SideBySide(graph, smaller, keep, images[:1], 0, 0)
-    largest = 1
-    for node in graph.plan.module.graph.nodes:
-        run.advance(node)
-        largest = max(largest, run.held_bytes())
-    return max(BATCH, MEMORY_BYTES // largest)
+def refit_layers(
+    graph: NetworkGraph,
+    smaller: fx.GraphModule,
+    keep: KeepMask,
+    reference: Reference,
+    *,
+    max_columns: int = MAX_COLUMNS,
+    ridge: float = RIDGE,
+    feedback: bool = True,
+    on_layer: Callable[[str], None] = lambda _: None,
+) -> None:
+    """As `repair_sequentially`, with what the original gives already known.
+
+    Args:
+        ridge: Pull towards the weights that the layers have, in mean input energies.
+        feedback: Round weights with error feedback; else to the nearest, which is faster.
+        on_layer: Called with the path of each layer that is done.
+    """
+    repair = _Repair(graph, smaller, keep, reference, max_columns, ridge, feedback)
+    left = set(graph.plan.layers)
+    with torch.no_grad():
+        for node in repair.run.nodes:
+            if node.op == "call_module" and node.target in left:
+                repair.refit(node)
+                left.remove(str(node.target))
+                on_layer(str(node.target))
+            repair.run.advance(node)
 
 
-class _SideBySide:
-    """Values of both networks at every live node, batch by batch."""
+class _Repair:
+    """The smaller network on the calibration images, repaired on the way."""
 
     def __init__(
         self,
         graph: NetworkGraph,
         smaller: fx.GraphModule,
         keep: KeepMask,
-        images: Tensor,
-        seed: int,
+        reference: Reference,
         max_columns: int,
+        ridge: float,
+        feedback: bool,
     ) -> None:
-        self._graph, self._keep, self._seed = graph, keep, seed
-        self._max_columns = max_columns
-        self._networks = graph.plan.module, smaller
-        self._batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-        # node -> for (original, smaller): its value on every batch
-        self._values: dict[fx.Node, tuple[list[object], list[object]]] = {}
-        nodes = list(graph.plan.module.graph.nodes)
-        self._left = {node: len(node.users) for node in nodes}
-        self._order = {node: place for place, node in enumerate(nodes)}
-        self._calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+        self._graph, self._smaller, self._keep = graph, smaller, keep
+        self._reference, self._max_columns = reference, max_columns
+        self._ridge, self._feedback = ridge, feedback
+        self.run = Execution(smaller, reference.batches)
+        calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
+        self._calls = Counter(calls)
         self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
-        self._streams = _find_streams(graph, self._norms)
-
-    def held_bytes(self) -> int:
-        """Size of all values that are held."""
-        return sum(
-            value.nbytes
-            for sides in self._values.values()
-            for side in sides
-            for value in side
-            if isinstance(value, Tensor)
-        )
-
-    def advance(self, node: fx.Node) -> None:
-        """Compute a node's values in both networks; forget what nothing needs any more."""
-        if node.op == "output":
-            return
-        batches = range(len(self._batches))
-        self._values[node] = (
-            [self._run(node, 0, batch) for batch in batches],
-            [self._run(node, 1, batch) for batch in batches],
-        )
-        for used in node.all_input_nodes:
-            self._left[used] -= 1
-            if self._left[used] == 0:
-                self._values.pop(used, None)
-
-    def _run(self, node: fx.Node, side: int, batch: int) -> object:
-        network = self._networks[side]
-        if node.op == "placeholder":
-            return self._batches[batch]
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(network)
-
-        def value_of(argument: Any) -> Any:
-            is_node = isinstance(argument, fx.Node)
-            return self._values[argument][side][batch] if is_node else argument
-
-        args, kwargs = map_aggregate((node.args, node.kwargs), value_of)
-        if node.op == "call_module":
-            return network.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    # -- one layer ----------------------------------------------------------------------------
+        self._stream_nodes = _same_nodes(graph, smaller, reference)
 
     def refit(self, node: fx.Node) -> None:
         """Write the least-squares solution into the smaller network's layer."""
-        original, layer = (network.get_submodule(str(node.target)) for network in self._networks)
-        assert isinstance(original, Layer)
+        path = str(node.target)
+        layer = self._smaller.get_submodule(path)
         assert isinstance(layer, Layer)
-        depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-        repeated = self._calls[str(node.target)] > 1
-        if depthwise or repeated or columns_of(layer) > self._max_columns:
+        if self._calls[path] > 1 or columns_of(layer) > self._max_columns:
             return
-        norm = self._norm_after(node)
-        sums = self._sums(node, layer, original, norm)
+        norm = self._norm_after(path)
+        sums = self._sums(node, layer, norm)
         centred = layer.bias is not None or norm is not None
         gram, cross = sums.moments(centred)
-        _change_weight(layer, gram, cross)
+        _change_weight(layer, gram, cross, self._ridge, self._feedback)
         if centred:
             _set_mean(layer, norm, *sums.means())
 
-    def _norm_after(self, node: fx.Node) -> Norm | None:
-        path = self._norms.get(str(node.target))
-        norm = None if path is None else self._networks[1].get_submodule(path)
-        return norm if isinstance(norm, Norm) else None
+    def _norm_after(self, path: str) -> Norm | None:
+        norm = self._norms.get(path)
+        module = None if norm is None else self._smaller.get_submodule(norm)
+        return module if isinstance(module, Norm) else None
 
-    def _sums(self, node: fx.Node, layer: Layer, original: Layer, norm: Norm | None) -> _Sums:
+    def _sums(self, node: fx.Node, layer: Layer, norm: Norm | None) -> _Sums:
         """Of what the smaller network's layer receives (x), and should give (y)."""
-        source = node.all_input_nodes[0]
-        units = self._graph.plan.layers[str(node.target)].outputs
+        path, reference = str(node.target), self._reference
+        units = self._graph.plan.layers[path].outputs
         outputs = torch.from_numpy(np.flatnonzero(self._keep[units]))
-        stream = self._usable_stream(node, norm)
-        generator = torch.Generator().manual_seed(self._seed)
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         total: _Sums | None = None
-        for batch in range(len(self._batches)):
-            received = self._values[source][1][batch]
+        for batch, received in enumerate(self.run.values(node.all_input_nodes[0])):
             assert isinstance(received, Tensor)
             if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
                 received = layer._quantized_input(received)
-            target = original(self._values[source][0][batch])
-            target = self._target(target, outputs, stream, norm, batch)
-            state = generator.get_state()
-            x = input_rows(layer, received, generator).double()
-            generator.set_state(state)  # the same positions
-            sums = _Sums.of(x, _output_rows(layer, target, generator).double())
-            total = sums if total is None else total + sums
+            generator = reference.generator(batch)
+            x = input_rows(layer, received, generator, reference.positions)
+            target = reference.targets[path][batch]
+            y = self._target(path, layer, target, outputs, norm, batch)
+            y = y.reshape(len(y), groups, -1).transpose(0, 1)  # (groups, rows, outputs / groups)
+            if total is None:
+                total = _Sums(x, y)
+            else:
+                total.add(x, y)
         assert total is not None
         return total
 
-    # -- targets ------------------------------------------------------------------------------
-
-    def _usable_stream(self, node: fx.Node, norm: Norm | None) -> _Stream | None:
-        stream = self._streams.get(str(node.target))
-        if stream is None or self._order[stream.other] > self._order[node]:
-            return None
-        if norm is not None and float(_factor(norm).abs().min()) < SMALLEST_FACTOR:
-            return None
-        return stream
-
     def _target(
-        self, full: Tensor, outputs: Tensor, stream: _Stream | None, norm: Norm | None, batch: int
+        self,
+        path: str,
+        layer: Layer,
+        target: Target,
+        outputs: Tensor,
+        norm: Norm | None,
+        batch: int,
     ) -> Tensor:
-        """What the layer should give: (n, kept outputs, height, width) or (n, kept outputs).
-
-        Args:
-            full: What the original's layer gives.
-        """
-        dim = 1 if full.dim() == 4 else full.dim() - 1
-        target = full.index_select(dim, outputs)
-        if stream is None:
-            return target
-        theirs, ours = (values[batch] for values in self._values[stream.other])
-        assert isinstance(theirs, Tensor)
+        """What the layer should give, shape (rows, kept outputs)."""
+        wanted = target.output[:, outputs]
+        factor = None if norm is None else _factor(norm)
+        if target.stream is None or path not in self._stream_nodes:
+            return wanted
+        if factor is not None and float(factor.abs().min()) < SMALLEST_FACTOR:
+            return wanted
+        ours = self.run.values(self._stream_nodes[path])[batch]
         assert isinstance(ours, Tensor)
-        if theirs.shape != full.shape:
-            return target  # added by broadcasting: not a stream of the same channels
-        difference = theirs.index_select(dim, outputs) - ours
-        if norm is not None:  # it scales what the layer gives: undo that for the correction
-            shape = [1] * full.dim()
-            shape[dim] = -1
-            difference = difference / _factor(norm).view(shape)
-        return target + difference
+        generator = self._reference.generator(batch)
+        ours = output_rows(layer, ours, generator, self._reference.positions)
+        difference = target.stream[:, outputs] - ours
+        # BN scales what the layer gives: undo that for the correction.
+        return wanted + (difference if factor is None else difference / factor)
+
+
+def _same_nodes(
+    graph: NetworkGraph, smaller: fx.GraphModule, reference: Reference
+) -> dict[str, fx.Node]:
+    """The streams' nodes in the smaller network's own graph."""
+    pairs = zip(graph.plan.module.graph.nodes, smaller.graph.nodes, strict=True)
+    ours = {node.name: other for node, other in pairs}
+    return {path: ours[stream.other.name] for path, stream in reference.streams.items()}
 
 
 def _factor(norm: Norm) -> Tensor:
@@ -288,15 +264,18 @@ def _factor(norm: Norm) -> Tensor:
     return factor * norm.weight if norm.affine else factor
 
 
-def _change_weight(layer: Layer, gram: Tensor, cross: Tensor) -> None:
+def _change_weight(layer: Layer, gram: Tensor, cross: Tensor, ridge: float, feedback: bool) -> None:
     """Write the weight V that minimises E ||y - V x||^2 + ridge ||V - weight||^2."""
     now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
     right = cross - gram @ now.transpose(1, 2)
-    change = torch.cholesky_solve(right, cholesky(gram, RIDGE)).transpose(1, 2)
+    change = torch.cholesky_solve(right, cholesky(gram, ridge)).transpose(1, 2)
     weight = (now + change).reshape(layer.weight.shape).to(layer.weight.dtype)
     if isinstance(layer, (QuantizedConv2d, QuantizedLinear)) and layer.bits.weight != FLOAT_BITS:
         layer.weight_scale = weight_scale(weight, layer.bits.weight)
-        weight = quantize_weight(weight, layer.weight_scale, layer.bits.weight)
+        grid = layer.weight_scale, layer.bits.weight
+        weight = (
+            round_with_feedback(weight, gram, *grid) if feedback else quantize_weight(weight, *grid)
+        )
     layer.weight.data = weight
 
 
@@ -309,35 +288,3 @@ def _set_mean(layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor) -
         layer.bias.data = lacks
     elif norm is not None and norm.running_mean is not None:
         norm.running_mean.data = norm.running_mean - lacks
-
-
-def _output_rows(layer: nn.Module, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Outputs at the positions that `input_rows` samples, (groups, rows, outputs / groups)."""
-    if isinstance(layer, nn.Linear):
-        return y.reshape(1, -1, y.shape[-1])
-    assert isinstance(layer, nn.Conv2d)
-    flat = y.flatten(2)  # (n, outputs, positions)
-    flat = flat[:, :, positions_of(flat.shape[2], generator)]
-    grouped = flat.reshape(len(y), layer.groups, -1, flat.shape[2])
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
-
-
-def _find_streams(graph: NetworkGraph, norms: Mapping[str, str]) -> dict[str, _Stream]:
-    """Layers (with their BN) that feed one addition of two tensors of one shape.
-
-    Args:
-        norms: Layer path -> path of the batch normalisation that only it feeds.
-    """
-    streams: dict[str, _Stream] = {}
-    for node in graph.plan.module.graph.nodes:
-        if node.op != "call_module" or node.target not in graph.plan.layers:
-            continue
-        last = next(iter(node.users)) if str(node.target) in norms else node
-        if len(last.users) != 1:
-            continue
-        add = next(iter(last.users))
-        others = [other for other in add.all_input_nodes if other is not last]
-        plain = add.op == "call_function" and len(add.args) == 2 and not add.kwargs
-        if plain and add.target in _ADDITIONS and len(others) == 1:
-            streams[str(node.target)] = _Stream(add, others[0])
-    return streams

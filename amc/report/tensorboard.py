@@ -35,10 +35,15 @@ class EventWriter:
         StorageError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first: int | None = None) -> None:
+        """
+        Args:
+            first: Episode that a resumed run goes on with; what the folder's earlier events say
+                of it and of later ones no longer counts. None: a run that starts.
+        """
         self.folder = folder
         try:
-            self._writer: Any = SummaryWriter(str(folder))
+            self._writer: Any = SummaryWriter(str(folder), purge_step=first)
         except OSError as error:
             raise storage_error(folder, error) from error
 
@@ -69,6 +74,10 @@ class EventWriter:
         for summary in summaries(dict(hparams), dict.fromkeys(reached, 0.0)):
             file_writer.add_summary(summary)
         self.episode(0, reached)
+
+    def flush(self) -> None:
+        """Put what was noted on the disk: a run may be killed at any moment."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Write what is left in memory."""

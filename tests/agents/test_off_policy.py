@@ -2,13 +2,21 @@ import numpy as np
 import pytest
 import torch
 
-from agents.off_policy import SeparateRates
+from agents.episode import follow, run_episode
+from agents.off_policy import SeparateRates, _Run
 from agents.searcher import build_searcher
+from amc.cost.budget import Budget
+from amc.cost.model import CostModel, choices_for
 from amc.errors import ConfigError
+from amc.evaluate import Evaluation
+from amc.strategy import FLOAT, Bits
+from envs.compression import CompressionEnv
 from tests.agents.toy import ToyWalk
+from tests.envs.made_up import SCORE, error_of, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
-SMALL = {"hidden": [16], "batch_size": 8}
+PLAIN = {"anchor": "none", "warm_start": "uniform"}  # a toy walk has no advice to depart from
+SMALL = {"hidden": [16], "batch_size": 8, **PLAIN}
 
 
 def search(name, evaluations=8, seed=0, env=None, on_trial=lambda _: True, **settings):
@@ -101,6 +109,27 @@ def test_search_starts_with_every_uniform_strategy():
     assert ratios[2] != pytest.approx([ratios[2][0]] * 3)
 
 
+@pytest.mark.parametrize(
+    ("warm_start", "ratios"),
+    [("none", []), ("uniform", [0.25, 0.5]), ("program", [0.75]), ("all", [0.25, 0.5, 0.75])],
+)
+def test_search_starts_with_the_strategies_of_its_warm_start(warm_start, ratios):
+    result = search("ddpg", 5, warmup=0, warm_start=warm_start)
+    first = [list(t.strategy.preserve_ratio.values()) for t in result.trials]
+    for found, ratio in zip(first, ratios, strict=False):
+        assert found == pytest.approx([ratio] * 3)
+    assert first[len(ratios)] != pytest.approx([first[len(ratios)][0]] * 3)
+
+
+def test_warm_start_is_walked_to_its_end_even_beyond_the_warm_up():
+    learned = [
+        t.index
+        for t in search("ddpg", 6, warmup=1, warm_start="all").trials
+        if "critic_loss" in t.diagnostics
+    ]
+    assert learned == [3, 4, 5, 6]
+
+
 def test_learning_starts_with_the_last_episode_of_the_warm_up():
     result = search("ddpg", 8, warmup=5, warm_start="none")
     assert [t.index for t in result.trials if "critic_loss" in t.diagnostics] == [5, 6, 7, 8]
@@ -120,7 +149,7 @@ def test_noise_decays_from_its_initial_to_its_final_value():
 def test_given_decay_is_used_as_it_is():
     result = search("td3", 8, warmup=5, noise_decay=0.95)
     noise = [t.diagnostics["noise"] for t in result.trials[5:]]
-    assert noise == pytest.approx([1, 0.95, 0.95**2])
+    assert noise == pytest.approx([0.3, 0.3 * 0.95, 0.3 * 0.95**2])
 
 
 def test_sac_reports_its_entropy_weight_and_no_noise():
@@ -163,6 +192,162 @@ def test_an_episode_is_followed_by_as_many_updates_as_it_had_steps(updates_per_s
     assert updates == [(3 * updates_per_step, 8)] * 3
 
 
+# -- where noise goes ----------------------------------------------------------------------------
+
+
+def run_of(name="ddpg", env=None, episodes=6, evaluations=100, seed=0, **settings):
+    """A run that has learned from its first episodes."""
+    searcher = build_searcher(name, **SMALL | {"warmup": 3, "warm_start": "none"} | settings)
+    run = _Run(searcher, env or ToyWalk(40), evaluations, seed)
+    for index in range(1, episodes + 1):
+        run.learn(run_episode(run.env, run.begin(index), index))
+    return run
+
+
+def actions_of(run, index):
+    return run_episode(run.env, run.begin(index), index).actions
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_noise_touches_a_share_of_the_steps(share):
+    """The others act as the actor does."""
+    run = run_of(elite_share=0.0, noise_share=share, noise_initial=0.5)
+    touched = []
+    for _ in range(5):
+        choose = run.begin(20)
+        for observation in np.eye(43, dtype=np.float32)[:40]:
+            difference = np.abs(choose(0, observation) - run.policy().act(observation))
+            touched.append((difference > 1e-5).all())
+            assert touched[-1] or (difference < 1e-5).all()  # a step's actions, all or none
+    assert np.mean(touched) == pytest.approx(share, abs=3 * np.sqrt(0.25 / 200))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_elite_share_of_one_explores_around_the_best_walk_alone(name):
+    run = run_of(name, elite_share=1.0, noise_share=1e-9)
+    best, actions = run._elite
+    assert best == max(e for e in run._replay.rewards.flatten() if e < 0)
+    np.testing.assert_array_equal(actions_of(run, 20), actions)
+
+
+def test_elite_share_of_none_acts_as_the_actor_alone():
+    run = run_of(elite_share=0.0, noise_share=1e-9)
+    seen = run_episode(run.env, run.begin(20), 20)
+    acted = [run.policy().act(observation) for observation in seen.observations[:-1]]
+    limited = np.minimum(acted, [ToyWalk.LIMIT, 1, 1])
+    np.testing.assert_allclose(seen.actions, limited, atol=1e-5)
+
+
+def test_elite_share_is_the_fraction_of_the_episodes_around_the_best_walk():
+    run = run_of(elite_share=0.3, noise_share=1e-9)
+    elite = run._elite[1]
+    times = [np.array_equal(actions_of(run, 20), elite) for _ in range(100)]
+    assert np.mean(times) == pytest.approx(0.3, abs=3 * np.sqrt(0.3 * 0.7 / 100))
+
+
+def test_best_walk_is_the_one_of_the_highest_reward():
+    run = run_of(episodes=0)
+    walks = [np.full((40, 3), value, np.float32) * [1, -1, 1] for value in (0.1, 0.6, 0.3)]
+    for index, walk in enumerate(walks, 1):  # the targets are 0.6, -0.6 and 0.6
+        run.learn(run_episode(run.env, follow(list(walk.astype(np.float32))), index))
+    np.testing.assert_allclose(run._elite[1], walks[1], atol=1e-6)
+    assert run._elite[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_best_walk_is_kept_through_a_state():
+    run = run_of(elite_share=1.0)
+    other = run_of(elite_share=1.0, episodes=0, seed=1)
+    other.restore(run.state())
+    assert other._elite[0] == run._elite[0]
+    np.testing.assert_array_equal(actions_of(other, 20), actions_of(run, 20))
+
+
+# -- departures from advice ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def guided(tiny_graph):
+    """A walk with advice: errors are made up, and are what is lost."""
+    costs = CostModel(
+        tiny_graph,
+        choices_for(tiny_graph, (FLOAT, Bits(8, 8), Bits(4, 4))),
+        Budget("bops", fraction=0.1),
+    )
+    errors = made_up_errors(costs)
+
+    def evaluate(strategy):
+        return Evaluation(0.5, 1.0, -error_of(costs, errors, strategy))
+
+    return CompressionEnv(costs, evaluate, SCORE, errors=lambda: errors)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_anchored_search_is_never_worse_than_the_program_and_meets_the_budget(guided, name):
+    result = search(name, 8, env=guided, anchor="program", warm_start="all")
+    programs = [guided.evaluate(strategy)[1] for strategy in guided.program_strategies()]
+    assert result.best.reward >= max(programs)
+    assert result.policy.anchor == "program"
+    assert result.policy.observation_names == guided.observation_names
+    for trial in [*result.trials, result.policy.walk(guided)]:
+        assert guided.costs.cost_of(trial.strategy) <= guided.costs.bound
+    again = search(name, 8, env=guided, anchor="program", warm_start="all")
+    assert again.trials == result.trials
+
+
+def test_search_without_anchor_learns_a_policy_without(guided):
+    assert search("ddpg", 6, env=guided).policy.anchor == "none"
+
+
+def test_anchored_warm_up_departs_from_the_advice_in_a_share_of_the_steps(guided):
+    settings = {"anchor": "program", "wander": 0.1, "noise_share": 0.4}
+    run = run_of("ddpg", guided, 0, **settings)
+    actions = np.stack([run.begin(1)(step, None) for step in range(400)])
+    touched = (actions != 0).any(1)
+    assert (actions[touched] != 0).all()
+    assert touched.mean() == pytest.approx(0.4, abs=3 * np.sqrt(0.24 / 400))
+    assert actions[touched].std() == pytest.approx(0.1, rel=0.15)
+    assert abs(actions[touched].mean()) < 0.02
+
+
+def test_warm_up_without_anchor_is_uniform():
+    run = run_of(episodes=0, wander=0.1, noise_share=0.4)
+    actions = np.stack([run.begin(1)(step, None) for step in range(400)])
+    assert actions.std() == pytest.approx(np.sqrt(1 / 3), rel=0.1)
+    assert (actions != 0).all()
+
+
+def test_small_departures_stay_near_the_programs_reward(guided):
+    near = search("ddpg", 6, env=guided, anchor="program", warm_start="none", warmup=6, wander=0.02)
+    (program,) = guided.program_strategies()
+    reward = guided.evaluate(program)[1]
+    rewards = [trial.reward for trial in near.trials]
+    assert min(rewards) > 3 * reward  # both are negative
+    far = search("ddpg", 6, env=guided, warm_start="none", warmup=6)
+    assert np.mean([trial.reward for trial in far.trials]) < np.mean(rewards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"anchor": "program", "warm_start": "none"}, "agent.anchor=program needs"),
+        ({"anchor": "none", "warm_start": "program"}, "warm_start=program needs"),
+        ({"anchor": "none", "warm_start": "all"}, "warm_start=program needs"),
+    ],
+)
+def test_advice_is_refused_before_the_first_evaluation_where_there_is_none(
+    guided, settings, message
+):
+    def evaluate(strategy):
+        raise AssertionError
+
+    ignorant = CompressionEnv(guided.costs, evaluate, SCORE)
+    with pytest.raises(ConfigError, match=message):
+        search("ddpg", 3, env=ignorant, **settings)
+
+
+# -- learning ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("name", "seeds"), [("ddpg", 3), ("td3", 1), ("sac", 1)])
 def test_learned_agent_beats_random_at_equal_evaluations(name, seeds):
     def rewards(agent, **settings):
@@ -176,7 +361,9 @@ def test_learned_agent_beats_random_at_equal_evaluations(name, seeds):
 
     # Over ten seeds random finds -6.9 to -4.9, the learned agents -3.3 to -0.6; the mean of
     # their last ten rewards is -14.5 to -10.5 for random and -7.5 to -1.7 for the others.
-    best, late = rewards(name, warm_start="none", hidden=[64, 64], actor_lr=1e-3)
+    as_amc = {"anchor": "none", "warm_start": "none", "noise_share": 1.0, "elite_share": 0.0}
+    noise = {} if name == "sac" else {"noise_initial": 1.0}
+    best, late = rewards(name, hidden=[64, 64], actor_lr=1e-3, **as_amc, **noise)
     random_best, random_late = rewards("random")
     assert best > random_best + 1
     assert late > random_late + 4

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,13 @@ from safetensors.torch import save_file
 from agents import off_policy
 from agents.policy import Policy, check_observations
 from agents.searcher import build_searcher
-from amc.errors import PolicyError
+from amc.cost.budget import Budget
+from amc.cost.model import CostModel, choices_for
+from amc.errors import ConfigError, PolicyError
+from amc.strategy import FLOAT, Bits
+from envs.compression import CompressionEnv
 from tests.agents.toy import ToyWalk
+from tests.envs.made_up import SCORE, guided_env
 
 NAMES = ("a", "b")
 
@@ -46,7 +52,8 @@ def test_policy_acts_like_the_model_it_was_taken_from(name, monkeypatch):
 
     monkeypatch.setattr(off_policy, "_Run", Watched)
     env = ToyWalk(layers_count=3)
-    policy = build_searcher(name, hidden=[16, 8]).search(env, 6, 0, lambda _: True).policy
+    searcher = build_searcher(name, hidden=[16, 8], anchor="none")
+    policy = searcher.search(env, 6, 0, lambda _: True).policy
     rng = np.random.default_rng(0)
     for _ in range(20):
         observation = rng.uniform(-1, 1, env.observation_space.shape).astype(np.float32)
@@ -62,6 +69,16 @@ def test_saved_policy_acts_the_same_when_loaded(tmp_path):
     assert loaded.layer_sizes == [2, 4, 3]
     observation = np.array([0.3, -0.7], np.float32)
     np.testing.assert_array_equal(loaded.act(observation), policy.act(observation))
+
+
+@pytest.mark.parametrize("anchor", ["program", "none"])
+def test_anchor_is_saved_with_the_policy(tmp_path, anchor):
+    dataclasses.replace(make_policy(), anchor=anchor).save(tmp_path)
+    assert Policy.load(tmp_path).anchor == anchor
+
+
+def test_policy_has_no_anchor_unless_it_is_said():
+    assert make_policy().anchor == "none"
 
 
 def test_saving_twice_writes_the_same_bytes(tmp_path):
@@ -80,6 +97,37 @@ def test_walk_evaluates_the_deterministic_actions_once():
     assert trial.strategy == policy.walk(env).strategy
     observation, _ = env.reset()
     np.testing.assert_array_equal(env.episodes[0][0], policy.act(observation))
+
+
+@pytest.fixture
+def guided(tiny_graph):
+    choices = choices_for(tiny_graph, (FLOAT, Bits(8, 8), Bits(4, 4)))
+    return guided_env(CostModel(tiny_graph, choices, Budget("bops", fraction=0.1)))
+
+
+def still_policy(env, anchor):
+    """An actor that answers 0 to whatever it sees."""
+    module = torch.nn.Linear(len(env.observation_names), 3)
+    torch.nn.init.zeros_(module.weight)
+    torch.nn.init.zeros_(module.bias)
+    return Policy.from_modules("ddpg", env.observation_names, [module], anchor)
+
+
+def test_anchored_policy_departs_from_the_programs_advice(guided):
+    trial = still_policy(guided, "program").walk(guided)
+    guided.reset()
+    for _ in range(guided.layers_count):
+        *_, info = guided.step(guided.advised_action().astype(np.float32))
+    assert trial.strategy == info["strategy"]
+    assert still_policy(guided, "none").walk(guided).strategy != trial.strategy
+
+
+def test_anchored_policy_needs_an_environment_that_knows_errors(guided):
+    ignorant = CompressionEnv(
+        guided.costs, lambda strategy: SCORE, SCORE, observation=("stride", "kernel")
+    )
+    with pytest.raises(ConfigError, match=r"agent.anchor=program needs the estimated errors"):
+        still_policy(ignorant, "program").walk(ignorant)
 
 
 def test_walk_in_an_environment_with_other_observations_names_the_differences():
@@ -129,10 +177,12 @@ def test_truncated_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "version 2, this amc reads version 1"),
+        ({"version": 1}, "version 1, this amc reads version 2"),
         ({"version": None}, "version None"),
         ({"algorithm": 7}, "'algorithm' must be a name, got 7"),
         ({"algorithm": ""}, "'algorithm'"),
+        ({"anchor": "advice"}, "'anchor' must be one of program, none, got 'advice'"),
+        ({"anchor": None}, "'anchor' must be one of program, none, got None"),
         ({"observation_names": "ab"}, "'observation_names' must be a list of names"),
         ({"observation_names": ["a", 1]}, "'observation_names'"),
         ({"observation_names": ["a"]}, r"'layer_sizes' must go from 1"),

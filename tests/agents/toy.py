@@ -68,9 +68,15 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
         ratios = strategy.preserve_ratio.values()
         return [np.array([2 * ratio - 1, 0, 0], np.float32) for ratio in ratios]
 
+    def effective_actions(self) -> np.ndarray:
+        return np.ones((self.layers_count, 3), bool)
+
     def uniform_strategies(self) -> list[Strategy]:
         layers = range(self.layers_count)
         return [Strategy({f"g{t}": ratio for t in layers}, {}) for ratio in (0.25, 0.5)]
+
+    def program_strategies(self) -> list[Strategy]:
+        return [Strategy({f"g{t}": 0.75 for t in range(self.layers_count)}, {})]
 
 
 def strategy_of(walk: np.ndarray) -> Strategy:

@@ -27,6 +27,7 @@ FILES = {
     "comparison.md",
     "compressed.json",
     "compressed.safetensors",
+    "journal.sqlite",
     "learning_curve.png",
     "policy.json",
     "policy.safetensors",

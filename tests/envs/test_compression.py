@@ -10,7 +10,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import nn
 
 import amc
-from amc.candidate import RecoverySettings
+from amc.candidate import Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
@@ -24,6 +24,9 @@ from amc.evaluate import Evaluation
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
 from envs.compression import CompressionEnv, make_env
+from envs.observation import FEATURES, PLAIN
+from envs.reward import DEFAULT_REWARD
+from tests.envs.made_up import error_of
 
 WIDTHS = (2, 4, 8)
 LOW_BITS = RooflineDevice(
@@ -116,10 +119,35 @@ def test_stable_baselines_accepts_the_environment(real_env):
 def test_walk_of_a_real_environment_ends_with_an_evaluation(real_env):
     strategy, reward, infos = random_walk(real_env, 0)
     evaluation = infos[-1]["evaluation"]
-    assert reward == evaluation.accuracy == real_env.task.evaluate(strategy).accuracy
+    assert reward == evaluation.agreement == real_env.task.evaluate(strategy).agreement
     assert evaluation.costs["latency_ms"] <= real_env.costs.bound
     assert evaluation.costs == pytest.approx(real_env.task.strategy_costs(strategy))
     assert evaluation.seconds > 0
+
+
+def test_reward_is_the_agreement_unless_another_is_asked_for(tiny_net, tiny_graph, data):
+    assert make_env(tiny_net, data, **OPTIONS).reward_name == DEFAULT_REWARD == "agreement"
+    costs = env_of(tiny_graph).costs
+    assert CompressionEnv(costs, lambda s: SCORE, SCORE).reward_name == DEFAULT_REWARD
+    assert make_env(tiny_net, data, reward="haq", **OPTIONS).reward_name == "haq"
+
+
+def test_environment_of_a_network_sees_all_features_and_takes_advice(real_env):
+    assert real_env.observation_names == tuple(FEATURES)
+    assert real_env.errors is real_env.task.errors
+    (program,) = real_env.program_strategies()
+    assert real_env.costs.cost_of(program) <= real_env.costs.bound
+    strategy, _, infos = walk(real_env, lambda step: real_env.advised_action().astype(np.float32))
+    assert not any(info["clamped"] for info in infos)
+    advised, best = (error_of(real_env.costs, real_env.errors, s) for s in (strategy, program))
+    assert advised <= 2 * best
+
+
+def test_plain_environment_asks_for_no_errors(tiny_net, data, monkeypatch):
+    monkeypatch.delattr(Compressor, "errors")
+    env = make_env(tiny_net, data, observation="plain", **OPTIONS)
+    assert env.observation_names == tuple(PLAIN)
+    random_walk(env, 0)
 
 
 def test_same_actions_give_the_same_episode(tiny_graph):
@@ -154,9 +182,9 @@ def test_action_must_be_three_numbers(tiny_graph, action):
 def test_unknown_feature_is_named(tiny_graph):
     costs = env_of(tiny_graph).costs
     with pytest.raises(ConfigError, match=r"unknown features \['depth'\].*layer_index"):
-        CompressionEnv(costs, lambda s: SCORE, SCORE, observation_names=("depth",))
+        CompressionEnv(costs, lambda s: SCORE, SCORE, observation=("depth",))
     with pytest.raises(ConfigError, match="at least one"):
-        CompressionEnv(costs, lambda s: SCORE, SCORE, observation_names=())
+        CompressionEnv(costs, lambda s: SCORE, SCORE, observation=())
 
 
 # -- decisions -----------------------------------------------------------------------------------
@@ -223,6 +251,29 @@ def test_reward_sees_the_outcome(tiny_graph):
     assert outcome.evaluation == infos[-1]["evaluation"]
     assert outcome.evaluation.costs == {"macs": env.costs.floor}
     assert outcome.original is SCORE
+
+
+def test_strategy_is_evaluated_without_a_walk_as_at_the_end_of_one(tiny_graph):
+    env = env_of(tiny_graph, reward="amc")
+    strategy, reward, infos = random_walk(env, 0)
+    assert env.evaluate(strategy) == (infos[-1]["evaluation"], reward)
+
+
+def test_strategy_above_the_budget_is_evaluated_at_its_own_cost(tiny_graph):
+    env = env_of(tiny_graph, fraction=0.5)
+    whole = env.costs.decode(tiny_graph.sizes(), [0] * len(tiny_graph.layers))
+    evaluation, reward = env.evaluate(whole)
+    assert evaluation.costs["macs"] == env.costs.original > env.costs.bound
+    assert reward == SCORE.accuracy
+
+
+def test_effective_actions_are_the_parts_that_decide_something(tiny_graph):
+    ratios = [[True], [True], [False], [False]]  # conv3 follows conv2, linear gives the classes
+    for pairs, bits in ((ONLY_FLOAT, [False, False]), (BITS, [True, False])):
+        expected = np.concatenate([ratios, [bits] * 4], 1)
+        np.testing.assert_array_equal(
+            env_of(tiny_graph, "bops", pairs=pairs).effective_actions(), expected
+        )
 
 
 # -- the budget ----------------------------------------------------------------------------------
@@ -396,7 +447,7 @@ def test_environment_takes_plain_options(tiny_net, data):
         },
         {"metric": "macs", "fraction": 0.7},
         reward="agreement",
-        observation_names=("stride",),
+        observation=("stride",),
         search_images=10,
         recovery=RecoverySettings(images=32),
     )

@@ -1,0 +1,252 @@
+"""One prepared task on which the searches of a comparison run, each to its tested winner."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from agents.searcher import Trial, build_searcher
+from amc import api
+from amc.candidate import RecoverySettings
+from amc.cells import Cell, CellResult
+from amc.conclusion import Jury
+from amc.cost.budget import Budget
+from amc.cost.shipped import DeviceLike, as_device
+from amc.data import DataSet
+from amc.errors import AmcError, ConfigError
+from amc.evaluate import Evaluation
+from amc.store import open_store
+from amc.strategy import Strategy
+from amc.task import CompressionTask, SearchSpace
+from envs.reward import DEFAULT_REWARD, build_reward
+
+
+class _TimedTask(CompressionTask):
+    """A task that knows how long its evaluations took, remembered ones included."""
+
+    evaluating_s = 0.0
+
+    def evaluate(self, strategy: Strategy) -> Evaluation:
+        start = time.perf_counter()
+        try:
+            return super().evaluate(strategy)
+        finally:
+            self.evaluating_s += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Level:
+    """What agents are measured against: the original, or the best uniform strategy.
+
+    Attributes:
+        reward: On the search images; None where the reward says nothing of it.
+        quality: What strategies are ranked by, on the whole search split.
+    """
+
+    reward: float | None
+    quality: float
+    search_accuracy: float
+    test_accuracy: float
+
+
+class Bench:
+    """One prepared task, on which the searches of a comparison run in turn."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        device: DeviceLike,
+        budget: api.BudgetLike,
+        *,
+        evaluations: int,
+        reward: api.RewardLike = DEFAULT_REWARD,
+        space: SearchSpace | None = None,
+        recovery: RecoverySettings | None = None,
+        search_images: int = 1000,
+        final_candidates: int = 5,
+        store: bool | str | Path = True,
+    ) -> None:
+        """Trace, measure, calibrate: see `compare` for the arguments.
+
+        Raises:
+            AmcError: The network, the data, the device or the budget does not fit.
+        """
+        if final_candidates < 1:
+            raise ConfigError(
+                f"search.final_candidates must be at least 1, got {final_candidates}."
+            )
+        self._reward, self.evaluations = build_reward(reward), evaluations
+        self._candidates = final_candidates
+        # PyTorch imports much with the first optimizer: it would count as the first agent's time.
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+        self.task = _TimedTask(
+            network,
+            data,
+            as_device(device),
+            Budget.of(budget),
+            space=space,
+            recovery=recovery,
+            search_images=search_images,
+            store=open_store(store),
+        )
+        self.jury = Jury(self.task, by_agreement=self._reward.name == "agreement")
+
+    @property
+    def reward_name(self) -> str:
+        """What the searches maximise."""
+        return self._reward.name
+
+    def conditions(self, cell: Cell) -> dict[str, str]:
+        """All that the cell's search depends on, by name."""
+        return {
+            **self.task.fingerprints(),
+            **cell.conditions(),
+            "reward": self._reward.name,
+            "evaluations": str(self.evaluations),
+            "final candidates": str(self._candidates),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def original(self) -> Level:
+        """The original network's level."""
+        found = self.jury.judge(self.task.reference)
+        test = self.jury.test(self.task.reference).accuracy
+        rewards = {"accuracy": self.task.original.accuracy, "agreement": 0.0}
+        reward = rewards.get(self._reward.name)  # others judge the cost, which is not a candidate's
+        return Level(reward, self.jury.quality(found), found.accuracy, test)
+
+    def uniform(self) -> Level:
+        """The level of the best uniform strategy, among as many as a search may evaluate."""
+        env = api.environment(self.task, self._reward)
+        tried = build_searcher("uniform").search(env, self.evaluations, 0, lambda _: True)
+        best = max(tried.trials, key=lambda trial: self.jury.quality(trial.evaluation))
+        found = self.jury.verdict([best.strategy])
+        quality = self.jury.quality(found.evaluation)
+        reward = max(trial.reward for trial in tried.trials)
+        return Level(reward, quality, found.evaluation.accuracy, found.test_accuracy)
+
+    def run(self, cell: Cell, go_on: Callable[[], bool]) -> CellResult | None:
+        """Search, repair and rank the best, test the winner.
+
+        Args:
+            go_on: Called after every evaluation; False ends the search.
+
+        Returns:
+            None where the search was ended before its time.
+
+        Raises:
+            AmcError: The agent cannot search this task.
+        """
+        best: list[float | None] = []
+        evaluating_s = 0.0
+        ended = False
+
+        def on_trial(trial: Trial) -> bool:
+            nonlocal evaluating_s, ended
+            before = best[-1] if best else None
+            better = trial.meets_budget and (before is None or trial.reward > before)
+            best.append(trial.reward if better else before)
+            evaluating_s += trial.evaluation.seconds
+            ended = not go_on() and len(best) < self.evaluations
+            return not ended
+
+        entry = cell.entry
+        searcher = build_searcher(entry.name, **entry.settings)
+        env = api.environment(self.task, self._reward, entry.observation)
+        start, before_s = time.perf_counter(), self.task.evaluating_s
+        found = searcher.search(env, self.evaluations, cell.seed, on_trial)
+        agent_s = time.perf_counter() - start - (self.task.evaluating_s - before_s)
+        if ended:
+            return None
+        verdict = self.jury.verdict([t.strategy for t in found.top(self._candidates)])
+        return CellResult(
+            label=entry.label,
+            seed=cell.seed,
+            best_so_far=tuple(best),
+            strategy=verdict.strategy,
+            search_accuracy=verdict.evaluation.accuracy,
+            search_agreement=verdict.evaluation.agreement,
+            test_accuracy=verdict.test_accuracy,
+            agent_seconds=agent_s,
+            seconds=agent_s + evaluating_s,
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A search that could not be done.
+
+    Attributes:
+        message: Why, in one line.
+        details: The traceback of what is a fault of the code; empty for what the message explains.
+    """
+
+    cell: Cell
+    message: str
+    details: str = ""
+
+
+def attempt(
+    bench: Bench, cell: Cell, advance: Callable[[int], None], stopped: Callable[[], bool]
+) -> CellResult | Failure | None:
+    """Run a cell, whatever comes of it: one agent's failure must not end the comparison.
+
+    Args:
+        advance: Told of every evaluation, and in the end of those that the search left out.
+        stopped: Whether the search shall end before its time; then the outcome is None.
+    """
+    left = bench.evaluations
+
+    def go_on() -> bool:
+        nonlocal left
+        left -= 1
+        advance(1)
+        return not stopped()
+
+    outcome: CellResult | Failure | None
+    try:
+        outcome = bench.run(cell, go_on)
+    except AmcError as error:
+        outcome = Failure(cell, " ".join(str(error).split()))
+    except Exception as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        outcome = Failure(cell, message, traceback.format_exc())
+    if left:
+        advance(left)
+    return outcome
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """`limit_threads` inside; what there was before afterwards."""
+    before = torch.get_num_threads()
+    limits = limit_threads(threads)
+    try:
+        yield
+    finally:
+        limits.restore_original_limits()
+        torch.set_num_threads(before)
+
+
+def limit_threads(threads: int) -> threadpool_limits:
+    """Let PyTorch and BLAS take so many CPU threads.
+
+    Sums over another number of threads differ in their last bits, and a search makes other
+    choices after them.
+
+    Raises:
+        ConfigError: Not a whole number of at least 1.
+    """
+    if type(threads) is not int or threads < 1:
+        raise ConfigError(f"threads must be a whole number of at least 1, got {threads!r}.")
+    torch.set_num_threads(threads)
+    return threadpool_limits(threads, user_api="blas")

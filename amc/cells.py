@@ -1,0 +1,251 @@
+"""One search of a comparison: which agent, which seed, and the numbers it ended with."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import episode
+from agents.searcher import SEARCHERS, build_searcher
+from agents.settings import check_names
+from amc.errors import ArtifactError, ConfigError
+from amc.files import read_text, write_text
+from amc.strategy import Strategy
+from envs.observation import feature_names
+
+FORMAT_VERSION = 1
+CELLS_FOLDER = "cells"
+_TRACEBACK = "traceback.txt"  # beside what a search found: where one failed
+_LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
+
+AgentLike = str | Mapping[str, Any]
+"""A searcher's name, or a mapping of its name and settings; of these, ``label`` is what it is
+called in the comparison, ``observation`` the features that it sees."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An agent of a comparison.
+
+    Attributes:
+        label: What it is called there; no other has it.
+        name, settings: What `agents.searcher.build_searcher` takes.
+        observation: Features that it sees.
+    """
+
+    label: str
+    name: str
+    settings: Mapping[str, Any]
+    observation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A search of a comparison: one agent, one seed."""
+
+    entry: Entry
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.entry.label}, seed {self.seed}"
+
+    def conditions(self) -> dict[str, str]:
+        """What makes this search another than its neighbours, by name."""
+        return {
+            "agent": self.entry.name,
+            "settings": json.dumps(self.entry.settings, sort_keys=True, default=list),
+            "observation": json.dumps(self.entry.observation),
+            "seed": str(self.seed),
+        }
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a search of a comparison ended with.
+
+    Attributes:
+        label, seed: Of the cell.
+        best_so_far: Best reward within the budget after every evaluation; None before the first
+            strategy that meets it.
+        strategy: The winner among the search's best, repaired, on the whole search split.
+        search_accuracy, search_agreement, test_accuracy: The winner's, repaired: on the whole
+            search split and on the test split.
+        agent_seconds: Wall time of the search without its evaluations.
+        seconds: Wall time of the search; an evaluation that was remembered counts as long as it
+            took.
+    """
+
+    label: str
+    seed: int
+    best_so_far: tuple[float | None, ...]
+    strategy: Strategy
+    search_accuracy: float
+    search_agreement: float
+    test_accuracy: float
+    agent_seconds: float
+    seconds: float
+
+    @property
+    def evaluations(self) -> int:
+        """How many strategies were evaluated."""
+        return len(self.best_so_far)
+
+    @property
+    def reward(self) -> float:
+        """The best of the search, on its own images."""
+        best = self.best_so_far[-1]
+        assert best is not None
+        return best
+
+    def write(self, folder: Path, conditions: Mapping[str, str]) -> None:
+        """Write the cell's file.
+
+        Args:
+            conditions: All that the search depends on, by name.
+        """
+        document = {"format": "amc-cell", "version": FORMAT_VERSION, **vars(self)}
+        document["strategy"] = json.loads(self.strategy.to_json())
+        document["conditions"] = dict(conditions)
+        write_text(_path(folder, self.label, self.seed, "json"), json.dumps(document) + "\n")
+        _path(folder, self.label, self.seed, _TRACEBACK).unlink(missing_ok=True)
+
+
+def read_cell(folder: Path, cell: Cell, conditions: Mapping[str, str]) -> CellResult | None:
+    """What an earlier run of the comparison found; None where it did not come to this cell.
+
+    Args:
+        conditions: All that the search depends on, by name.
+
+    Raises:
+        ArtifactError: The file is damaged, or of a search under other conditions.
+    """
+    path = _path(folder, cell.entry.label, cell.seed, "json")
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(read_text(path, "Cell of the comparison"))
+        known = document["format"] == "amc-cell" and document["version"] == FORMAT_VERSION
+        found = _result_of(document, str(path)) if known else None
+        then = dict(document["conditions"]) if known else {}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}). Remove it: it is made anew.") from None
+    if found is None:
+        raise ArtifactError(f"{path} is of another version. Compare in another folder.")
+    changed = sorted(k for k in {*conditions, *then} if conditions.get(k) != then.get(k))
+    if changed:
+        raise ArtifactError(
+            f"{path} was searched under other conditions: {', '.join(changed)} changed. Compare "
+            "in another folder, or as the first time."
+        )
+    return found
+
+
+def write_traceback(folder: Path, cell: Cell, text: str) -> None:
+    """Write where a cell's search failed, beside the files of those that ended."""
+    write_text(_path(folder, cell.entry.label, cell.seed, _TRACEBACK), text)
+
+
+def _path(folder: Path, label: str, seed: int, ending: str) -> Path:
+    return folder / CELLS_FOLDER / f"{label}-seed{seed}.{ending}"
+
+
+def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
+    best = tuple(None if value is None else _number(value) for value in document["best_so_far"])
+    if not best or best[-1] is None:
+        raise ValueError("best_so_far holds no reward")
+    return CellResult(
+        label=str(document["label"]),
+        seed=int(document["seed"]),
+        best_so_far=best,
+        strategy=Strategy.from_json(json.dumps(document["strategy"]), source),
+        **{name: _number(document[name]) for name in _NUMBERS},
+    )
+
+
+_NUMBERS = ("search_accuracy", "search_agreement", "test_accuracy", "agent_seconds", "seconds")
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"not a number: {value!r}")
+    return float(value)
+
+
+# -- what is asked for ---------------------------------------------------------------------
+
+
+def cells_of(
+    agents: Sequence[AgentLike] | None,
+    seeds: Sequence[int],
+    evaluations: int,
+    observation: str | Sequence[str] | None = None,
+) -> list[Cell]:
+    """The searches of a comparison: all agents at the first seed, all at the second, ...
+
+    Args:
+        agents: None: all that there are.
+        observation: Features that agents see which name none of their own, as
+            `envs.observation.feature_names` takes them.
+
+    Raises:
+        ConfigError: No agents or no seeds, one of them twice, or one that cannot be.
+    """
+    entries = _entries(agents, observation)
+    if isinstance(seeds, (str, int)) or not seeds or not all(type(s) is int for s in seeds):
+        raise ConfigError(f"seeds must be a list of whole numbers such as [0,1,2], got {seeds!r}.")
+    for seed in seeds:
+        episode.check_search(evaluations, seed)
+    repeated = [seed for seed, times in Counter(seeds).items() if times > 1]
+    if repeated:
+        raise ConfigError(
+            f"seeds must differ, got {list(seeds)}: the same seed gives the same search twice."
+        )
+    return [Cell(entry, seed) for seed in seeds for entry in entries]
+
+
+def _entries(
+    agents: Sequence[AgentLike] | None, observation: str | Sequence[str] | None
+) -> list[Entry]:
+    given = list(SEARCHERS) if agents is None else agents
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence) or not given:
+        raise ConfigError(
+            "agents must be a list of at least one name, or of mappings of a name and settings, "
+            f"as in [ddpg,{{name: ddpg, label: wide, hidden: [600]}}]; got {agents!r}. "
+            f"Known: {', '.join(sorted(SEARCHERS))}."
+        )
+    entries = [_entry(agent, observation) for agent in given]
+    repeated = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
+    if repeated:
+        raise ConfigError(
+            f"Two agents of the comparison are called {repeated[0]!r}. Name each once; one with "
+            f"other settings needs a label: {{name: {repeated[0]}, label: another, ...}}."
+        )
+    return entries
+
+
+def _entry(agent: AgentLike, observation: str | Sequence[str] | None) -> Entry:
+    given = {"name": agent} if isinstance(agent, str) else agent
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ConfigError(
+            f"An agent of a comparison must be a name, or a mapping with a name, got {agent!r}."
+        )
+    settings = {str(key): value for key, value in given.items()}
+    name = settings.pop("name")
+    label = settings.pop("label", name)
+    seen = settings.pop("observation", observation)
+    check_names("agent", [name], list(SEARCHERS))
+    if not isinstance(label, str) or not _LABEL.fullmatch(label):
+        raise ConfigError(
+            f"The label of an agent must be letters, digits and . _ + - only, got {label!r}."
+        )
+    if not (seen is None or isinstance(seen, (str, Sequence))):
+        raise ConfigError(f"observation of {label} must be a list of features, got {seen!r}.")
+    if settings:  # a mistake of the user; an agent that cannot be made as it is only fails
+        build_searcher(name, **settings)
+    return Entry(label, name, settings, feature_names(seen))

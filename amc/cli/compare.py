@@ -1,0 +1,109 @@
+"""``amc compare``: searchers beside each other, over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from agents.searcher import SEARCHERS
+from amc.artifact import RunRecord
+from amc.cells import cells_of
+from amc.cli import recipe
+from amc.cli.resume import read_run
+from amc.cli.workers import in_parallel, task_arguments
+from amc.comparison import Comparison, check_task, compare
+from amc.errors import AmcError
+from amc.report.ranking import ranking_table
+
+
+def run(config: DictConfig) -> bool:
+    """Set up, compare, write, show. True if Ctrl-C was pressed."""
+    if config.resume is None:
+        folder = recipe.run_folder()
+        record = _record(config)
+        _check(record)
+        record.write(folder)
+    else:
+        folder = Path(config.resume).expanduser()
+        overrides = (text.partition("=") for text in HydraConfig.get().overrides.task)
+        given = {name: value for name, _, value in overrides}
+        record = read_run(folder, _settings(config), given)
+        _check(record)
+    settings = record.settings
+    comparison = compare(
+        **task_arguments(record),
+        agents=settings["agents"],
+        seeds=settings["seeds"],
+        observation=settings["env"]["observation"],
+        threads=settings["threads"],
+        folder=folder,
+        run=in_parallel(record, config.jobs) if config.jobs > 1 else None,
+    )
+    _show(comparison, folder)
+    return comparison.interrupted
+
+
+def _record(config: DictConfig) -> RunRecord:
+    return RunRecord(
+        kind="compare",
+        **recipe.record_parts(config),
+        device=recipe.device_of(config) or {},
+        budget=recipe.plain(config.budget),
+        settings=_settings(config),
+    )
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    groups = {name: recipe.plain(config[name]) for name in ("env", "recovery", "search")}
+    lists = {
+        "agents": list(SEARCHERS) if config.agents is None else _plain_list(config.agents),
+        "seeds": _plain_list(config.seeds),
+    }
+    return {**lists, "threads": config.threads, "reward": config.reward, **groups}
+
+
+def _plain_list(config: Any) -> list[Any]:
+    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(found, list)
+    return found
+
+
+def _check(record: RunRecord) -> None:
+    """Find mistakes before a base network is trained or a device measured."""
+    settings = record.settings
+    evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
+    cells_of(settings["agents"], settings["seeds"], evaluations, observation)
+    device = dict(record.device) or None
+    check_task(settings["reward"], device, recipe.budget_of(record.budget))
+
+
+def _show(comparison: Comparison, folder: Path) -> None:
+    """Print the table, the notes, and where everything is.
+
+    Raises:
+        AmcError: Searches failed.
+    """
+    console = recipe.console_for_tables()
+    console.print(comparison.title, highlight=False)
+    console.print(ranking_table(comparison.ranking))
+    for note in comparison.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    done, failed = len(comparison.results), len(comparison.failures)
+    left = len(comparison.cells) - done - failed
+    console.print(f"written to {folder.resolve()}", highlight=False, soft_wrap=True)
+    if left:
+        console.print(
+            f"ended early by Ctrl-C with {left} of {len(comparison.cells)} searches left; "
+            f"the rest: amc compare resume={folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if failed:
+        labels = dict.fromkeys(failure.cell.entry.label for failure in comparison.failures)
+        raise AmcError(
+            f"{failed} of {len(comparison.cells)} searches failed: {', '.join(labels)}. Why is "
+            f"said above. Tried again by: amc compare resume={folder}"
+        )

@@ -1,0 +1,100 @@
+"""``amc search resume=<run>``, and compare: where it runs, and what may stand beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from amc.artifact import RUN_FILE, RunRecord
+from amc.cli.check import check_options
+from amc.errors import ArtifactError, ConfigError
+
+_BESIDE = ("resume", "resume_force", "network", "reward", "jobs")  # two only as confirmations
+_COMPLETED = ("env", "recovery", "search")
+_MANY = ("-m", "--multirun")
+
+
+def place_of_resumed(arguments: Sequence[str], command: str = "search") -> list[str]:
+    """Overrides that let Hydra work in the folder of the run to resume; none for resume=null.
+
+    Args:
+        arguments: Of the command line, ``resume=`` among them.
+
+    Raises:
+        ArtifactError: The folder is not of this command.
+        ConfigError: Options are given beside it that the run decides, or a sweep is asked for.
+    """
+    given = [argument for argument in arguments if "=" in argument and argument[0] != "-"]
+    overrides = OverridesParser.create().parse_overrides(given)
+    resume = [override for override in overrides if override.key_or_group == "resume"][-1]
+    if resume.is_sweep_override() or any(flag in arguments for flag in _MANY):
+        raise ConfigError("resume goes on with one run: give one folder, and no sweep (-m).")
+    if resume.value() is None:
+        return []
+    folder = Path(str(resume.value())).expanduser()
+    _check_folder(folder, command)
+    for override in overrides:
+        _check_beside(override)
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+
+
+def _check_folder(folder: Path, command: str) -> None:
+    kind = RunRecord.read(folder).kind
+    if kind != command:
+        raise ArtifactError(f"{folder} holds a run of amc {kind}: amc {command} cannot resume it.")
+
+
+def _check_beside(override: Override) -> None:
+    if override.key_or_group not in _BESIDE:
+        raise ConfigError(
+            f"{override.input_line} cannot stand beside resume: a resumed search takes all "
+            "options from its run, and would not end as it would have with others. Leave it "
+            "out, or start another search."
+        )
+
+
+def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) -> RunRecord:
+    """The record of the run to resume, checked as options of the command line are.
+
+    Args:
+        like: Settings of a search of this version, at their defaults: for what an earlier
+            version did not have.
+        given: What stands beside resume on the command line, as text.
+
+    Raises:
+        ArtifactError: ``run.json`` is incomplete.
+        ConfigError: It has values of other types than options have, or names a function that
+            the user does not.
+    """
+    record = RunRecord.read(folder)
+    settings = dict(record.settings)
+    for name, default in like.items():
+        if name not in settings or isinstance(default, Mapping) != _is_group(settings[name]):
+            raise ArtifactError(f"{folder / RUN_FILE} lacks settings.{name}, or it is damaged.")
+        if name in _COMPLETED:
+            settings[name] = {**default, **settings[name]}
+    check_options({"network": record.network, "data": record.data, **settings})
+    _confirm("network", record.network.get("name"), given)
+    _confirm("reward", settings["reward"], given)
+    return replace(record, settings=settings)
+
+
+def _is_group(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _confirm(what: str, recorded: object, given: Mapping[str, str]) -> None:
+    """A function that a file names is called only if the user names it too."""
+    if what in given and given[what] != recorded:
+        raise ConfigError(f"The run is of {what} {recorded!r}, not {given[what]!r}.")
+    if ":" in str(recorded) and what not in given:
+        raise ConfigError(
+            f"The run says that its {what} is the function {recorded!r}. amc calls no function "
+            f"that only a file names: if it is yours, add {what}={recorded}."
+        )

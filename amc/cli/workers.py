@@ -1,0 +1,156 @@
+"""Searches of a comparison in processes of their own.
+
+A process is started afresh and builds the network and the task again from the run's record, so
+nothing that cannot be copied has to be, and a process that dies takes no other with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from amc.artifact import RunRecord
+from amc.bench import Bench, Failure, attempt, limit_threads
+from amc.cells import Cell, CellResult
+from amc.cli import recipe
+from amc.comparison import Runner
+from amc.errors import AmcError
+
+_LOOK_EVERY_S = 0.2
+
+Outcomes = Generator[CellResult | Failure, None, None]
+
+
+def task_arguments(record: RunRecord) -> dict[str, Any]:
+    """What `amc.bench.Bench` takes, from a record: the network is built, the data opened."""
+    settings, options = record.settings, record.settings["search"]
+    data = recipe.data_of(record.data)
+    return {
+        "network": recipe.network_of(record.network, data),
+        "data": data,
+        "device": dict(record.device) or None,
+        "budget": recipe.budget_of(record.budget),
+        "evaluations": options["evaluations"],
+        "reward": settings["reward"],
+        "space": recipe.space_of(settings["env"]),
+        "recovery": recipe.recovery_of(settings["recovery"]),
+        "search_images": options["images"],
+        "final_candidates": options["final_candidates"],
+        "store": options["store"],
+    }
+
+
+def in_parallel(record: RunRecord, jobs: int) -> Runner:
+    """Runs searches in so many processes.
+
+    Raises (when run):
+        AmcError: A process died.
+    """
+
+    def run(
+        cells: Sequence[Cell], advance: Callable[[int], None], stop: threading.Event
+    ) -> Outcomes:
+        context = multiprocessing.get_context("spawn")
+        done, ended = context.Value("q", 0), context.Event()
+        executor = ProcessPoolExecutor(
+            max(1, min(jobs, len(cells))), context, _prepare, (record, done, ended)
+        )
+        try:
+            with _deaf_to_ctrl_c():
+                waiting = {executor.submit(_search, cell) for cell in cells}
+            yield from _outcomes(waiting, _Progress(done, advance), stop, ended)
+        except BrokenProcessPool:
+            raise AmcError(
+                f"A process of the comparison died: most often memory ran out. Run with fewer "
+                f"than jobs={jobs}: what had ended is kept, amc compare resume=<folder> does the "
+                "rest."
+            ) from None
+        except BaseException:  # the second Ctrl-C, or what had ended cannot be written
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    return run
+
+
+class _Progress:
+    """Hands on what the processes have counted."""
+
+    def __init__(self, counted: Any, advance: Callable[[int], None]) -> None:
+        self._counted, self._advance, self._told = counted, advance, 0
+
+    def tell(self) -> None:
+        counted = self._counted.value
+        self._advance(counted - self._told)
+        self._told = counted
+
+
+def _outcomes(
+    waiting: set[Future[CellResult | Failure | None]],
+    progress: _Progress,
+    stop: threading.Event,
+    ended: Any,
+) -> Outcomes:
+    """What comes of the searches, as it comes; once ``stop`` is set, those under way end too."""
+    while waiting:
+        finished, waiting = wait(waiting, _LOOK_EVERY_S, FIRST_COMPLETED)
+        progress.tell()
+        for future in finished:
+            outcome = future.result()
+            if outcome is not None:
+                yield outcome
+        if stop.is_set():
+            ended.set()
+            waiting = {future for future in waiting if not future.cancel()}
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, which the terminal sends to all of a group.
+
+    Their parent tells them to end. A Ctrl-C meanwhile reaches the parent afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# -- in the process ------------------------------------------------------------------------
+
+_here: dict[str, Any] = {}  # bench, done, ended: of the process, for all its searches
+
+
+def _prepare(record: RunRecord, done: Any, ended: Any) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (one bar is enough; a crash is seen anyway)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    limit_threads(record.settings["threads"])
+    _here.update(bench=Bench(**task_arguments(record)), done=done, ended=ended)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _search(cell: Cell) -> CellResult | Failure | None:
+    done, ended = _here["done"], _here["ended"]
+
+    def advance(steps: int) -> None:
+        with done.get_lock():
+            done.value += steps
+
+    return None if ended.is_set() else attempt(_here["bench"], cell, advance, ended.is_set)

@@ -1,0 +1,302 @@
+"""Searchers compared over seeds at the same number of evaluations: table, CSV and picture."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc import api
+from amc.bench import Bench, Failure, Level, attempt, limited_threads
+from amc.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
+from amc.cost.budget import Budget
+from amc.cost.model import check_metric
+from amc.cost.shipped import DeviceLike, as_device
+from amc.data import DataSet
+from amc.files import write_text
+from amc.interrupt import stop_on_interrupt
+from amc.progress import progress_bar
+from amc.report.curves import Curve, curves_csv, plot_curves
+from amc.report.ranking import (
+    LEGEND,
+    RankingRow,
+    Score,
+    never_better_than_uniform,
+    rank,
+    ranking_markdown,
+    scores_csv,
+)
+from envs.reward import DEFAULT_REWARD, build_reward
+
+log = logging.getLogger("amc")
+
+REPORT_FILE, SCORES_FILE = "comparison.md", "comparison.csv"
+CURVES_FILE, PICTURE_FILE = "curves.csv", "curves.png"
+
+
+@dataclass
+class Comparison:
+    """Searchers beside each other.
+
+    Attributes:
+        title: Network, budget, evaluations.
+        reward_name: What the searches maximised.
+        cells: All searches that were asked for.
+        original, uniform: What the agents are measured against.
+        results: Of the searches that ended, in the order in which they were asked for.
+        failures: Of those that could not be done.
+        interrupted: Whether Ctrl-C was pressed.
+    """
+
+    title: str
+    reward_name: str
+    cells: Sequence[Cell]
+    original: Level
+    uniform: Level
+    results: list[CellResult] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def scores(self) -> list[Score]:
+        """The numbers of every search that ended."""
+        return [self._score(result) for result in self.results]
+
+    @property
+    def ranking(self) -> list[RankingRow]:
+        """A row for every agent, by mean test accuracy, best first."""
+        labels = list(dict.fromkeys(cell.entry.label for cell in self.cells))
+        return rank(self.scores, labels, len({cell.seed for cell in self.cells}))
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Rewards to compare the curves with."""
+        known = {"original": self.original.reward, "uniform strategy": self.uniform.reward}
+        return {name: reward for name, reward in known.items() if reward is not None}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the table: the levels, who is no better, who failed."""
+        lines = [
+            f"{name}: test accuracy {100 * level.test_accuracy:.2f} %, on the whole search split "
+            f"{100 * level.search_accuracy:.2f} %."
+            for name, level in (("Original", self.original), ("Uniform strategy", self.uniform))
+        ]
+        level = never_better_than_uniform(self.ranking)
+        if level:
+            lines.append(
+                f"Nothing better than the uniform strategy was found by {', '.join(level)}."
+            )
+        failed: dict[tuple[str, str], list[int]] = {}
+        for failure in self.failures:
+            key = failure.cell.entry.label, failure.message
+            failed.setdefault(key, []).append(failure.cell.seed)
+        for (label, message), seeds in failed.items():
+            lines.append(f"{label} failed (seed {', '.join(map(str, seeds))}): {message}")
+        return lines
+
+    def add(self, result: CellResult) -> None:
+        """Take in what a search found."""
+        order = {(cell.entry.label, cell.seed): i for i, cell in enumerate(self.cells)}
+        self.results.append(result)
+        self.results.sort(key=lambda found: order[found.label, found.seed])
+
+    def write(self, folder: Path) -> None:
+        """Write the table, the numbers, the curves and their picture.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        report = f"# {self.title}\n\n{ranking_markdown(self.ranking)}\n{LEGEND}\n{notes}"
+        write_text(folder / REPORT_FILE, report)
+        write_text(folder / SCORES_FILE, scores_csv(self.scores))
+        runs = {(result.label, result.seed): result.best_so_far for result in self.results}
+        write_text(folder / CURVES_FILE, curves_csv(runs))
+        if self.results:
+            curves: dict[str, list[Curve]] = {}
+            for (label, _), curve in runs.items():
+                curves.setdefault(label, []).append(curve)
+            plot_curves(
+                curves,
+                folder / PICTURE_FILE,
+                title=self.title,
+                levels=self.levels,
+                reward_label=f"reward ({self.reward_name})",
+            )
+
+    def _score(self, result: CellResult) -> Score:
+        agreement = self.reward_name == "agreement"
+        quality = result.search_agreement if agreement else result.search_accuracy
+        level = self.uniform.reward
+        above = (
+            index
+            for index, best in enumerate(result.best_so_far, 1)
+            if best is not None and level is not None and best > level
+        )
+        return Score(
+            agent=result.label,
+            seed=result.seed,
+            reward=result.reward,
+            search_accuracy=result.search_accuracy,
+            test_accuracy=result.test_accuracy,
+            drop=self.original.test_accuracy - result.test_accuracy,
+            evaluations=result.evaluations,
+            evaluations_to_beat_uniform=next(above, None),
+            beats_uniform=quality > self.uniform.quality,
+            agent_seconds=result.agent_seconds,
+            seconds=result.seconds,
+        )
+
+
+Runner = Callable[
+    [Sequence[Cell], Callable[[int], None], threading.Event],
+    Generator[CellResult | Failure, None, None],
+]
+"""(cells, to be told of evaluations, set by Ctrl-C) -> what became of each cell that ended."""
+
+
+def in_turn(bench: Bench) -> Runner:
+    """Runs one search after the other, in this process."""
+
+    def run(
+        cells: Sequence[Cell], advance: Callable[[int], None], stop: threading.Event
+    ) -> Generator[CellResult | Failure, None, None]:
+        for cell in cells:
+            outcome = None if stop.is_set() else attempt(bench, cell, advance, stop.is_set)
+            if outcome is not None:
+                yield outcome
+
+    return run
+
+
+def compare(
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike = "torch_cpu",
+    budget: api.BudgetLike = 0.5,
+    *,
+    agents: Sequence[AgentLike] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    evaluations: int = 200,
+    reward: api.RewardLike = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
+    threads: int = 1,
+    folder: str | Path | None = None,
+    run: Runner | None = None,
+    **task_options: Any,
+) -> Comparison:
+    """Search with several agents over several seeds, each with the same number of evaluations.
+
+    Ctrl-C ends the searches under way and gives back what is there. In a folder that an earlier
+    call wrote to, searches that ended are not repeated.
+
+    Args:
+        network: Trained; maps images of the data's shape to class scores. Not modified.
+        data, device, budget, reward: As in `amc.api.search`.
+        agents: Names, or mappings of a name and settings (``label``: what it is called in the
+            table; ``observation``: features that it sees). None: all that there are.
+        evaluations: Strategies that each search may try.
+        observation: Features that agents see which name none of their own; None: all.
+        threads: CPU threads of PyTorch and BLAS; another number adds in another order.
+        folder: Where to write table, CSV and picture after every search; None writes nothing.
+        run: What runs the searches; None: one after the other in this process.
+        task_options: ``space``, ``recovery``, ``search_images``, ``final_candidates`` and
+            ``store``, as in `amc.api.search`.
+
+    Raises:
+        ConfigError: An unknown agent, a seed twice, or another option that cannot be.
+        ArtifactError: The folder holds searches under other conditions.
+        AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
+    """
+    cells = cells_of(agents, seeds, evaluations, observation)
+    check_task(reward, device, budget)
+    place = None if folder is None else Path(folder)
+    with limited_threads(threads):
+        bench = Bench(
+            network, data, device, budget, evaluations=evaluations, reward=reward, **task_options
+        )
+        log.info("%s", api.describe(bench.task))
+        comparison = _begin(bench, cells)
+        left = [cell for cell in cells if not _recall(comparison, bench, cell, place)]
+        with stop_on_interrupt() as stop, _said_on_interrupt(place):
+            _run(comparison, bench, left, run or in_turn(bench), stop, place)
+            comparison.interrupted = stop.is_set()
+        if place is not None:
+            comparison.write(place)
+    return comparison
+
+
+def check_task(reward: api.RewardLike, device: DeviceLike, budget: api.BudgetLike) -> None:
+    """Check what can be checked before anything long is started.
+
+    Raises:
+        AmcError: An unknown reward or device, or one that has no cost in the budget's metric.
+    """
+    build_reward(reward)
+    check_metric(Budget.of(budget).metric, as_device(device))
+
+
+def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:
+    """The comparison before its first search."""
+    task = bench.task
+    return Comparison(
+        title=f"{type(task.network).__name__}: {task.budget}, {bench.evaluations} evaluations",
+        reward_name=bench.reward_name,
+        cells=cells,
+        original=bench.original(),
+        uniform=bench.uniform(),
+    )
+
+
+def _recall(comparison: Comparison, bench: Bench, cell: Cell, place: Path | None) -> bool:
+    """Take in what the folder holds of a cell; False where it holds nothing."""
+    found = None if place is None else read_cell(place, cell, bench.conditions(cell))
+    if found is not None:
+        comparison.add(found)
+    return found is not None
+
+
+def _run(
+    comparison: Comparison,
+    bench: Bench,
+    cells: Sequence[Cell],
+    runner: Runner,
+    stop: threading.Event,
+    place: Path | None,
+) -> None:
+    """Run the searches; every one that ends is written at once."""
+    by_name = {(cell.entry.label, cell.seed): cell for cell in cells}
+    with (
+        progress_bar("comparing", bench.evaluations * len(cells)) as bar,
+        closing(runner(cells, bar.advance, stop)) as outcomes,
+    ):
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                comparison.failures.append(outcome)
+                log.warning("%s failed: %s", outcome.cell, outcome.message)
+                if place is not None and outcome.details:
+                    write_traceback(place, outcome.cell, outcome.details)
+                continue
+            comparison.add(outcome)
+            if place is not None:
+                cell = by_name[outcome.label, outcome.seed]
+                outcome.write(place, bench.conditions(cell))
+                comparison.write(place)
+
+
+@contextmanager
+def _said_on_interrupt(place: Path | None) -> Iterator[None]:
+    """Say what is left of the work when a second Ctrl-C ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if place is not None:
+            log.warning("Ctrl-C: the searches that ended are in %s", place)
+        raise

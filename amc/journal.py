@@ -1,0 +1,305 @@
+"""The journal of a run: every finished evaluation, so that a killed search loses none.
+
+A SQLite file in the run folder. A trial is on the disk before the search goes on, in one
+transaction. On resuming, the searcher walks again through what it did; its evaluations are
+recalled from here and cost nothing, and each must come out as it did before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.trial import Trial
+from amc import artifact
+from amc.errors import AmcError, ArtifactError
+from amc.evaluate import Evaluation
+from amc.store import connect, explained, sources
+from amc.strategy import Strategy
+
+Origin = Mapping[str, Mapping[str, Any]]
+"""Section -> name -> value: all that a search's outcome depends on."""
+
+_BUSY_S = 1.0  # a search that runs holds its journal to its end
+_ADVICE = "The run cannot go on: search again, in another folder."
+_TABLES = """
+    CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE trials (
+        evaluation INTEGER PRIMARY KEY, strategy TEXT NOT NULL, reward TEXT NOT NULL,
+        measured TEXT NOT NULL, costs TEXT NOT NULL, diagnostics TEXT NOT NULL,
+        meets_budget INTEGER NOT NULL
+    );
+"""
+_APPEND = "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)"
+_MEASURED = ("accuracy", "loss", "agreement", "seconds")
+_LIBRARIES = ("numpy", "stable-baselines3")  # draw the agent's numbers, and train it
+_LISTED = 4  # changed files named in a message
+
+
+class Journal:
+    """The finished evaluations of one search; without a folder, in memory only.
+
+    Holds its file locked until it is closed: two processes cannot go on with the same run.
+
+    Attributes:
+        trials: What was recorded when the journal was opened, without what was taken back.
+    """
+
+    def __init__(self, folder: Path | None, *, resume: bool = False) -> None:
+        """Open the journal of a run, or begin one.
+
+        Raises:
+            ArtifactError: The folder holds a search already and ``resume`` is False; or the
+                search is finished; or the file is damaged.
+            StorageError: The file cannot be written, or another process runs the search.
+        """
+        self._path = folder / artifact.JOURNAL_FILE if folder is not None else None
+        self._forced = False
+        self.trials: list[Trial] = []
+        try:
+            self._database = connect(self._path or ":memory:", busy_s=_BUSY_S)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        try:
+            self._lock()
+            self.trials = [_trial(row) for row in self._rows("SELECT * FROM trials ORDER BY 1")]
+            self._check(resume)
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            self.close()
+            raise self._explained(error) from error
+        except AmcError:
+            self.close()
+            raise
+
+    def _check(self, resume: bool) -> None:
+        if self.trials and not resume:
+            raise ArtifactError(
+                f"{self._folder} already holds a search. Nothing was changed; resume it, or "
+                "choose another folder."
+            )
+        if self._about("finished") is not None:
+            raise ArtifactError(f"The search in {self._folder} is finished: nothing to resume.")
+        if [trial.index for trial in self.trials] != list(range(1, len(self.trials) + 1)):
+            raise ArtifactError(f"{self._path} lacks evaluations in between. {_ADVICE}")
+
+    def _lock(self) -> None:
+        self._database.execute("PRAGMA locking_mode=EXCLUSIVE").close()
+        self._database.execute("PRAGMA synchronous=FULL").close()
+        with self._database:
+            self._database.execute("BEGIN EXCLUSIVE")
+            if not self._rows("SELECT 1 FROM sqlite_master"):
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    self._database.execute(statement)
+
+    def begin(self, origin: Origin, evaluation_key: str, *, force: bool = False) -> bool:
+        """Note what the search is started with, or compare it with what it was started with.
+
+        Args:
+            force: Go on although something changed. A trial that then comes out differently
+                takes the place of the recorded one, and of all that came after it.
+
+        Returns:
+            Whether recorded evaluations still hold.
+
+        Raises:
+            ArtifactError: Something changed that the outcome depends on; names it.
+        """
+        recorded = self._about("origin")
+        plain = json.loads(json.dumps(origin))
+        if recorded is None or not self.trials:
+            self._note_about(origin=json.dumps(plain), evaluation_key=evaluation_key)
+            return True
+        changed = differences(json.loads(recorded), plain)
+        if changed and not force:
+            raise ArtifactError(
+                f"The run in {self._folder} was started otherwise: {'; '.join(changed)}. "
+                "Resumed, it would not end as it would have. Undo the change, search again in "
+                "another folder, or go on anyway with resume_force=true."
+            )
+        self._forced = bool(changed)
+        holds = self._about("evaluation_key") == evaluation_key
+        if changed:
+            self._note_about(origin=json.dumps(plain), evaluation_key=evaluation_key)
+        return holds
+
+    def evaluations(self) -> dict[Strategy, Evaluation]:
+        """What was found of every strategy in the journal."""
+        return {trial.strategy: trial.evaluation for trial in self.trials}
+
+    def is_new(self, trial: Trial) -> bool:
+        """Whether a trial is not recorded yet.
+
+        Raises:
+            ArtifactError: Another one is recorded in its place.
+        """
+        if trial.index > len(self.trials):
+            return True
+        recorded = self.trials[trial.index - 1]
+        if (recorded.strategy, recorded.reward) == (trial.strategy, trial.reward):
+            return False
+        if not self._forced:
+            raise ArtifactError(
+                f"Evaluation {trial.index} of the run in {self._folder} came out differently than "
+                f"it is recorded (reward {trial.reward!r}, not {recorded.reward!r}). The run is "
+                "left as it was; this machine does not repeat its computations to the bit, or "
+                "the journal was changed. Search again in another folder."
+            )
+        with self._database:
+            self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (trial.index,))
+        del self.trials[trial.index - 1 :]
+        return True
+
+    def append(self, trial: Trial) -> None:
+        """Record a trial; when this returns, it is on the disk.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        try:
+            with self._database:
+                self._database.execute(_APPEND, _row(trial))
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def finish(self) -> None:
+        """Say that there is nothing to resume any more."""
+        self._note_about(finished="true")
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._database.close()
+
+    @property
+    def _folder(self) -> Path | None:
+        return self._path.parent if self._path is not None else None
+
+    def _about(self, name: str) -> str | None:
+        rows = self._rows("SELECT value FROM about WHERE name = ?", name)
+        return str(rows[0][0]) if rows else None
+
+    def _note_about(self, **values: str) -> None:
+        try:
+            with self._database:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO about VALUES (?, ?)", values.items()
+                )
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._database.execute(query, values).fetchall()
+
+    def _explained(self, error: Exception) -> Exception:
+        return explained(self._path or "the journal", error, _ADVICE)
+
+
+def _row(trial: Trial) -> tuple[object, ...]:
+    measured = {name: getattr(trial.evaluation, name) for name in _MEASURED}
+    return (
+        trial.index,
+        trial.strategy.to_json(),
+        repr(trial.reward),
+        json.dumps(measured),
+        json.dumps(dict(trial.evaluation.costs)),
+        json.dumps(dict(trial.diagnostics)),
+        int(trial.meets_budget),
+    )
+
+
+def _trial(row: Sequence[Any]) -> Trial:
+    index, strategy, reward, measured, costs, diagnostics, meets_budget = row
+    evaluation = Evaluation(**json.loads(measured), costs=json.loads(costs))
+    return Trial(
+        index=index,
+        strategy=Strategy.from_json(strategy, "the journal's strategy"),
+        evaluation=evaluation,
+        reward=float(reward),
+        diagnostics=json.loads(diagnostics),
+        meets_budget=bool(meets_budget),
+    )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the search of a run folder came to its end.
+
+    Raises:
+        ArtifactError: The journal is damaged.
+        StorageError: Another process runs the search.
+    """
+    path = folder / artifact.JOURNAL_FILE
+    if not path.is_file():  # of a version that kept no journal, or killed before it began
+        return (folder / f"{artifact.COMPARISON_FILE}.csv").is_file()
+    try:
+        database = connect(path, busy_s=_BUSY_S)
+        try:
+            return bool(database.execute("SELECT 1 FROM about WHERE name = 'finished'").fetchall())
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        if "no such table" in str(error):  # killed while it was made
+            return False
+        raise explained(path, error, _ADVICE) from error
+
+
+# -- what a search depends on --------------------------------------------------------------
+
+
+def origin_of(task: Mapping[str, str], config: Mapping[str, Any]) -> Origin:
+    """All that a search's outcome depends on: task, settings, code, machine.
+
+    Args:
+        task: `CompressionTask.fingerprints`.
+        config: The search's own settings.
+    """
+    home = Path(__file__).parents[1]
+    code = [sources(home / package) for package in ("agents", "amc", "envs")]
+    machine = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **{library: version(library) for library in _LIBRARIES},
+    }
+    merged = {file: digest for files in code for file, digest in files.items()}
+    return {"task": task, "config": config, "machine": machine, "code": merged}
+
+
+# -- what changed --------------------------------------------------------------------------
+
+
+def differences(before: Origin, now: Origin) -> list[str]:
+    """What differs between two origins, in words: "config changed: agent.actor_lr 0.1 -> 0.2"."""
+    return [line for section in {**before, **now} if (line := _difference(section, before, now))]
+
+
+def _difference(section: str, before: Origin, now: Origin) -> str:
+    old, new = (_flat(origin.get(section, {})) for origin in (before, now))
+    changed = [name for name in sorted({**old, **new}) if old.get(name) != new.get(name)]
+    if not changed:
+        return ""
+    if all(_is_digest(side.get(name)) for side in (old, new) for name in changed if name in side):
+        more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
+        return f"{section} changed: {', '.join(changed[:_LISTED])}{more}"
+    values = (f"{name} {old.get(name)} -> {new.get(name)}" for name in changed)
+    return f"{section} changed: {', '.join(values)}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    parts = (
+        _flat(value, f"{prefix}{name}.").items()
+        if isinstance(value, Mapping)
+        else [(f"{prefix}{name}", value)]
+        for name, value in values.items()
+    )
+    return dict(chain.from_iterable(parts))
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None

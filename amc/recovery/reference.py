@@ -1,0 +1,219 @@
+"""What the original network's layers give on the calibration images, noted once.
+
+Repairing a smaller network needs, for each of its layers, the original's outputs at some positions
+of some images (and of the residual stream that they are added to). They are the same for every
+smaller network: they are gathered once, and a repair then runs the smaller network alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from amc.graph.graph import NetworkGraph
+from amc.recovery.moments import BATCH, positions_of
+
+MEMORY_BYTES = 3 * 2**30  # of rows and activations held at a time; beyond it, fewer images
+SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+Layer = nn.Conv2d | nn.Linear
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A layer whose (normalised) output is added to something that is computed before it."""
+
+    other: fx.Node
+
+
+@dataclass(frozen=True)
+class Target:
+    """The original's values for one layer and one batch.
+
+    Attributes:
+        output: What the layer gives, shape (rows, outputs).
+        stream: What that is added to, shape (rows, outputs); None where there is no stream.
+    """
+
+    output: Tensor
+    stream: Tensor | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The original network on calibration images.
+
+    Attributes:
+        batches: Of normalised images.
+        targets: Layer path -> one target for each batch.
+        streams: Layer path -> the stream that its output is added to.
+        positions: Output positions of each image that are looked at.
+        seed: Of the choice of positions.
+    """
+
+    batches: tuple[Tensor, ...]
+    targets: Mapping[str, Sequence[Target]]
+    streams: Mapping[str, Stream]
+    positions: int
+    seed: int
+
+    def generator(self, batch: int) -> torch.Generator:
+        """What chooses the positions of a batch, in every layer anew."""
+        return torch.Generator().manual_seed(self.seed + batch)
+
+
+class Execution:
+    """A network run node by node over all batches; what nothing needs any more is forgotten."""
+
+    def __init__(self, network: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+        self._network, self._batches = network, batches
+        self._values: dict[fx.Node, list[object]] = {}
+        self.nodes = list(network.graph.nodes)
+        self._left = {node: len(node.users) for node in self.nodes}
+
+    def values(self, node: fx.Node) -> list[object]:
+        """Its value on every batch."""
+        return self._values[node]
+
+    def advance(self, node: fx.Node) -> None:
+        """Compute a node's values."""
+        if node.op == "output":
+            return
+        self._values[node] = [self._run(node, batch) for batch in range(len(self._batches))]
+        for used in node.all_input_nodes:
+            self._left[used] -= 1
+            if self._left[used] == 0:
+                self._values.pop(used, None)
+
+    def held_bytes(self) -> int:
+        """Size of all values that are held."""
+        return sum(
+            value.nbytes
+            for values in self._values.values()
+            for value in values
+            if isinstance(value, Tensor)
+        )
+
+    def _run(self, node: fx.Node, batch: int) -> object:
+        if node.op == "placeholder":
+            return self._batches[batch]
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self._network)
+
+        def value_of(argument: Any) -> Any:
+            return self._values[argument][batch] if isinstance(argument, fx.Node) else argument
+
+        args, kwargs = map_aggregate((node.args, node.kwargs), value_of)
+        if node.op == "call_module":
+            return self._network.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def gather_reference(
+    graph: NetworkGraph,
+    images: Tensor,
+    *,
+    positions: int,
+    seed: int = 0,
+    stream_correction: bool = True,
+    on_layer: Callable[[str], None] = lambda _: None,
+) -> Reference:
+    """Run the original and note what its layers give; with fewer images where memory is short.
+
+    Args:
+        images: Normalised, (n, channels, height, width).
+        positions: Output positions of each image to look at.
+        stream_correction: Note residual streams too.
+        on_layer: Called with the path of each layer that is done.
+    """
+    module = graph.plan.module
+    streams = find_streams(graph) if stream_correction else {}
+    images = images[: _affordable(graph, images, positions)]
+    batches = tuple(torch.split(images, BATCH))
+    reference = Reference(batches, {}, streams, positions, seed)
+    targets: dict[str, list[Target]] = {}
+    with torch.no_grad():
+        run = Execution(module, batches)
+        for node in run.nodes:
+            path = str(node.target)
+            if node.op == "call_module" and path in graph.plan.layers and path not in targets:
+                # Before the node itself runs: what the stream holds may be changed in place.
+                targets[path] = _targets(run, node, reference)
+                on_layer(path)
+            run.advance(node)
+    return Reference(batches, targets, streams, positions, seed)
+
+
+def _targets(run: Execution, node: fx.Node, reference: Reference) -> list[Target]:
+    layer = run._network.get_submodule(str(node.target))
+    stream = reference.streams.get(str(node.target))
+    found = []
+    for batch, received in enumerate(run.values(node.all_input_nodes[0])):
+        output = layer(received)
+        other = None if stream is None else run.values(stream.other)[batch]
+        rows = output_rows(layer, output, reference.generator(batch), reference.positions)
+        if isinstance(other, Tensor) and other.shape == output.shape:
+            generator = reference.generator(batch)
+            found.append(Target(rows, output_rows(layer, other, generator, reference.positions)))
+        else:  # none, or added by broadcasting: not a stream of the same channels
+            found.append(Target(rows, None))
+    return found
+
+
+def output_rows(layer: nn.Module, y: Tensor, generator: torch.Generator, positions: int) -> Tensor:
+    """Outputs at the positions that `input_rows` samples, a copy of shape (rows, outputs)."""
+    if isinstance(layer, nn.Linear):
+        return y.reshape(-1, y.shape[-1]).clone()
+    flat = y.flatten(2)  # (n, outputs, positions)
+    flat = flat[:, :, positions_of(flat.shape[2], generator, positions)]
+    return flat.transpose(1, 2).reshape(-1, y.shape[1])
+
+
+def _affordable(graph: NetworkGraph, images: Tensor, positions: int) -> int:
+    """How many images' rows and activations fit into memory, one batch at least."""
+    run = Execution(graph.plan.module, [images[:1]])
+    rows, largest = 0, 1
+    with torch.no_grad():
+        for node in run.nodes:
+            run.advance(node)
+            if node.op == "call_module" and str(node.target) in graph.plan.layers:
+                output = run.values(node)[0]
+                assert isinstance(output, Tensor)
+                area = output[0, 0].numel() if output.dim() == 4 else 1
+                rows += 2 * output.nbytes * min(positions, area) // area
+            # Twice: what is unfolded or copied for one layer comes beside what is held.
+            largest = max(largest, 2 * run.held_bytes())
+    return max(BATCH, MEMORY_BYTES // (rows + largest))
+
+
+def find_streams(graph: NetworkGraph) -> dict[str, Stream]:
+    """Layers (with their BN) that feed one addition to a tensor that is computed before them."""
+    norms = {layer: norm for norm, layer in graph.plan.folds.items()}
+    nodes = list(graph.plan.module.graph.nodes)
+    order = {node: place for place, node in enumerate(nodes)}
+    streams: dict[str, Stream] = {}
+    for node in nodes:
+        if node.op != "call_module" or node.target not in graph.plan.layers:
+            continue
+        last = next(iter(node.users)) if str(node.target) in norms else node
+        if len(last.users) != 1:
+            continue
+        add = next(iter(last.users))
+        others = [other for other in add.all_input_nodes if other is not last]
+        plain = add.op == "call_function" and len(add.args) == 2 and not add.kwargs
+        if not plain or add.target not in _ADDITIONS or len(others) != 1:
+            continue
+        if order[others[0]] < order[node]:
+            streams[str(node.target)] = Stream(others[0])
+    return streams

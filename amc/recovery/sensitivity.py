@@ -1,0 +1,151 @@
+"""How much a change of a layer's output matters to the network's decision, without running it.
+
+A small change dy of outputs moves the class probabilities by a KL divergence of
+``0.5 * dy^T F dy`` nats, with F the Fisher information (Amari 1998; for channels: Theis et al.
+2018, Molchanov et al. 2019), the expectation of ``g g^T`` over images and labels that the network
+itself predicts, g being the gradient of the log-likelihood. Nats are the same unit for every layer,
+decision and network. Two estimates, both from a backward pass that changes no weight:
+
+- per output channel, the diagonal of F summed over positions: enough to rank a layer's channels;
+- of given changes, ``0.5 * E[(g . dy)^2]``: errors at neighbouring positions pull together or
+  cancel, which the diagonal does not see, and layers become comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc.errors import CalibrationError
+from amc.graph.graph import NetworkGraph
+from amc.progress import progress_bar
+
+PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
+
+OutputChange = Callable[[nn.Module, Tensor], Tensor]
+"""(layer, its input) -> change of its output, of the output's shape."""
+
+
+def output_sensitivities(graph: NetworkGraph, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """Divergence, in nats per image, for each unit of mean squared error of an output channel.
+
+    Args:
+        images: Normalised, shape (n, channels, height, width).
+        seed: Of the labels that are drawn.
+
+    Returns:
+        Layer path -> float64, shape (outputs,); 0 where no gradient comes back.
+
+    Raises:
+        CalibrationError: Outputs or gradients are not finite.
+    """
+    sums = {
+        path: torch.zeros(len(units.outputs), dtype=torch.float64)
+        for path, units in graph.plan.layers.items()
+    }
+
+    def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, _: slice) -> None:
+        channel = -1 if isinstance(layer, nn.Linear) else 1
+        sums[path] += gradient.double().square().movedim(channel, 0).flatten(1).sum(1)
+
+    _run_backward(graph, images, seed, list(sums), note, "weighing channels")
+    for path, total in sums.items():
+        _check_finite(path, total)
+    return {path: total / (2 * len(images)) for path, total in sums.items()}
+
+
+def divergences(
+    graph: NetworkGraph,
+    images: Tensor,
+    changes: Mapping[str, Sequence[tuple[int, OutputChange]]],
+    count: int,
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """Estimated divergence, in nats, of so many hypothetical changes.
+
+    Args:
+        images: As for `output_sensitivities`.
+        changes: Layer path -> (number of the change, what it does to the layer's output); a
+            change may touch several layers.
+        count: Of changes.
+
+    Returns:
+        Shape (count,).
+
+    Raises:
+        CalibrationError: Outputs or gradients are not finite.
+    """
+    pulls = torch.zeros(count, len(images), dtype=torch.float64)
+
+    def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, at: slice) -> None:
+        for number, change in changes[path]:
+            pulled = (change(layer, received) * gradient).double()
+            pulls[number, at] += pulled.flatten(1).sum(1)
+
+    _run_backward(graph, images, seed, list(changes), note, "weighing decisions")
+    for path, numbered in changes.items():
+        _check_finite(path, pulls[[number for number, _ in numbered]])
+    found: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
+    return found
+
+
+def _check_finite(path: str, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CalibrationError(
+            f"Gradients at layer {path!r} are not finite on the calibration images. Expected "
+            "a trained network that gives numbers; check its weights and the data's mean/std."
+        )
+
+
+def _check_scores(scores: Tensor) -> None:
+    if not bool(torch.isfinite(scores).all()):
+        raise CalibrationError(
+            "The network's outputs are not finite on the calibration images. Expected a trained "
+            "network that gives numbers; check its weights and the data's mean/std."
+        )
+
+
+def _run_backward(
+    graph: NetworkGraph,
+    images: Tensor,
+    seed: int,
+    paths: Sequence[str],
+    note: Callable[[str, nn.Module, Tensor, Tensor, slice], None],
+    description: str,
+) -> None:
+    """Call ``note(path, layer, input, gradient of the output, images)`` for every layer call."""
+    generator = torch.Generator().manual_seed(seed)
+    module, batch = graph.plan.module, max(1, PIXELS // (images.shape[2] * images.shape[3]))
+    now = slice(0, 0)
+
+    def hook_for(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            received = inputs[0].detach()
+            if output.requires_grad:
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda g: note(path, layer, received, g, now)
+                )
+
+        return hook
+
+    hooks = [module.get_submodule(path).register_forward_hook(hook_for(path)) for path in paths]
+    try:
+        with torch.enable_grad(), progress_bar(description, len(images)) as bar:
+            for start in range(0, len(images), batch):
+                part = images[start : start + batch]
+                now = slice(start, start + len(part))
+                # A sum is no leaf: networks that work in place may change it.
+                scores = functional.log_softmax(module(part.clone().requires_grad_() + 0), 1)
+                _check_scores(scores)
+                drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
+                loss = functional.nll_loss(scores, drawn.squeeze(1), reduction="sum")
+                loss.backward()  # type: ignore[no-untyped-call]
+                bar.advance(len(part))
+    finally:
+        for hook in hooks:
+            hook.remove()

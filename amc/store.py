@@ -1,0 +1,236 @@
+"""Evaluations remembered: by this search, by later ones, and by jobs that run beside it.
+
+One SQLite file. Every row is written in one transaction, so a process may be killed at any
+moment and any number of them may write at once; the first to write a row wins. Numbers are
+kept as text (``repr``): SQLite's own reals lose the sign of -0.0 and every NaN.
+
+A store saves time and holds nothing that cannot be computed again. So a search is not stopped
+by one that cannot be written: it warns once and goes on without. A file that is no store is an
+error before the search starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amc.errors import AmcError, ArtifactError, StorageError
+from amc.evaluate import Evaluation
+from amc.files import cache_folder, fingerprint, storage_error
+from amc.strategy import Strategy
+
+log = logging.getLogger("amc")
+
+FILE_NAME = "evaluations.sqlite"
+_ADVICE = "Remove the file: it is made anew, and only saves time (search.store=false: none)."
+_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "recovery")  # amc's rooms
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS evaluations (
+        task TEXT NOT NULL, strategy TEXT NOT NULL,
+        accuracy TEXT NOT NULL, loss TEXT NOT NULL, agreement TEXT NOT NULL,
+        seconds TEXT NOT NULL,
+        PRIMARY KEY (task, strategy)
+    ) WITHOUT ROWID
+"""
+_INSERT = "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)"
+_MEASURED = ("accuracy", "loss", "agreement", "seconds")
+
+
+def default_path() -> Path:
+    """The store that all searches of this user share."""
+    return cache_folder() / FILE_NAME
+
+
+class EvaluationStore:
+    """What strategies were evaluated at, by the key of all that an evaluation depends on.
+
+    Costs are not kept: they follow from the strategy and the device, at no cost.
+
+    Attributes:
+        path: The file.
+        writable: False where the file may be read but not written: `put` then does nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the store, or make it.
+
+        Raises:
+            ArtifactError: The file is not a store of evaluations, or is damaged.
+            StorageError: It cannot be made or read.
+        """
+        self.path, self.writable = path, True
+        try:
+            try:
+                self._open()
+            except (sqlite3.OperationalError, OSError) as error:
+                if not path.is_file() or _code(error) in _IN_USE:
+                    raise
+                self._open_read_only()
+        except (sqlite3.Error, OSError) as error:
+            raise explained(path, error, _ADVICE) from error
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = connect(self.path)
+        with suppress(sqlite3.OperationalError):  # another process is just doing the same
+            self._database.execute("PRAGMA journal_mode=WAL").close()
+        self._database.execute("PRAGMA synchronous=NORMAL").close()
+        with self._database:
+            self._database.execute(_TABLE)
+            self._database.execute("DELETE FROM evaluations WHERE 0")  # fails if read-only
+
+    def _open_read_only(self) -> None:
+        """What may only be read is still worth reading."""
+        self.writable = False
+        # immutable: otherwise SQLite wants to write beside the file even to read it.
+        self._database = connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1")
+        self._database.execute("SELECT * FROM evaluations LIMIT 1").close()
+
+    def get(self, task_key: str, strategy: Strategy) -> Evaluation | None:
+        """What the strategy was evaluated at, to the bit; None if it was not.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        query = f"SELECT {', '.join(_MEASURED)} FROM evaluations WHERE task = ? AND strategy = ?"
+        try:
+            row = self._database.execute(query, (task_key, strategy.to_json())).fetchone()
+            return None if row is None else _evaluation(*map(float, row))
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise explained(self.path, error, _ADVICE) from error
+
+    def put(self, task_key: str, strategy: Strategy, evaluation: Evaluation) -> None:
+        """Remember an evaluation; one that is there already stays as it is.
+
+        Raises:
+            StorageError: The disk is full, or another process keeps the file locked.
+            ArtifactError: The file is damaged.
+        """
+        if not self.writable:
+            return
+        numbers = (repr(float(getattr(evaluation, name))) for name in _MEASURED)
+        row = (task_key, strategy.to_json(), *numbers)
+        try:
+            with self._database:
+                self._database.execute(_INSERT, row)
+        except sqlite3.Error as error:
+            raise explained(self.path, error, _ADVICE) from error
+
+    def __len__(self) -> int:
+        """Evaluations remembered, of all tasks."""
+        return int(self._database.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._database.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EvaluationStore, (self.path,)  # a connection belongs to its process
+
+
+def _evaluation(accuracy: float, loss: float, agreement: float, seconds: float) -> Evaluation:
+    return Evaluation(accuracy, loss, agreement, seconds=seconds)
+
+
+def open_store(store: bool | str | Path) -> EvaluationStore | None:
+    """The store of a search: True is the user's own, False none, else the file given.
+
+    Raises:
+        ArtifactError: The file is not a store of evaluations, or is damaged.
+        StorageError: A file that was given by name cannot be made or read. Where the user's own
+            cannot, there is none, and a warning.
+    """
+    if store is False:
+        return None
+    path = default_path() if store is True else Path(store).expanduser()
+    try:
+        found = EvaluationStore(path)
+    except StorageError as error:
+        if store is not True:
+            raise
+        log.warning("%s Searching without it.", error)
+        return None
+    if not found.writable:
+        log.warning("%s cannot be written: it is read, and nothing is added.", path)
+    return found
+
+
+# -- what an evaluation depends on, beside network, data and settings ----------------------
+
+
+def evaluation_code() -> str:
+    """Changes with the code that an evaluation runs through, with PyTorch, and with the CPU.
+
+    Another number of threads, or another instruction set, adds in another order.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    return fingerprint(
+        _evaluating_sources(), torch.__version__, str(torch.get_num_threads()), capability
+    )
+
+
+@cache
+def _evaluating_sources() -> str:
+    home = Path(__file__).parent
+    found = [sources(home / name) for name in _EVALUATING]
+    return fingerprint(*(part for digests in found for item in digests.items() for part in item))
+
+
+def sources(place: Path) -> dict[str, str]:
+    """Digest of every Python file in a folder, or of one file: relative path -> hex digits."""
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return {
+        file.relative_to(place.parent).as_posix(): fingerprint(file.read_bytes()) for file in files
+    }
+
+
+# -- SQLite, as the journal of a run needs it too ------------------------------------------
+
+
+def connect(path: Path | str, busy_s: float = 30.0) -> sqlite3.Connection:
+    """A connection that waits for other processes, and may be used from any thread.
+
+    Transactions begin where ``with`` or ``BEGIN`` says so.
+
+    Args:
+        path: A file, ``":memory:"``, or a ``file:`` URI.
+        busy_s: How long one process waits for another's write, seconds.
+    """
+    uri = str(path).startswith("file:")
+    return sqlite3.connect(path, timeout=busy_s, check_same_thread=False, uri=uri)
+
+
+def explained(path: Path | str, error: Exception, advice: str) -> AmcError:
+    """The one clear message for a database that does not do as it should.
+
+    Args:
+        advice: What to do about a file that is damaged.
+    """
+    if isinstance(error, OSError):
+        return storage_error(Path(path), error)
+    said = _STORAGE.get(_code(error))
+    if said is not None:
+        return StorageError(f"{path}: {said}")
+    return ArtifactError(f"{path} is damaged, or not a file of this amc: {error}. {advice}")
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", -1)) & 0xFF  # without what kind of it
+
+
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_STORAGE = {
+    sqlite3.SQLITE_FULL: "no space left on the disk. Free some, run again.",
+    sqlite3.SQLITE_READONLY: "no permission to write. Fix its mode, or choose another folder.",
+    sqlite3.SQLITE_PERM: "no permission. Fix its mode, or choose another folder.",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Fix its mode or its folder's, or choose another.",
+    sqlite3.SQLITE_IOERR: "cannot be read or written. Check the disk, and that it is not full.",
+    sqlite3.SQLITE_BUSY: "in use by another process. Wait for it to end, or end that process.",
+    sqlite3.SQLITE_LOCKED: "in use by another process. Wait for it to end, or end that process.",
+}

@@ -1,0 +1,388 @@
+"""Searches resumed from what a kill -9 at some moment leaves in their folder.
+
+The folder is copied while the search runs: a copy is what would be there, had the process been
+killed at that moment.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from agents.trial import Trial
+from amc import api, candidate, checkpoint, conclusion, files, recording
+from amc import journal as journal_module
+from amc.candidate import RecoverySettings
+from amc.checkpoint import CheckpointFile
+from amc.data import DataSet
+from amc.errors import ArtifactError, ConfigError
+from amc.evaluate import Evaluation
+from amc.journal import Journal
+from amc.measure import measure_latency
+from amc.report.tensorboard import EventWriter
+from amc.strategy import IDENTITY, Strategy
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, TinyNet, randomise_norms
+
+CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
+DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
+EVALUATIONS = 7
+Find = Callable[..., api.SearchResult]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+        patch.setattr(EventWriter, "strategy_image", lambda *_: None)
+        patch.setattr(api, "plot_strategy", lambda *_, **__: None)
+        patch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
+    return DataSet.from_tensors(images, torch.arange(150) % TINY_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomise_norms(TinyNet()).eval()
+
+
+@pytest.fixture(scope="module")
+def find(network: nn.Module, data: DataSet) -> Find:
+    """A small search that shares no evaluations with others."""
+
+    def run(folder: Path | None, **options: Any) -> api.SearchResult:
+        given = {
+            "network": network,
+            "agent": DDPG,
+            "reward": "accuracy",
+            "evaluations": EVALUATIONS,
+            "search_images": 20,
+            "final_candidates": 1,
+            "recovery": RecoverySettings(images=20, batch_norm_images=10),
+            "checkpoint_every": 2,
+            "store": False,
+        } | options
+        budget = {"metric": "macs", "fraction": 0.5}
+        return api.search(given.pop("network"), data, None, budget, folder=folder, **given)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A search that ended, and copies of its folder from on the way: moment -> folder."""
+
+    folder: Path
+    result: api.SearchResult
+    copies: dict[str, Path]
+
+    def killed(self, moment: str, place: Path) -> Path:
+        """A folder to resume in, as it would be had the search been killed at that moment."""
+        return shutil.copytree(self.copies[moment], place / "killed")
+
+
+def watched(folder: Path, search: Callable[[Path], api.SearchResult]) -> Watched:
+    copies: dict[str, Path] = {}
+
+    def keep(moment: str) -> None:
+        copies[moment] = folder.with_name(f"{folder.name} {moment}")
+        shutil.copytree(folder, copies[moment])
+
+    append, save = Journal.append, files.save_file
+
+    def appending(self: Journal, trial: Any) -> None:
+        keep(f"before {trial.index}")
+        append(self, trial)
+        keep(f"after {trial.index}")
+
+    def saving(tensors: Any, path: Path, header: Any) -> None:
+        save(tensors, path, header)
+        if "checkpoint" in path.name:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            keep(f"writing the state after {header['trials']}")
+            path.write_bytes(whole)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "append", appending)
+        patch.setattr(files, "save_file", saving)
+        return Watched(folder, search(folder), copies)
+
+
+@pytest.fixture(scope="module")
+def whole(find: Find, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """The search that nothing stops."""
+    return watched(tmp_path_factory.mktemp("whole") / "run", find)
+
+
+def trials_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(newline="") as file:
+        return [{k: row[k] for k in row if k not in CLOCKS} for row in csv.DictReader(file)]
+
+
+def outcomes(result: api.SearchResult) -> list[Trial]:
+    """The trials without the time that their evaluations took."""
+    return [
+        replace(trial, evaluation=replace(trial.evaluation, seconds=0.0)) for trial in result.trials
+    ]
+
+
+def same_run(first: Path, second: Path) -> bool:
+    names = ("strategy.json", "compressed.safetensors", "compressed.json")
+    names += ("policy.safetensors",) if (first / "policy.safetensors").exists() else ()
+    same = all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    return same and trials_of(first) == trials_of(second)
+
+
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Strategy]:
+    """The strategies that are built from now on."""
+    strategies: list[Strategy] = []
+    apply = candidate.Compressor.apply
+
+    def applying(self: candidate.Compressor, strategy: Strategy) -> Any:
+        strategies.append(strategy)
+        return apply(self, strategy)
+
+    monkeypatch.setattr(candidate.Compressor, "apply", applying)
+    return strategies
+
+
+# -- the same end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moment", "known"),
+    [("before 1", 0), ("after 3", 3), ("writing the state after 4", 4), ("before 6", 5)],
+)
+def test_killed_search_of_a_learning_agent_resumes_to_the_same_end(
+    moment: str,
+    known: int,
+    find: Find,
+    whole: Watched,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, strategies = whole.killed(moment, tmp_path), built(monkeypatch)
+    result = find(folder, resume=True)
+    assert outcomes(result) == outcomes(whole.result)
+    assert same_run(whole.folder, folder)
+    assert not {trial.strategy for trial in result.trials[:known]} & set(strategies)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_search_killed_again_and_again_ends_the_same(
+    find: Find, whole: Watched, tmp_path: Path
+) -> None:
+    first = whole.killed("after 3", tmp_path)
+    again = watched(first, lambda folder: find(folder, resume=True))
+    assert set(again.copies) == {
+        *(f"{when} {index}" for when in ("before", "after") for index in range(4, 8)),
+        *(f"writing the state after {index}" for index in (4, 6)),
+    }
+    second = again.copies["writing the state after 6"]
+    find(second, resume=True)
+    assert same_run(whole.folder, second)
+
+
+@pytest.mark.parametrize("agent", ["random", "evolution"])
+def test_searcher_without_a_state_walks_through_its_evaluations_again(
+    agent: str, find: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = watched(tmp_path / "run", lambda folder: find(folder, agent=agent))
+    folder, strategies = run.copies["after 5"], built(monkeypatch)
+    result = find(folder, agent=agent, resume=True)
+    assert outcomes(result) == outcomes(run.result)
+    assert same_run(run.folder, folder)
+    assert not {trial.strategy for trial in result.trials[:5]} & set(strategies)
+
+
+def test_removed_checkpoint_costs_the_learning_only(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole.killed("after 5", tmp_path)
+    (folder / "checkpoint.safetensors").unlink()
+    strategies = built(monkeypatch)
+    result = find(folder, resume=True)
+    assert same_run(whole.folder, folder)
+    assert not {trial.strategy for trial in result.trials[:5]} & set(strategies)
+
+
+def _press_ctrl_c_after(evaluation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = recording.Recorder._note
+
+    def noted(self: recording.Recorder, trial: Any, *rest: Any) -> None:
+        note(self, trial, *rest)
+        if trial.index >= evaluation:
+            self._stop.set()
+
+    monkeypatch.setattr(recording.Recorder, "_note", noted)
+
+
+def test_search_ended_by_ctrl_c_is_finished_by_resuming_it(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        _press_ctrl_c_after(3, patch)
+        early = find(tmp_path / "run")
+    assert early.interrupted
+    assert len(early.trials) == 3
+    find(tmp_path / "run", resume=True)
+    assert same_run(whole.folder, tmp_path / "run")
+
+
+def test_resumed_search_is_not_ended_before_what_is_known(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _press_ctrl_c_after(1, monkeypatch)
+    folder = whole.killed("after 5", tmp_path)
+    assert len(find(folder, resume=True).trials) == 5
+    assert len(trials_of(folder)) == 5
+
+
+def test_events_of_a_resumed_run_have_every_step_once(
+    find: Find, whole: Watched, tmp_path: Path
+) -> None:
+    folder = whole.killed("before 6", tmp_path)  # its events hold step 6 already
+    find(folder, resume=True)
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("reward")] == list(range(1, 8))
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 2
+
+
+# -- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": 1}, "config changed: seed 0 -> 1"),
+        ({"agent": {**DDPG, "actor_lr": 1e-3}}, r"agent.actor_lr 0.0001 -> 0.001"),
+        ({"evaluations": 9, "reward": "agreement"}, "evaluations 7 -> 9, reward accuracy -> agr"),
+        ({"search_images": 21}, "task changed: search images 20 -> 21"),
+    ],
+)
+def test_what_changed_is_named_and_nothing_touched(
+    options: dict[str, Any], said: str, find: Find, whole: Watched, tmp_path: Path
+) -> None:
+    folder = whole.killed("after 4", tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ArtifactError, match=said):
+        find(folder, resume=True, **options)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_changed_code_is_named(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = journal_module.sources
+    monkeypatch.setattr(
+        journal_module, "sources", lambda place: sources(place) | {"amc/api.py": "0" * 16}
+    )
+    with pytest.raises(ArtifactError, match=r"started otherwise: code changed: amc/api\.py\."):
+        find(whole.killed("after 4", tmp_path), resume=True)
+
+
+def test_changed_network_is_named_and_evaluated_anew_where_resuming_is_forced(
+    find: Find,
+    whole: Watched,
+    network: nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, other = whole.killed("after 3", tmp_path), copy.deepcopy(network)
+    other.linear.bias.data += torch.arange(TINY_CLASSES)
+    with pytest.raises(ArtifactError, match="task changed: network"):
+        find(folder, network=other, resume=True)
+    strategies = built(monkeypatch)
+    result = find(folder, network=other, resume=True, resume_force=True)
+    assert len(result.trials) == EVALUATIONS
+    # The third trial is walked to again from the state after the second.
+    assert strategies[0] == whole.result.trials[2].strategy
+
+
+def test_evaluation_that_comes_out_differently_is_said_and_the_run_kept(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole.killed("after 3", tmp_path)
+    names = ("journal.sqlite", "trials.csv", "strategy.json")
+    before = [(folder / name).read_bytes() for name in names]
+    monkeypatch.setattr(
+        Journal, "evaluations", lambda self: {t.strategy: Evaluation(0, 9, -9) for t in self.trials}
+    )
+    with pytest.raises(ArtifactError, match=r"Evaluation 3 of the run .* came out differently"):
+        find(folder, resume=True)
+    assert before == [(folder / name).read_bytes() for name in names]
+
+
+def test_finished_search_is_left_alone(find: Find, whole: Watched) -> None:
+    with pytest.raises(ArtifactError, match="is finished: nothing to resume"):
+        find(whole.folder, resume=True)
+    with pytest.raises(ArtifactError, match="already holds a search"):
+        find(whole.folder)
+    assert not (whole.folder / "checkpoint.safetensors").exists()
+
+
+def test_resume_needs_a_folder_and_starts_where_there_is_no_search(
+    find: Find, whole: Watched, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="resume=True needs the folder"):
+        find(None, resume=True)
+    with pytest.raises(ConfigError, match="checkpoint_every must be at least 1, got 0"):
+        find(tmp_path, checkpoint_every=0)
+    find(tmp_path / "new", resume=True)
+    assert same_run(whole.folder, tmp_path / "new")
+
+
+# -- the checkpoint's file -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 99])
+def test_damaged_checkpoint_says_that_it_may_be_removed(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(content)
+    journal = Journal(None)
+    journal.trials = [Trial(1, IDENTITY, Evaluation(0.5, 1.0, 0.0), 0.5)]
+    with pytest.raises(ArtifactError, match=r"Remove it.*not a readable safetensors"):
+        CheckpointFile(tmp_path, journal, 1).load()
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({}, "is no checkpoint of this version"),
+        ({"format": "amc-checkpoint", "version": "2"}, "is no checkpoint of this version"),
+        ({"format": "amc-checkpoint", "version": "1"}, "is not a complete checkpoint"),
+        (
+            {"format": "amc-checkpoint", "version": "1", "trials": "1", "numbers": "{"},
+            "is not a complete checkpoint",
+        ),
+        (
+            {"format": "amc-checkpoint", "version": "1", "trials": "1", "numbers": "{}"},
+            "from after evaluation 1, the journal ends with 0",
+        ),
+    ],
+)
+def test_checkpoint_of_another_kind_or_run_is_refused(
+    header: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    file = CheckpointFile(tmp_path, Journal(None), 1)
+    checkpoint.write_tensors(tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}, header)
+    with pytest.raises(ArtifactError, match=said):
+        file.load()
