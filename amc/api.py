@@ -524,7 +524,7 @@ def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         cost_label=metric,
     )
     plot_learning_curve(
-        [trial.reward for trial in result.trials],
+        [trial.reward for trial in result.trials if trial.meets_budget],
         folder / artifact.CURVE_PICTURE,
         title=f"{type(result.task.network).__name__}: {result.task.budget}",
         warmup=_warmup(result.trials),
@@ -573,7 +573,7 @@ def _note_hparams(
 def _final_metrics(result: SearchResult) -> dict[str, float]:
     best = result.comparison[-1]
     metrics = {
-        "final/best_reward": max(trial.reward for trial in result.trials),
+        "final/best_reward": max(t.reward for t in result.trials if t.meets_budget),
         "final/test_accuracy": best.test_accuracy or 0.0,
         "final/search_accuracy": best.search_accuracy or 0.0,
     }
