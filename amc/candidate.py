@@ -167,8 +167,11 @@ class Compressor:
         fitted = self._refit_all(keep) if self.settings.least_squares else {}
         weights = {path: weight for path, (weight, _) in fitted.items()}
         module = remove_channels(self.graph.plan, keep, weights)
+        for path, (_, shift) in fitted.items():
+            if shift is not None:
+                self._shift_output(module, path, shift)
+        self._quantize(module, strategy)
         if self.settings.repairs_candidates:
-            self._quantize(module, strategy)
             refit_layers(
                 self.graph,
                 module,
@@ -178,20 +181,15 @@ class Compressor:
                 ridge=QUICK_RIDGE,
                 feedback=False,
             )
-            return self._result(module, strategy, kept)
-        for path, (_, shift) in fitted.items():
-            if shift is not None:
-                self._shift_output(module, path, shift)
-        self._quantize(module, strategy)
-        if self.settings.batch_norm:
+        elif self.settings.batch_norm:
             self._recalibrate(module, keep)
         return self._result(module, strategy, kept)
 
     def repair(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network with every layer refitted to what it really receives.
 
-        Slower than `apply` (all calibration images go through both networks), and better: for
-        the strategies that are kept. Without ``settings.least_squares`` or
+        Slower than `apply` (thousands of calibration images go through the network), and better:
+        for the strategies that are kept. Without ``settings.least_squares`` or
         ``settings.sequential`` it is `apply`.
 
         Raises:

@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "refit": (Compressor, "_refit_all"),
     "slice": (amc.candidate, "remove_channels"),
     "quantize": (Compressor, "_quantize"),
+    "repair": (amc.candidate, "refit_layers"),
     "recalibrate": (Compressor, "_recalibrate"),
     "fold": (amc.task, "fold_batch_norm"),
     "evaluate": (Evaluator, "__call__"),

@@ -193,7 +193,24 @@ class _Repair:
         gram, cross = sums.moments(centred)
         _change_weight(layer, gram, cross, self._ridge, self._feedback)
         if centred:
-            _set_mean(layer, norm, *sums.means())
+            self._set_mean(path, layer, norm, *sums.means())
+
+    def _set_mean(
+        self, path: str, layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor
+    ) -> None:
+        """Make the layer's output right on average, by its bias or by the mean that follows it."""
+        weight = layer.weight.double().reshape(len(x_mean), -1, x_mean.shape[1])
+        lacks = y_mean - (weight @ x_mean.unsqueeze(2)).squeeze(2)  # (groups, outputs / groups)
+        lacks = lacks.flatten().to(layer.weight.dtype)
+        if layer.bias is not None:
+            layer.bias.data = lacks
+        elif norm is not None and norm.running_mean is not None:
+            # From the original's mean: the smaller network's may have been shifted already.
+            original = self._graph.plan.module.get_submodule(self._norms[path])
+            assert isinstance(original, Norm)
+            assert original.running_mean is not None
+            kept = self._keep[self._graph.plan.layers[path].outputs]
+            norm.running_mean.data = original.running_mean[torch.from_numpy(kept)] - lacks
 
     def _norm_after(self, path: str) -> Norm | None:
         norm = self._norms.get(path)
@@ -277,14 +294,3 @@ def _change_weight(layer: Layer, gram: Tensor, cross: Tensor, ridge: float, feed
             round_with_feedback(weight, gram, *grid) if feedback else quantize_weight(weight, *grid)
         )
     layer.weight.data = weight
-
-
-def _set_mean(layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor) -> None:
-    """Make the layer's output right on average, by its bias or by the mean that follows it."""
-    weight = layer.weight.double().reshape(len(x_mean), -1, x_mean.shape[1])
-    lacks = y_mean - (weight @ x_mean.unsqueeze(2)).squeeze(2)  # (groups, outputs / groups)
-    lacks = lacks.flatten().to(layer.weight.dtype)
-    if layer.bias is not None:
-        layer.bias.data = lacks
-    elif norm is not None and norm.running_mean is not None:
-        norm.running_mean.data = norm.running_mean - lacks
