@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
+    from amc.export import export_onnx, read_precisions
     from amc.networks import build_network, load_checkpoint
     from amc.recovery.training import TrainingSettings
     from amc.strategy import Strategy
@@ -45,10 +46,12 @@ __all__ = [
     "build_data",
     "build_network",
     "compare",
+    "export_onnx",
     "finetune",
     "load_checkpoint",
     "load_compressed",
     "profile",
+    "read_precisions",
     "search",
 ]
 
@@ -67,7 +70,9 @@ _HOME = {
     "build_data": "amc.data",
     "build_network": "amc.networks",
     "compare": "amc.comparison",
+    "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
+    "read_precisions": "amc.export",
 }
 
 gymnasium.register(id="amc/Compression-v0", entry_point="envs.compression:make_env")

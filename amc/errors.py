@@ -62,6 +62,10 @@ class PolicyError(AmcError):
     """A policy file is missing, unreadable, or was learned on other observations."""
 
 
+class ExportError(AmcError):
+    """A network has no form in the format that it shall be exported to."""
+
+
 class ArtifactError(AmcError):
     """A run folder is missing, incomplete, or of another version."""
 

@@ -18,6 +18,7 @@ from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.device import Device, TableDevice
+from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
     Choices,
     CostModel,
@@ -164,6 +165,8 @@ class CompressionTask:
     ) -> tuple[Device | None, Choices]:
         """The device with all prices that the walk needs, and what the walk may choose."""
         metric = self.budget.metric
+        if isinstance(device, HaqTable):  # whose rows are layers, not signatures
+            device = device.for_network(self.graph)
         step = space.channel_step
         if step is None:
             of_device = metric in DEVICE_METRICS and device is not None

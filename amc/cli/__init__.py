@@ -1,4 +1,4 @@
-"""The command line: ``amc search``, ``compare``, ``apply``, ``finetune``, ``profile``."""
+"""The command line: ``amc search``, ``compare``, ``apply``, ``finetune``, ``export``, ``profile``."""
 
 from amc.cli.main import main
 

@@ -12,7 +12,7 @@ from agents.policy import DESCRIPTION_FILE, Policy
 from amc import api, artifact
 from amc.cli import recipe
 from amc.cost.budget import Budget
-from amc.errors import PolicyError
+from amc.errors import ConfigError, PolicyError
 
 
 def run(config: DictConfig) -> bool:
@@ -21,7 +21,7 @@ def run(config: DictConfig) -> bool:
     source = Path(config.policy).expanduser()
     learned = artifact.RunRecord.read(source)
     policy = _policy(source)
-    device = recipe.device_of(config) or dict(learned.device) or None
+    device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
     space = recipe.space_of(recipe.plain(config.env))
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
@@ -52,6 +52,17 @@ def run(config: DictConfig) -> bool:
     )
     recipe.show(result, folder)
     return False
+
+
+def _learned(device: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The device of the run that learned the policy, if it is no class that only a file names."""
+    if ":" in str(device.get("name")):
+        raise ConfigError(
+            f"The run says that its device is the class {device['name']!r}. amc calls no code "
+            "that only a file names: if it is yours, add device=custom "
+            f"device.name={device['name']}."
+        )
+    return dict(device) or None
 
 
 def _policy(source: Path) -> Policy:

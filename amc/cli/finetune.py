@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -17,7 +16,7 @@ from amc.candidate import CompressedNetwork
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.data import DataSet
-from amc.errors import ArtifactError, ConfigError, NetworkError
+from amc.errors import ArtifactError
 from amc.evaluate import Evaluator
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
@@ -28,9 +27,9 @@ def run(config: DictConfig) -> bool:
     source = Path(config.run).expanduser()
     record = artifact.RunRecord.read(source)
     check_options({"network": record.network, "data": record.data})
-    data = recipe.data_of(_data_options(record.data, config))
+    data = recipe.data_of(recipe.recorded_data(record.data, config))
     settings = _settings(config, data)
-    original = recipe.network_of(_network_options(record.network, config), data)
+    original = recipe.network_of(recipe.recorded_network(record.network, config), data)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     folder = source / "finetune"
     if config.restart:
@@ -78,29 +77,6 @@ def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
         seed=config.seed,
         augment=data.augment,
     )
-
-
-def _data_options(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    if not config.data_root:
-        return dict(recorded)
-    return {**recorded, "root": str(Path(config.data_root).expanduser())}
-
-
-def _network_options(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    """The run's network. A function that a file names is called only if the user names it too."""
-    options = dict(recorded)
-    if config.checkpoint:
-        options["checkpoint"] = str(Path(config.checkpoint).expanduser())
-    name = options.get("name")
-    confirmed = config.network.name if config.get("network") else None
-    if confirmed is None and ":" in str(name):
-        raise NetworkError(
-            f"The run says that its network comes from the function {name!r}. amc calls no "
-            f"function that only a file names: if it is yours, add network={name}."
-        )
-    if confirmed not in (None, name):
-        raise ConfigError(f"The run is of network {name!r}, not {confirmed!r}.")
-    return options
 
 
 def _note(events: EventWriter, epoch: EpochRecord) -> None:

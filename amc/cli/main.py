@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": "searchers beside each other, over seeds",
     "apply": "compress a network by a learned policy, without a search",
     "finetune": "train the compressed network of a run",
+    "export": "write the compressed network of a run as ONNX, check and time it",
     "profile": "measure a device's latency table for a network",
 }
 

@@ -1,4 +1,4 @@
-"""``amc profile``: measure a device's latency table for a network."""
+"""``amc profile``: a latency table for a network: measured, imported, or to be filled in."""
 
 from __future__ import annotations
 
@@ -6,42 +6,101 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from amc import api
 from amc.cli import recipe
-from amc.cost.device import TableDevice
+from amc.compress.verify import graph_of
+from amc.cost.choices import choices_for, reference_bits, requests_for
+from amc.cost.device import Device, TableDevice
+from amc.cost.importers.haq import HaqTable
 from amc.cost.profile import TorchDeviceSpec
 from amc.cost.shipped import as_device
 from amc.cost.table import write_table
-from amc.errors import DeviceError
+from amc.cost.todo import write_todo
+from amc.errors import ConfigError, DeviceError
+from amc.task import SearchSpace
+
+Shape = tuple[int, int, int]
 
 
 def run(config: DictConfig) -> bool:
-    """Trace, measure what is missing, say where the table is."""
-    options = recipe.device_of(config)
-    device = as_device(options)
-    if not isinstance(device, TorchDeviceSpec):
-        kind = (options or {}).get("name") or (options or {}).get("kind") or "null"
-        raise DeviceError(
-            f"Device {kind!r} is not measured on this machine: its prices are given. Choose "
-            "device=torch_cpu or device=torch_cuda."
-        )
+    """Trace, measure what is missing (or list it, or import it), say where the table is."""
+    device = as_device(recipe.device_of(config))
+    if not config.todo:
+        _check_source(device, config)
     data = recipe.data_of(recipe.plain(config.data))
     network = recipe.network_of(recipe.plain(config.network), data, trained=False)
     space = recipe.space_of(recipe.plain(config.env))
+    if config.todo and device is not None:
+        _list(config, device, network, data.image_shape, space)
+        return False
+    if isinstance(device, HaqTable):
+        device = device.for_network(graph_of(network, data.image_shape))
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
-    path = device.table_path()
+    path = device.table_path() if isinstance(device, TorchDeviceSpec) else Path()
     if config.output:
         path = Path(config.output).expanduser()
         write_table(table, path)
-    console = Console()
-    console.print(
+    _say(
         f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
         f"{table.threads} thread(s), {table.runtime}",
-        highlight=False,
+        f"written to {path}",
+        _use(config, path),
     )
-    console.print(f"written to {path}", highlight=False, soft_wrap=True)
-    use = f"amc search network={config.network.name} device=table device.path={path}"
-    console.print(f"use it:  {use}", highlight=False, soft_wrap=True)
     return False
+
+
+def _check_source(device: Device | TorchDeviceSpec | None, config: DictConfig) -> None:
+    """Find out before the network is built whether there is a table to make."""
+    if isinstance(device, (TableDevice, HaqTable)):
+        if not config.output:
+            raise ConfigError(
+                f"Device {device.name!r} has its prices in a file. Say where to write the table "
+                "that is made of them: output=<file>.csv."
+            )
+    elif not isinstance(device, TorchDeviceSpec):
+        name = "null" if device is None else device.name
+        raise DeviceError(
+            f"Device {name!r} is not measured on this machine. Choose device=torch_cpu or "
+            "device=torch_cuda; or list what is to be measured elsewhere: todo=<file>.csv."
+        )
+
+
+def _list(
+    config: DictConfig,
+    device: Device | TorchDeviceSpec,
+    network: nn.Module,
+    image_shape: Shape,
+    space: SearchSpace,
+) -> None:
+    path = Path(config.todo).expanduser()
+    if path.exists():
+        raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
+    graph = graph_of(network, image_shape)
+    choices = choices_for(
+        graph,
+        space.pairs("latency_ms", device),
+        channel_step=space.channel_step or device.channel_step,
+        min_preserve_ratio=space.min_preserve_ratio,
+    )
+    requests = requests_for(graph, choices, reference_bits(device.supported_bits))
+    rows = write_todo(device, requests, path, covers=config.todo_covers)
+    _say(
+        f"{device.name}: {rows} operators to measure, batch {device.batch}, "
+        f"{device.threads} thread(s), {device.runtime}",
+        f"written to {path}; fill in its latency_ms column (docs/devices.md)",
+        _use(config, path),
+    )
+
+
+def _use(config: DictConfig, path: Path) -> str:
+    network = f"network={config.network.name}"
+    return f"use it:  amc search {network} device=table device.path={path}"
+
+
+def _say(*lines: str) -> None:
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

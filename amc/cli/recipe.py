@@ -82,6 +82,30 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
     )
 
 
+def recorded_data(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The run's data options, from another place if the user says so."""
+    if not config.data_root:
+        return dict(recorded)
+    return {**recorded, "root": str(Path(config.data_root).expanduser())}
+
+
+def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The run's network. A function that a file names is called only if the user names it too."""
+    options = dict(recorded)
+    if config.checkpoint:
+        options["checkpoint"] = str(Path(config.checkpoint).expanduser())
+    name = options.get("name")
+    confirmed = config.network.name if config.get("network") else None
+    if confirmed is None and ":" in str(name):
+        raise NetworkError(
+            f"The run says that its network comes from the function {name!r}. amc calls no "
+            f"function that only a file names: if it is yours, add network={name}."
+        )
+    if confirmed not in (None, name):
+        raise ConfigError(f"The run is of network {name!r}, not {confirmed!r}.")
+    return options
+
+
 def space_of(options: Mapping[str, Any]) -> SearchSpace:
     """What may be chosen, from the env config group."""
     widths = {

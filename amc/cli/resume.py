@@ -14,7 +14,8 @@ from amc.artifact import RUN_FILE, RunRecord
 from amc.cli.check import check_options
 from amc.errors import ArtifactError, ConfigError
 
-_BESIDE = ("resume", "resume_force", "network", "reward", "jobs")  # two only as confirmations
+# network, reward and device.name only as confirmations
+_BESIDE = ("resume", "resume_force", "network", "reward", "device.name", "jobs")
 _COMPLETED = ("env", "recovery", "search")
 _MANY = ("-m", "--multirun")
 
@@ -82,6 +83,7 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
     check_options({"network": record.network, "data": record.data, **settings})
     _confirm("network", record.network.get("name"), given)
     _confirm("reward", settings["reward"], given)
+    _confirm("device.name", record.device.get("name"), given)
     return replace(record, settings=settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
@@ -108,6 +108,7 @@ class TableHeader:
         channel_step: Channel counts that are multiples of it were measured.
         supported_bits: Weight/activation pairs that the runtime computes.
         note, source: Free text, one line each.
+        covers: A key of `COVERS`: which operators the rows are of.
     """
 
     device: str
@@ -118,6 +119,16 @@ class TableHeader:
     supported_bits: tuple[Bits, ...]
     note: str = ""
     source: str = ""
+    # Not in repr: the fingerprints of tables that cover all stay what they were.
+    covers: str = field(default="all", repr=False)
+
+
+# What a table has prices for. Where operators between layers have none, they cost nothing.
+COVERS: dict[str, str] = {
+    "all": "layers and the operators between them",
+    "layers": "layers only",
+    "full_layers": "layers only, with all their channels",
+}
 
 
 class TableDevice:
@@ -140,7 +151,7 @@ class TableDevice:
         self.batch, self.threads = header.batch, header.threads
         self.channel_step, self.supported_bits = header.channel_step, header.supported_bits
         if not self.rows:
-            raise TableError(f"The table of device {self.name!r} has no rows. {self._advice}")
+            raise TableError(f"The table of device {self.name!r} has no rows. {self.advice}")
         for request in self.rows:
             if request.bits not in self.supported_bits:
                 raise TableError(
@@ -188,6 +199,8 @@ class TableDevice:
             DeviceError, TableError: As `price`.
         """
         grid = self._grid(metric, signature, bits)
+        if self.header.covers != "all" and not signature.is_layer and grid.is_empty:
+            return np.zeros(len(in_channels))
         if not is_paired(signature):
             in_channels, out_channels = np.meshgrid(in_channels, out_channels, indexing="ij")
         found = grid.look_up(in_channels, out_channels)
@@ -203,7 +216,8 @@ class TableDevice:
 
     def fingerprint(self) -> str:
         """Changes whenever a price or the header changes."""
-        return fingerprint(repr(self.header), repr(self.rows))
+        covers = () if self.header.covers == "all" else (self.header.covers,)
+        return fingerprint(repr(self.header), repr(self.rows), *covers)
 
     def _has(self, request: Request) -> bool:
         try:
@@ -230,6 +244,7 @@ class TableDevice:
             self._grids[key] = _Grid(
                 np.array([(r.in_channels, r.out_channels) for r in requests], np.int64),
                 np.array([getattr(self.rows[r], metric) for r in requests], np.float64),
+                exact=self.header.covers == "full_layers",
             )
         return self._grids[key]
 
@@ -243,25 +258,42 @@ class TableDevice:
         )
         return TableError(
             f"The table of device {self.name!r} has no price for {request}: {measured}. "
-            f"{self._advice}"
+            f"{self.advice}"
         )
 
     @property
-    def _advice(self) -> str:
-        return f"Measure it: amc profile device={self.name} network=<network>."
+    def advice(self) -> str:
+        """What to do where a price is missing."""
+        if self.header.covers == "full_layers":
+            return (
+                "It has prices of one network's layers with all their channels: search that "
+                "network's bits alone, with env.min_preserve_ratio=1."
+            )
+        return (
+            f"Measure it: amc profile device={self.name} network=<network>; or list what to "
+            "measure elsewhere: amc profile todo=<file>.csv network=<network>."
+        )
 
 
 class _Grid:
     """Prices of one operator over the channel counts that occur in its rows."""
 
-    def __init__(self, channels: IntArray, prices: FloatArray) -> None:
-        """Fill the grid from ``channels``, shape (rows, 2), and ``prices``, shape (rows,)."""
+    def __init__(self, channels: IntArray, prices: FloatArray, *, exact: bool = False) -> None:
+        """Fill the grid from ``channels``, shape (rows, 2), and ``prices``, shape (rows,).
+
+        Args:
+            exact: Whether counts that are not in a row have no price.
+        """
+        self.is_empty, self._exact = not len(prices), exact
         channels = channels.reshape(-1, 2)
         self._axes = np.unique(channels[:, 0]), np.unique(channels[:, 1])
         # One more line on each axis, never measured: what lies above every measured count.
         shape = len(self._axes[0]) + 1, len(self._axes[1]) + 1
         grid = np.full(shape, np.inf)
         grid[self._place(channels[:, 0], channels[:, 1])] = prices
+        if exact:
+            self._prices = grid
+            return
         lines = grid.tolist()
         for line, above in reversed(list(pairwise(lines))):
             for column in reversed(range(shape[1] - 1)):
@@ -272,6 +304,10 @@ class _Grid:
     def look_up(self, in_channels: IntArray, out_channels: IntArray) -> FloatArray:
         """Prices, shape of the arrays; infinite above every measured count."""
         found: FloatArray = self._prices[self._place(in_channels, out_channels)]
+        if self._exact:
+            ins, outs = self._axes
+            measured = np.isin(in_channels, ins) & np.isin(out_channels, outs)
+            return np.where(measured, found, np.inf)
         return found
 
     def _place(self, in_channels: IntArray, out_channels: IntArray) -> tuple[_Index, _Index]:

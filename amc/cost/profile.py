@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +16,18 @@ from amc.cost.device import (
     Request,
     TableDevice,
     TableHeader,
-    parse_bits,
 )
+from amc.cost.importers import OPTIONS as IMPORTERS
+from amc.cost.plugins import device_of_class
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
+from amc.cost.spec import Spec
 from amc.cost.table import read_table, write_table
 from amc.cost.torch_timer import TorchTimer, machine
+from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
 from amc.files import cache_folder, fingerprint
 from amc.progress import progress_bar
-from amc.strategy import BIT_WIDTHS, FLOAT, Bits
+from amc.strategy import FLOAT
 
 ROUNDS = 7
 _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
@@ -100,7 +101,7 @@ def device_for(
             f"The table of device {loaded.name!r} lacks {len(missing)} of {len(wanted)} rows that "
             "this network needs:\n"
             + "\n".join(f"  {request}" for request in missing[:_LISTED])
-            + f"{more}\nMeasure them: amc profile device={loaded.name} network=<network>."
+            + f"{more}\n{loaded.advice}"
         )
     return loaded
 
@@ -180,7 +181,7 @@ def _summary(samples_ms: list[float]) -> Measurement:
 
 
 def load_device(spec: Mapping[str, object]) -> Device | TorchDeviceSpec:
-    """The device that a configuration describes; ``kind`` is roofline, table or torch.
+    """The device that a configuration describes; ``kind`` says how its prices are found.
 
     Raises:
         DeviceError: An unknown kind or key, a missing key, or a value out of its range.
@@ -191,86 +192,21 @@ def load_device(spec: Mapping[str, object]) -> Device | TorchDeviceSpec:
         near = get_close_matches(str(kind), _KINDS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DeviceError(f"device.kind must be one of {', '.join(_KINDS)}, got {kind!r}.{hint}")
-    return _KINDS[kind](_Spec({k: v for k, v in spec.items() if k != "kind"}, "device"))
+    return _KINDS[kind](Spec({k: v for k, v in spec.items() if k != "kind"}, "device"))
 
 
-class _Spec:
-    """A mapping whose keys and values are checked, and named in errors, as they are read."""
-
-    def __init__(self, values: object, where: str) -> None:
-        if not isinstance(values, Mapping):
-            raise DeviceError(f"{where} must be a mapping of keys to values, got {values!r}.")
-        self.values = {str(key): value for key, value in values.items()}
-        self.where = where
-
-    def allow(self, required: Iterable[str], optional: Iterable[str] = ()) -> None:
-        """Refuse unknown keys, and the lack of a required one."""
-        required, known = list(required), [*required, *optional]
-        for key in self.values:
-            if key not in known:
-                near = get_close_matches(key, known, 1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise DeviceError(f"{self.where} has no key {key!r}. {hint}")
-        absent = [key for key in required if key not in self.values]
-        if absent:
-            raise DeviceError(f"{self.where} lacks {', '.join(absent)}.")
-
-    def number(self, key: str, *, zero: bool = False) -> float:
-        value = self.values.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number) and (number > 0 or (zero and number == 0)):
-                return number
-        raise self._error(key, f"a finite number, {'at least 0' if zero else 'positive'}", value)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._error(key, "a positive integer", value)
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.values[key]
-        if not (isinstance(value, str) and value and value.isprintable()):
-            raise self._error(key, "one line of text", value)
-        return value
-
-    def name(self) -> str:
-        value = self.text("name")
-        if not re.fullmatch(r"[\w.-]+", value):
-            raise self._error("name", "letters, digits, '_', '-' and '.'", value)
-        return value
-
-    def widths(self, key: str) -> list[int]:
-        value = self.values[key]
-        if not (isinstance(value, list) and value and all(b in BIT_WIDTHS[:-1] for b in value)):
-            raise self._error(key, f"a list of widths among {BIT_WIDTHS[:-1]}", value)
-        return value
-
-    def by_bits(self, key: str) -> dict[Bits, float]:
-        inner = _Spec(self.values.get(key, {}), f"{self.where}.{key}")
-        try:
-            return {parse_bits(pair): inner.number(pair) for pair in inner.values}
-        except ValueError:
-            expected = "keys weight/activation, as in '8/8'"
-            raise self._error(key, expected, list(inner.values)) from None
-
-    def _error(self, key: str, expected: str, value: object) -> DeviceError:
-        return DeviceError(f"{self.where}.{key} must be {expected}, got {value!r}.")
-
-
-def _load_roofline(spec: _Spec) -> RooflineDevice:
+def _load_roofline(spec: Spec) -> RooflineDevice:
     spec.allow(
         ["name", "source", "bandwidth_gb_s", "overhead_us", "channel_step"],
         ["peak_gmacs", "bit_serial", "batch", "threads", "energy"],
     )
-    energy = _Spec(spec.values["energy"], "device.energy") if spec.values.get("energy") else None
+    energy = Spec(spec.values["energy"], "device.energy") if spec.values.get("energy") else None
     if energy:
         energy.allow(["pj_per_mac", "pj_per_byte"])
     peak_gmacs = spec.by_bits("peak_gmacs")
     pj_per_mac = energy.by_bits("pj_per_mac") if energy else {}
     if spec.values.get("bit_serial"):
-        serial = _Spec(spec.values["bit_serial"], "device.bit_serial")
+        serial = Spec(spec.values["bit_serial"], "device.bit_serial")
         serial.allow(["base_gmacs", "bits"], ["pj_per_binary_mac", "pj_per_accumulate"])
         widths = serial.widths("bits")
         peak_gmacs |= bit_serial_gmacs(serial.number("base_gmacs"), widths)
@@ -293,7 +229,7 @@ def _load_roofline(spec: _Spec) -> RooflineDevice:
     )
 
 
-def _load_table(spec: _Spec) -> TableDevice:
+def _load_table(spec: Spec) -> TableDevice:
     spec.allow(["path"])
     path = spec.values["path"]
     if not isinstance(path, (str, Path)) or not str(path):
@@ -304,7 +240,7 @@ def _load_table(spec: _Spec) -> TableDevice:
     return read_table(Path(path).expanduser())
 
 
-def _load_torch(spec: _Spec) -> TorchDeviceSpec:
+def _load_torch(spec: Spec) -> TorchDeviceSpec:
     spec.allow(["name", "batch", "threads", "channel_step"], ["device"])
     device = spec.values.get("device", "cpu")
     if device not in ("cpu", "cuda"):
@@ -318,8 +254,11 @@ def _load_torch(spec: _Spec) -> TorchDeviceSpec:
     )
 
 
-_KINDS: dict[str, Callable[[_Spec], Device | TorchDeviceSpec]] = {
+_KINDS: dict[str, Callable[[Spec], Device | TorchDeviceSpec]] = {
     "roofline": _load_roofline,
     "table": _load_table,
     "torch": _load_torch,
+    "todo": unmeasured_device,
+    "class": device_of_class,
+    **IMPORTERS,
 }

@@ -1,14 +1,16 @@
-"""A device by the name of one that comes with amc, by its options, or itself."""
+"""A device by name (shipped, installed, or a class), by its options, or itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files as package_files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
 
 from amc.cost.device import Device
+from amc.cost.plugins import installed_devices, load_plugin
 from amc.cost.profile import TorchDeviceSpec, load_device
 from amc.errors import DeviceError
 
@@ -18,11 +20,15 @@ DeviceLike = str | Mapping[str, Any] | Device | TorchDeviceSpec | None
 def as_device(device: DeviceLike) -> Device | TorchDeviceSpec | None:
     """A device from its name, its options, or itself.
 
+    Args:
+        device: The name of a shipped or an installed device, or ``package.module:Class``.
+
     Raises:
-        DeviceError: No shipped device has the name, or an option is wrong.
+        DeviceError: No device has the name, or an option is wrong.
     """
     if isinstance(device, str):
-        return load_device(shipped_device(device))
+        by_class = ":" in device or (device not in shipped_names() and device in _installed())
+        return load_plugin(device, {}) if by_class else load_device(shipped_device(device))
     if isinstance(device, Mapping):
         return load_device(device)
     return device
@@ -34,10 +40,26 @@ def shipped_device(name: str) -> dict[str, Any]:
     Raises:
         DeviceError: There is no such device.
     """
-    folder = package_files("amc.conf") / "device"
-    known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name[-5:] == ".yaml")
-    if name not in known:
-        raise DeviceError(f"Unknown device {name!r}. amc ships {', '.join(known)}.")
-    options = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    if name not in shipped_names():
+        installed = f"; installed are {', '.join(_installed())}" if _installed() else ""
+        raise DeviceError(
+            f"Unknown device {name!r}. amc ships {', '.join(shipped_names())}{installed}. A class "
+            "of yours is named package.module:Class."
+        )
+    options = yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(options, dict)
     return options
+
+
+def shipped_names() -> list[str]:
+    """Names of the devices that come with amc."""
+    names = (path.name for path in _folder().iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _folder() -> Traversable:
+    return package_files("amc.conf") / "device"
+
+
+def _installed() -> list[str]:
+    return [point.name for point in installed_devices()]

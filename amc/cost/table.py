@@ -13,6 +13,9 @@ one row for each measured operator (`Request` and `Measurement`)::
     # supported_bits: 32/32 8/8
     op,kernel_h,kernel_w,...,latency_ms,spread_ms,samples
     conv2d,3,3,...,0.25,0.01,7
+
+A file whose ``latency_ms`` cells are empty is a list of what to measure (`todo_text`); it is
+refused until all of them are filled in. docs/devices.md describes every key and column.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader, parse_bits
+from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
 from amc.errors import TableError
 from amc.files import read_text, write_text
 from amc.graph.types import Signature, Size
@@ -36,6 +39,15 @@ FORMAT_VERSION = 1
 _LARGEST = 2**31 - 1  # of any count: products of two channel counts stay within int64
 
 Value = TypeVar("Value")
+
+
+class _Lines(Protocol):
+    """What `csv.reader` gives: cells, and the number of lines read so far."""
+
+    @property
+    def line_num(self) -> int: ...
+    def __next__(self) -> list[str]: ...
+    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 def _text(text: str) -> str:
@@ -71,6 +83,12 @@ def _width(text: str) -> int:
     return value
 
 
+def _coverage(text: str) -> str:
+    if text not in COVERS:
+        raise ValueError(text)
+    return text
+
+
 def _bit_pairs(text: str) -> tuple[Bits, ...]:
     pairs = tuple(parse_bits(pair) for pair in text.split(" "))
     if len(set(pairs)) < len(pairs):
@@ -89,6 +107,7 @@ _EXPECTED: dict[Callable[[str], object], str] = {
     _number: "a positive, finite number",
     _nonnegative: "a finite number, not negative",
     _width: f"one of {BIT_WIDTHS}",
+    _coverage: f"one of {', '.join(COVERS)}",
     _bit_pairs: "distinct weight/activation pairs, as in '32/32 8/8'",
 }
 _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
@@ -100,8 +119,9 @@ _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
     "supported_bits": _bit_pairs,
     "note": _text,
     "source": _text,
+    "covers": _coverage,
 }
-_OPTIONAL_KEYS = ("note", "source")
+_DEFAULTS = {"note": "", "source": "", "covers": "all"}  # of keys that may be left out
 _FIXED_KEYS = {"amc-device-table": str(FORMAT_VERSION), "unit": "ms"}
 _PAIRS: dict[str, Callable[[str], Any]] = {  # fields of Signature with a height and a width
     "kernel": _count,
@@ -147,28 +167,8 @@ def read_table(path: Path) -> TableDevice:
     length = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     header = _read_header(path, lines[:length])
     reader = csv.reader(lines[length:], strict=True)
-    rows: dict[Request, Measurement] = {}
-    first_line: dict[Request, int] = {}
     try:
-        columns = _check_columns(path, length + 1, next(reader, []))
-        for cells in reader:
-            if not cells:
-                continue
-            line = length + reader.line_num
-            request, measurement = _read_row(path, line, columns, cells)
-            if request.bits not in header.supported_bits:
-                raise TableError(
-                    f"{path}, line {line}, column weight_bits/activation_bits: expected one of the "
-                    f"header's supported_bits {' '.join(map(str, header.supported_bits))}, "
-                    f"got {request.bits}."
-                )
-            if rows.setdefault(request, measurement) != measurement:
-                raise TableError(
-                    f"{path}, line {line}, column latency_ms: {request} already has another price "
-                    f"on line {first_line[request]} ({rows[request].latency_ms} ms), "
-                    f"got {measurement.latency_ms}. Keep one of them."
-                )
-            first_line.setdefault(request, line)
+        rows = _read_rows(path, header, length, reader)
     except csv.Error as error:
         line = length + reader.line_num
         raise TableError(f"{path}, line {line}: not a line of a CSV file: {error}.") from error
@@ -190,16 +190,42 @@ def write_table(device: TableDevice, path: Path) -> None:
 def table_text(device: TableDevice) -> str:
     """A table as it stands in its file; equal tables give equal text."""
     columns = [c for c in _COLUMNS if c != _OPTIONAL_COLUMN or c in device.metrics]
+    rows = ({**_asked(r), **_measured(m)} for r, m in device.rows.items())
+    return _text_of(device.header, columns, rows)
+
+
+def todo_text(header: TableHeader, requests: Iterable[Request]) -> str:
+    """A table whose prices are still to be filled in: ``latency_ms`` is empty in every row.
+
+    ``spread_ms`` is 0 and ``samples`` 1 until whoever measures knows better.
+
+    Raises:
+        TableError: The header has a value that a file cannot hold.
+    """
+    columns = [column for column in _COLUMNS if column != _OPTIONAL_COLUMN]
+    blank = {"latency_ms": "", "spread_ms": "0", "samples": 1}
+    return _text_of(header, columns, ({**_asked(r), **blank} for r in requests))
+
+
+def _text_of(header: TableHeader, columns: list[str], rows: Iterable[Mapping[str, object]]) -> str:
     buffer = io.StringIO()
-    buffer.writelines(f"# {key}: {text}\n" for key, text in _header_texts(device.header))
+    buffer.writelines(f"# {key}: {text}\n" for key, text in _header_texts(header))
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for request, measurement in device.rows.items():
-        writer.writerow(_cells(request, measurement))
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
-def _cells(request: Request, measurement: Measurement) -> dict[str, object]:
+def _measured(measurement: Measurement) -> dict[str, object]:
+    return {
+        "latency_ms": repr(measurement.latency_ms),
+        "spread_ms": repr(measurement.spread_ms),
+        "samples": measurement.samples,
+        "energy_mj": repr(measurement.energy_mj),
+    }
+
+
+def _asked(request: Request) -> dict[str, object]:
     signature = request.signature
     pairs = dict(zip(_PAIRS, _sizes(signature), strict=True))
     return {
@@ -210,10 +236,6 @@ def _cells(request: Request, measurement: Measurement) -> dict[str, object]:
         "out_channels": request.out_channels,
         "weight_bits": request.bits.weight,
         "activation_bits": request.bits.activation,
-        "latency_ms": repr(measurement.latency_ms),
-        "spread_ms": repr(measurement.spread_ms),
-        "samples": measurement.samples,
-        "energy_mj": repr(measurement.energy_mj),
     }
 
 
@@ -227,7 +249,7 @@ def _header_texts(header: TableHeader) -> Iterator[tuple[str, str]]:
     for key, convert in _HEADER_KEYS.items():
         value = getattr(header, key)
         text = " ".join(map(str, value)) if key == "supported_bits" else str(value)
-        if text or key not in _OPTIONAL_KEYS:
+        if text != _DEFAULTS.get(key):
             _convert(text, convert, f"Device table header, key {key!r}")
             yield key, text
 
@@ -255,7 +277,7 @@ def _read_header(path: Path, lines: list[str]) -> TableHeader:
             values[key] = text
         else:
             values[key] = _convert(text, _HEADER_KEYS[key], where)
-    absent = [key for key in allowed if key not in values and key not in _OPTIONAL_KEYS]
+    absent = [key for key in allowed if key not in values and key not in _DEFAULTS]
     if absent:
         raise TableError(
             f"{path} is not a device table: its '# key: value' header lacks {', '.join(absent)}."
@@ -277,15 +299,64 @@ def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
     return columns
 
 
-def _read_row(
-    path: Path, line: int, columns: list[str], cells: list[str]
-) -> tuple[Request, Measurement]:
+def _read_rows(
+    path: Path, header: TableHeader, length: int, reader: _Lines
+) -> dict[Request, Measurement]:
+    """All rows below a header of ``length`` lines."""
+    rows: dict[Request, Measurement] = {}
+    first_line: dict[Request, int] = {}
+    empty: list[tuple[int, Request]] = []  # rows of a list that is still to be filled in
+    columns = _check_columns(path, length + 1, next(reader, []))
+    for cells in filter(None, reader):
+        line = length + reader.line_num
+        row = _read_row(path, line, columns, cells)
+        request = _request(row)
+        _check_bits(path, line, header, request)
+        if row["latency_ms"] is None:
+            empty.append((line, request))
+            continue
+        measurement = Measurement(
+            row["latency_ms"], row["spread_ms"], row["samples"], row.get("energy_mj")
+        )
+        if rows.setdefault(request, measurement) != measurement:
+            raise TableError(
+                f"{path}, line {line}, column latency_ms: {request} already has another price "
+                f"on line {first_line[request]} ({rows[request].latency_ms} ms), "
+                f"got {measurement.latency_ms}. Keep one of them."
+            )
+        first_line.setdefault(request, line)
+    if empty:
+        line, request = empty[0]
+        raise TableError(
+            f"{path}, line {line}, column latency_ms: expected {_EXPECTED[_number]}, the cell is "
+            f"empty ({request}). {len(empty)} of {len(empty) + len(rows)} rows are still to be "
+            "filled in: measure them, or leave their lines out where the search need not ask."
+        )
+    return rows
+
+
+def _check_bits(path: Path, line: int, header: TableHeader, request: Request) -> None:
+    if request.bits not in header.supported_bits:
+        raise TableError(
+            f"{path}, line {line}, column weight_bits/activation_bits: expected one of the "
+            f"header's supported_bits {' '.join(map(str, header.supported_bits))}, "
+            f"got {request.bits}."
+        )
+
+
+def _read_row(path: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, Any]:
+    """The values of a row by their columns; an empty ``latency_ms`` is None."""
     if len(cells) != len(columns):
         raise TableError(f"{path}, line {line}: expected {len(columns)} cells, got {len(cells)}.")
-    row = {
+    return {
         column: _convert(cell, _COLUMNS[column], f"{path}, line {line}, column {column}")
+        if cell or column != "latency_ms"
+        else None
         for column, cell in zip(columns, cells, strict=True)
     }
+
+
+def _request(row: dict[str, Any]) -> Request:
     kernel, stride, padding, dilation, in_size, out_size = (
         (row[f"{name}_h"], row[f"{name}_w"]) for name in _PAIRS
     )
@@ -293,7 +364,4 @@ def _read_row(
         row["op"], kernel, stride, padding, dilation, row["groups"], in_size, out_size
     )
     bits = Bits(row["weight_bits"], row["activation_bits"])
-    return (
-        Request(signature, row["in_channels"], row["out_channels"], bits),
-        Measurement(row["latency_ms"], row["spread_ms"], row["samples"], row.get("energy_mj")),
-    )
+    return Request(signature, row["in_channels"], row["out_channels"], bits)

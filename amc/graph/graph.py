@@ -323,9 +323,18 @@ def _foldable(module: fx.GraphModule) -> dict[str, str]:
             and source.op == "call_module"
             and isinstance(module.get_submodule(source.target), (nn.Conv2d, nn.Linear))
             and len(source.users) == times[node.target] == times[source.target] == 1
+            and _same_channels(module.get_submodule(source.target), source)
         ):
             folds[str(node.target)] = str(source.target)
     return folds
+
+
+def _same_channels(layer: nn.Module, output: fx.Node) -> bool:
+    """Whether a normalisation's channels are the layer's: not after a linear layer over positions.
+
+    A linear layer's outputs are its last dimension, a normalisation's channels the second.
+    """
+    return isinstance(layer, nn.Conv2d) or output.meta["value"].dim() == 2
 
 
 def _fixed_operator(path: str, module: nn.Conv2d | nn.Linear, node: fx.Node) -> OperatorInfo:

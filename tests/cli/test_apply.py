@@ -98,3 +98,13 @@ def test_run_record_with_other_content_is_refused(
     shown = capsys.readouterr().err
     assert said in shown
     assert "Traceback" not in shown
+
+
+def test_device_that_a_file_names_is_not_made_unless_the_user_names_it(
+    copied: Path, capsys: Output
+) -> None:
+    document = json.loads((copied / "run.json").read_text())
+    document["device"] = {"kind": "class", "name": "tests.cli.nets:traced"}
+    (copied / "run.json").write_text(json.dumps(document))
+    assert apply(copied) == 2
+    assert "add device=custom device.name=tests.cli.nets:traced" in capsys.readouterr().err

@@ -3,10 +3,12 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from amc import api
 from amc.cost.table import read_table
+from amc.errors import TableError
 from amc.files import cache_folder
 from tests.cli.command import NETWORK, amc, search
 
@@ -40,6 +42,64 @@ def test_profile_measures_a_table_that_a_search_can_use(capsys: Output) -> None:
 def test_only_devices_of_this_machine_are_measured(device: str, name: str, capsys: Output) -> None:
     assert amc("profile", NETWORK, device) == 2
     assert f"Device {name} is not measured on this machine" in capsys.readouterr().err
+
+
+def test_list_for_a_board_elsewhere_is_written_once_and_never_over(capsys: Output) -> None:
+    options = ("device=todo", "device.name=pi", "device.batch=4", 'device.bits=["32/32","8/8"]')
+    assert amc("profile", NETWORK, *options, "todo=layers.csv", "todo_covers=layers") == 0
+    said = capsys.readouterr().out
+    text = Path("layers.csv").read_text()
+    # tiny: 3 -> 8, 16 channels; 8, 16 -> 8, 16, 24; 8, 16, 24 -> 10; in two pairs of bits
+    assert f"pi: {(2 + 2 * 3 + 3) * 2} operators to measure, batch 4" in said
+    assert "device=table device.path=layers.csv" in said
+    assert "# device: pi\n" in text
+    with pytest.raises(TableError, match="22 of 22 rows are still to be filled in"):
+        read_table(Path("layers.csv"))
+    assert amc("profile", NETWORK, *options, "todo=layers.csv") == 2
+    assert "todo=layers.csv is there already" in capsys.readouterr().err
+    assert Path("layers.csv").read_text() == text
+
+
+def test_list_has_the_batch_and_bits_of_a_device_of_this_machine(capsys: Output) -> None:
+    assert amc("profile", NETWORK, *DEVICE, "todo=layers.csv") == 0
+    assert "torch_cpu: " in capsys.readouterr().out
+    assert "# batch: 1\n" in Path("layers.csv").read_text()
+    assert amc("profile", NETWORK, *DEVICE, "todo=more.csv", "todo_covers=lairs") == 2
+    assert "todo_covers must be one of all, layers" in capsys.readouterr().err
+
+
+def test_device_of_the_users_own_class_takes_its_options(capsys: Output) -> None:
+    own = ("device=custom", "device.name=tests.cost.test_plugins:Board")
+    assert amc("profile", NETWORK, *own, "+device.options.factor=2", "todo=layers.csv") == 0
+    assert "board: " in capsys.readouterr().out
+    assert "# supported_bits: 32/32 8/8\n" in Path("layers.csv").read_text()
+    assert amc("profile", NETWORK, *own, "+device.options.fctor=2", "todo=more.csv") == 2
+    assert "Check device.options" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_table_of_haq_is_made_into_one_of_the_network_and_searched(capsys: Output) -> None:
+    np.save(
+        "haq.npy", np.multiply.outer([300, 200, 100], np.multiply.outer(range(1, 9), range(1, 9)))
+    )
+    haq = ("device=haq", "device.path=haq.npy", "device.ms_per_unit=1e-3")
+    assert amc("profile", NETWORK, *haq) == 2
+    assert "output=<file>.csv" in capsys.readouterr().err
+    assert amc("profile", NETWORK, *haq, "output=table.csv") == 0
+    assert f"haq: {3 * 64} prices, batch 16" in capsys.readouterr().out
+    whole = ("device=table", "device.path=table.csv", "env.min_preserve_ratio=1")
+    assert amc("profile", NETWORK, *whole, "output=again.csv") == 0
+    assert Path("again.csv").read_bytes() == Path("table.csv").read_bytes()
+    budget = ("budget.fraction=0.6", "search.evaluations=1", "agent=random")
+    table = ("device=table", "device.path=table.csv")
+    assert search(*table, *budget, "hydra.run.dir=out") == 0
+    with Path("out/comparison.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    original = (300 + 200 + 100) * 8 * 8 * 1e-3
+    assert float(rows["original"]["predicted_ms"]) == pytest.approx(original)
+    assert all(float(rows[name]["predicted_ms"]) <= 0.6 * original for name in list(rows)[1:])
+    assert search(*haq, *budget, "hydra.run.dir=direct") == 0  # the same without the table between
+    assert Path("direct/strategy.json").read_bytes() == Path("out/strategy.json").read_bytes()
 
 
 def test_ctrl_c_says_where_the_prices_are_kept(

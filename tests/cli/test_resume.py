@@ -164,6 +164,17 @@ def test_reward_that_a_file_names_is_not_called_unless_the_user_names_it(
     assert asked == []
 
 
+def test_device_that_a_file_names_is_not_made_unless_the_user_names_it(
+    begun: Path, asked: list[dict[str, Any]], capsys: Output
+) -> None:
+    document = json.loads((begun / "run.json").read_text())
+    document["device"] = {"kind": "class", "name": "tests.cli.nets:traced"}
+    (begun / "run.json").write_text(json.dumps(document))
+    assert amc("search", "resume=a run", NETWORK) == 2
+    assert "add device.name=tests.cli.nets:traced" in capsys.readouterr().err
+    assert asked == []
+
+
 def _change(folder: Path, **settings: object) -> None:
     document = json.loads((folder / "run.json").read_text())
     document["settings"] |= settings

@@ -199,3 +199,22 @@ def test_strategy_of_another_network_is_an_error(tiny_graph, strategy, message):
 def test_infos_can_be_sent_to_another_process(tiny_graph):
     parts = tiny_graph.layers, tiny_graph.operators, tiny_graph.groups
     assert pickle.loads(pickle.dumps(parts)) == parts
+
+
+def test_norm_over_positions_is_not_folded_into_a_linear_layer():
+    """Its channels are the second dimension; the layer's outputs are the last."""
+
+    class OverPositions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.over = nn.Linear(8, 8)
+            self.norm = nn.BatchNorm1d(8)
+            self.last = nn.Linear(64, 5)
+            self.last_norm = nn.BatchNorm1d(5)
+
+        def forward(self, x):
+            positions = self.norm(self.over(x.mean(1)))  # (n, 8, 8)
+            return self.last_norm(self.last(positions.flatten(1)))
+
+    graph = build_graph(OverPositions().eval(), (3, 8, 8))
+    assert graph.plan.folds == {"last_norm": "last"}

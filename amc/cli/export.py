@@ -1,0 +1,192 @@
+"""``amc export``: write the compressed network of a run as ONNX, check it and time it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import nn
+
+from amc import artifact
+from amc.cli import recipe
+from amc.cli.check import check_options
+from amc.compress.verify import graph_of
+from amc.cost.model import operator_prices
+from amc.errors import ArtifactError
+from amc.export import (
+    ExportReport,
+    OnnxNetwork,
+    Parity,
+    check_parity,
+    export_onnx,
+    integer_layers,
+    precision_words,
+)
+from amc.files import write_text
+from amc.measure import Timing, measure_latency
+from amc.strategy import FLOAT_BITS
+
+MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """All that is shown of an export."""
+
+    report: ExportReport
+    parity: Parity
+    original: Timing
+    compressed: Timing
+    integer_layers: int
+    size_estimate: int
+
+
+def run(config: DictConfig) -> bool:
+    """Rebuild the run's network, write it, compare it, time it, show it."""
+    source = Path(config.run).expanduser()
+    is_finetuned = source.name == "finetune" and not (source / artifact.RUN_FILE).exists()
+    record = artifact.RunRecord.read(source.parent if is_finetuned else source)
+    _check_compressed(source)
+    check_options({"network": record.network, "data": record.data})
+    data = recipe.data_of(recipe.recorded_data(record.data, config))
+    original = recipe.network_of(recipe.recorded_network(record.network, config), data)
+    compressed = artifact.rebuild_compressed(source, original, data.image_shape)
+    path = source / FOLDER / MODEL_FILE
+    report = export_onnx(compressed.module, data.image_shape, path, opset=config.opset)
+    images = data.search.normalised(data.mean, data.std)
+    parity = check_parity(path, compressed.module, images, data.search.labels)
+    plain, smaller = _time(original, report, data.image_shape, config)
+    graph = graph_of(original, data.image_shape)
+    estimate = sum(operator_prices(graph, compressed.strategy, "size_bytes", None))
+    found = _Findings(report, parity, plain, smaller, integer_layers(path), round(estimate))
+    document = _document(found, config.threads, config.batch)
+    write_text(path.with_name(REPORT_FILE), json.dumps(document, indent=2) + "\n")
+    _show(found, config.threads, config.batch)
+    return False
+
+
+def _check_compressed(source: Path) -> None:
+    for name in (artifact.STRATEGY_FILE, artifact.STRUCTURE_FILE, artifact.WEIGHTS_FILE):
+        if not (source / name).is_file():
+            raise ArtifactError(
+                f"{source} holds no compressed network ({name} is missing): give the folder of a "
+                "finished search, of an applied policy, or the folder finetune in one of them."
+            )
+
+
+def _time(
+    original: nn.Module, report: ExportReport, shape: tuple[int, int, int], config: DictConfig
+) -> list[Timing]:
+    """The original in float and the compressed network, side by side in ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = export_onnx(original, shape, Path(folder) / MODEL_FILE, opset=report.opset)
+        networks = [
+            OnnxNetwork(written.path, threads=config.threads) for written in (plain, report)
+        ]
+        return measure_latency(networks, shape, batch=config.batch, threads=config.threads)
+
+
+def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
+    report = found.report
+    layers = {
+        path: {
+            "weight_bits": bits.weight,
+            "activation_bits": bits.activation,
+            "weight": precision_words(bits.weight, "int8"),
+            "activation": precision_words(bits.activation, "uint8"),
+        }
+        for path, bits in report.precisions.items()
+    }
+    return {
+        "format": "amc-export",
+        "version": FORMAT_VERSION,
+        "model": report.path.name,
+        "opset": report.opset,
+        **report.versions,
+        "layers": layers,
+        "integer_layers": found.integer_layers,
+        "parity": asdict(found.parity),
+        "size": {
+            "file_bytes": report.file_bytes,
+            "part_bytes": dict(report.part_bytes),
+            "estimated_bytes": found.size_estimate,
+        },
+        "latency": {
+            "runtime": "onnxruntime CPUExecutionProvider",
+            "threads": threads,
+            "batch": batch,
+            "original": asdict(found.original),
+            "compressed": asdict(found.compressed),
+        },
+    }
+
+
+def _show(found: _Findings, threads: int, batch: int) -> None:
+    console = recipe.console_for_tables()
+    parity, report = found.parity, found.report
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("same class", f"{100 * parity.agreement:.2f} %", f"of {parity.images} images")
+    for name, accuracy in (("PyTorch", parity.torch_accuracy), ("ONNX", parity.onnx_accuracy)):
+        table.add_row(f"accuracy, {name}", f"{100 * accuracy:.2f} %", "search split")
+    table.add_row(
+        "max difference", f"{parity.max_difference:.2g}", f"of scores up to {parity.max_score:.3g}"
+    )
+    estimate = f"size_bytes, packed: {found.size_estimate / 1e3:,.1f} kB"
+    table.add_row("file", f"{report.file_bytes / 1e3:,.1f} kB", estimate)
+    for part, size in report.part_bytes.items():
+        table.add_row(f"  {part}", f"{size / 1e3:,.1f} kB", f"{size / report.file_bytes:.0%}")
+    where = f"ONNX Runtime, CPU, threads={threads}, batch={batch}"
+    for name, timing in (("original", found.original), ("compressed", found.compressed)):
+        spread = f"{timing.latency_ms:.3f} ± {timing.spread_ms:.3f} ms"
+        table.add_row(f"latency, {name}", spread, where if name == "original" else _gain(found))
+    console.print(table)
+    for note in _notes(found):
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    folder = report.path.parent.resolve()
+    console.print(f"written to {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _gain(found: _Findings) -> str:
+    return f"{found.compressed.latency_ms / found.original.latency_ms:.2f} of the original"
+
+
+def _notes(found: _Findings) -> list[str]:
+    """What the numbers alone do not say."""
+    precisions = found.report.precisions.values()
+    quantized = [bits for bits in precisions if not bits.is_float]
+    both = sum(FLOAT_BITS not in bits for bits in quantized)
+    notes = []
+    if quantized:
+        notes.append(
+            f"{len(quantized)} of {len(precisions)} layers are quantized, ONNX Runtime computes "
+            f"{found.integer_layers} of them in integers. The rest is dequantized and runs in "
+            "float: what does not go, at most through a ReLU, straight into another quantized "
+            "layer (a sum of branches, the scores), and what has only weights or only activations "
+            f"quantized ({len(quantized) - both})."
+        )
+    few = Counter(
+        words
+        for bits in quantized
+        for width, words in (
+            (bits.weight, f"{bits.weight}-bit weights"),
+            (bits.activation, f"{bits.activation}-bit activations"),
+        )
+        if width < 8
+    )
+    if few:
+        notes.append(
+            f"Fewer than 8 bits are stored as 8 ({', '.join(sorted(few))}): their grids are exact, "
+            "size and speed are those of 8 bits."
+        )
+    return notes

@@ -1,0 +1,160 @@
+"""HAQ's latency tables (Wang et al., CVPR 2019; github.com/mit-han-lab/haq).
+
+A ``.npy`` array of shape (layers, 8, 8): the cost of every convolution and linear layer of one
+network, in the network's order, indexed ``[layer, weight_bits - 1, activation_bits - 1]``. It
+neither says which layers these are nor in which unit the costs are, and knows every layer with
+all its channels only.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from amc.cost.device import Request, TableDevice, TableHeader
+from amc.cost.importers.common import measurements, path_of, read_bytes
+from amc.cost.spec import Spec
+from amc.cost.unmeasured import UnmeasuredDevice
+from amc.errors import DeviceError, TableError
+from amc.graph.graph import NetworkGraph
+from amc.strategy import Bits
+
+WIDTHS = tuple(range(1, 9))
+PAIRS = tuple(Bits(w, a) for w, a in product(WIDTHS, WIDTHS))
+_SHAPE = f"(layers, {len(WIDTHS)}, {len(WIDTHS)})"
+
+
+@dataclass(frozen=True)
+class HaqTable(UnmeasuredDevice):
+    """A table of HAQ that has not been told its network yet.
+
+    Attributes:
+        ms_per_unit: Milliseconds of one unit of the table's costs.
+    """
+
+    path: Path
+    ms_per_unit: float
+
+    def for_network(self, graph: NetworkGraph) -> TableDevice:
+        """The device that prices the layers of this network; see `read_haq`."""
+        return read_haq(
+            self.path,
+            graph,
+            name=self.name,
+            ms_per_unit=self.ms_per_unit,
+            batch=self.batch,
+            threads=self.threads,
+        )
+
+
+def haq_device(spec: Spec) -> HaqTable:
+    """A table of HAQ from the options of a device.
+
+    Raises:
+        DeviceError: An option is missing, unknown or out of its range.
+        TableError: There is no path.
+    """
+    spec.allow(["name", "path", "ms_per_unit", "batch", "threads"])
+    path = path_of(spec, "device=haq device.path=latency_table.npy")
+    if spec.values["ms_per_unit"] is None:
+        raise DeviceError(
+            "device.ms_per_unit must say how many milliseconds one unit of HAQ's table is, got "
+            "null: the file does not. Cycles at 100 MHz: device.ms_per_unit=1e-5. Where it is not "
+            "known, take 1 and a budget that is a fraction."
+        )
+    return HaqTable(
+        name=spec.name(),
+        runtime="haq",
+        batch=spec.integer("batch"),
+        threads=spec.integer("threads"),
+        channel_step=1,
+        supported_bits=PAIRS,
+        advice=(
+            "HAQ's table knows layers by their order alone. Make a table of your network from it: "
+            f"amc profile device=haq device.path={path} network=<network> output=table.csv; then "
+            "search with device=table device.path=table.csv."
+        ),
+        path=path,
+        ms_per_unit=spec.number("ms_per_unit"),
+    )
+
+
+def read_haq(
+    path: Path,
+    graph: NetworkGraph,
+    *,
+    name: str,
+    ms_per_unit: float,
+    batch: int = 1,
+    threads: int = 1,
+) -> TableDevice:
+    """Read a table of HAQ for a network.
+
+    The device prices every layer with all its channels, at 1 to 8 bits; operators between layers
+    cost nothing, as in HAQ. Its channel step is the widest layer, so that a search leaves all
+    channels in place. Layers of one shape share the mean of their costs.
+
+    Args:
+        graph: Of the network that the table was made for; its layers in execution order.
+        ms_per_unit: Milliseconds of one unit of the table.
+
+    Raises:
+        TableError: The file is missing, is no array of shape (layers, 8, 8) of positive numbers,
+            or has another number of layers than the network.
+    """
+    table = _array(path) * ms_per_unit  # (layers, weight bits, activation bits)
+    if len(table) != len(graph.layers):
+        raise TableError(
+            f"{path} has {len(table)} layers, the network has {len(graph.layers)} "
+            f"({graph.layers[0].name} ... {graph.layers[-1].name}). Give the network that the "
+            "table was made for."
+        )
+    sizes = graph.sizes()
+    prices = [
+        (
+            Request(layer.signature, layer.inputs.count(sizes), layer.outputs.count(sizes), bits),
+            float(table[layer.index, bits.weight - 1, bits.activation - 1]),
+        )
+        for layer in graph.layers
+        for bits in PAIRS
+    ]
+    header = TableHeader(
+        device=name,
+        runtime="haq",
+        threads=threads,
+        batch=batch,
+        channel_step=max(max(request.in_channels, request.out_channels) for request, _ in prices),
+        supported_bits=PAIRS,
+        source=f"HAQ {path.name}",
+        covers="full_layers",
+    )
+    return TableDevice(header, measurements(prices))
+
+
+def _array(path: Path) -> npt.NDArray[np.float64]:
+    """The table as it stands in the file, shape (layers, 8, 8)."""
+    content = read_bytes(path, "HAQ table")
+    try:
+        # Without pickles an array is numbers and nothing else.
+        table = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as cause:  # of many kinds, whatever the bytes make numpy's parser do
+        raise TableError(f"{path} is not a .npy array of numbers: {cause}.") from cause
+    if not isinstance(table, np.ndarray) or table.dtype.kind not in "iuf":
+        kind = table.dtype if isinstance(table, np.ndarray) else type(table).__name__
+        raise TableError(f"{path}: expected an array of numbers, got {kind}.")
+    if table.ndim != 3 or table.shape[1:] != (len(WIDTHS), len(WIDTHS)) or not len(table):
+        raise TableError(f"{path}: expected an array of shape {_SHAPE}, got {table.shape}.")
+    table = table.astype(np.float64)
+    wrong = np.argwhere(~(np.isfinite(table) & (table > 0)))
+    if len(wrong):
+        layer, weight, activation = (int(i) for i in wrong[0])
+        raise TableError(
+            f"{path}, layer {layer}, {weight + 1}/{activation + 1} bits: expected a positive, "
+            f"finite number, got {table[layer, weight, activation]}."
+        )
+    return table

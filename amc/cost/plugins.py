@@ -1,0 +1,193 @@
+"""Devices of other people: a class that prices operators, named or installed.
+
+A device is one class with what the protocol `amc.cost.device.Device` lists; it inherits from
+nothing::
+
+    # my_board.py
+    import numpy as np
+    from amc.cost.formulas import is_paired
+    from amc.strategy import Bits
+
+    class MyBoard:
+        name, runtime = "my_board", "my_compiler"
+        batch, threads, channel_step = 1, 1, 8
+        supported_bits = (Bits(32, 32), Bits(8, 8))
+        metrics = ("latency_ms",)
+
+        def __init__(self, clock_mhz=100):      # device.options
+            self.clock_mhz = clock_mhz
+
+        def price(self, metric, signature, in_channels, out_channels, bits):
+            return ...                          # milliseconds of one batch
+
+        def prices(self, metric, signature, in_channels, out_channels, bits):
+            def one(ins, outs):
+                return self.price(metric, signature, ins, outs, bits)
+            if is_paired(signature):            # outputs follow inputs, one to one
+                return np.array(list(map(one, in_channels, out_channels)))
+            return np.array([[one(i, o) for o in out_channels] for i in in_channels])
+
+        def fingerprint(self):
+            return f"my_board 1 {self.clock_mhz}"
+
+It is found as ``device=custom device.name=my_board:MyBoard``; or, where its package is installed
+with an entry point, by that name, ``device=custom device.name=my_board``::
+
+    [project.entry-points."amc.devices"]
+    my_board = "my_board:MyBoard"
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, cast
+
+from amc.cost.budget import DEVICE_METRICS
+from amc.cost.device import Device
+from amc.cost.spec import Spec
+from amc.errors import AmcError, DeviceError
+from amc.strategy import BIT_WIDTHS, Bits
+
+ENTRY_POINTS = "amc.devices"
+
+
+def device_of_class(spec: Spec) -> Device:
+    """The device whose class the options name.
+
+    Raises:
+        DeviceError: The class is not found, cannot be made, or lacks something of a device.
+    """
+    spec.allow(["name"], ["options"])
+    options = spec.values.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise DeviceError(f"device.options must be names with values, got {options!r}.")
+    return load_plugin(spec.text("name"), {str(key): value for key, value in options.items()})
+
+
+def load_plugin(name: str, options: Mapping[str, Any]) -> Device:
+    """A device from ``package.module:Class``, or from the name of an installed entry point.
+
+    Args:
+        options: Keyword arguments of the class.
+
+    Raises:
+        DeviceError: The class is not found, cannot be made, or lacks something of a device.
+    """
+    make = _class_of(name) if ":" in name else _installed(name)
+    try:
+        device = make(**options)
+    except AmcError:
+        raise
+    except Exception as cause:
+        raise DeviceError(
+            f"Device {name!r} could not be made with {dict(options)}: {type(cause).__name__}: "
+            f"{cause}. Check device.options."
+        ) from cause
+    return checked(device, name)
+
+
+def checked(device: object, name: str) -> Device:
+    """The device, if it has all that the protocol asks for.
+
+    Raises:
+        DeviceError: It has not; the message lists all that is missing or wrong.
+    """
+    wrong = [
+        f"{attribute} must be {expected}, "
+        + (f"got {getattr(device, attribute)!r}" if hasattr(device, attribute) else "it is missing")
+        for attribute, (accepts, expected) in _ATTRIBUTES.items()
+        if not (hasattr(device, attribute) and accepts(getattr(device, attribute)))
+    ]
+    wrong += [
+        f"{method} must be a method"
+        for method in ("price", "prices", "fingerprint")
+        if not callable(getattr(device, method, None))
+    ]
+    if wrong:
+        raise DeviceError(
+            f"Device {name!r} is no amc device: {type(device).__name__} lacks what "
+            "amc.cost.device.Device lists:\n" + "\n".join(f"  {line}" for line in wrong)
+        )
+    return cast(Device, device)
+
+
+def _class_of(name: str) -> Callable[..., object]:
+    module_name, _, class_name = name.partition(":")
+    # Appended, not inserted: the folder may hold packages named like those amc imports later.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as cause:
+        raise DeviceError(
+            f"Device {name!r}: cannot import module {module_name!r}: {type(cause).__name__}: "
+            f"{cause}. Expected package.module:Class, importable from {Path.cwd()} or from the "
+            "Python environment."
+        ) from cause
+    made = getattr(module, class_name, None)
+    if not callable(made):
+        raise DeviceError(
+            f"Device {name!r}: {getattr(module, '__file__', module_name)} has no class "
+            f"{class_name!r}."
+        )
+    return cast(Callable[..., object], made)
+
+
+def _installed(name: str) -> Callable[..., object]:
+    known: dict[str, EntryPoint] = {point.name: point for point in installed_devices()}
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
+        raise DeviceError(
+            f"Device {name!r} is neither package.module:Class nor an installed entry point of "
+            f"group {ENTRY_POINTS}. {hint}"
+        )
+    try:
+        made = known[name].load()
+    except Exception as cause:
+        raise DeviceError(
+            f"Device {name!r}: its entry point {known[name].value} cannot be imported: "
+            f"{type(cause).__name__}: {cause}."
+        ) from cause
+    return cast(Callable[..., object], made)
+
+
+def installed_devices() -> list[EntryPoint]:
+    """Entry points of devices in this Python environment."""
+    return sorted(entry_points(group=ENTRY_POINTS))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _are_bits(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(bits, Bits) and set(bits) <= set(BIT_WIDTHS) for bits in value)
+    )
+
+
+_METRICS = (DEVICE_METRICS[:1], DEVICE_METRICS)
+_ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "name": (_is_text, "one line of text"),
+    "runtime": (_is_text, "one line of text"),
+    "batch": (_is_count, "an integer from 1"),
+    "threads": (_is_count, "an integer from 1"),
+    "channel_step": (_is_count, "an integer from 1"),
+    "supported_bits": (
+        _are_bits,
+        f"a tuple of amc.strategy.Bits(weight, activation) with widths of {BIT_WIDTHS}",
+    ),
+    "metrics": (lambda value: value in _METRICS, f"one of {_METRICS}"),
+}

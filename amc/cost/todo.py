@@ -1,0 +1,57 @@
+"""The list of what to measure, for someone who has the board and no amc on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from amc.cost.device import COVERS, Device, Request, TableHeader
+from amc.cost.profile import TorchDeviceSpec
+from amc.cost.table import todo_text
+from amc.errors import TableError
+from amc.files import write_text
+
+NOTE = (
+    "latency_ms: one batch, in milliseconds; spread_ms: half the interquartile range of samples; "
+    "in_h, in_w, out_h, out_w: pixels of one image; groups 0: depthwise"
+)
+
+
+def write_todo(
+    device: Device | TorchDeviceSpec,
+    requests: Iterable[Request],
+    path: Path,
+    *,
+    covers: str = "all",
+) -> int:
+    """Write a device table with empty ``latency_ms`` cells; gives the number of rows.
+
+    Filled in by hand or by a script, it is read by `amc.cost.table.read_table`.
+
+    Args:
+        device: Whose name, runtime, threads, batch, channel step and bits the header tells.
+        requests: What a search can ask; kept in this order, each once.
+        covers: "layers" leaves out the operators between layers, which then cost nothing.
+
+    Raises:
+        TableError: Unknown ``covers``, or a header that a file cannot hold.
+        StorageError: The file cannot be written.
+    """
+    if covers not in LISTED:
+        raise TableError(f"todo_covers must be one of {', '.join(LISTED)}, got {covers!r}.")
+    wanted = [r for r in dict.fromkeys(requests) if covers == "all" or r.signature.is_layer]
+    header = TableHeader(
+        device=device.name,
+        runtime=device.runtime,
+        threads=device.threads,
+        batch=device.batch,
+        channel_step=device.channel_step,
+        supported_bits=device.supported_bits,
+        note=NOTE,
+        covers=covers,
+    )
+    write_text(path, todo_text(header, wanted))
+    return len(wanted)
+
+
+LISTED = tuple(covers for covers in COVERS if covers != "full_layers")

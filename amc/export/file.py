@@ -1,0 +1,114 @@
+"""Writing a compressed network as an ONNX file, and saying what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+from torch import nn
+
+from amc.errors import ExportError
+from amc.export.graph import fill_layers, precision_words
+from amc.export.layers import DeployedLayer
+from amc.export.precision import read_precisions
+from amc.export.skeleton import write_skeleton
+from amc.files import write_atomically
+from amc.strategy import Bits
+
+DEFAULT_OPSET = 17
+_GRID_KEYS = ("weight_scale", "input_scale", "input_zero_point", "input_low", "input_high")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an ONNX file holds.
+
+    Attributes:
+        path: The file.
+        opset: Version of the ONNX operators.
+        precisions: Layer path -> bit-widths, read back from the file.
+        file_bytes: Size of the file.
+        part_bytes: What they are spent on, in bytes: weights by precision, grids, biases, rest
+            (graph and other constants). Sums to ``file_bytes``.
+    """
+
+    path: Path
+    opset: int
+    precisions: Mapping[str, Bits]
+    file_bytes: int
+    part_bytes: Mapping[str, int]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that wrote and check the file."""
+        return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def export_onnx(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    path: str | Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+) -> ExportReport:
+    """Write a network, compressed or not, as ONNX: images (batch, *image_shape) -> scores.
+
+    Every layer keeps its own precision. Float layers stay float, with batch normalisation folded;
+    quantized ones become QDQ: uint8 input with one scale and zero point, int8 weights with a scale
+    per output channel. Fewer than 8 bits keep their grid inside these: the values are exact,
+    storage and speed are those of 8 bits.
+
+    Args:
+        network: As `amc.search`, `amc.load_compressed` or `amc.finetune` return it; not modified.
+        image_shape: (channels, height, width).
+
+    Raises:
+        ConfigError: The opset cannot be written.
+        ExportError: An operator has no ONNX form.
+        StorageError: The file cannot be written.
+    """
+    path = Path(path)
+    model, modules = write_skeleton(network, image_shape, opset)
+    layers = fill_layers(model, modules)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(
+            f"{type(network).__name__} gives an invalid ONNX model in opset {opset}: {reason}"
+        ) from error
+    content = model.SerializeToString()
+    write_atomically(path, lambda temporary: _write(temporary, content))
+    return ExportReport(
+        path=path,
+        opset=opset,
+        precisions=read_precisions(path),
+        file_bytes=len(content),
+        part_bytes=_part_bytes(model, layers, len(content)),
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _part_bytes(
+    model: onnx.ModelProto, layers: Mapping[str, DeployedLayer], file_bytes: int
+) -> dict[str, int]:
+    part_of: dict[str, str] = {}
+    for path, layer in layers.items():
+        weights = f"weights, {precision_words(layer.bits.weight, 'int8')}"
+        part_of |= {f"{path}.weight": weights, f"{path}.weight_columns": weights}
+        part_of |= {f"{path}.{key}": "scales and zero points" for key in _GRID_KEYS}
+        part_of |= {f"{path}.bias": "biases", f"{path}.bias_map": "biases"}
+    parts: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        if tensor.name in part_of:
+            parts[part_of[tensor.name]] += numpy_helper.to_array(tensor).nbytes
+    order = sorted(set(part_of.values()) & set(parts), key=lambda part: -parts[part])
+    return {**{part: parts[part] for part in order}, "rest": file_bytes - parts.total()}

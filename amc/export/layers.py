@@ -1,0 +1,95 @@
+"""A layer in numbers as it is deployed: batch normalisation folded, integers where quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from amc.compress.quantization import QuantizedConv2d, QuantizedLinear, quantize_weight
+from amc.strategy import FLOAT, FLOAT_BITS, Bits
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DeployedLayer:
+    """What a layer computes: its inputs through their grid, its weights, its bias.
+
+    Attributes:
+        path: Of the layer in the network.
+        bits: Of weights and input activations.
+        weight: (outputs, ...): float64, or int8 on the grid of ``bits.weight``.
+        weight_scale: Of the integers, float64, (outputs,); None where the weight is float.
+        bias: Float64, (outputs,), or None.
+        input_scale, input_zero_point: Of the input's grid; meaningless where it is float.
+    """
+
+    path: str
+    bits: Bits
+    weight: Array
+    weight_scale: Floats | None
+    bias: Floats | None
+    input_scale: float = 1.0
+    input_zero_point: int = 0
+
+    @classmethod
+    def of(cls, path: str, layer: nn.Conv2d | nn.Linear) -> DeployedLayer:
+        """A layer of a network, quantized or not."""
+        bias = None if layer.bias is None else layer.bias.detach().double().numpy()
+        if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+            return cls(path, FLOAT, layer.weight.detach().double().numpy(), None, bias)
+        weight = layer.weight.detach()
+        scale = None
+        if layer.bits.weight != FLOAT_BITS:
+            per_output = layer.weight_scale.view(-1, *[1] * (weight.dim() - 1))
+            grid = quantize_weight(weight, layer.weight_scale, layer.bits.weight)
+            weight = (grid / per_output).round().char()
+            scale = layer.weight_scale.double().numpy()
+        return cls(
+            path,
+            layer.bits,
+            weight.numpy() if scale is not None else weight.double().numpy(),
+            scale,
+            bias,
+            float(layer.input_scale),
+            int(layer.input_zero_point),
+        )
+
+    def scaled(self, factor: Floats, shift: Floats) -> DeployedLayer:
+        """The layer followed by ``factor * y + shift`` per output; its integers stay on their grid.
+
+        factor * (scale * W x + b) + shift = (scale * |factor|) (sign(factor) W) x + ..., so that
+        only scales and biases change, and the signs of integers whose factor is negative.
+        """
+        bias = shift if self.bias is None else self.bias * factor + shift
+        per_output = factor.reshape(-1, *[1] * (self.weight.ndim - 1))
+        if self.weight_scale is None:
+            return replace(self, weight=self.weight * per_output, bias=bias)
+        weight = self.weight * np.sign(per_output).astype(np.int8)
+        return replace(
+            self, weight=weight, weight_scale=self.weight_scale * np.abs(factor), bias=bias
+        )
+
+    def deployable(self) -> DeployedLayer:
+        """The same function without scales of 0, by which runtimes divide."""
+        if self.weight_scale is None:
+            return self
+        empty = ~self.weight.reshape(len(self.weight), -1).astype(bool).any(axis=1)
+        return replace(self, weight_scale=np.where(empty, 1.0, self.weight_scale))
+
+    @property
+    def separate_bias(self) -> bool:
+        """Whether the bias must be added after the layer.
+
+        ONNX Runtime turns the bias of an integer layer into int32 counts of input scale * weight
+        scale. Beside the tiny scale of a nearly dead channel it would silently overflow.
+        """
+        if self.bias is None or self.weight_scale is None:
+            return False
+        counts = np.abs(self.bias) / (self.input_scale * self.weight_scale)
+        return self.bits.activation != FLOAT_BITS and bool((counts >= 2**31 - 1).any())

@@ -1,0 +1,75 @@
+"""ONNX files run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from amc.errors import ExportError
+from amc.export.precision import load_onnx
+from amc.export.skeleton import INPUT, OUTPUT
+
+# What ONNX Runtime makes of a QDQ layer that it computes in integers.
+_INTEGER_LAYERS = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
+_ERRORS_ONLY = 3
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file that is called like a network.
+
+    Input (N, channels, height, width) float32 on the CPU, output (N, classes).
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        """
+        Args:
+            path: As `amc.export.export_onnx` wrote it.
+            threads: CPU threads of every call.
+
+        Raises:
+            ArtifactError: The file is missing or no ONNX file.
+            ExportError: ONNX Runtime cannot run it.
+        """
+        super().__init__()
+        self._session = _session(Path(path), threads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        (scores,) = self._session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
+        return torch.from_numpy(scores)
+
+
+def integer_layers(path: str | Path) -> int:
+    """Number of layers that ONNX Runtime on this CPU computes in integers.
+
+    The other quantized layers are dequantized and run in float: right, but not faster.
+
+    Raises:
+        As `OnnxNetwork`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(Path(path), 1, optimized)
+        return sum(node.op_type in _INTEGER_LAYERS for node in onnx.load(optimized).graph.node)
+
+
+def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+    content = load_onnx(path).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _ERRORS_ONLY
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base of their own
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {reason}. "
+            "Try another opset (opset=), or a newer ONNX Runtime."
+        ) from error

@@ -1,0 +1,126 @@
+"""The network's operators as ONNX, with one placeholder node for every layer.
+
+PyTorch writes what lies between the layers; the layers themselves, whose weights may be integers,
+are written by `amc.export.layers` in the placeholders' stead. Of PyTorch's two exporters this uses
+the one that traces with TorchScript: it is deprecated, takes a tenth of the other's time, and needs
+no further package.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import warnings
+from typing import Any, cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc.errors import ConfigError, ExportError
+
+INPUT, OUTPUT = "images", "scores"
+DOMAIN, PLACEHOLDER = "amc", "Layer"
+LAYER_KINDS = (nn.Conv2d, nn.Linear)
+OPSETS = range(13, 21)  # 13: the first with scales per channel; 20: the exporter's last
+_UNKNOWN = re.compile(r"operator '?([\w:.]+)'?")
+
+
+def write_skeleton(
+    network: nn.Module, image_shape: tuple[int, int, int], opset: int
+) -> tuple[onnx.ModelProto, dict[str, nn.Conv2d | nn.Linear]]:
+    """Trace a network into an ONNX model whose layers are placeholders named by their paths.
+
+    Returns:
+        The model, images (batch, *image_shape) -> scores (batch, classes), and its layers.
+
+    Raises:
+        ConfigError: The opset is not one that can be written.
+        ExportError: An operator has no ONNX form, or the network does not run on the images.
+    """
+    if opset not in OPSETS:
+        raise ConfigError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}.")
+    network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    layers = _replace_layers(network)
+    images = torch.zeros(2, *image_shape)
+    written = io.BytesIO()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network.forward(images)  # the placeholders note the shapes of their outputs
+            torch.onnx.export(
+                network,
+                (images,),
+                cast(Any, written),  # the annotation leaves buffers out
+                dynamo=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                custom_opsets={DOMAIN: 1},
+            )
+    except RuntimeError as error:  # the exporter's own errors are of this kind too
+        raise _not_exported(network, error, opset) from error
+    return onnx.load_model_from_string(written.getvalue()), layers
+
+
+def _replace_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    layers = {
+        path: module
+        for path, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, LAYER_KINDS)
+    }
+    for path, layer in layers.items():
+        if not path:
+            raise ExportError("The network is a single layer; put it into a module to export it.")
+        network.set_submodule(path, _Placeholder(path, layer))
+    return layers
+
+
+class _Placeholder(nn.Module):
+    """Runs as its layer, and is traced as a node that carries the layer's path."""
+
+    def __init__(self, path: str, layer: nn.Conv2d | nn.Linear) -> None:
+        super().__init__()
+        self._path = path
+        self._layer = (layer,)  # not a submodule: its weights are no part of the skeleton
+        self._shapes: list[tuple[int, ...]] = []  # of the calls that are not traced yet
+
+    def forward(self, x: Tensor) -> Tensor:
+        (layer,) = self._layer
+        if not torch.onnx.is_in_onnx_export():
+            output = layer(x)
+            self._shapes.append(tuple(output.shape))
+            return cast(Tensor, output)
+        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            # Padding copies values, so it may come before the input is quantized.
+            padding = layer._reversed_padding_repeated_twice
+            x = functional.pad(x, padding, mode=layer.padding_mode)
+        return cast(Tensor, _Traced.apply(x, self._shapes.pop(0), self._path))
+
+
+class _Traced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...], path: str) -> Tensor:
+        return x.new_zeros(shape)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, shape: tuple[int, ...], path: str) -> Any:
+        output = g.op(f"{DOMAIN}::{PLACEHOLDER}", x, layer_s=path, rank_i=len(shape))
+        output.setType(x.type().with_sizes([None, *shape[1:]]))  # the batch is dynamic
+        return output
+
+
+def _not_exported(network: nn.Module, error: RuntimeError, opset: int) -> ExportError:
+    said = str(error).strip().splitlines()
+    first = said[0] if said else type(error).__name__
+    unknown = _UNKNOWN.search(first)
+    if unknown:
+        return ExportError(
+            f"Operator {unknown[1]} of {type(network).__name__} has no form in ONNX opset {opset}: "
+            "replace it in the network's forward, or try a newer opset "
+            f"(opset=, up to {OPSETS[-1]})."
+        )
+    return ExportError(f"{type(network).__name__} cannot be written as ONNX: {first}")

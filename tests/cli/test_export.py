@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from amc import api
+from amc.artifact import read_strategy, write_compressed, write_strategy
+from amc.candidate import CompressedNetwork
+from amc.cli import export as recipe
+from amc.compress.quantization import quantize_layer
+from amc.compress.removal import keep_mask, remove_channels
+from amc.compress.verify import graph_of
+from amc.export import OnnxNetwork, read_precisions
+from amc.measure import measure_latency
+from amc.networks import build_network
+from amc.strategy import FLOAT, Bits, Strategy
+from tests.cli import nets
+from tests.cli.command import NETWORK, amc
+
+Output = pytest.CaptureFixture[str]
+SHAPE = (3, 32, 32)
+LAYERS = ("features.0", "features.3", "linear")
+
+
+@pytest.fixture
+def run(searched: Path, tmp_path: Path) -> Path:
+    """A finished search to export."""
+    return Path(shutil.copytree(searched, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "measure_latency", partial(measure_latency, rounds=1))
+
+
+def export(run: Path, *arguments: str) -> int:
+    return amc("export", f"run={run}", NETWORK, *arguments)
+
+
+def _report(run: Path) -> dict[str, Any]:
+    document = json.loads((run / "export" / "export.json").read_text())
+    assert isinstance(document, dict)
+    return document
+
+
+def _quantize(run: Path, bits: dict[str, Bits]) -> None:
+    """Make the run's network one with all channels and these bits."""
+    network = build_network("tests.cli.nets:tiny", num_classes=10, image_shape=SHAPE)
+    graph = graph_of(network, SHAPE)
+    module = remove_channels(graph.plan, keep_mask(graph, {}))
+    for path, pair in bits.items():
+        quantized = quantize_layer(module.get_submodule(path), pair, (0.05, 40))
+        module.set_submodule(path, quantized)
+    strategy = Strategy({}, bits)
+    write_strategy(run, strategy)
+    kept = {group.name: tuple(range(group.size)) for group in graph.free_groups}
+    write_compressed(run, CompressedNetwork(module, strategy, kept))
+
+
+def test_export_writes_the_network_of_the_run_and_says_how_near_it_is(
+    run: Path, capsys: Output
+) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert export(run) == 0
+    shown = capsys.readouterr().out
+    for said in ("same class", "accuracy, ONNX", "max difference", "size_bytes, packed"):
+        assert said in shown
+    assert f"written to {run / 'export'}" in shown
+    assert all((run / name).read_bytes() == content for name, content in before.items())
+    assert {path.name for path in (run / "export").iterdir()} == {"model.onnx", "export.json"}
+    document = _report(run)
+    assert document["parity"]["agreement"] == 1
+    assert document["parity"]["torch_accuracy"] == document["parity"]["onnx_accuracy"]
+    assert document["latency"]["original"]["latency_ms"] > 0
+    assert document["size"]["file_bytes"] == (run / "export" / "model.onnx").stat().st_size
+    assert sum(document["size"]["part_bytes"].values()) == document["size"]["file_bytes"]
+
+
+def test_layers_in_the_file_have_the_bits_of_the_strategy(run: Path, capsys: Output) -> None:
+    _quantize(run, {"features.0": Bits(8, 8), "features.3": Bits(4, 8)})
+    assert export(run) == 0
+    strategy = read_strategy(run)
+    precisions = read_precisions(run / "export" / "model.onnx")
+    assert precisions == {layer: strategy.bits.get(layer, FLOAT) for layer in LAYERS}
+    layers = _report(run)["layers"]
+    assert layers["features.3"]["weight"] == "4-bit grid stored as int8"
+    assert layers["features.3"]["activation"] == "8-bit grid stored as uint8"
+    assert layers["linear"] == {
+        "weight_bits": 32,
+        "activation_bits": 32,
+        "weight": "float32",
+        "activation": "float32",
+    }
+    weights = [16 * 3 * 9, 24 * 16 * 9 // 2, 10 * 24 * 4]  # at 8, 4 and 32 bits
+    floats = 2 * (16 + 24) + 10  # a bias per output, and a scale where it is quantized
+    assert _report(run)["size"]["estimated_bytes"] == sum(weights) + 4 * floats
+    shown = capsys.readouterr().out
+    assert "2 of 3 layers are quantized" in shown
+    assert "Fewer than 8 bits are stored as 8 (4-bit weights)" in shown
+
+
+def test_finetuned_network_is_exported_into_its_own_folder(run: Path) -> None:
+    assert amc("finetune", f"run={run}", NETWORK, "epochs=1") == 0
+    assert export(run / "finetune") == 0
+    tuned = api.load_compressed(run / "finetune", nets.tiny(), SHAPE)
+    written = OnnxNetwork(run / "finetune" / "export" / "model.onnx")
+    images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(written(images), tuned(images).detach())
+
+
+def test_threads_batch_and_opset_are_options(run: Path) -> None:
+    assert export(run, "threads=2", "batch=4", "opset=13") == 0
+    document = _report(run)
+    assert (document["opset"], document["onnx"] != "") == (13, True)
+    assert (document["latency"]["threads"], document["latency"]["batch"]) == (2, 4)
+
+
+# -- mistakes ------------------------------------------------------------------------------
+
+
+def test_missing_run_folder_is_named_and_not_made(capsys: Output) -> None:
+    assert amc("export", "run=no/run") == 2
+    assert "error: Run folder not found: no/run." in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["strategy.json", "compressed.json", "compressed.safetensors"])
+def test_run_without_a_compressed_network_is_refused(name: str, run: Path, capsys: Output) -> None:
+    (run / name).unlink()
+    assert export(run) == 2
+    assert f"holds no compressed network ({name} is missing)" in capsys.readouterr().err
+    assert not (run / "export").exists()
+
+
+def test_function_that_only_a_file_names_is_not_called(run: Path, capsys: Output) -> None:
+    document = json.loads((run / "run.json").read_text())
+    document["network"] = {"name": "tests.cli.nets:traced"}
+    (run / "run.json").write_text(json.dumps(document))
+    nets.CALLS.clear()
+    assert amc("export", f"run={run}") == 2
+    assert nets.CALLS == []
+    assert "amc calls no function that only a file names" in capsys.readouterr().err
+
+
+def test_folder_that_cannot_be_written_is_said(run: Path, capsys: Output) -> None:
+    (run / "export").write_text("taken")
+    assert export(run) == 1
+    assert f"Could not write {run / 'export' / 'model.onnx'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("opset=99", "opset must be 13 to 20, got 99"),
+        ("opset=new", "opset must be a whole number from 1, got 'new'"),
+        ("batch=0", "batch must be a whole number from 1, got 0"),
+    ],
+)
+def test_a_mistaken_option_is_said_in_one_message(
+    argument: str, said: str, run: Path, capsys: Output
+) -> None:
+    assert export(run, argument) == 2
+    assert said in capsys.readouterr().err

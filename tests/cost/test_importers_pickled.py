@@ -1,0 +1,106 @@
+"""Pickles: plain values are read, and nothing that a file asks for is ever called."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import pickletools
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+
+from amc.cost.importers.pickled import plain_pickle
+from amc.errors import TableError
+
+
+class Calls:
+    """Pickled, it is a call of ``function`` when the file is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+PLAIN = {"a": [1, 2.5, (3, 4)], "b": None, "c": {(1, 2): True, "d": 2**70}}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_are_read_in_every_protocol(protocol):
+    assert plain_pickle(pickle.dumps(PLAIN, protocol), "f") == PLAIN
+    shared = [1, 2]
+    ordered = OrderedDict(z=shared, a=shared)
+    found = plain_pickle(pickle.dumps(ordered, protocol), "f")
+    assert type(found) is dict
+    assert list(found.items()) == [("z", [1, 2]), ("a", [1, 2])]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("how", ["system", "eval", "open", "nested", "dictionary key", "exec"])
+def test_hostile_pickle_is_refused_and_leaves_no_trace(tmp_path, protocol, how):
+    trace = tmp_path / "trace"
+    touch = f"__import__('pathlib').Path({str(trace)!r}).touch()"
+    hostile = {
+        "system": Calls(os.system, f"touch {trace}"),
+        "eval": Calls(builtins.eval, touch),
+        "open": Calls(builtins.open, str(trace), "w"),
+        "nested": OrderedDict(x=[{"y": Calls(builtins.eval, Calls(builtins.str, touch))}]),
+        "dictionary key": {Calls(builtins.eval, touch): 1},
+        "exec": Calls(builtins.exec, touch),
+    }[how]
+    content = pickle.dumps(hostile, protocol)
+    with pytest.raises(TableError, match=r"f asks for .*(system|eval|open|exec)"):
+        plain_pickle(content, "f")
+    assert not trace.exists()
+    pickle.loads(content)  # what a plain load would have done
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (defaultdict(list), "collections.defaultdict"),
+        (np.float64(1), "numpy"),
+        (np.zeros(2), "numpy"),
+        ({1, 2}, "EMPTY_SET"),
+        (b"bytes", "SHORT_BINBYTES"),
+    ],
+)
+def test_anything_but_plain_values_is_refused_by_name(value, said):
+    with pytest.raises(TableError, match=f"f asks for .*{said}"):
+        plain_pickle(pickle.dumps(value, 4), "f")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02\x82\x01.", "EXT1"),  # a registered extension
+        (b"Pkey\n.", "PERSID"),  # an object kept elsewhere
+        (b"(ios\nsystem\n.", "INST"),
+        (b"(ccollections\nOrderedDict\no.", "OBJ"),
+        (b"ccollections\nOrderedDict\n(t\x81.", "NEWOBJ"),
+        (b"ccollections\nOrderedDict\n)R}b.", "BUILD"),  # an object's state
+        (b"ccollections\nOrderedDict.fromkeys\n.", "collections.OrderedDict.fromkeys"),
+        (b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
+        (b"Nr\xff\xff\xff\xff.", "place 4294967295"),  # memory without end
+    ],
+)
+def test_instructions_that_reach_beyond_plain_values_are_refused(content, said):
+    assert list(pickletools.genops(content))  # a pickle that can be read
+    with pytest.raises(TableError, match=f"f asks for .*{said}"):
+        plain_pickle(content, "f")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b".", b"0.", b"(.", b"N", b"]]s."])
+def test_broken_pickle_is_one_clear_error(content):
+    with pytest.raises(TableError, match="f is not a readable pickle"):
+        plain_pickle(content, "f")
+
+
+def test_dict_is_all_that_a_pickle_can_call():
+    content = b"ccollections\nOrderedDict\n(NtR."
+    with pytest.raises(TableError, match=r"not a readable pickle.*NoneType"):
+        plain_pickle(content, "f")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.compress.quantization import quantize_layer
+from amc.export.layers import DeployedLayer
+from amc.strategy import FLOAT, Bits
+
+
+def _layer(bits: Bits) -> DeployedLayer:
+    """A linear layer 2 -> 2 whose rows have the largest weights 1.27 and 2.54."""
+    linear = nn.Linear(2, 2)
+    linear.weight.data = torch.tensor([[1.27, -0.5], [2.54, 0.02]])
+    linear.bias.data = torch.tensor([1.0, -1.0])
+    layer = quantize_layer(linear, bits, (0.5, 3))
+    assert isinstance(layer, nn.Linear)
+    return DeployedLayer.of("layer", layer)
+
+
+def test_eight_bit_weights_are_integers_up_to_127_and_a_scale_per_output() -> None:
+    layer = _layer(Bits(8, 8))
+    assert layer.weight.dtype == np.int8
+    assert layer.weight.tolist() == [[127, -50], [127, 1]]
+    assert layer.weight_scale is not None
+    np.testing.assert_allclose(layer.weight_scale, [0.01, 0.02], rtol=1e-6)
+    assert (layer.input_scale, layer.input_zero_point) == (0.5, 3)
+
+
+def test_one_bit_weights_are_signs() -> None:
+    layer = _layer(Bits(1, 32))
+    assert layer.weight.tolist() == [[1, -1], [1, 1]]
+    assert layer.weight_scale is not None
+    np.testing.assert_allclose(layer.weight_scale, [(1.27 + 0.5) / 2, (2.54 + 0.02) / 2])
+
+
+def test_float_layer_has_no_scale() -> None:
+    layer = _layer(FLOAT)
+    assert layer.weight_scale is None
+    assert layer.weight.dtype == np.float64
+
+
+def test_normalisation_changes_scales_and_biases_and_the_signs_of_integers_only() -> None:
+    layer = _layer(Bits(8, 8)).scaled(np.array([3.0, -2.0]), np.array([0.5, 0.25]))
+    assert layer.weight.tolist() == [[127, -50], [-127, -1]]
+    assert layer.weight_scale is not None
+    np.testing.assert_allclose(layer.weight_scale, [0.03, 0.04], rtol=1e-6)
+    np.testing.assert_allclose(layer.bias, [1 * 3 + 0.5, -1 * -2 + 0.25])
+
+
+def test_output_that_a_normalisation_zeroes_has_integers_0_and_a_scale_to_divide_by() -> None:
+    layer = _layer(Bits(8, 8)).scaled(np.array([0.0, 1.0]), np.array([0.5, 0.0])).deployable()
+    assert layer.weight.tolist() == [[0, 0], [127, 1]]
+    assert layer.weight_scale is not None
+    np.testing.assert_allclose(layer.weight_scale, [1.0, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(layer.bias, [0.5, -1.0])
+
+
+def test_bias_that_does_not_fit_int32_beside_a_tiny_scale_is_kept_apart() -> None:
+    layer = _layer(Bits(8, 8))
+    ones, zeros = np.ones(2), np.zeros(2)
+    assert not layer.separate_bias
+    # 0.5 * 0.01 * 1e-8 * 2^31 is about 0.1: a bias of 1 does not fit.
+    assert layer.scaled(np.array([1e-8, 1.0]), ones).separate_bias
+    assert not layer.scaled(np.array([1e-8, 1.0]), zeros).separate_bias
+    assert not _layer(Bits(8, 32)).scaled(np.array([1e-8, 1.0]), ones).separate_bias
