@@ -151,7 +151,7 @@ def test_search_from_another_thread_works_without_ctrl_c(find: Any) -> None:
         ({"evaluations": 0}, ConfigError, "at least 1 evaluation"),
         ({"seed": -1}, ConfigError, "seed=-1"),
         ({"final_candidates": 0}, ConfigError, "final_candidates must be at least 1, got 0"),
-        ({"device": "toaster"}, DeviceError, "Unknown device 'toaster'. amc ships roofline_edge"),
+        ({"device": "toaster"}, DeviceError, "Unknown device 'toaster'. amc ships .*roofline_edge"),
         ({"device": {"kind": "tabel"}}, DeviceError, "Did you mean 'table'"),
         ({"budget": {"metric": "macs", "ratio": 1}}, BudgetError, "got ratio"),
         ({"budget": 0.5}, AmcError, "latency_ms needs a device"),

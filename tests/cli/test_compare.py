@@ -95,7 +95,7 @@ def test_all_agents_are_compared_unless_some_are_named(monkeypatch: pytest.Monke
     assert RunRecord.read(Path("out")).settings["agents"] == list(SEARCHERS)
 
 
-def test_shipped_experiment_compares_ddpg_with_the_features_of_amc(
+def test_shipped_experiment_compares_ddpg_with_the_way_of_amc(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found: list[cells.Cell] = []
@@ -106,10 +106,12 @@ def test_shipped_experiment_compares_ddpg_with_the_features_of_amc(
 
     monkeypatch.setattr(recipe, "cells_of", noted)
     assert amc("compare", "experiment=amc_features", "seeds=[0]") == 2
-    plain, few = (cell.entry for cell in found)
-    assert (plain.name, plain.observation) == ("ddpg", tuple(FEATURES))
+    ours, few, amcs = (cell.entry for cell in found)
+    assert (ours.name, ours.observation) == ("ddpg", tuple(FEATURES))
     assert (few.name, few.label, few.settings) == ("ddpg", "ddpg_amc_features", {})
     assert len(few.observation) == 11  # He et al. 2018, eq. 1
+    assert (amcs.name, amcs.label, amcs.observation) == ("ddpg", "ddpg_amc", few.observation)
+    assert (amcs.settings["anchor"], amcs.settings["noise_share"]) == ("none", 1.0)
 
 
 # -- jobs ----------------------------------------------------------------------------------
