@@ -1,11 +1,13 @@
-"""Whether the general package names ``envs`` and ``agents`` are this project's."""
+"""Packages by name: that ``envs`` and ``agents`` are this project's, and a user's own code."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from amc.errors import ConfigError
+from amc.errors import AmcError, ConfigError
 
 GENERAL_NAMES = ("envs", "agents")
 
@@ -33,3 +35,35 @@ def _foreign(name: str, fault: str, home: Path) -> ConfigError:
         "folder of yours has that name: install amc into an environment of its own, or run it "
         "from another folder."
     )
+
+
+def import_named(name: str, what: str, kind: str, error: type[AmcError]) -> Callable[..., object]:
+    """The user's own function or class behind ``package.module:name``.
+
+    Args:
+        what: What it is for, as an error calls it ("Network").
+        kind: "function" or "Class".
+        error: What is raised.
+
+    Raises:
+        AmcError: Of the given kind: the module cannot be imported, or has no such name.
+    """
+    module_name, _, attribute = name.partition(":")
+    # Appended, not inserted: the folder may hold packages named like those amc imports later.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as cause:
+        raise error(
+            f"{what} {name!r}: cannot import module {module_name!r}: {type(cause).__name__}: "
+            f"{cause}. Expected package.module:{kind}, importable from {Path.cwd()} or from the "
+            "Python environment."
+        ) from cause
+    found: object = getattr(module, attribute, None)
+    if not callable(found):
+        raise error(
+            f"{what} {name!r}: {getattr(module, '__file__', module_name)} has no {kind.lower()} "
+            f"{attribute!r}."
+        )
+    return found

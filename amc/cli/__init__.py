@@ -1,4 +1,4 @@
-"""The command line: ``amc search``, ``compare``, ``apply``, ``finetune``, ``export``, ``profile``."""
+"""The command line: one short recipe for each command of ``amc``."""
 
 from amc.cli.main import main
 

@@ -39,18 +39,16 @@ with an entry point, by that name, ``device=custom device.name=my_board``::
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, cast
 
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.device import Device
 from amc.cost.spec import Spec
 from amc.errors import AmcError, DeviceError
+from amc.packages import import_named
 from amc.strategy import BIT_WIDTHS, Bits
 
 ENTRY_POINTS = "amc.devices"
@@ -78,7 +76,7 @@ def load_plugin(name: str, options: Mapping[str, Any]) -> Device:
     Raises:
         DeviceError: The class is not found, cannot be made, or lacks something of a device.
     """
-    make = _class_of(name) if ":" in name else _installed(name)
+    make = import_named(name, "Device", "Class", DeviceError) if ":" in name else _installed(name)
     try:
         device = make(**options)
     except AmcError:
@@ -114,28 +112,6 @@ def checked(device: object, name: str) -> Device:
             "amc.cost.device.Device lists:\n" + "\n".join(f"  {line}" for line in wrong)
         )
     return cast(Device, device)
-
-
-def _class_of(name: str) -> Callable[..., object]:
-    module_name, _, class_name = name.partition(":")
-    # Appended, not inserted: the folder may hold packages named like those amc imports later.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as cause:
-        raise DeviceError(
-            f"Device {name!r}: cannot import module {module_name!r}: {type(cause).__name__}: "
-            f"{cause}. Expected package.module:Class, importable from {Path.cwd()} or from the "
-            "Python environment."
-        ) from cause
-    made = getattr(module, class_name, None)
-    if not callable(made):
-        raise DeviceError(
-            f"Device {name!r}: {getattr(module, '__file__', module_name)} has no class "
-            f"{class_name!r}."
-        )
-    return cast(Callable[..., object], made)
 
 
 def _installed(name: str) -> Callable[..., object]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import logging
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +16,7 @@ from amc.errors import NetworkError
 from amc.networks.lenet import lenet_5, lenet_300_100
 from amc.networks.mobilenet import mobilenet_v1
 from amc.networks.resnet import cifar_resnet
+from amc.packages import import_named
 
 Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)
@@ -101,24 +99,7 @@ def _users_builder(
     name: str, offered: dict[str, Any], options: set[str]
 ) -> tuple[Builder, dict[str, Any]]:
     """The function behind "package.module:function", and what it takes of the offered."""
-    module_name, _, function_name = name.partition(":")
-    # Appended, not inserted: the folder may hold packages named like those amc imports later.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as cause:
-        raise NetworkError(
-            f"Network {name!r}: cannot import module {module_name!r}: "
-            f"{type(cause).__name__}: {cause}. Expected package.module:function, importable from "
-            f"{Path.cwd()} or from the Python environment."
-        ) from cause
-    build = getattr(module, function_name, None)
-    if not callable(build):
-        raise NetworkError(
-            f"Network {name!r}: {getattr(module, '__file__', module_name)} has no function "
-            f"{function_name!r}."
-        )
+    build = cast(Builder, import_named(name, "Network", "function", NetworkError))
     accepted = _accepted(build, set(offered))
     if dropped := sorted(options - accepted):
         log.warning("Network %s does not take the options %s; they are dropped.", name, dropped)
