@@ -18,6 +18,7 @@ from amc.errors import ConfigError, StrategyError
 from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
+from amc.layout import fast_layout
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, linear_change
@@ -124,8 +125,10 @@ class Compressor:
         self.settings = settings or RecoverySettings()
         # Shuffled: data sets come sorted by class, and every part must look like the whole.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        self._repair_images = images[order[: self.settings.repair_images]]
-        self._images = images[order[: self.settings.images]]
+        layout = fast_layout(graph.plan.module, _shape_of(images))
+        images = images[order].contiguous(memory_format=layout)
+        self._repair_images = images[: self.settings.repair_images]
+        self._images = images[: self.settings.images]
         self.statistics: CalibrationStatistics = gather_statistics(
             graph, self._images, max_columns=self.settings.max_columns
         )
@@ -349,6 +352,11 @@ class Compressor:
             values = self.statistics.values[path]
             self._grids[key] = activation_range(values, bits.activation)
         return self._grids[key]
+
+
+def _shape_of(images: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = images.shape
+    return channels, height, width
 
 
 def apply_strategy(compressor: Compressor, strategy: Strategy) -> CompressedNetwork:

@@ -46,17 +46,15 @@ class Evaluator:
         std: tuple[float, ...],
         reference: nn.Module | None = None,
         *,
-        channels_last: bool = False,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """
         Args:
             split: Images and labels.
             reference: The original network; its outputs are what agreement is measured by.
-            channels_last: Lay the images out with channels last, which CPUs convolve faster;
-                a network that calls ``view`` across channels cannot take them so.
+            layout: How the images lie in memory (`amc.layout.fast_layout`).
         """
         images = split.normalised(mean, std)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
         self._images = images.contiguous(memory_format=layout)
         self._labels = split.labels
         self._reference = None

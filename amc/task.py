@@ -35,6 +35,7 @@ from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
+from amc.layout import fast_layout
 from amc.networks import check_network
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
@@ -153,7 +154,7 @@ class CompressionTask:
         )
         self._subset = _spread(data.search, search_images)
         self.reference = self.graph.plan.module
-        self._channels_last = _takes_channels_last(self.reference, data.image_shape)
+        self._layout = fast_layout(self.reference, data.image_shape)
         self._evaluator = self.evaluator(self._subset)
         self._store, self._recalled = store, dict[Strategy, Evaluation]()
         self.original = replace(
@@ -238,7 +239,7 @@ class CompressionTask:
             self.data.mean,
             self.data.std,
             self.reference,
-            channels_last=self._channels_last,
+            layout=self._layout,
         )
 
     def finish(self, strategy: Strategy) -> CompressedNetwork:
@@ -332,13 +333,3 @@ def _spread(split: Split, count: int) -> Split:
     if count >= len(split):
         return split
     return split.take(torch.linspace(0, len(split) - 1, count).round().long())
-
-
-def _takes_channels_last(network: nn.Module, image_shape: tuple[int, int, int]) -> bool:
-    images = torch.zeros(2, *image_shape).contiguous(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            network(images)
-    except RuntimeError:  # a view across channels
-        return False
-    return True

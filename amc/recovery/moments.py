@@ -172,11 +172,19 @@ def input_rows(
     positions = positions_of(out_h * out_w, generator, count)
     row = (positions // out_w * sh)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
     column = (positions % out_w * sw)[:, None, None] + (torch.arange(kw) * dw)[None, None, :]
-    patches = padded[:, :, row, column]  # (n, channels, positions, kh, kw)
-    patches = patches.permute(1, 0, 2, 3, 4)  # channels first
-    per_group = patches.reshape(module.groups, -1, *patches.shape[1:])
-    per_group = per_group.permute(0, 2, 3, 1, 4, 5)  # (groups, n, positions, channels, kh, kw)
-    return per_group.flatten(3).flatten(1, 2)
+    places = (row * padded.shape[3] + column).flatten()  # (positions * kh * kw,)
+    n, channels = padded.shape[:2]
+    area = len(positions), kh * kw
+    # One index along one dimension: what lies side by side in memory is copied in one piece.
+    if padded.is_contiguous(memory_format=torch.channels_last):
+        flat = padded.permute(0, 2, 3, 1).reshape(n, -1, channels)
+        patches = flat.index_select(1, places).view(n, *area, module.groups, -1)
+        patches = patches.permute(3, 0, 1, 4, 2)
+    else:
+        flat = padded.flatten(2).index_select(2, places)
+        patches = flat.view(n, module.groups, -1, *area).permute(1, 0, 3, 2, 4)
+    # patches: (groups, n, positions, channels of one group, kh * kw)
+    return patches.reshape(module.groups, n * len(positions), -1)
 
 
 def positions_of(

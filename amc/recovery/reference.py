@@ -175,8 +175,11 @@ def output_rows(layer: nn.Module, y: Tensor, generator: torch.Generator, positio
     """Outputs at the positions that `input_rows` samples, a copy of shape (rows, outputs)."""
     if isinstance(layer, nn.Linear):
         return y.reshape(-1, y.shape[-1]).clone()
-    flat = y.flatten(2)  # (n, outputs, positions)
-    flat = flat[:, :, positions_of(flat.shape[2], generator, positions)]
+    chosen = positions_of(y.shape[2] * y.shape[3], generator, positions)
+    if y.is_contiguous(memory_format=torch.channels_last):
+        flat = y.permute(0, 2, 3, 1).reshape(len(y), -1, y.shape[1])
+        return flat.index_select(1, chosen).flatten(0, 1)
+    flat = y.flatten(2).index_select(2, chosen)  # (n, outputs, positions)
     return flat.transpose(1, 2).reshape(-1, y.shape[1])
 
 
