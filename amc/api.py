@@ -25,8 +25,8 @@ from amc.compress.verify import graph_of
 from amc.conclusion import conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
-from amc.cost.model import check_metric, choices_for, reference_bits, requests_for
-from amc.cost.profile import TorchDeviceSpec, device_for
+from amc.cost.model import check_metric, choices_for
+from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError, DeviceError
@@ -34,6 +34,7 @@ from amc.evaluate import Evaluator
 from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
 from amc.interrupt import stop_on_interrupt
 from amc.journal import Journal, origin_of
+from amc.local import device_for_network
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
 from amc.recovery.training import (
@@ -277,9 +278,8 @@ def profile(
         channel_step=space.channel_step or loaded.channel_step,
         min_preserve_ratio=space.min_preserve_ratio,
     )
-    reference = reference_bits(loaded.supported_bits)
     with _said_on_interrupt(_measured_so_far(loaded)):
-        return device_for(loaded, requests_for(graph, choices, reference))
+        return device_for_network(loaded, graph, choices, image_shape)
 
 
 def load_compressed(
@@ -405,8 +405,8 @@ def _task(
         )
 
 
-def _measured_so_far(device: Device | TorchDeviceSpec | None) -> str:
-    if isinstance(device, TorchDeviceSpec):
+def _measured_so_far(device: Device | LocalSpec | None) -> str:
+    if isinstance(device, LocalSpec):
         return f"what was measured of {device.name} is kept in {device.table_path()}"
     return "stopped before the search"
 

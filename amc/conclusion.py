@@ -14,7 +14,9 @@ from agents.searcher import Trial
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
+from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
+from amc.local import time_in_onnx
 from amc.measure import Timing, measure_latency
 from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
@@ -183,26 +185,34 @@ def _row(
 
 
 def _time(task: CompressionTask, finalists: Sequence[Finalist]) -> list[Timing]:
-    """Original and finalists in float with BN folded, in turn, on this machine's PyTorch.
-
-    PyTorch simulates fewer bits in float, so what is timed is the channels' gain alone. It runs
-    as the device does (GPU, batch, threads) where the device is this machine.
-    """
+    """Original and finalists in turn: on the device where it is this machine, else in PyTorch."""
     local = task.local
-    place = local.device if local else "cpu"
-    plan = task.graph.plan
-    networks = [fold_batch_norm(plan, copy.deepcopy(plan.module)).to(place)]
-    for finalist in finalists:
-        kept = task.compressor.kept_positions(finalist.strategy)
-        smaller = remove_channels(plan, keep_mask(task.graph, kept))
-        networks.append(fold_batch_norm(plan, smaller).to(place))
+    shape = task.data.image_shape
+    if isinstance(local, OnnxDeviceSpec):
+        modules = [task.reference, *(finalist.network.module for finalist in finalists)]
+        return time_in_onnx(modules, shape, batch=local.batch, threads=local.threads)
+    place = local.device if isinstance(local, TorchDeviceSpec) else "cpu"
     return measure_latency(
-        networks,
-        task.data.image_shape,
+        _in_float(task, finalists, place),
+        shape,
         batch=local.batch if local else 1,
         threads=local.threads if local else 1,
         device=place,
     )
+
+
+def _in_float(task: CompressionTask, finalists: Sequence[Finalist], place: str) -> list[nn.Module]:
+    """Original and finalists with BN folded, all in float.
+
+    PyTorch simulates fewer bits in float, so what is timed is the channels' gain alone.
+    """
+    plan = task.graph.plan
+    networks: list[nn.Module] = [fold_batch_norm(plan, copy.deepcopy(plan.module)).to(place)]
+    for finalist in finalists:
+        kept = task.compressor.kept_positions(finalist.strategy)
+        smaller = remove_channels(plan, keep_mask(task.graph, kept))
+        networks.append(fold_batch_norm(plan, smaller).to(place))
+    return networks
 
 
 def _notes(task: CompressionTask, strategy: Strategy, rows: Sequence[ComparisonRow]) -> list[str]:
@@ -212,16 +222,19 @@ def _notes(task: CompressionTask, strategy: Strategy, rows: Sequence[ComparisonR
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:
         where = "the device" if task.local else "this machine, which is not the device"
+        in_onnx = isinstance(task.local, OnnxDeviceSpec)
+        runtime = "ONNX Runtime" if in_onnx else "PyTorch"
+        only_channels = quantized and not in_onnx
         notes.append(
-            f"Measured in PyTorch on {where}, batch {task.local.batch if task.local else 1}"
-            + (", channels only: PyTorch runs fewer bits as float." if quantized else ".")
+            f"Measured in {runtime} on {where}, batch {task.local.batch if task.local else 1}"
+            + (", channels only: PyTorch runs fewer bits as float." if only_channels else ".")
         )
         macs = best.macs / original.macs if best.macs and original.macs else 1.0
         time = best.measured_ms / original.measured_ms
         if macs < 0.9 and time > 0.95:
             notes.append(
                 f"MACs fell to {macs:.2f}, time on this machine did not ({time:.2f}): if it is "
-                "what counts, budget latency_ms on device=torch_cpu or torch_cuda."
+                "what counts, budget latency_ms on device=onnxruntime_cpu, torch_cpu or torch_cuda."
             )
     simulated = task.simulated_bits(strategy)
     if simulated:

@@ -25,17 +25,16 @@ from amc.cost.model import (
     check_metric,
     choices_for,
     operator_prices,
-    reference_bits,
-    requests_for,
 )
 from amc.cost.prices import FORMULAS
-from amc.cost.profile import TorchDeviceSpec, device_for
+from amc.cost.profile import LocalSpec
 from amc.data import DataSet, Split
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
 from amc.layout import fast_layout
+from amc.local import device_for_network
 from amc.networks import check_network
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
@@ -72,7 +71,7 @@ class SearchSpace:
                     f"env.{name} must be a list of widths among {BIT_WIDTHS}, got {widths}."
                 )
 
-    def pairs(self, metric: str, device: Device | TorchDeviceSpec | None) -> tuple[Bits, ...]:
+    def pairs(self, metric: str, device: Device | LocalSpec | None) -> tuple[Bits, ...]:
         """Bit pairs on offer under a metric, on a device.
 
         Raises:
@@ -114,14 +113,14 @@ class CompressionTask:
         original: Evaluation of the original network on the search images.
         reference: The original network as the graph that candidates are cut from.
         device: Prices latency; None where only formulas are needed.
-        local: How this machine's PyTorch is the device; None if it is not.
+        local: How a runtime on this machine is the device; None if none is.
     """
 
     def __init__(
         self,
         network: nn.Module,
         data: DataSet,
-        device: Device | TorchDeviceSpec | None,
+        device: Device | LocalSpec | None,
         budget: Budget,
         *,
         space: SearchSpace | None = None,
@@ -146,7 +145,7 @@ class CompressionTask:
         check_network(network, data.image_shape, data.num_classes)
         self.graph: NetworkGraph = graph_of(network, data.image_shape)
         self.network = copy.deepcopy(network).cpu().eval()
-        self.local = device if isinstance(device, TorchDeviceSpec) else None
+        self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
         self.costs = CostModel(self.graph, choices, budget, self.device)
         self.compressor = Compressor(
@@ -162,7 +161,7 @@ class CompressionTask:
         )
 
     def _price(
-        self, device: Device | TorchDeviceSpec | None, space: SearchSpace
+        self, device: Device | LocalSpec | None, space: SearchSpace
     ) -> tuple[Device | None, Choices]:
         """The device with all prices that the walk needs, and what the walk may choose."""
         metric = self.budget.metric
@@ -178,10 +177,10 @@ class CompressionTask:
             channel_step=step,
             min_preserve_ratio=space.min_preserve_ratio,
         )
-        if metric in DEVICE_METRICS and isinstance(device, (TorchDeviceSpec, TableDevice)):
-            reference = reference_bits(device.supported_bits)
-            return device_for(device, requests_for(self.graph, choices, reference)), choices
-        if isinstance(device, TorchDeviceSpec):
+        if metric in DEVICE_METRICS and isinstance(device, (LocalSpec, TableDevice)):
+            shape = self.data.image_shape
+            return device_for_network(device, self.graph, choices, shape), choices
+        if isinstance(device, LocalSpec):
             return None, choices  # nothing to measure for a budget that needs no clock
         return device, choices
 

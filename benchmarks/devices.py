@@ -14,7 +14,7 @@ from amc.artifact import RunRecord, read_strategy
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.networks import build_network
 from amc.recording import layer_rows
@@ -31,7 +31,7 @@ def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> li
     )
     graph = graph_of(network, image_shape)
     device = as_device(dict(record.device))
-    if isinstance(device, TorchDeviceSpec) or device is None:
+    if isinstance(device, LocalSpec) or device is None:
         raise SystemExit("give runs on devices that need no measuring (roofline or table)")
     budget = Budget.of(dict(record.budget))
     options = record.settings["env"]

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from agents.searcher import Trial
-from amc import conclusion
+from amc import conclusion, local
 from amc.candidate import RecoverySettings
 from amc.conclusion import Jury, conclude
 from amc.cost.budget import Budget
-from amc.cost.profile import TorchDeviceSpec, load_device
+from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
 from amc.data import DataSet
+from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.strategy import Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
@@ -193,6 +194,30 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
         "The budget of 0.90 is met by prediction and missed by measurement (0.97)."
     )
     assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu"}]
+
+
+def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[list[nn.Module]] = []
+
+    def measure(networks: list[nn.Module], *_: object, **__: object) -> list[Timing]:
+        timed.append(networks)
+        return [Timing(4.0, 0.1), Timing(4.0, 0.1), Timing(3.0, 0.1)]
+
+    monkeypatch.setattr(local, "measure_latency", measure)
+    spec = OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2)
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False)
+    assert end.notes[0] == "Measured in ONNX Runtime on the device, batch 1."
+    images = torch.rand(2, *task.data.image_shape)
+    for network, module in zip(
+        timed[0],
+        (task.reference, end.uniform.network.module, end.best.network.module),
+        strict=True,
+    ):
+        assert isinstance(network, OnnxNetwork)
+        torch.testing.assert_close(network(images), module(images), rtol=1e-4, atol=1e-5)
 
 
 def test_notes_name_layers_too_wide_to_refit(

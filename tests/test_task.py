@@ -156,11 +156,11 @@ def test_table_without_the_strategys_bits_gives_no_latency(tiny_net, data):
 def test_only_budgets_on_the_clock_measure_this_machine(tiny_net, data, monkeypatch):
     asked = []
 
-    def measure(device, requests):
-        asked.append(len(requests))
+    def measure(device, graph, choices, image_shape):
+        asked.append(image_shape)
         return DEVICE
 
-    monkeypatch.setattr(task_module, "device_for", measure)
+    monkeypatch.setattr(task_module, "device_for_network", measure)
     task = task_of(tiny_net, data, SPEC)
     assert task.device is None
     assert asked == []

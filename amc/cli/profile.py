@@ -14,7 +14,8 @@ from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.prices import fuses_of
+from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.cost.table import write_table
 from amc.cost.todo import write_todo
@@ -39,7 +40,7 @@ def run(config: DictConfig) -> bool:
         device = device.for_network(graph_of(network, data.image_shape))
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
-    path = device.table_path() if isinstance(device, TorchDeviceSpec) else Path()
+    path = device.table_path() if isinstance(device, LocalSpec) else Path()
     if config.output:
         path = Path(config.output).expanduser()
         write_table(table, path)
@@ -52,7 +53,7 @@ def run(config: DictConfig) -> bool:
     return False
 
 
-def _check_source(device: Device | TorchDeviceSpec | None, config: DictConfig) -> None:
+def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
     """Find out before the network is built whether there is a table to make."""
     if isinstance(device, (TableDevice, HaqTable)):
         if not config.output:
@@ -60,17 +61,17 @@ def _check_source(device: Device | TorchDeviceSpec | None, config: DictConfig) -
                 f"Device {device.name!r} has its prices in a file. Say where to write the table "
                 "that is made of them: output=<file>.csv."
             )
-    elif not isinstance(device, TorchDeviceSpec):
+    elif not isinstance(device, LocalSpec):
         name = "null" if device is None else device.name
         raise DeviceError(
-            f"Device {name!r} is not measured on this machine. Choose device=torch_cpu or "
-            "device=torch_cuda; or list what is to be measured elsewhere: todo=<file>.csv."
+            f"Device {name!r} is not measured on this machine. Choose device=onnxruntime_cpu, "
+            "torch_cpu or torch_cuda; or list what is to be measured elsewhere: todo=<file>.csv."
         )
 
 
 def _list(
     config: DictConfig,
-    device: Device | TorchDeviceSpec,
+    device: Device | LocalSpec,
     network: nn.Module,
     image_shape: Shape,
     space: SearchSpace,
@@ -85,7 +86,8 @@ def _list(
         channel_step=space.channel_step or device.channel_step,
         min_preserve_ratio=space.min_preserve_ratio,
     )
-    requests = requests_for(graph, choices, reference_bits(device.supported_bits))
+    reference = reference_bits(device.supported_bits)
+    requests = requests_for(graph, choices, reference, fuses_of(device))
     rows = write_todo(device, requests, path, covers=config.todo_covers)
     _say(
         f"{device.name}: {rows} operators to measure, batch {device.batch}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,7 @@ class Operator:
         layer: Index of the layer; -1 between layers.
         has_bias: As it runs, with batch normalisation folded into the layer before it.
         is_repeat: A further call of a layer: it costs time, and its weights are stored once.
+        after_layer: As `OperatorInfo.after_layer`.
     """
 
     name: str
@@ -52,6 +53,11 @@ class Operator:
     layer: int
     has_bias: bool
     is_repeat: bool = False
+    after_layer: bool = False
+
+    def is_fused(self, fuses: Collection[str]) -> bool:
+        """Whether a runtime that fuses these computes it inside of the layer before it."""
+        return self.after_layer and self.signature.op in fuses
 
     def outputs_per_input(self, sizes: Sequence[int] | IntArray) -> int:
         """Output channels for each input channel, where outputs follow inputs."""
@@ -83,6 +89,7 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
                 -1,
                 other.has_bias,
                 other.name in seen,
+                other.after_layer,
             )
         )
         seen.add(other.name)
@@ -120,18 +127,24 @@ def reference_bits(supported: Sequence[Bits]) -> Bits:
 
 
 def requests_for(
-    graph: NetworkGraph, choices: Choices, reference: Bits | None = None
+    graph: NetworkGraph,
+    choices: Choices,
+    reference: Bits | None = None,
+    fuses: Collection[str] = (),
 ) -> list[Request]:
     """Every price that a walk can ask a device for, distinct.
 
     Args:
         reference: What the original network and all operators between layers run in; the most
             precise of the choices unless given.
+        fuses: Operators that the device computes inside of the layer before them.
     """
     reference = reference or reference_bits(choices.pairs)
     sizes = graph.sizes()
     requests: dict[Request, None] = {}
     for operator in operators_of(graph):
+        if operator.is_fused(fuses):
+            continue
         pairs = choices.pairs if operator.layer >= 0 else (reference,)
         outs = reachable(operator.outputs, choices).tolist()
         for i in reachable(operator.inputs, choices).tolist():

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
 from amc.errors import DeviceError, TableError
 from amc.files import fingerprint
@@ -109,6 +110,9 @@ class TableHeader:
         supported_bits: Weight/activation pairs that the runtime computes.
         note, source: Free text, one line each.
         covers: A key of `COVERS`: which operators the rows are of.
+        fuses: Operators that the runtime computes inside of the layer before them where nothing
+            else reads its output; there they cost nothing.
+        correction: Factors of all latencies, from whole networks; rows are as they were measured.
     """
 
     device: str
@@ -121,6 +125,8 @@ class TableHeader:
     source: str = ""
     # Not in repr: the fingerprints of tables that cover all stay what they were.
     covers: str = field(default="all", repr=False)
+    fuses: tuple[str, ...] = field(default=(), repr=False)
+    correction: Correction | None = field(default=None, repr=False)
 
 
 # What a table has prices for. Where operators between layers have none, they cost nothing.
@@ -150,6 +156,7 @@ class TableDevice:
         self.name, self.runtime = header.device, header.runtime
         self.batch, self.threads = header.batch, header.threads
         self.channel_step, self.supported_bits = header.channel_step, header.supported_bits
+        self.fuses = header.fuses
         if not self.rows:
             raise TableError(f"The table of device {self.name!r} has no rows. {self.advice}")
         for request in self.rows:
@@ -217,7 +224,10 @@ class TableDevice:
     def fingerprint(self) -> str:
         """Changes whenever a price or the header changes."""
         covers = () if self.header.covers == "all" else (self.header.covers,)
-        return fingerprint(repr(self.header), repr(self.rows), *covers)
+        correction = () if self.header.correction is None else (repr(self.header.correction),)
+        return fingerprint(
+            repr(self.header), repr(self.rows), *covers, *self.header.fuses, *correction
+        )
 
     def _has(self, request: Request) -> bool:
         try:
@@ -241,9 +251,11 @@ class TableDevice:
         key = (metric, signature, bits)
         if key not in self._grids:
             requests = self._by_operator.get((signature, bits), [])
+            correction = self.header.correction if metric == "latency_ms" else None
+            factor = correction.factor(signature) if correction else 1.0
             self._grids[key] = _Grid(
                 np.array([(r.in_channels, r.out_channels) for r in requests], np.int64),
-                np.array([getattr(self.rows[r], metric) for r in requests], np.float64),
+                factor * np.array([getattr(self.rows[r], metric) for r in requests], np.float64),
                 exact=self.header.covers == "full_layers",
             )
         return self._grids[key]

@@ -36,6 +36,7 @@ from amc.cost.prices import (
     PricedOperator,
     PriceList,
     check_metric,
+    fuses_of,
     operator_prices,
     reference_of,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "WalkCosts",
     "check_metric",
     "choices_for",
+    "fuses_of",
     "operator_prices",
     "reference_bits",
     "requests_for",
@@ -162,9 +164,12 @@ class CostModel:
     def _price_all(self) -> list[PricedOperator]:
         """Price lists of all layers, and of the other operators that cost anything."""
         known: dict[tuple[object, ...], PriceList] = {}
+        of_device = self.budget.metric in DEVICE_METRICS
         priced = []
         for operator in operators_of(self.graph):
             if operator.is_repeat and self.budget.metric in OF_WEIGHTS:
+                continue
+            if of_device and operator.is_fused(fuses_of(self.device)):
                 continue
             prices = self._prices_of(operator, known)
             if operator.layer >= 0 or not prices.is_free:

@@ -13,7 +13,7 @@ from amc.cost import formulas
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.choices import IntArray, Operator, operators_of, reference_bits
 from amc.cost.device import Device
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
@@ -32,7 +32,7 @@ FORMULAS: dict[str, Formula] = {
 OF_WEIGHTS = ("params", "size_bytes")  # however often a layer is called
 
 
-def check_metric(metric: str, device: Device | TorchDeviceSpec | None) -> None:
+def check_metric(metric: str, device: Device | LocalSpec | None) -> None:
     """Check that a device prices a metric, where the metric is one of a device.
 
     Raises:
@@ -47,6 +47,11 @@ def check_metric(metric: str, device: Device | TorchDeviceSpec | None) -> None:
             f"Device {device.name} prices {', '.join(device.metrics)}, not {metric}. "
             "Choose another device or budget.metric."
         )
+
+
+def fuses_of(device: object) -> tuple[str, ...]:
+    """Operators that a device computes inside of the layer before them; most say nothing of it."""
+    return getattr(device, "fuses", ())
 
 
 def operator_prices(
@@ -83,6 +88,8 @@ def _ask(
     ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
     if metric in DEVICE_METRICS:
         assert device is not None
+        if operator.is_fused(fuses_of(device)):
+            return 0.0
         return device.price(metric, operator.signature, ins, outs, bits)
     if operator.is_repeat and metric in OF_WEIGHTS:
         return 0.0

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from amc.cost.device import (
-    Device,
-    Measurement,
-    Request,
-    TableDevice,
-    TableHeader,
-)
+from amc.cost import onnx_timer
+from amc.cost.device import Device, Measurement, Request, TableDevice, TableHeader
 from amc.cost.importers import OPTIONS as IMPORTERS
+from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.plugins import device_of_class
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
 from amc.cost.spec import Spec
@@ -27,7 +26,7 @@ from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
 from amc.files import cache_folder, fingerprint
 from amc.progress import progress_bar
-from amc.strategy import FLOAT
+from amc.strategy import FLOAT, Bits
 
 ROUNDS = 7
 _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
@@ -35,23 +34,31 @@ _WRITE_EVERY_S = 5.0
 _LISTED = 5  # missing rows named in an error
 
 
-@dataclass(frozen=True)
-class TorchDeviceSpec:
-    """PyTorch on this machine, before anything is measured; `device_for` measures it.
+# Milliseconds of one batch for every request, in their order.
+Sampler = Callable[[Sequence[Request]], Iterable[float]]
 
-    Attributes:
-        device: "cpu" or "cuda".
-    """
+
+@dataclass(frozen=True)
+class LocalSpec(ABC):
+    """A runtime on this machine, before anything is measured; `device_for` measures it."""
 
     name: str
     batch: int
     threads: int
     channel_step: int
-    device: str = "cpu"
 
-    runtime = "torch"
-    metrics = ("latency_ms",)
-    supported_bits = (FLOAT,)
+    runtime: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
+    supported_bits: ClassVar[tuple[Bits, ...]] = (FLOAT,)
+    fuses: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def machine(self) -> str:
+        """The processor and the runtime's version: prices depend on both."""
+
+    @abstractmethod
+    def sampling(self) -> AbstractContextManager[Sampler]:
+        """Gives what measures, for as long as the context lasts."""
 
     def header(self) -> TableHeader:
         """The header of this device's table."""
@@ -62,36 +69,72 @@ class TorchDeviceSpec:
             batch=self.batch,
             channel_step=self.channel_step,
             supported_bits=self.supported_bits,
-            source=machine(self.device),
+            source=self.machine(),
+            fuses=self.fuses,
         )
 
     def table_path(self) -> Path:
-        """Where its measurements are kept; another processor or PyTorch has another file."""
-        here = fingerprint(machine(self.device))
-        name = f"{self.name}-b{self.batch}-t{self.threads}-{here}.csv"
+        """Where its measurements are kept; another processor or runtime has another file."""
+        name = f"{self.name}-b{self.batch}-t{self.threads}-{fingerprint(self.machine())}.csv"
         return cache_folder() / "tables" / name
 
 
+@dataclass(frozen=True)
+class TorchDeviceSpec(LocalSpec):
+    """PyTorch on this machine.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
+
+    device: str = "cpu"
+
+    runtime = "torch"
+
+    def machine(self) -> str:
+        return machine(self.device)
+
+    @contextmanager
+    def sampling(self) -> Iterator[Sampler]:
+        with TorchTimer(self.batch, self.threads, self.device).running() as sample:
+            yield lambda requests: map(sample, requests)
+
+
+@dataclass(frozen=True)
+class OnnxDeviceSpec(LocalSpec):
+    """ONNX Runtime on this machine's CPU, in float and in 8-bit integers."""
+
+    runtime = "onnxruntime"
+    supported_bits = onnx_timer.SUPPORTED_BITS
+    fuses = onnx_timer.FUSES
+
+    def machine(self) -> str:
+        return onnx_timer.machine()
+
+    @contextmanager
+    def sampling(self) -> Iterator[Sampler]:
+        yield OnnxTimer(self.batch, self.threads).sample_all
+
+
 def device_for(
-    loaded: Device | TorchDeviceSpec, requests: Iterable[Request], progress: bool = True
+    loaded: Device | LocalSpec, requests: Iterable[Request], progress: bool = True
 ) -> Device:
     """A device that can price every request.
 
     Args:
-        loaded: What `load_device` gave. A `TorchDeviceSpec` is measured where its cached table
-            lacks a request; a table must have everything; a model needs nothing.
+        loaded: What `load_device` gave. A `LocalSpec` is measured where its cached table lacks
+            a request; a table must have everything; a model needs nothing.
         requests: All that will be asked.
         progress: Whether a measurement shows its progress.
 
     Raises:
         TableError: A table lacks requests; the message counts them and names the first.
-        DeviceError: PyTorch cannot run an operator.
+        DeviceError: The runtime cannot run an operator.
         StorageError: The cached table cannot be written.
     """
     wanted = list(dict.fromkeys(requests))
-    if isinstance(loaded, TorchDeviceSpec):
-        timer = TorchTimer(loaded.batch, loaded.threads, loaded.device)
-        with timer.running() as sample:
+    if isinstance(loaded, LocalSpec):
+        with loaded.sampling() as sample:
             return measure_table(
                 wanted, loaded.header(), loaded.table_path(), sample, progress=progress
             )
@@ -110,7 +153,7 @@ def measure_table(
     requests: Sequence[Request],
     header: TableHeader,
     path: Path,
-    sample: Callable[[Request], float],
+    sample: Sampler,
     *,
     rounds: int = ROUNDS,
     progress: bool = True,
@@ -123,7 +166,7 @@ def measure_table(
     measurement is interrupted: a row is kept once it has three samples, and is not measured again.
 
     Args:
-        sample: Milliseconds of one batch, as `TorchTimer.sample` gives.
+        sample: Gives milliseconds of one batch, one sample of each request that it is given.
         rounds: Samples of each request.
 
     Raises:
@@ -131,7 +174,7 @@ def measure_table(
             batch or threads.
         StorageError: The file cannot be written.
     """
-    known = _known_rows(path, header)
+    header, known = _known(path, header)
     wanted = [request for request in dict.fromkeys(requests) if request not in known]
     samples: dict[Request, list[float]] = {request: [] for request in wanted}
     enough = min(rounds, _ENOUGH_SAMPLES)
@@ -139,7 +182,7 @@ def measure_table(
     def save() -> None:
         measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
         if measured:
-            write_table(TableDevice(header, known | measured), path)
+            write_table(TableDevice(header, {**known, **measured}), path)
 
     last_write = time.monotonic()
     try:
@@ -147,20 +190,21 @@ def measure_table(
             f"measuring {header.device}", rounds * len(wanted), enabled=progress and bool(wanted)
         ) as bar:
             for _ in range(rounds):
-                for request in wanted:
-                    samples[request].append(sample(request))
+                for request, latency_ms in zip(wanted, sample(wanted), strict=True):
+                    samples[request].append(latency_ms)
                     bar.advance(note=request.signature.op)
                     if time.monotonic() - last_write > _WRITE_EVERY_S:
                         save()
                         last_write = time.monotonic()
     finally:
         save()
-    return TableDevice(header, known | {r: _summary(ms) for r, ms in samples.items()})
+    return TableDevice(header, {**known, **{r: _summary(ms) for r, ms in samples.items()}})
 
 
-def _known_rows(path: Path, header: TableHeader) -> dict[Request, Measurement]:
+def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Request, Measurement]]:
+    """The header with the correction that the file has, and its rows."""
     if not path.exists():
-        return {}
+        return header, {}
     table = read_table(path)
     for key in ("device", "runtime", "threads", "batch"):
         there, here = getattr(table.header, key), getattr(header, key)
@@ -169,7 +213,7 @@ def _known_rows(path: Path, header: TableHeader) -> dict[Request, Measurement]:
                 f"{path} was measured with {key} {there!r}, expected {here!r}: its rows cannot be "
                 "kept. Move the file away, or choose another path."
             )
-    return table.rows
+    return replace(header, correction=table.header.correction), table.rows
 
 
 def _summary(samples_ms: list[float]) -> Measurement:
@@ -180,7 +224,7 @@ def _summary(samples_ms: list[float]) -> Measurement:
 # --- From a configuration ---------------------------------------------------------------------
 
 
-def load_device(spec: Mapping[str, object]) -> Device | TorchDeviceSpec:
+def load_device(spec: Mapping[str, object]) -> Device | LocalSpec:
     """The device that a configuration describes; ``kind`` says how its prices are found.
 
     Raises:
@@ -254,10 +298,21 @@ def _load_torch(spec: Spec) -> TorchDeviceSpec:
     )
 
 
-_KINDS: dict[str, Callable[[Spec], Device | TorchDeviceSpec]] = {
+def _load_onnx(spec: Spec) -> OnnxDeviceSpec:
+    spec.allow(["name", "batch", "threads", "channel_step"])
+    return OnnxDeviceSpec(
+        name=spec.name(),
+        batch=spec.integer("batch"),
+        threads=spec.integer("threads"),
+        channel_step=spec.integer("channel_step"),
+    )
+
+
+_KINDS: dict[str, Callable[[Spec], Device | LocalSpec]] = {
     "roofline": _load_roofline,
     "table": _load_table,
     "torch": _load_torch,
+    "onnxruntime": _load_onnx,
     "todo": unmeasured_device,
     "class": device_of_class,
     **IMPORTERS,

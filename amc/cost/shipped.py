@@ -11,13 +11,13 @@ import yaml
 
 from amc.cost.device import Device
 from amc.cost.plugins import installed_devices, load_plugin
-from amc.cost.profile import TorchDeviceSpec, load_device
+from amc.cost.profile import LocalSpec, load_device
 from amc.errors import DeviceError
 
-DeviceLike = str | Mapping[str, Any] | Device | TorchDeviceSpec | None
+DeviceLike = str | Mapping[str, Any] | Device | LocalSpec | None
 
 
-def as_device(device: DeviceLike) -> Device | TorchDeviceSpec | None:
+def as_device(device: DeviceLike) -> Device | LocalSpec | None:
     """A device from its name, its options, or itself.
 
     Args:

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from amc.cost.correction import KINDS, Correction
 from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
 from amc.errors import TableError
 from amc.files import read_text, write_text
@@ -96,6 +97,31 @@ def _bit_pairs(text: str) -> tuple[Bits, ...]:
     return pairs
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(map(_op, text.split(" ")))
+    if len(set(names)) < len(names):
+        raise ValueError(text)
+    return names
+
+
+def _correction(text: str) -> Correction | None:
+    if not text:
+        return None
+    given = dict(part.split("=") for part in text.split(" "))
+    if list(given) != [*KINDS, "error", "networks"]:
+        raise ValueError(text)
+    factors = tuple(_number(given[kind]) for kind in KINDS)
+    return Correction(factors, _number(given["error"], zero=True), _count(given["networks"]))
+
+
+def _correction_text(correction: Correction | None) -> str:
+    if correction is None:
+        return ""
+    named = dict(zip(KINDS, map(repr, correction.factors), strict=True))
+    named |= {"error": repr(correction.error), "networks": str(correction.networks)}
+    return " ".join(f"{name}={value}" for name, value in named.items())
+
+
 _natural = partial(_count, low=0)
 _nonnegative = partial(_number, zero=True)
 
@@ -109,6 +135,8 @@ _EXPECTED: dict[Callable[[str], object], str] = {
     _width: f"one of {BIT_WIDTHS}",
     _coverage: f"one of {', '.join(COVERS)}",
     _bit_pairs: "distinct weight/activation pairs, as in '32/32 8/8'",
+    _names: "distinct operators' names, as in 'relu relu6'",
+    _correction: f"'{'=1.0 '.join(KINDS)}=1.0 error=0.0 networks=2'",
 }
 _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
     "device": _text,
@@ -120,8 +148,11 @@ _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
     "note": _text,
     "source": _text,
     "covers": _coverage,
+    "fuses": _names,
+    "correction": _correction,
 }
-_DEFAULTS = {"note": "", "source": "", "covers": "all"}  # of keys that may be left out
+# Of keys that may be left out.
+_DEFAULTS = {"note": "", "source": "", "covers": "all", "fuses": "", "correction": ""}
 _FIXED_KEYS = {"amc-device-table": str(FORMAT_VERSION), "unit": "ms"}
 _PAIRS: dict[str, Callable[[str], Any]] = {  # fields of Signature with a height and a width
     "kernel": _count,
@@ -248,7 +279,9 @@ def _header_texts(header: TableHeader) -> Iterator[tuple[str, str]]:
     yield from _FIXED_KEYS.items()
     for key, convert in _HEADER_KEYS.items():
         value = getattr(header, key)
-        text = " ".join(map(str, value)) if key == "supported_bits" else str(value)
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if key == "correction":
+            text = _correction_text(value)
         if text != _DEFAULTS.get(key):
             _convert(text, convert, f"Device table header, key {key!r}")
             yield key, text

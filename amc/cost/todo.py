@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amc.cost.device import COVERS, Device, Request, TableHeader
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.prices import fuses_of
+from amc.cost.profile import LocalSpec
 from amc.cost.table import todo_text
 from amc.errors import TableError
 from amc.files import write_text
@@ -18,7 +19,7 @@ NOTE = (
 
 
 def write_todo(
-    device: Device | TorchDeviceSpec,
+    device: Device | LocalSpec,
     requests: Iterable[Request],
     path: Path,
     *,
@@ -49,6 +50,7 @@ def write_todo(
         supported_bits=device.supported_bits,
         note=NOTE,
         covers=covers,
+        fuses=fuses_of(device),
     )
     write_text(path, todo_text(header, wanted))
     return len(wanted)

@@ -119,11 +119,12 @@ class TorchTimer:
 def machine(device: str = "cpu") -> str:
     """The processor that PyTorch runs on, and PyTorch's version: prices depend on both."""
     on_cuda = device == "cuda" and torch.cuda.is_available()
-    processor = torch.cuda.get_device_name() if on_cuda else _cpu_model()
+    processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
     return f"{processor}, PyTorch {torch.__version__}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux

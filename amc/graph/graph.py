@@ -220,13 +220,28 @@ class _Builder:
                 in_size=call.in_size,
                 out_size=out_size,
             )
-            infos.append(OperatorInfo(call.node.name, signature, count, count))
+            after_layer = self._is_after_layer(call.node, folds)
+            infos.append(
+                OperatorInfo(call.node.name, signature, count, count, after_layer=after_layer)
+            )
         known = {call.node for call in self._layers}
         for repeat in self._flow.layers:
             if repeat.node not in known:
                 infos.append(_fixed_operator(repeat.path, repeat.module, repeat.node))
         infos += [_opaque_operator(layer) for layer in self._traced.opaque_layers]
         return tuple(infos)
+
+    def _is_after_layer(self, node: fx.Node, folds: Mapping[str, str]) -> bool:
+        """Whether a node's one input is a layer's own, its folded normalisation counted to it."""
+        sources = node.all_input_nodes
+        while len(sources) == 1 and len(sources[0].users) == 1:
+            source = sources[0]
+            if isinstance(self._called(source), (nn.Conv2d, nn.Linear)):
+                return True
+            if source.op != "call_module" or str(source.target) not in folds:
+                return False
+            sources = source.all_input_nodes
+        return False
 
     def _called(self, node: fx.Node) -> nn.Module | None:
         if node.op != "call_module":

@@ -89,6 +89,8 @@ class OperatorInfo:
     Attributes:
         name: Node or module path.
         inputs, outputs: Channel counts as functions of the kept channels.
+        after_layer: Whether it reads a layer's (normalised) output that nothing else reads:
+            runtimes compute some operators together with such a layer.
     """
 
     name: str
@@ -96,6 +98,7 @@ class OperatorInfo:
     inputs: ChannelCount
     outputs: ChannelCount
     has_bias: bool = False
+    after_layer: bool = False
 
 
 @dataclass(frozen=True)

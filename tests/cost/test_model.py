@@ -439,3 +439,24 @@ def test_strategy_outside_the_choices_is_refused(tiny_graph):
         model.encode(Strategy({}, {"conv2": Bits(4, 4)}))
     with pytest.raises(StrategyError, match="conv9"):
         model.encode(Strategy({"conv9": 0.5}, {}))
+
+
+def test_what_a_device_computes_inside_of_a_layer_costs_nothing_there(tiny_graph):
+    choices = choices_for(tiny_graph, [FLOAT])
+    asked = requests_for(tiny_graph, choices)
+    spared = requests_for(tiny_graph, choices, fuses=("relu",))
+    # The relus of conv1 (4 channels) and conv2 (6); the last one follows an addition.
+    relu = {r.signature.in_size for r in asked if r.signature.op == "relu"}
+    assert relu == {(8, 8), (4, 4)}
+    assert {r.signature.in_size for r in spared if r.signature.op == "relu"} == {(4, 4)}
+    rows = {request: Measurement(1.0, 0.0, 3) for request in asked}
+    header = TableHeader("d", "r", 1, 1, 1, (FLOAT,))
+    budget = Budget("latency_ms", fraction=0.9)
+    costs = {}
+    for fuses in ((), ("relu",)):
+        device = TableDevice(dataclasses.replace(header, fuses=fuses), rows)
+        cost = 1.0 * sum(operator_prices(tiny_graph, IDENTITY, "latency_ms", device))
+        with pytest.raises(UnreachableBudgetError, match=r"of 8\.1 ms" if not fuses else "6.3 ms"):
+            CostModel(tiny_graph, choices, budget, device)
+        costs[fuses] = cost
+    assert costs == {(): 9.0, ("relu",): 7.0}  # four layers, three relus, addition and mean

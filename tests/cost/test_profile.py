@@ -11,7 +11,7 @@ import yaml
 
 from amc.cost import profile
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
-from amc.cost.profile import TorchDeviceSpec, device_for, load_device, measure_table
+from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, device_for, load_device, measure_table
 from amc.cost.roofline import RooflineDevice
 from amc.cost.table import read_table, write_table
 from amc.errors import DeviceError, TableError
@@ -30,11 +30,12 @@ class FakeTimer:
     def __init__(self, stop_after=math.inf):
         self.asked, self.stop_after = [], stop_after
 
-    def __call__(self, request):
-        if len(self.asked) == self.stop_after:
-            raise KeyboardInterrupt
-        self.asked.append(request)
-        return float(self.asked.count(request) * request.in_channels)
+    def __call__(self, requests):
+        for request in requests:
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(request)
+            yield float(self.asked.count(request) * request.in_channels)
 
 
 # --- Measuring --------------------------------------------------------------------------------
@@ -88,9 +89,10 @@ def test_partial_results_are_written_while_measuring(tmp_path, monkeypatch):
     monkeypatch.setattr(profile, "_WRITE_EVERY_S", 0.0)
     path, seen = tmp_path / "t.csv", []
 
-    def sample(request):
-        seen.append(len(read_table(path).rows) if path.exists() else 0)
-        return 1.0
+    def sample(requests):
+        for _ in requests:
+            seen.append(len(read_table(path).rows) if path.exists() else 0)
+            yield 1.0
 
     measure_table(REQUESTS, HEADER, path, sample, rounds=3)
     assert seen == [0] * 7 + [1, 2]
@@ -118,6 +120,23 @@ def test_torch_device_measures_once_and_then_reads_its_cache(tmp_path, monkeypat
     again = device_for(spec, REQUESTS[:1], progress=False)
     assert again.fingerprint() == device.fingerprint()
     assert [p.parent.name for p in tmp_path.rglob("here-b1-t1-*.csv")] == ["tables"]
+
+
+def test_onnx_runtime_is_measured_in_float_and_in_integers_and_remembers_what_it_fuses(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    spec = load_device({"kind": "onnxruntime", "name": "ort", "batch": 1, "threads": 1} | STEP)
+    assert isinstance(spec, OnnxDeviceSpec)
+    requests = [Request(CONV, 8, 8, bits) for bits in (FLOAT, Bits(8, 8))]
+    device = device_for(spec, requests, progress=False)
+    assert isinstance(device, TableDevice)
+    assert set(device.rows) == set(requests)
+    (path,) = tmp_path.rglob("ort-b1-t1-*.csv")
+    read = read_table(path)
+    assert (read.runtime, read.supported_bits) == ("onnxruntime", (FLOAT, Bits(8, 8)))
+    assert read.fuses == device.fuses == ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")
+    assert read.fingerprint() == device.fingerprint()
 
 
 def test_table_without_missing_rows_is_returned_and_others_are_listed():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from amc.cost.correction import Correction
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.cost.table import read_table, table_text, write_table
 from amc.errors import DeviceError, StorageError, TableError
@@ -255,3 +257,51 @@ def test_table_without_rows_or_with_unlisted_bits_is_refused():
 def test_fingerprint_changes_with_a_price():
     other = make_table(GRID | {(8, 8): 1.0000001})
     assert other.fingerprint() != make_table(GRID).fingerprint()
+
+
+# --- What a runtime fuses, and what whole networks correct ------------------------------------
+
+CORRECTION = Correction((0.9, 1.1, 1.0, 0.5), 0.03, 9)
+CORRECTED = dataclasses.replace(HEADER, fuses=("relu", "relu6"), correction=CORRECTION)
+
+
+def test_fused_operators_and_the_correction_are_read_back(tmp_path):
+    table = make_table(GRID, header=CORRECTED)
+    text = table_text(table)
+    assert "# fuses: relu relu6\n" in text
+    assert (
+        "# correction: conv2d=0.9 depthwise=1.1 linear=1.0 between=0.5 error=0.03 networks=9\n"
+        in text
+    )
+    read = read_text_as_table(tmp_path, text)
+    assert (read.fuses, read.header.correction) == (("relu", "relu6"), CORRECTION)
+    assert read.fingerprint() == table.fingerprint()
+
+
+def test_correction_multiplies_prices_and_leaves_rows_alone():
+    plain, corrected = make_table(GRID), make_table(GRID, header=CORRECTED)
+    assert corrected.price("latency_ms", CONV, 8, 16, FLOAT) == pytest.approx(2.0 * 0.9)
+    assert corrected.rows == plain.rows
+    add = make_table({(8, 8): 1.0}, ADD, header=CORRECTED)
+    assert add.price("latency_ms", ADD, 8, 8, FLOAT) == pytest.approx(0.5)
+    fused = dataclasses.replace(HEADER, fuses=("relu",))
+    fingerprints = {make_table(GRID, header=h).fingerprint() for h in (HEADER, fused, CORRECTED)}
+    assert len(fingerprints) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("# fuses: relu relu", "key 'fuses': expected distinct operators' names"),
+        ("# fuses: 3", "key 'fuses': expected distinct operators' names"),
+        ("# correction: conv2d=1.0", "key 'correction': expected 'conv2d=1.0 depthwise=1.0"),
+        (
+            "# correction: conv2d=nan depthwise=1 linear=1 between=1 error=0 networks=2",
+            "key 'correction'",
+        ),
+        ("# correction: conv2d", "key 'correction'"),
+    ],
+)
+def test_wrong_fuses_and_corrections_are_named(tmp_path, line, said):
+    with pytest.raises(TableError, match=re.escape(said)):
+        read_text_as_table(tmp_path, f"{line}\n{TEXT}")

@@ -218,3 +218,16 @@ def test_norm_over_positions_is_not_folded_into_a_linear_layer():
 
     graph = build_graph(OverPositions().eval(), (3, 8, 8))
     assert graph.plan.folds == {"last_norm": "last"}
+
+
+def test_operators_behind_a_layer_that_nothing_else_reads_are_told_from_the_others(tiny_graph):
+    found = [(o.signature.op, o.after_layer) for o in tiny_graph.operators]
+    # conv2's relu is read by conv3 and by the addition, conv2 by its relu alone; the last relu
+    # reads the addition, and the addition reads two values.
+    assert found == [
+        ("relu", True),
+        ("relu", True),
+        ("add", False),
+        ("relu", False),
+        ("adaptive_avg_pool2d", False),
+    ]

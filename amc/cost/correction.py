@@ -1,0 +1,89 @@
+"""What the sum over single operators misses of a whole network, as one factor per kind of operator.
+
+The sum leaves out what happens between operators (the call of each, memory that is cold) and counts
+what the measurement itself adds. Both grow with what is summed: a few networks measured whole, with
+random channels, tell how much of each kind's price arrives at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amc.errors import DeviceError
+from amc.graph.types import Signature
+
+# A kind of operator -> its factor in a `Correction`; operators between layers share one.
+KINDS = ("conv2d", "depthwise", "linear", "between")
+PULL = 0.02  # towards the one factor that fits best, as a fraction of the networks' weight
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Factors of prices, from whole networks.
+
+    Attributes:
+        factors: Of `KINDS`, in their order.
+        error: Median of |predicted / measured - 1| over the networks, each predicted by the
+            factors that the others give.
+        networks: How many were measured.
+    """
+
+    factors: tuple[float, ...]
+    error: float
+    networks: int
+
+    def factor(self, signature: Signature) -> float:
+        """What prices of an operator are multiplied by."""
+        return self.factors[KINDS.index(kind_of(signature))]
+
+
+def kind_of(signature: Signature) -> str:
+    """Which of `KINDS` an operator is."""
+    if not signature.is_layer:
+        return "between"
+    return "depthwise" if signature.is_depthwise else signature.op
+
+
+def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) -> Correction:
+    """The factors that make predictions right, in relative least squares.
+
+    Minimises ``mean_i (sum_k f_k p_ik / m_i - 1)^2 + PULL sum_k (f_k - f)^2 s_k^2`` where f is the
+    one common factor that is best by the median, and s_k the mean share of a kind in what was
+    measured: a kind that hardly occurs keeps the common factor.
+
+    Args:
+        parts: Milliseconds of every network by kind, (networks, kinds).
+        measured: Milliseconds of every whole network, (networks,).
+
+    Raises:
+        DeviceError: Fewer than two networks, or a time that is not positive.
+    """
+    sums, times = np.array(parts, np.float64), np.array(measured, np.float64)
+    if len(sums) < 2 or not (times > 0).all() or not (sums.sum(1) > 0).all():
+        raise DeviceError(
+            "A correction needs two networks or more with positive times, "
+            f"got measured {times.tolist()} ms."
+        )
+    shares = sums / times[:, None]
+    left_out = [
+        float(shares[index] @ _factors(np.delete(shares, index, 0))) - 1
+        for index in range(len(shares))
+    ]
+    error = float(np.median(np.abs(left_out)))
+    return Correction(tuple(_factors(shares).tolist()), error, len(shares))
+
+
+def _factors(shares: FloatArray) -> FloatArray:
+    common = 1 / float(np.median(shares.sum(1)))
+    pull = PULL * np.diag(shares.mean(0) ** 2 + 1e-9)
+    system = shares.T @ shares / len(shares) + pull
+    found = np.linalg.solve(system, shares.mean(0) + common * np.diag(pull))
+    # A kind may look cheap beside noise; it does not give time back.
+    clipped: FloatArray = np.clip(found, common / 3, common * 3)
+    return clipped

@@ -1,0 +1,191 @@
+"""Milliseconds predicted by a device's table beside milliseconds measured on it.
+
+    python -m benchmarks.latency --networks resnet56:32 mobilenet_v1:32 mobilenet_v2:96 --batch 1
+
+Random strategies on each network: the table is measured, every strategy's network is really built,
+exported and run in ONNX Runtime, all of them in turn. Weights are random: time does not depend on
+them. Prints the errors, writes a CSV and a scatter picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from torch import nn
+
+from amc.compress.quantization import quantize_layer
+from amc.compress.removal import keep_mask, remove_channels
+from amc.compress.verify import graph_of
+from amc.cost.choices import Choices, choices_for
+from amc.cost.device import Device
+from amc.cost.onnx_timer import SUPPORTED_BITS
+from amc.cost.prices import operator_prices
+from amc.cost.profile import OnnxDeviceSpec
+from amc.export import OnnxNetwork, export_onnx
+from amc.graph.graph import NetworkGraph
+from amc.local import device_for_network
+from amc.measure import measure_latency
+from amc.networks import build_network
+from amc.strategy import FLOAT, Bits, Strategy
+from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
+
+_GRID = (0.02, 0)  # scale and zero point of every quantized input
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--networks", nargs="+", default=["resnet56:32"], help="name:image size")
+    parser.add_argument("--strategies", type=int, default=30)
+    parser.add_argument("--bits", choices=("float", "mixed"), default="mixed")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--channel-step", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def random_strategy(
+    graph: NetworkGraph, choices: Choices, generator: np.random.Generator
+) -> Strategy:
+    """Any counts, and any bits, that the device offers."""
+    ratios = {
+        group.name: int(generator.choice(choices.kept[group.index])) / group.size
+        for group in graph.free_groups
+    }
+    share = generator.random()  # of layers in integers
+    lowest, highest = choices.pairs[-1], choices.pairs[0]
+    bits = {layer.name: lowest if generator.random() < share else highest for layer in graph.layers}
+    return Strategy(ratios, bits)
+
+
+def built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
+    """The physically smaller network, quantized as the strategy says."""
+    kept = graph.kept_counts(strategy)
+    places = {group.index: np.arange(kept[group.index]) for group in graph.free_groups}
+    module = remove_channels(graph.plan, keep_mask(graph, places))
+    for path, bits in strategy.bits.items():
+        if bits != FLOAT:
+            layer = module.get_submodule(path)
+            module.set_submodule(path, quantize_layer(layer, bits, _GRID))
+    return module
+
+
+def in_runtime(
+    module: nn.Module, shape: tuple[int, int, int], threads: int, images: torch.Tensor | None
+) -> OnnxNetwork:
+    """The network in ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_onnx(module, shape, path, images=images)
+        return OnnxNetwork(path, threads=threads)
+
+
+def measure(
+    name: str, size: int, pairs: Sequence[Bits], options: argparse.Namespace
+) -> list[dict[str, object]]:
+    """One row for the original and every random strategy of a network."""
+    shape = 3, size, size
+    generator = np.random.default_rng(options.seed)
+    torch.manual_seed(options.seed)
+    network = build_network(name, num_classes=10, image_shape=shape).eval()
+    graph = graph_of(network, shape)
+    spec = OnnxDeviceSpec("benchmark", options.batch, options.threads, options.channel_step)
+    choices = choices_for(graph, pairs, channel_step=spec.channel_step)
+    start = time.perf_counter()
+    device: Device = device_for_network(spec, graph, choices, shape)
+    table_s = time.perf_counter() - start
+    strategies = [
+        Strategy({}, {}),
+        *(random_strategy(graph, choices, generator) for _ in range(options.strategies)),
+    ]
+    images = torch.rand(8, *shape) if len(pairs) > 1 else None
+    networks = [
+        in_runtime(built(graph, strategy), shape, options.threads, images)
+        for strategy in strategies
+    ]
+    timings = measure_latency(networks, shape, batch=options.batch, threads=options.threads)
+    return [
+        {
+            "network": name,
+            "image size": size,
+            "batch": options.batch,
+            "strategy": index,
+            "predicted_ms": sum(operator_prices(graph, strategy, "latency_ms", device)),
+            "measured_ms": timing.latency_ms,
+            "spread_ms": timing.spread_ms,
+            "integer layers": sum(bits != FLOAT for bits in strategy.bits.values()),
+            "table_s": round(table_s, 1),
+            **provenance(options.seed),
+        }
+        for index, (strategy, timing) in enumerate(zip(strategies, timings, strict=True))
+    ]
+
+
+def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
+    """Errors relative to what was measured; the random strategies only."""
+    columns = [[row[key] for row in rows[1:]] for key in ("predicted_ms", "measured_ms")]
+    predicted, measured = np.array(columns, np.float64)
+    error = np.abs(predicted / measured - 1)
+    relative = np.abs(predicted / measured / np.median(predicted / measured) - 1)
+    return {
+        "network": rows[0]["network"],
+        "batch": rows[0]["batch"],
+        "table s": rows[0]["table_s"],
+        "median error": f"{np.median(error):.1%}",
+        "90th percentile": f"{np.percentile(error, 90):.1%}",
+        "bias": f"{np.median(predicted / measured) - 1:+.1%}",
+        "median without bias": f"{np.median(relative):.1%}",
+        "90th without bias": f"{np.percentile(relative, 90):.1%}",
+        "rank correlation": f"{spearmanr(predicted, measured).statistic:.3f}",
+    }
+
+
+def draw(groups: Sequence[Sequence[dict[str, object]]], path: Path) -> None:
+    """Predicted against measured, one panel for each network."""
+    figure = Figure(figsize=(4.2 * len(groups), 4), layout="constrained")
+    for axes, rows in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups, strict=True):
+        measured = [row["measured_ms"] for row in rows]
+        predicted = [row["predicted_ms"] for row in rows]
+        axes.scatter(measured, predicted, s=14, label="random strategies")
+        axes.scatter(measured[:1], predicted[:1], s=30, marker="s", label="original")
+        highest = max([*measured, *predicted]) * 1.05
+        axes.plot([0, highest], [0, highest], color="0.6", linewidth=1)
+        axes.set(
+            title=f"{rows[0]['network']}, batch {rows[0]['batch']}",
+            xlabel="measured, ms",
+            ylabel="predicted, ms",
+            xlim=(0, highest),
+            ylim=(0, highest),
+        )
+        axes.legend(loc="upper left", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, print the errors, write the CSV and the picture."""
+    options = arguments()
+    pairs = SUPPORTED_BITS if options.bits == "mixed" else (FLOAT,)
+    groups = []
+    for given in options.networks:
+        name, _, size = given.partition(":")
+        groups.append(measure(name, int(size or 32), pairs, options))
+    rows = [summary(group) for group in groups]
+    print_table(rows, list(rows[0]))
+    name = f"latency-{options.bits}-b{options.batch}"
+    print(write_csv(name, [row for group in groups for row in group]))
+    draw(groups, RESULTS / f"{name}.png")
+    print(RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

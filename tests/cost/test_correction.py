@@ -1,0 +1,66 @@
+"""Factors of prices from whole networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from amc.cost.correction import KINDS, Correction, fit_correction, kind_of
+from amc.errors import DeviceError
+from amc.graph.types import Signature
+
+PARTS = np.random.default_rng(0).uniform(0.5, 2, (8, 4)) * [10, 2, 0.5, 3]
+
+
+def test_kinds_of_operators():
+    kinds = [
+        kind_of(Signature("conv2d")),
+        kind_of(Signature("conv2d", groups=0)),
+        kind_of(Signature("linear")),
+        kind_of(Signature("add")),
+    ]
+    assert tuple(kinds) == KINDS
+
+
+def test_factors_of_frequent_kinds_are_found():
+    true = np.array([0.9, 1.2, 1.0, 0.6])
+    correction = fit_correction(PARTS, PARTS @ true)
+    assert correction.networks == 8
+    # Convolutions are most of the time, linear layers hardly any of it.
+    np.testing.assert_allclose(correction.factors[0], 0.9, rtol=0.03)
+    np.testing.assert_allclose(correction.factors[3], 0.6, rtol=0.1)
+    assert correction.error < 0.02
+
+
+def test_one_common_factor_is_found_exactly_and_has_no_error():
+    correction = fit_correction(PARTS, PARTS.sum(1) * 0.8)
+    np.testing.assert_allclose(correction.factors, 0.8, rtol=1e-6)
+    assert correction.error == pytest.approx(0, abs=1e-9)
+
+
+def test_kind_that_does_not_occur_takes_the_common_factor():
+    parts = PARTS * [1, 0, 1, 1]
+    correction = fit_correction(parts, parts.sum(1) * 0.8)
+    assert correction.factors[1] == pytest.approx(0.8, rel=1e-3)
+
+
+def test_error_is_that_of_networks_that_were_left_out():
+    # Two networks of one kind, 1.0 and 1.5 times their sums: each predicts the other by its own
+    # factor, off by 1/3 and by 1/2 of what was measured.
+    correction = fit_correction([[1, 0, 0, 0], [1, 0, 0, 0]], [1.0, 1.5])
+    assert correction.error == pytest.approx((1 / 3 + 1 / 2) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "measured"),
+    [(PARTS[:1], [1.0]), (PARTS[:2], [1.0, 0.0]), (PARTS[:2], [1.0, np.nan])],
+)
+def test_too_few_or_impossible_measurements_are_refused(parts, measured):
+    with pytest.raises(DeviceError, match="A correction needs two networks or more"):
+        fit_correction(parts, measured)
+
+
+def test_factor_of_an_operator_is_that_of_its_kind():
+    correction = Correction((0.9, 1.1, 1.0, 0.5), 0.01, 9)
+    assert correction.factor(Signature("conv2d", groups=0)) == 1.1
+    assert correction.factor(Signature("relu")) == 0.5

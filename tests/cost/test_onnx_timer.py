@@ -1,0 +1,164 @@
+"""ONNX Runtime's timer runs what was asked for, and counts nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch.nn import functional
+
+from amc.cost import onnx_timer
+from amc.cost.device import Request
+from amc.cost.onnx_timer import INT8, SUPPORTED_BITS, OnnxTimer, machine
+from amc.errors import DeviceError
+from amc.graph.types import Signature
+from amc.strategy import FLOAT, Bits
+
+CONV = Signature("conv2d", (3, 3), (2, 2), (1, 1), in_size=(6, 6), out_size=(3, 3))
+DEPTHWISE = Signature("conv2d", (3, 3), (1, 1), (1, 1), groups=0, in_size=(6, 6), out_size=(6, 6))
+OPERATORS = (
+    *("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "tanh"),
+    *("leaky_relu", "add", "mul", "batch_norm", "max_pool2d", "avg_pool2d"),
+    *("adaptive_avg_pool2d", "concat", "pad", "select"),
+)
+
+
+def between(op, out_size=(6, 6)):
+    pools = op in ("max_pool2d", "avg_pool2d")
+    window, out_size = ((2, 2), (3, 3)) if pools else ((1, 1), out_size)
+    return Request(Signature(op, window, window, in_size=(6, 6), out_size=out_size), 4, 4, FLOAT)
+
+
+def results(requests, batch):
+    """What the branches give, and what goes into them."""
+    model = onnx_timer._model(requests, batch)
+    session = onnxruntime.InferenceSession(model.proto.SerializeToString())
+    return session.run(None, model.inputs), model
+
+
+def test_every_request_gets_a_positive_time_in_its_place():
+    requests = [between(op) for op in OPERATORS]
+    requests += [Request(s, 4, 4, bits) for s in (CONV, DEPTHWISE) for bits in SUPPORTED_BITS]
+    requests += [Request(Signature("linear"), 4, 3, bits) for bits in SUPPORTED_BITS]
+    with OnnxTimer(2, 1).running() as sample:
+        found = list(sample(requests))
+    assert len(found) == len(requests)
+    assert all(0 < latency_ms < 1000 for latency_ms in found)
+
+
+def test_requests_beyond_one_model_come_in_further_ones(monkeypatch):
+    monkeypatch.setattr(onnx_timer, "_BRANCHES", 2)
+    assert len(list(OnnxTimer(1, 1).sample_all([between("relu")] * 5))) == 5
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_between_layers_gives_its_output_size(op):
+    request = between(op)
+    (output,), _ = results([request], batch=2)
+    extra = op == "pad"  # one channel's zeros
+    assert output.shape == (2, 4 + extra, *request.signature.out_size)
+
+
+def test_pool_to_one_pixel_is_the_mean_over_all():
+    (output,), model = results([between("adaptive_avg_pool2d", (1, 1))], batch=2)
+    (image,) = model.inputs.values()
+    np.testing.assert_allclose(output, image.mean((2, 3), keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        ("silu", functional.silu),
+        ("gelu", functional.gelu),
+        ("hardswish", functional.hardswish),
+        ("relu6", functional.relu6),
+    ],
+)
+def test_activations_that_are_several_operators_compute_what_pytorch_does(op, function):
+    (output,), model = results([between(op)], batch=2)
+    (image,) = model.inputs.values()
+    np.testing.assert_allclose(output, function(torch.from_numpy(image)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("signature", "ins", "outs"), [(CONV, 3, 5), (DEPTHWISE, 4, 8)])
+def test_float_convolution_computes_what_pytorch_does_with_its_activation(signature, ins, outs):
+    (output,), model = results([Request(signature, ins, outs, FLOAT)], batch=2)
+    (image,) = model.inputs.values()
+    weight = onnx.numpy_helper.to_array(model.tensors[0])
+    expected = functional.conv2d(
+        torch.from_numpy(image),
+        torch.from_numpy(weight.copy()),
+        stride=signature.stride,
+        padding=signature.padding,
+        groups=ins if signature.is_depthwise else 1,
+    ).relu()
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_eight_bit_layers_are_computed_in_integers(tmp_path):
+    requests = [Request(s, 8, 8, INT8) for s in (CONV, DEPTHWISE, Signature("linear"))]
+    model = onnx_timer._model(requests, 1)
+    path = tmp_path / "optimized.onnx"
+    OnnxTimer(1, 1)._session(model, tmp_path, path)
+    optimized = onnx.load(path)
+    kinds = {node.name: node.op_type for node in optimized.graph.node}
+    counted = onnx_timer._branches(optimized, len(requests))
+    assert [[kinds[name] for name in names] for names in counted] == [
+        ["QLinearConv"],
+        ["QLinearConv"],
+        ["QGemm"],
+    ]
+
+
+def test_layout_changes_around_a_lone_operator_are_not_counted():
+    nodes = [
+        onnx.helper.make_node("ReorderInput", ["x"], ["a"], "in"),
+        onnx.helper.make_node("Conv", ["a", "w"], ["b"], "conv"),
+        onnx.helper.make_node("Relu", ["b"], ["c"], "relu"),
+        onnx.helper.make_node("ReorderOutput", ["c"], ["y0"], "out"),
+        onnx.helper.make_node("Relu", ["x"], ["y1"], "other"),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [], [])
+    model = onnx.helper.make_model(graph)
+    assert onnx_timer._branches(model, 2) == [["conv", "relu"], ["other"]]
+
+
+def test_time_of_a_node_is_the_mean_of_its_quicker_calls_after_the_warm_up():
+    durations = [900, 900, 4, 100, 2, 3, 100, 100, 100, 3]  # two to warm up, then eight
+    profile = [
+        {"cat": "Node", "name": "conv_kernel_time", "dur": duration} for duration in durations
+    ]
+    profile += [{"cat": "Session", "name": "run", "dur": 5000}]
+    # 2, 3, 3, 4 whole microseconds: 3 in the mean, and a half that the clock cut off.
+    assert onnx_timer._kernel_ms(profile) == {"conv": pytest.approx(3.5e-3)}
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (between("relu7"), "knows no operator 'relu7'. Did you mean 'relu'"),
+        (between("xyz"), "knows no operator 'xyz'. Known: conv2d"),
+        (Request(CONV, 4, 4, Bits(4, 8)), "times conv2d in 32/32 and 8/8 bits, got .* 4/8 bits"),
+        (
+            Request(between("relu").signature, 4, 4, INT8),
+            "times relu in 32/32 bits, got .* 8/8 bits",
+        ),
+    ],
+)
+def test_what_cannot_be_timed_is_named(request_, said):
+    with pytest.raises(DeviceError, match=said):
+        list(OnnxTimer(1, 1).sample_all([request_]))
+
+
+def test_what_the_runtime_refuses_is_said_with_its_reason():
+    wrong = Request(Signature("linear"), 4, 3, FLOAT)
+    model = onnx_timer._model([wrong], 1)
+    model.tensors[0].dims[:] = [4, 3]
+    with pytest.raises(DeviceError, match=r"ONNX Runtime \S+ cannot run an operator: "):
+        OnnxTimer(1, 1)._sample(model, [wrong])
+
+
+def test_machine_names_the_runtime_and_its_version():
+    assert f"ONNX Runtime {onnxruntime.__version__}" in machine()

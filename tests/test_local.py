@@ -1,0 +1,75 @@
+"""Devices that are this machine: whole networks correct their tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from amc import local
+from amc.cost.choices import choices_for
+from amc.cost.correction import Correction
+from amc.cost.device import TableDevice
+from amc.cost.prices import operator_prices
+from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
+from amc.cost.table import read_table
+from amc.graph.graph import NetworkGraph
+from amc.local import device_for_network, time_in_onnx
+from amc.measure import Timing
+from amc.strategy import FLOAT, IDENTITY
+from tests.conftest import TINY_SHAPE
+
+SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Every network takes 2 ms; how many were asked for at a time comes back."""
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    asked: list[int] = []
+
+    def measured(networks: list[nn.Module], *_: object, **__: object) -> list[Timing]:
+        asked.append(len(networks))
+        return [Timing(2.0, 0.1)] * len(networks)
+
+    monkeypatch.setattr(local, "time_in_onnx", measured)
+    return asked
+
+
+def test_first_network_corrects_the_table_and_the_next_keeps_its_factors(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    choices = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    assert timed == [9]  # the original, and eight with random channels
+    correction = device.header.correction
+    assert isinstance(correction, Correction)
+    # Whatever its operators took: the whole network is predicted near what it was measured at.
+    predicted = sum(operator_prices(tiny_graph, IDENTITY, "latency_ms", device))
+    assert predicted == pytest.approx(2.0, rel=0.5)
+    again = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert again.fingerprint() == device.fingerprint()
+    assert timed == [9]
+    finer = choices_for(tiny_graph, [FLOAT], channel_step=2)
+    further = device_for_network(SPEC, tiny_graph, finer, TINY_SHAPE)
+    assert isinstance(further, TableDevice)
+    assert further.header.correction == correction
+    assert len(further.rows) > len(device.rows)
+    assert read_table(SPEC.table_path()).header.correction == correction
+
+
+def test_pytorch_is_not_corrected(tiny_graph: NetworkGraph, timed: list[int]) -> None:
+    spec = TorchDeviceSpec("torch_here", batch=1, threads=1, channel_step=8)
+    choices = choices_for(tiny_graph, [FLOAT], channel_step=8)
+    device = device_for_network(spec, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    assert device.header.correction is None
+    assert timed == []
+
+
+def test_networks_are_timed_in_onnx_runtime(tiny_net: nn.Module) -> None:
+    first, second = time_in_onnx([tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
+    assert first.latency_ms > 0
+    assert second.latency_ms > 0
