@@ -16,7 +16,7 @@ from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
-from amc.local import time_in_onnx
+from amc.local import grid_images, time_in_onnx
 from amc.measure import Timing, measure_latency
 from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
@@ -190,7 +190,9 @@ def _time(task: CompressionTask, finalists: Sequence[Finalist]) -> list[Timing]:
     shape = task.data.image_shape
     if isinstance(local, OnnxDeviceSpec):
         modules = [task.reference, *(finalist.network.module for finalist in finalists)]
-        return time_in_onnx(modules, shape, batch=local.batch, threads=local.threads)
+        return time_in_onnx(
+            modules, shape, batch=local.batch, threads=local.threads, images=grid_images(task.data)
+        )
     place = local.device if isinstance(local, TorchDeviceSpec) else "cpu"
     return measure_latency(
         _in_float(task, finalists, place),

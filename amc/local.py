@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from amc import measure
 from amc.compress.removal import keep_mask, remove_channels
@@ -18,6 +19,7 @@ from amc.cost.device import Device, TableDevice
 from amc.cost.prices import fuses_of, operator_prices
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for
 from amc.cost.table import write_table
+from amc.data import DataSet
 from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
@@ -27,6 +29,7 @@ from amc.strategy import IDENTITY, Strategy
 NETWORKS = 8  # measured whole, beside the original
 ROUNDS = 7
 _SEED = 0
+_GRID_IMAGES = 256  # for grids between quantized layers
 
 
 def device_for_network(
@@ -62,9 +65,14 @@ def time_in_onnx(
     *,
     batch: int = 1,
     threads: int = 1,
+    images: Tensor | None = None,
     rounds: int = measure.ROUNDS,
 ) -> list[Timing]:
     """Networks exported, and timed in turn in ONNX Runtime on the CPU (`measure_latency`).
+
+    Args:
+        images: Normalised calibration images, (n, channels, height, width), with which what lies
+            between quantized layers is computed in integers too (`amc.export.export_onnx`).
 
     Raises:
         ExportError: A network cannot be exported.
@@ -73,9 +81,16 @@ def time_in_onnx(
         exported = []
         for index, network in enumerate(networks):
             path = Path(folder) / f"{index}.onnx"
-            export_onnx(network, image_shape, path)
+            export_onnx(network, image_shape, path, images=images)
             exported.append(OnnxNetwork(path, threads=threads))
     return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
+
+
+def grid_images(data: DataSet) -> Tensor:
+    """Normalised images from all over the calibration split, which may be sorted by class."""
+    count = min(_GRID_IMAGES, len(data.calibration))
+    indices = torch.linspace(0, len(data.calibration) - 1, count).long()
+    return data.calibration.take(indices).normalised(data.mean, data.std)
 
 
 def _corrected(

@@ -54,6 +54,7 @@ OPTIONS: dict[str, _Kind] = {
     "threads": _AT_LEAST_1,
     "batch": _AT_LEAST_1,
     "opset": _AT_LEAST_1,
+    "integer_additions": _SWITCH,
     "jobs": _AT_LEAST_1,
     "reward": _TEXT,
     "policy": _TEXT,

@@ -30,6 +30,7 @@ from amc.export import (
     precision_words,
 )
 from amc.files import write_text
+from amc.local import grid_images
 from amc.measure import Timing, measure_latency
 from amc.strategy import FLOAT_BITS
 
@@ -60,7 +61,10 @@ def run(config: DictConfig) -> bool:
     original = recipe.network_of(recipe.recorded_network(record.network, config), data)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     path = source / FOLDER / MODEL_FILE
-    report = export_onnx(compressed.module, data.image_shape, path, opset=config.opset)
+    calibration = grid_images(data) if config.integer_additions else None
+    report = export_onnx(
+        compressed.module, data.image_shape, path, images=calibration, opset=config.opset
+    )
     images = data.search.normalised(data.mean, data.std)
     parity = check_parity(path, compressed.module, images, data.search.labels)
     plain, smaller = _time(original, report, data.image_shape, config)
@@ -113,6 +117,9 @@ def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
         **report.versions,
         "layers": layers,
         "integer_layers": found.integer_layers,
+        "integer_additions": report.integer_additions,
+        "integer_concatenations": report.integer_concatenations,
+        "extra_grids": report.extra_grids,
         "parity": asdict(found.parity),
         "size": {
             "file_bytes": report.file_bytes,
@@ -161,6 +168,18 @@ def _gain(found: _Findings) -> str:
     return f"{found.compressed.latency_ms / found.original.latency_ms:.2f} of the original"
 
 
+def _rounding_notes(report: ExportReport) -> list[str]:
+    additions, concatenations = report.integer_additions, report.integer_concatenations
+    if not (additions or concatenations or report.extra_grids):
+        return []
+    return [
+        f"Between layers, {additions} additions and {concatenations} concatenations are computed "
+        f"in integers, and {report.extra_grids} tensors are rounded to calibrated 8-bit grids. The "
+        "PyTorch network does not round them: the file is close to it, not equal. "
+        "integer_additions=false rounds nothing but what the strategy says, and is slower."
+    ]
+
+
 def _notes(found: _Findings) -> list[str]:
     """What the numbers alone do not say."""
     precisions = found.report.precisions.values()
@@ -171,10 +190,10 @@ def _notes(found: _Findings) -> list[str]:
         notes.append(
             f"{len(quantized)} of {len(precisions)} layers are quantized, ONNX Runtime computes "
             f"{found.integer_layers} of them in integers. The rest is dequantized and runs in "
-            "float: what does not go, at most through a ReLU, straight into another quantized "
-            "layer (a sum of branches, the scores), and what has only weights or only activations "
-            f"quantized ({len(quantized) - both})."
+            "float: what goes into something that takes float values, and what has only weights "
+            f"or only activations quantized ({len(quantized) - both})."
         )
+    notes += _rounding_notes(found.report) if quantized else []
     few = Counter(
         words
         for bits in quantized

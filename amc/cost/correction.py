@@ -18,7 +18,8 @@ from amc.graph.types import Signature
 
 # A kind of operator -> its factor in a `Correction`; operators between layers share one.
 KINDS = ("conv2d", "depthwise", "linear", "between")
-PULL = 0.02  # towards the one factor that fits best, as a fraction of the networks' weight
+NOISE = 0.02  # of a whole network's time, relative
+RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,9 +54,8 @@ def kind_of(signature: Signature) -> str:
 def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) -> Correction:
     """The factors that make predictions right, in relative least squares.
 
-    Minimises ``mean_i (sum_k f_k p_ik / m_i - 1)^2 + PULL sum_k (f_k - f)^2 s_k^2`` where f is the
-    one common factor that is best by the median, and s_k the mean share of a kind in what was
-    measured: a kind that hardly occurs keeps the common factor.
+    Minimises ``sum_i (sum_k f_k p_ik / m_i - 1)^2 / NOISE^2 + sum_k (f_k - f)^2 / RANGE^2``, where
+    f is the one common factor that is best by the median: a kind that hardly occurs keeps it.
 
     Args:
         parts: Milliseconds of every network by kind, (networks, kinds).
@@ -81,9 +81,9 @@ def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) 
 
 def _factors(shares: FloatArray) -> FloatArray:
     common = 1 / float(np.median(shares.sum(1)))
-    pull = PULL * np.diag(shares.mean(0) ** 2 + 1e-9)
-    system = shares.T @ shares / len(shares) + pull
-    found = np.linalg.solve(system, shares.mean(0) + common * np.diag(pull))
+    pull = (NOISE / RANGE) ** 2
+    system = shares.T @ shares + pull * np.eye(len(KINDS))
+    found = np.linalg.solve(system, shares.sum(0) + pull * common)
     # A kind may look cheap beside noise; it does not give time back.
     clipped: FloatArray = np.clip(found, common / 3, common * 3)
     return clipped

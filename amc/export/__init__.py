@@ -4,7 +4,7 @@ from amc.export.file import ExportReport, export_onnx
 from amc.export.graph import precision_words
 from amc.export.parity import Parity, check_parity
 from amc.export.precision import read_precisions
-from amc.export.runtime import OnnxNetwork, integer_layers
+from amc.export.runtime import OnnxNetwork, integer_layers, runtime_operators
 
 __all__ = [
     "ExportReport",
@@ -15,4 +15,5 @@ __all__ = [
     "integer_layers",
     "precision_words",
     "read_precisions",
+    "runtime_operators",
 ]

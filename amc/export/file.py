@@ -10,10 +10,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
-from amc.errors import ExportError
+from amc.errors import CalibrationError, ExportError
 from amc.export.graph import fill_layers, precision_words
+from amc.export.integers import IntegerJoins, join_in_integers
 from amc.export.layers import DeployedLayer
 from amc.export.precision import read_precisions
 from amc.export.skeleton import write_skeleton
@@ -21,7 +22,11 @@ from amc.files import write_atomically
 from amc.strategy import Bits
 
 DEFAULT_OPSET = 17
-_GRID_KEYS = ("weight_scale", "input_scale", "input_zero_point", "input_low", "input_high")
+_GRIDS = "scales and zero points"
+_GRID_KEYS = (
+    *("weight_scale", "weight_zero_point", "bias_scale"),
+    *("input_scale", "input_zero_point", "input_low", "input_high"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class ExportReport:
         file_bytes: Size of the file.
         part_bytes: What they are spent on, in bytes: weights by precision, grids, biases, rest
             (graph and other constants). Sums to ``file_bytes``.
+        integer_additions: Additions of branches that are written in integers.
+        integer_concatenations: Concatenations likewise.
+        extra_grids: Tensors between layers that are rounded to calibrated 8-bit grids, of which
+            neither the strategy nor the PyTorch network knows.
     """
 
     path: Path
@@ -42,6 +51,9 @@ class ExportReport:
     precisions: Mapping[str, Bits]
     file_bytes: int
     part_bytes: Mapping[str, int]
+    integer_additions: int = 0
+    integer_concatenations: int = 0
+    extra_grids: int = 0
 
     @property
     def versions(self) -> dict[str, str]:
@@ -54,6 +66,7 @@ def export_onnx(
     image_shape: tuple[int, int, int],
     path: str | Path,
     *,
+    images: Tensor | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> ExportReport:
     """Write a network, compressed or not, as ONNX: images (batch, *image_shape) -> scores.
@@ -63,18 +76,28 @@ def export_onnx(
     per output channel. Fewer than 8 bits keep their grid inside these: the values are exact,
     storage and speed are those of 8 bits.
 
+    Without images nothing else is rounded, and ONNX Runtime computes in integers only layers that
+    go straight into another quantized one. With images, what lies between such layers is rounded to
+    8 bits too (see `amc.export.integers`): additions and concatenations of branches, pools, and the
+    biases of linear layers. The file is then faster, and close to the network, not equal to it.
+
     Args:
         network: As `amc.search`, `amc.load_compressed` or `amc.finetune` return it; not modified.
         image_shape: (channels, height, width).
+        images: Normalised calibration images, (n, channels, height, width); some hundred do.
 
     Raises:
         ConfigError: The opset cannot be written.
+        CalibrationError: The images do not fit, or give values that are not finite.
         ExportError: An operator has no ONNX form.
         StorageError: The file cannot be written.
     """
     path = Path(path)
+    if images is not None:
+        _check_images(images, image_shape)
     model, modules = write_skeleton(network, image_shape, opset)
-    layers = fill_layers(model, modules)
+    layers = fill_layers(model, modules, integer_linear=images is not None)
+    joins = IntegerJoins() if images is None else join_in_integers(model, images)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -89,8 +112,20 @@ def export_onnx(
         opset=opset,
         precisions=read_precisions(path),
         file_bytes=len(content),
-        part_bytes=_part_bytes(model, layers, len(content)),
+        part_bytes=_part_bytes(model, layers, joins, len(content)),
+        integer_additions=joins.additions,
+        integer_concatenations=joins.concatenations,
+        extra_grids=len(joins.calibrated),
     )
+
+
+def _check_images(images: Tensor, image_shape: tuple[int, int, int]) -> None:
+    if images.dim() != 4 or not len(images) or tuple(images.shape[1:]) != tuple(image_shape):
+        expected = ", ".join(map(str, image_shape))
+        raise CalibrationError(
+            f"images must be calibration images of shape (n, {expected}) with n from 1, got "
+            f"{tuple(images.shape)}. Give images=None to round nothing between layers."
+        )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -98,14 +133,17 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _part_bytes(
-    model: onnx.ModelProto, layers: Mapping[str, DeployedLayer], file_bytes: int
+    model: onnx.ModelProto,
+    layers: Mapping[str, DeployedLayer],
+    joins: IntegerJoins,
+    file_bytes: int,
 ) -> dict[str, int]:
-    part_of: dict[str, str] = {}
+    part_of = dict.fromkeys(joins.stored, _GRIDS)
     for path, layer in layers.items():
         weights = f"weights, {precision_words(layer.bits.weight, 'int8')}"
         part_of |= {f"{path}.weight": weights, f"{path}.weight_columns": weights}
-        part_of |= {f"{path}.{key}": "scales and zero points" for key in _GRID_KEYS}
-        part_of |= {f"{path}.bias": "biases", f"{path}.bias_map": "biases"}
+        part_of |= {f"{path}.{key}": _GRIDS for key in _GRID_KEYS}
+        part_of |= {f"{path}.{key}": "biases" for key in ("bias", "bias_map", "bias_counts")}
     parts: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         if tensor.name in part_of:

@@ -4,9 +4,10 @@ A quantized layer sees its input through QuantizeLinear and DequantizeLinear (ui
 its weight through DequantizeLinear (int8, a scale per output channel). ONNX Runtime 1.31 runs such
 a convolution in integers (QLinearConv) if its output goes, at most through a ReLU, into the next
 QuantizeLinear; else it dequantizes and runs float. It fuses float biases (it rounds them to int32
-itself), so they stay float: exact wherever the layer is not fused. A linear layer with a bias would
-have to bring it as int32 to be fused; it runs dequantized. Linear layers are Gemm, not MatMul: of a
-MatMul with int8 weights and float inputs it makes MatMulNBits, which rounds the inputs too.
+itself), so they stay float: exact wherever the layer is not fused. A linear layer is fused (QGemm)
+only if it brings its bias as int32 and says that its weights' zero points are 0; it does so on
+request, and else runs dequantized. Linear layers are Gemm, not MatMul: of a MatMul with int8
+weights and float inputs it makes MatMulNBits, which rounds the inputs too.
 """
 
 from __future__ import annotations
@@ -40,9 +41,16 @@ def bits_stored(words: str) -> int | None:
 
 
 def fill_layers(
-    model: onnx.ModelProto, layers: Mapping[str, nn.Conv2d | nn.Linear]
+    model: onnx.ModelProto,
+    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    *,
+    integer_linear: bool = False,
 ) -> dict[str, DeployedLayer]:
     """Put every layer in its placeholder's stead, with the normalisation that follows it.
+
+    Args:
+        integer_linear: Write quantized linear layers so that they are computed in integers, with
+            their biases rounded to int32.
 
     Returns:
         The layers that the network calls, as they were written, in execution order.
@@ -65,7 +73,7 @@ def fill_layers(
             call = path if calls[path] == 1 else f"{path}#{calls[path]}"
             target = folds[path].output[0] if path in folds else node.output[0]
             operator = _operator(layers[path], node)
-            writer = _LayerWriter(deployed[path], layers[path], operator, call)
+            writer = _LayerWriter(deployed[path], layers[path], operator, call, integer_linear)
             nodes += writer.nodes(node.input[0], target)
         elif node.output[0] not in folded:
             nodes.append(node)
@@ -73,7 +81,7 @@ def fill_layers(
     graph.node.extend(nodes)
     for layer in deployed.values():
         graph.initializer.extend(_tensors(layer))
-    _tidy(model)
+    tidy(model)
     return deployed
 
 
@@ -103,7 +111,7 @@ def _read_directly(graph: onnx.GraphProto) -> None:
         for node in graph.node
         if node.op_type == "Identity" and node.input[0] in constants
     }
-    aliases = {name: source for name, source in aliases.items() if name not in _outputs(graph)}
+    aliases = {name: source for name, source in aliases.items() if name not in outputs(graph)}
     kept = [node for node in graph.node if node.output[0] not in aliases]
     for node in kept:
         node.input[:] = [aliases.get(name, name) for name in node.input]
@@ -111,7 +119,8 @@ def _read_directly(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def _outputs(graph: onnx.GraphProto) -> set[str]:
+def outputs(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that a graph gives out."""
     return {value.name for value in graph.output}
 
 
@@ -123,7 +132,7 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def _tidy(model: onnx.ModelProto) -> None:
+def tidy(model: onnx.ModelProto) -> None:
     """Drop what nothing reads any more: folded statistics, the placeholders' domain."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
@@ -146,7 +155,7 @@ def _folds(
     A linear layer over positions is none's: what is normalised there are not its outputs.
     """
     readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(_outputs(graph))
+    readers.update(outputs(graph))
     made_by = {
         node.output[0]: node
         for node in graph.node
@@ -181,9 +190,15 @@ class _LayerWriter:
     """The nodes of one call of a layer, named after the call; its tensors are the layer's."""
 
     def __init__(
-        self, layer: DeployedLayer, module: nn.Conv2d | nn.Linear, operator: str, call: str
+        self,
+        layer: DeployedLayer,
+        module: nn.Conv2d | nn.Linear,
+        operator: str,
+        call: str,
+        integer_linear: bool,
     ) -> None:
         self._layer, self._module, self._operator, self._call = layer, module, operator, call
+        self._integer_linear = integer_linear
 
     def nodes(self, source: str, target: str) -> list[onnx.NodeProto]:
         """From the input called ``source`` to the output called ``target``."""
@@ -193,9 +208,10 @@ class _LayerWriter:
         inside = has_bias and self._operator != "MatMul" and not self._layer.separate_bias
         outside = has_bias and not inside
         output = f"{self._call}/unbiased" if outside else target
+        bias, dequantize_bias = self._bias() if inside else ([], [])
         core = helper.make_node(
             self._operator,
-            [source, weight, *([f"{path}.bias"] if inside else [])],
+            [source, weight, *bias],
             [output],
             self._call,
             doc_string=f"{LAYER_NOTE}{path}",
@@ -203,7 +219,7 @@ class _LayerWriter:
         )
         name = f"{path}.{'bias_map' if self._operator == 'Conv' else 'bias'}"
         after = [helper.make_node("Add", [output, name], [target], f"{self._call}/bias")]
-        return [*before, *dequantize, core, *(after if outside else [])]
+        return [*before, *dequantize, *dequantize_bias, core, *(after if outside else [])]
 
     def _attributes(self) -> dict[str, Any]:
         if isinstance(self._module, nn.Conv2d):
@@ -231,15 +247,32 @@ class _LayerWriter:
         ]
         return values, nodes
 
+    @property
+    def _is_integer_gemm(self) -> bool:
+        layer = self._layer
+        has_bias = layer.bias is not None and layer.bias_counts is not None
+        is_quantized = FLOAT_BITS not in layer.bits and (has_bias or layer.bias is None)
+        return self._integer_linear and self._operator == "Gemm" and is_quantized
+
+    def _bias(self) -> tuple[list[str], list[onnx.NodeProto]]:
+        path = self._layer.path
+        if not self._is_integer_gemm:
+            return [f"{path}.bias"], []
+        values = f"{self._call}/bias"
+        counts = [f"{path}.bias_counts", f"{path}.bias_scale"]
+        node = helper.make_node("DequantizeLinear", counts, [values], values, axis=0)
+        return [values], [node]
+
     def _weight(self) -> tuple[str, list[onnx.NodeProto]]:
         path, columns = self._layer.path, self._operator == "MatMul"
         weight = f"{path}.{'weight_columns' if columns else 'weight'}"
         if self._layer.weight_scale is None:
             return weight, []
         values = f"{self._call}/weight"
+        zero_point = [f"{path}.weight_zero_point"] if self._is_integer_gemm else []
         node = helper.make_node(
             "DequantizeLinear",
-            [weight, f"{path}.weight_scale"],
+            [weight, f"{path}.weight_scale", *zero_point],
             [values],
             values,
             doc_string=precision_words(self._layer.bits.weight, "int8"),
@@ -270,9 +303,12 @@ def _tensors(layer: DeployedLayer) -> list[onnx.TensorProto]:
     arrays: dict[str, Any] = {"weight": weight, "weight_columns": weight.T}  # of a linear layer
     if layer.weight_scale is not None:
         arrays["weight_scale"] = layer.weight_scale.astype(np.float32)
+        arrays["weight_zero_point"] = np.zeros(len(weight), np.int8)
     if layer.bias is not None:
         arrays["bias"] = layer.bias.astype(np.float32)
         arrays["bias_map"] = arrays["bias"].reshape(-1, 1, 1)  # over (N, outputs, height, width)
+    if layer.bias_counts is not None:
+        arrays["bias_counts"], arrays["bias_scale"] = layer.bias_counts
     if layer.bits.activation != FLOAT_BITS:
         scale, zero = np.float32(layer.input_scale), layer.input_zero_point
         levels = 2**layer.bits.activation - 1

@@ -83,6 +83,20 @@ class DeployedLayer:
         return replace(self, weight_scale=np.where(empty, 1.0, self.weight_scale))
 
     @property
+    def bias_counts(self) -> tuple[Array, Array] | None:
+        """The bias as int32 counts, (outputs,), and their scale: input scale * weight scale.
+
+        So a runtime adds it to the sums of products of integers. None where it cannot: unless
+        inputs, weights and bias are all there as numbers that fit.
+        """
+        if self.bias is None or self.weight_scale is None or self.bits.activation == FLOAT_BITS:
+            return None
+        scale = (self.input_scale * self.weight_scale).astype(np.float32)
+        if self.separate_bias or not np.isfinite(self.bias).all() or not scale.all():
+            return None
+        return np.round(self.bias / scale).astype(np.int32), scale
+
+    @property
     def separate_bias(self) -> bool:
         """Whether the bias must be added after the layer.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,23 @@ class OnnxNetwork(nn.Module):
             ExportError: ONNX Runtime cannot run it.
         """
         super().__init__()
-        self._session = _session(Path(path), threads)
+        self._session = open_session(load_onnx(Path(path)), path, threads=threads)
 
     def forward(self, images: Tensor) -> Tensor:
         (scores,) = self._session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
         return torch.from_numpy(scores)
+
+
+def runtime_operators(path: str | Path) -> Counter[str]:
+    """Operator -> how often ONNX Runtime on this CPU runs it, after all that it fuses.
+
+    Raises:
+        As `OnnxNetwork`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(load_onnx(Path(path)), path, optimized=optimized)
+        return Counter(node.op_type for node in onnx.load(optimized).graph.node)
 
 
 def integer_layers(path: str | Path) -> int:
@@ -52,24 +65,34 @@ def integer_layers(path: str | Path) -> int:
     Raises:
         As `OnnxNetwork`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        _session(Path(path), 1, optimized)
-        return sum(node.op_type in _INTEGER_LAYERS for node in onnx.load(optimized).graph.node)
+    operators = runtime_operators(path)
+    return sum(operators[name] for name in _INTEGER_LAYERS)
 
 
-def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
-    content = load_onnx(path).SerializeToString()
+def open_session(
+    model: onnx.ModelProto, name: str | Path, *, threads: int = 1, optimized: Path | None = None
+) -> Any:
+    """ONNX Runtime's session of a model on the CPU.
+
+    Args:
+        name: What errors call the model.
+        optimized: Where to write what is really run.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _ERRORS_ONLY
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # its errors share no base of their own
         reason = str(error).strip().splitlines()[0]
         raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot run {path}: {reason}. "
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {name}: {reason}. "
             "Try another opset (opset=), or a newer ONNX Runtime."
         ) from error

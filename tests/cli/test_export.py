@@ -49,13 +49,13 @@ def _report(run: Path) -> dict[str, Any]:
     return document
 
 
-def _quantize(run: Path, bits: dict[str, Bits]) -> None:
+def _quantize(run: Path, bits: dict[str, Bits], zero_point: int = 40) -> None:
     """Make the run's network one with all channels and these bits."""
     network = build_network("tests.cli.nets:tiny", num_classes=10, image_shape=SHAPE)
     graph = graph_of(network, SHAPE)
     module = remove_channels(graph.plan, keep_mask(graph, {}))
     for path, pair in bits.items():
-        quantized = quantize_layer(module.get_submodule(path), pair, (0.05, 40))
+        quantized = quantize_layer(module.get_submodule(path), pair, (0.05, zero_point))
         module.set_submodule(path, quantized)
     strategy = Strategy({}, bits)
     write_strategy(run, strategy)
@@ -121,6 +121,28 @@ def test_threads_batch_and_opset_are_options(run: Path) -> None:
     assert (document["latency"]["threads"], document["latency"]["batch"]) == (2, 4)
 
 
+def test_what_lies_between_8_bit_layers_is_in_integers_too_and_said(
+    run: Path, capsys: Output
+) -> None:
+    _quantize(run, dict.fromkeys(LAYERS, Bits(8, 8)), zero_point=0)
+    assert export(run) == 0
+    document = _report(run)
+    # What the second convolution gives is averaged for the linear layer: one grid more.
+    assert (document["integer_layers"], document["extra_grids"]) == (3, 1)
+    assert (document["integer_additions"], document["integer_concatenations"]) == (0, 0)
+    assert "the file is close to it, not equal" in capsys.readouterr().out
+    assert read_precisions(run / "export" / "model.onnx") == dict.fromkeys(LAYERS, Bits(8, 8))
+
+
+def test_integer_additions_can_be_refused(run: Path, capsys: Output) -> None:
+    _quantize(run, dict.fromkeys(LAYERS, Bits(8, 8)), zero_point=0)
+    assert export(run, "integer_additions=false") == 0
+    document = _report(run)
+    # The first convolution goes straight into the second, nothing else into a quantized layer.
+    assert (document["integer_layers"], document["extra_grids"]) == (1, 0)
+    assert "close to it" not in capsys.readouterr().out
+
+
 # -- mistakes ------------------------------------------------------------------------------
 
 
@@ -159,6 +181,7 @@ def test_folder_that_cannot_be_written_is_said(run: Path, capsys: Output) -> Non
     [
         ("opset=99", "opset must be 13 to 20, got 99"),
         ("opset=new", "opset must be a whole number from 1, got 'new'"),
+        ("integer_additions=some", "integer_additions must be true or false, got 'some'"),
         ("batch=0", "batch must be a whole number from 1, got 0"),
     ],
 )

@@ -108,6 +108,6 @@ def test_ctrl_c_says_where_the_prices_are_kept(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "device_for", interrupted)
+    monkeypatch.setattr(api, "device_for_network", interrupted)
     assert amc("profile", NETWORK, *DEVICE) == 130
     assert "what was measured of torch_cpu is kept in " in capsys.readouterr().err

@@ -65,3 +65,22 @@ def test_bias_that_does_not_fit_int32_beside_a_tiny_scale_is_kept_apart() -> Non
     assert layer.scaled(np.array([1e-8, 1.0]), ones).separate_bias
     assert not layer.scaled(np.array([1e-8, 1.0]), zeros).separate_bias
     assert not _layer(Bits(8, 32)).scaled(np.array([1e-8, 1.0]), ones).separate_bias
+
+
+def test_bias_in_whole_counts_is_within_half_a_count_of_the_bias() -> None:
+    layer = _layer(Bits(8, 8)).scaled(np.array([1.0, 1.0]), np.array([0.333, -0.7]))
+    assert layer.bias is not None
+    assert layer.bias_counts is not None
+    counts, scale = layer.bias_counts
+    assert layer.weight_scale is not None
+    np.testing.assert_allclose(scale, 0.5 * layer.weight_scale, rtol=1e-6)
+    assert counts.dtype == np.int32
+    assert (np.abs(counts * scale - layer.bias) <= scale / 2 + 1e-7).all()
+
+
+def test_bias_has_no_counts_without_integers_to_add_it_to() -> None:
+    ones = np.ones(2)
+    assert _layer(Bits(8, 32)).bias_counts is None
+    assert _layer(FLOAT).bias_counts is None
+    assert _layer(Bits(8, 8)).scaled(np.array([1e-8, 1.0]), ones).bias_counts is None  # too large
+    assert _layer(Bits(8, 8)).scaled(ones, np.array([np.nan, 0.0])).bias_counts is None
