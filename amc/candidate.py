@@ -32,6 +32,7 @@ from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
 IMPORTANCES = ("surgeon", "magnitude")
 ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few positions, many images
+POSITIONS = 128  # of one image at most: more of them tell little more, being alike
 QUICK_ROWS = 4_096  # in the repair of a candidate
 QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
@@ -230,7 +231,7 @@ class Compressor:
             return gather_reference(
                 self.graph,
                 images,
-                positions=max(1, rows // len(images)),
+                positions=min(max(1, rows // len(images)), POSITIONS),
                 stream_correction=self.settings.stream_correction,
                 on_layer=lambda path: bar.advance(note=path),
             )
