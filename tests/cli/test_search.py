@@ -291,7 +291,7 @@ def test_ctrl_c_while_measuring_says_where_the_prices_are(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(task, "device_for", interrupted)
+    monkeypatch.setattr(task, "device_for_network", interrupted)
     assert search("device=torch_cpu") == 130
     said = capsys.readouterr().err
     assert "Ctrl-C: what was measured of torch_cpu is kept in " in said
