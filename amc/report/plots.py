@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from amc.errors import ConfigError
 from amc.files import write_atomically
@@ -167,6 +167,7 @@ def _draw_channels(axes: Axes, rows: Sequence[LayerRow]) -> None:
 
 def _draw_cost(axes: Axes, rows: Sequence[LayerRow]) -> None:
     _bars(axes, [row.cost_before for row in rows], [row.cost_after for row in rows])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _readable(value)))
 
 
 def _bars(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
@@ -177,7 +178,15 @@ def _bars(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
 
 
 def _total(values: Sequence[float]) -> str:
-    return f"sum {sum(values):.4g}"
+    return f"sum {_readable(sum(values))}"
+
+
+def _readable(value: float) -> str:
+    """Four digits, and a prefix where there are many more."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * factor:
+            return f"{value / factor:.4g} {prefix}"
+    return f"{value:.4g}"
 
 
 def _draw_bits(axes: Axes, rows: Sequence[LayerRow]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from amc.errors import ConfigError, StorageError
+from amc.report import plots
 from amc.report.plots import (
     AFTER,
     LayerRow,
@@ -111,3 +112,11 @@ def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plot_learning_curve([0.5], tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.5, "0.5"), (20.3835, "20.38"), (9999, "9999"), (62741906, "62.74 M"), (4.5e4, "45 k")],
+)
+def test_large_costs_are_written_with_a_prefix(value, said):
+    assert plots._readable(value) == said
