@@ -147,12 +147,12 @@ def conclude(
         ("uniform", even.network.module, even.evaluation, even),
         (name, best.network.module, best.evaluation, best),
     ]
-    timings = _time(task, (even, best)) if measure else [None] * len(named)
+    times = _time(task, even, best) if measure else _Times([None] * len(named))
     rows = [
         _row(task, label, jury.test, module, found, finalist, timing)
-        for (label, module, found, finalist), timing in zip(named, timings, strict=True)
+        for (label, module, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
-    notes = _notes(task, best.strategy, rows)
+    notes = _notes(task, best.strategy, rows, times.in_float)
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
     return Conclusion(best, even, rows, notes)
@@ -184,23 +184,38 @@ def _row(
     )
 
 
-def _time(task: CompressionTask, finalists: Sequence[Finalist]) -> list[Timing]:
-    """Original and finalists in turn: on the device where it is this machine, else in PyTorch."""
-    local = task.local
-    shape = task.data.image_shape
+@dataclass(frozen=True)
+class _Times:
+    """Of original, uniform and best; and of the best one's channels in float, where it is not."""
+
+    rows: Sequence[Timing | None]
+    in_float: Timing | None = None
+
+
+def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
+    """Networks in turn: on the device where it is this machine, else in PyTorch."""
+    local, shape = task.local, task.data.image_shape
     if isinstance(local, OnnxDeviceSpec):
-        modules = [task.reference, *(finalist.network.module for finalist in finalists)]
-        return time_in_onnx(
+        modules: list[nn.Module] = [task.reference, even.network.module, best.network.module]
+        if _is_quantized(best.strategy):
+            modules.append(_in_float(task, [best], "cpu")[-1])
+        timings = time_in_onnx(
             modules, shape, batch=local.batch, threads=local.threads, images=grid_images(task.data)
         )
+        return _Times(timings[:3], timings[3] if len(timings) > 3 else None)
     place = local.device if isinstance(local, TorchDeviceSpec) else "cpu"
-    return measure_latency(
-        _in_float(task, finalists, place),
+    timings = measure_latency(
+        _in_float(task, [even, best], place),
         shape,
         batch=local.batch if local else 1,
         threads=local.threads if local else 1,
         device=place,
     )
+    return _Times(timings)
+
+
+def _is_quantized(strategy: Strategy) -> bool:
+    return any(not bits.is_float for bits in strategy.bits.values())
 
 
 def _in_float(task: CompressionTask, finalists: Sequence[Finalist], place: str) -> list[nn.Module]:
@@ -217,10 +232,15 @@ def _in_float(task: CompressionTask, finalists: Sequence[Finalist], place: str) 
     return networks
 
 
-def _notes(task: CompressionTask, strategy: Strategy, rows: Sequence[ComparisonRow]) -> list[str]:
+def _notes(
+    task: CompressionTask,
+    strategy: Strategy,
+    rows: Sequence[ComparisonRow],
+    in_float: Timing | None,
+) -> list[str]:
     """What must not be read past."""
     notes = []
-    quantized = any(not bits.is_float for bits in strategy.bits.values())
+    quantized = _is_quantized(strategy)
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:
         where = "the device" if task.local else "this machine, which is not the device"
@@ -231,6 +251,12 @@ def _notes(task: CompressionTask, strategy: Strategy, rows: Sequence[ComparisonR
             f"Measured in {runtime} on {where}, batch {task.local.batch if task.local else 1}"
             + (", channels only: PyTorch runs fewer bits as float." if only_channels else ".")
         )
+        if in_float and in_float.latency_ms < best.measured_ms:
+            notes.append(
+                f"In float the same channels take {in_float.latency_ms:.3g} ms, "
+                f"{best.measured_ms / in_float.latency_ms:.2f}x faster than in these bits: search "
+                "with env.weight_bits=[32] env.activation_bits=[32]."
+            )
         macs = best.macs / original.macs if best.macs and original.macs else 1.0
         time = best.measured_ms / original.measured_ms
         if macs < 0.9 and time > 0.95:

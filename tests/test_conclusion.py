@@ -220,6 +220,27 @@ def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
         torch.testing.assert_close(network(images), module(images), rtol=1e-4, atol=1e-5)
 
 
+def test_notes_say_that_integers_are_slower_than_float_on_the_device(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+
+    def measure(networks: list[nn.Module], *_: object, **__: object) -> list[Timing]:
+        timed.append(len(networks))
+        return [Timing(ms, 0.1) for ms in (4.0, 4.0, 3.0, 2.0)][: len(networks)]
+
+    monkeypatch.setattr(local, "measure_latency", measure)
+    spec = OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2)
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    quantized = Strategy(WIDE.preserve_ratio, {"conv2": Bits(8, 8)})
+    assert _notes(task, quantized)[1] == (
+        "In float the same channels take 2 ms, 1.50x faster than in these bits: search with "
+        "env.weight_bits=[32] env.activation_bits=[32]."
+    )
+    assert not any("In float" in note for note in _notes(task, WIDE))
+    assert timed == [4, 3]  # original, uniform, best, and its channels in float
+
+
 def test_notes_name_layers_too_wide_to_refit(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
