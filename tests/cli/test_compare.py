@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_a_process_that_dies_is_said_with_what_to_do(monkeypatch: pytest.MonkeyP
         _run_in(_Pool, monkeypatch, threading.Event())
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in the background, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_processes_never_see_ctrl_c_and_their_parent_does_afterwards() -> None:
     pending: set[int] = set()
 
