@@ -25,7 +25,7 @@ from amc.compress.verify import graph_of
 from amc.conclusion import conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
-from amc.cost.model import check_metric, choices_for
+from amc.cost.model import check_metric
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
@@ -272,12 +272,7 @@ def profile(
         raise DeviceError("amc profile needs a device, got none.")
     space = space or SearchSpace()
     graph = graph_of(network, image_shape)
-    choices = choices_for(
-        graph,
-        space.pairs("latency_ms", loaded),
-        channel_step=space.channel_step or loaded.channel_step,
-        min_preserve_ratio=space.min_preserve_ratio,
-    )
+    choices = space.choices(graph, "latency_ms", loaded)
     with _said_on_interrupt(_measured_so_far(loaded)):
         return device_for_network(loaded, graph, choices, image_shape)
 

@@ -97,6 +97,24 @@ class SearchSpace:
             )
         return chosen
 
+    def choices(
+        self, graph: NetworkGraph, metric: str, device: Device | LocalSpec | None
+    ) -> Choices:
+        """What a walk over a network may choose from under a metric, on a device.
+
+        Raises:
+            ConfigError: As `pairs`, or ``min_preserve_ratio`` is not in (0, 1].
+        """
+        step = self.channel_step
+        if step is None:
+            step = device.channel_step if metric in DEVICE_METRICS and device is not None else 1
+        return choices_for(
+            graph,
+            self.pairs(metric, device),
+            channel_step=step,
+            min_preserve_ratio=self.min_preserve_ratio,
+        )
+
 
 def _is_width(value: object) -> bool:
     return type(value) is int and value in BIT_WIDTHS
@@ -167,16 +185,7 @@ class CompressionTask:
         metric = self.budget.metric
         if isinstance(device, HaqTable):  # whose rows are layers, not signatures
             device = device.for_network(self.graph)
-        step = space.channel_step
-        if step is None:
-            of_device = metric in DEVICE_METRICS and device is not None
-            step = device.channel_step if of_device and device is not None else 1
-        choices = choices_for(
-            self.graph,
-            space.pairs(metric, device),
-            channel_step=step,
-            min_preserve_ratio=space.min_preserve_ratio,
-        )
+        choices = space.choices(self.graph, metric, device)
         if metric in DEVICE_METRICS and isinstance(device, (LocalSpec, TableDevice)):
             shape = self.data.image_shape
             return device_for_network(device, self.graph, choices, shape), choices

@@ -13,7 +13,7 @@ from pathlib import Path
 from amc.artifact import RunRecord, read_strategy
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
-from amc.cost.model import CostModel, choices_for
+from amc.cost.model import CostModel
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.networks import build_network
@@ -37,12 +37,7 @@ def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> li
     options = record.settings["env"]
     widths = {k: options[k] and tuple(options[k]) for k in ("weight_bits", "activation_bits")}
     space = SearchSpace(options["min_preserve_ratio"], options["channel_step"], **widths)
-    choices = choices_for(
-        graph,
-        space.pairs(budget.metric, device),
-        channel_step=space.channel_step or device.channel_step,
-        min_preserve_ratio=space.min_preserve_ratio,
-    )
+    choices = space.choices(graph, budget.metric, device)
     costs = CostModel(graph, choices, budget, device)
     return layer_rows(costs, strategy)
 

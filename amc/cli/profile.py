@@ -11,7 +11,7 @@ from torch import nn
 from amc import api
 from amc.cli import recipe
 from amc.compress.verify import graph_of
-from amc.cost.choices import choices_for, reference_bits, requests_for
+from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import fuses_of
@@ -80,12 +80,7 @@ def _list(
     if path.exists():
         raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
     graph = graph_of(network, image_shape)
-    choices = choices_for(
-        graph,
-        space.pairs("latency_ms", device),
-        channel_step=space.channel_step or device.channel_step,
-        min_preserve_ratio=space.min_preserve_ratio,
-    )
+    choices = space.choices(graph, "latency_ms", device)
     reference = reference_bits(device.supported_bits)
     requests = requests_for(graph, choices, reference, fuses_of(device))
     rows = write_todo(device, requests, path, covers=config.todo_covers)

@@ -16,7 +16,6 @@ import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,11 +61,6 @@ class OnnxTimer:
 
     def __init__(self, batch: int, threads: int) -> None:
         self.batch, self.threads = batch, threads
-
-    @contextmanager
-    def running(self) -> Iterator[Callable[[Sequence[Request]], Iterator[float]]]:
-        """Gives `sample_all`."""
-        yield self.sample_all
 
     def sample_all(self, requests: Sequence[Request]) -> Iterator[float]:
         """Milliseconds of one batch for every request, in their order.
