@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
     from amc.export import export_onnx, read_precisions
+    from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
     from amc.recovery.training import TrainingSettings
     from amc.strategy import Strategy
@@ -45,6 +46,7 @@ __all__ = [
     "apply_policy",
     "build_data",
     "build_network",
+    "calibration_images",
     "compare",
     "export_onnx",
     "finetune",
@@ -69,6 +71,7 @@ _HOME = {
     "TrainingSettings": "amc.recovery.training",
     "build_data": "amc.data",
     "build_network": "amc.networks",
+    "calibration_images": "amc.local",
     "compare": "amc.comparison",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",

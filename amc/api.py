@@ -56,6 +56,8 @@ from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
 
+NEAR_CHANCE = 0.15  # of the way from guessing to being always right: too little to be trained
+
 BudgetLike = Budget | Mapping[str, Any] | float
 RewardLike = str | Callable[[Outcome], float]
 
@@ -85,6 +87,10 @@ class SearchResult:
     task: CompressionTask
     compressed: CompressedNetwork
     interrupted: bool = False
+
+    def __str__(self) -> str:
+        """The comparison as a Markdown table, and the notes."""
+        return _report(self)
 
 
 def search(
@@ -153,7 +159,7 @@ def search(
         remembered = open_store(store)
         task = _task(network, data, device, budget, space, recovery, search_images, remembered)
         env = environment(task, reward, observation)
-        log.info("%s", describe(task))
+        _introduce(task)
         config = {
             "agent": settings_of(searcher),
             "evaluations": evaluations,
@@ -205,7 +211,7 @@ def apply_policy(
     task = _task(network, data, device, budget, space, recovery, search_images, remembered)
     known = [name for name in policy.observation_names if name in FEATURES]
     env = environment(task, DEFAULT_REWARD, known or None)
-    log.info("%s", describe(task))
+    _introduce(task)
     found = searchers.SearchResult("policy", [policy.walk(env)], policy)
     result = _conclude(task, env, found, 1, name="policy")
     if place is not None:
@@ -236,14 +242,30 @@ def describe(task: CompressionTask) -> str:
     ]
     lines += [f"  frozen: {group.name} {group.reason}" for group in graph.frozen_groups]
     lines += [f"  not followed: {path} {reason}" for path, reason in graph.opaque.items()]
-    unit = task.budget.unit
+    unit, metric = task.budget.unit, task.budget.metric
     lines.append(
-        f"budget: {costs.bound:,.6g} {unit} in {task.budget.metric} "
-        f"({costs.bound / costs.original:.3f} of the original's {costs.original:,.6g}; "
-        f"smallest reachable {costs.floor / costs.original:.3f})"
+        f"budget: {metric} at most {costs.bound:,.6g} {unit}, "
+        f"{costs.bound / costs.original:.3f} of the original's {costs.original:,.6g} {unit} "
+        f"(smallest reachable: {costs.floor:,.6g} {unit}, {costs.floor / costs.original:.3f} of it)"
     )
+    shape = "x".join(map(str, task.data.image_shape))
+    lines.append(f"data: {task.data.name}, images {shape}, {task.data.num_classes} classes")
     lines.append(f"original: accuracy {100 * task.original.accuracy:.2f} % on the search images")
     return "\n".join(lines)
+
+
+def _introduce(task: CompressionTask) -> None:
+    log.info("%s", describe(task))
+    chance = 1 / task.data.num_classes
+    if task.original.accuracy < chance + NEAR_CHANCE * (1 - chance):
+        log.warning(
+            "The original is right on only %.2f %% of the search images, and guessing among %d "
+            "classes on %.2f %%: is it trained, on this data? Check data.mean, data.std, "
+            "data.image_size, and that classes are in the order of its training.",
+            100 * task.original.accuracy,
+            task.data.num_classes,
+            100 * chance,
+        )
 
 
 def environment(

@@ -16,7 +16,7 @@ from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
-from amc.local import grid_images, time_in_onnx
+from amc.local import calibration_images, time_in_onnx
 from amc.measure import Timing, measure_latency
 from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
@@ -200,7 +200,11 @@ def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
         if _is_quantized(best.strategy):
             modules.append(_in_float(task, [best], "cpu")[-1])
         timings = time_in_onnx(
-            modules, shape, batch=local.batch, threads=local.threads, images=grid_images(task.data)
+            modules,
+            shape,
+            batch=local.batch,
+            threads=local.threads,
+            images=calibration_images(task.data),
         )
         return _Times(timings[:3], timings[3] if len(timings) > 3 else None)
     place = local.device if isinstance(local, TorchDeviceSpec) else "cpu"
@@ -260,10 +264,21 @@ def _notes(
         macs = best.macs / original.macs if best.macs and original.macs else 1.0
         time = best.measured_ms / original.measured_ms
         if macs < 0.9 and time > 0.95:
-            notes.append(
-                f"MACs fell to {macs:.2f}, time on this machine did not ({time:.2f}): if it is "
-                "what counts, budget latency_ms on device=onnxruntime_cpu, torch_cpu or torch_cuda."
+            advice = (
+                "lower the budget."
+                if task.local and task.budget.metric == "latency_ms"
+                else "if it is what counts, budget latency_ms on device=onnxruntime_cpu, "
+                "torch_cpu or torch_cuda."
             )
+            notes.append(
+                f"MACs fell to {macs:.2f}, time on this machine did not ({time:.2f}): {advice}"
+            )
+    if quantized and best.macs == original.macs:
+        notes.append(
+            "No channel was removed: fewer bits alone meet the budget, on a device that computes "
+            "in them. For a network of fewer channels: env.weight_bits=[32] "
+            "env.activation_bits=[32]."
+        )
     simulated = task.simulated_bits(strategy)
     if simulated:
         notes.append(

@@ -86,7 +86,7 @@ def time_in_onnx(
     return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
 
 
-def grid_images(data: DataSet) -> Tensor:
+def calibration_images(data: DataSet) -> Tensor:
     """Normalised images from all over the calibration split, which may be sorted by class."""
     count = min(_GRID_IMAGES, len(data.calibration))
     indices = torch.linspace(0, len(data.calibration) - 1, count).long()

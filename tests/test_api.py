@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from amc.measure import measure_latency
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
-from amc.task import SearchSpace
+from amc.task import CompressionTask, SearchSpace
 from envs.reward import Outcome
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
@@ -309,3 +310,32 @@ def test_description_names_the_frozen_groups_and_the_budget(find: Any) -> None:
     assert "frozen: linear" in text
     assert "0.500 of the original's" in text
     assert "original: accuracy" in text
+
+
+@pytest.mark.parametrize(("accuracy", "is_said"), [(0.20, True), (0.90, False)])
+def test_network_that_hardly_knows_the_data_is_warned_of(
+    accuracy: float,
+    is_said: bool,
+    find: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Judged(CompressionTask):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.original = replace(self.original, accuracy=accuracy)
+
+    monkeypatch.setattr(api, "CompressionTask", Judged)
+    find()
+    assert (f"The original is right on only {100 * accuracy:.2f} %" in caplog.text) == is_said
+
+
+def test_result_is_printed_as_a_table_with_its_notes(find: Any) -> None:
+    result = find()
+    lines = str(result).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == [
+        "original",
+        "uniform",
+        "best found",
+    ]
+    assert all(f"- {note}" in lines for note in result.notes)

@@ -181,6 +181,16 @@ def test_notes_name_simulated_bits_and_that_pytorch_runs_them_as_float(
     ]
 
 
+def test_notes_say_when_bits_alone_met_the_budget(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 4.0, 3.0, 2.0)
+    space = SearchSpace(weight_bits=(4, 32), activation_bits=(32,))
+    task = _task(tiny_net, data, budget=Budget("size_bytes", fraction=0.9), space=space)
+    said = _notes(task, Strategy({}, {"conv2": Bits(4, 32)}))[1]
+    assert said.startswith("No channel was removed: fewer bits alone meet the budget")
+
+
 def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

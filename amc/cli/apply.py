@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from agents.policy import DESCRIPTION_FILE, Policy
 from amc import api, artifact
 from amc.cli import recipe
+from amc.cli.check import check_options
 from amc.cost.budget import Budget
 from amc.errors import ConfigError, PolicyError
 
@@ -25,7 +26,12 @@ def run(config: DictConfig) -> bool:
     budget = _budget(recipe.plain(config.budget), learned.budget)
     space = recipe.space_of(recipe.plain(config.env))
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
-    parts = recipe.record_parts(config)
+    parts = {
+        "network": recipe.recorded_place(config.network, "checkpoint"),
+        "data": recipe.recorded_place(config.data, "root")
+        if config.get("data")
+        else recipe.recorded_data(learned.data, config),
+    }
     artifact.RunRecord(
         kind="apply",
         **parts,
@@ -37,6 +43,7 @@ def run(config: DictConfig) -> bool:
             "recovery": recipe.plain(config.recovery),
         },
     ).write(folder)
+    check_options({"data": parts["data"]})
     data = recipe.data_of(parts["data"])
     network = recipe.network_of(parts["network"], data)
     result = api.apply_policy(

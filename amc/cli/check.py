@@ -68,6 +68,7 @@ OPTIONS: dict[str, _Kind] = {
     "checkpoint": _or_null(_TEXT),
     "data_root": _or_null(_TEXT),
     "epochs": _AT_LEAST_1,
+    "augment": _or_null(_LIST),
     "batch_size": _AT_LEAST_1,
     "learning_rate": _NUMBER,
     "weight_decay": _NUMBER,

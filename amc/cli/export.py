@@ -30,7 +30,7 @@ from amc.export import (
     precision_words,
 )
 from amc.files import write_text
-from amc.local import grid_images
+from amc.local import calibration_images
 from amc.measure import Timing, measure_latency
 from amc.strategy import FLOAT_BITS
 
@@ -61,7 +61,7 @@ def run(config: DictConfig) -> bool:
     original = recipe.network_of(recipe.recorded_network(record.network, config), data)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     path = source / FOLDER / MODEL_FILE
-    calibration = grid_images(data) if config.integer_additions else None
+    calibration = calibration_images(data) if config.integer_additions else None
     report = export_onnx(
         compressed.module, data.image_shape, path, images=calibration, opset=config.opset
     )
@@ -74,6 +74,10 @@ def run(config: DictConfig) -> bool:
     document = _document(found, config.threads, config.batch)
     write_text(path.with_name(REPORT_FILE), json.dumps(document, indent=2) + "\n")
     _show(found, config.threads, config.batch)
+    trained = source / "finetune"
+    if (trained / artifact.WEIGHTS_FILE).is_file():
+        again = recipe.network_again(record.network)
+        print(f"this is the network before fine-tuning; after it: amc export run={trained}{again}")
     return False
 
 
@@ -192,6 +196,16 @@ def _notes(found: _Findings) -> list[str]:
             f"{found.integer_layers} of them in integers. The rest is dequantized and runs in "
             "float: what goes into something that takes float values, and what has only weights "
             f"or only activations quantized ({len(quantized) - both})."
+        )
+    if found.compressed.latency_ms >= found.original.latency_ms:
+        notes.append(
+            "It is no faster than the original in ONNX Runtime on this machine. Search with "
+            "device=onnxruntime_cpu to budget that time"
+            + (
+                ", or for channels only: env.weight_bits=[32] env.activation_bits=[32]."
+                if quantized
+                else "."
+            )
         )
     notes += _rounding_notes(found.report) if quantized else []
     few = Counter(

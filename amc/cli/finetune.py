@@ -37,6 +37,7 @@ def run(config: DictConfig) -> bool:
             (folder / name).unlink(missing_ok=True)
     test = Evaluator(data.test, data.mean, data.std)
     before = test(compressed.module).accuracy
+    done: list[EpochRecord] = []
     with EventWriter(folder) as events, _restart_offered():
         trained = api.finetune(
             compressed.module,
@@ -44,16 +45,20 @@ def run(config: DictConfig) -> bool:
             data,
             settings=settings,
             folder=folder,
-            on_epoch=lambda epoch: _note(events, epoch),
+            on_epoch=lambda epoch: _note(events, epoch, done),
         )
     network = trained.network.cpu()
     assert isinstance(network, fx.GraphModule)
     finetuned = CompressedNetwork(network, compressed.strategy, compressed.kept)
     artifact.write_compressed(folder, finetuned)
     artifact.write_strategy(folder, finetuned.strategy)
-    _show(before, test(network).accuracy, test(original.cpu()).accuracy, trained.history, folder)
+    accuracies = before, test(network).accuracy, test(original.cpu()).accuracy
+    _show(*accuracies, trained.history, folder, augmented=bool(settings.augment))
     if not trained.complete:
         print("ended early by Ctrl-C: run the same command again to go on")
+    elif not done:
+        print("nothing was left to train: an earlier call did all epochs (restart=true: anew)")
+    print(f"as ONNX: amc export run={folder}{recipe.network_again(record.network)}")
     return not trained.complete
 
 
@@ -62,7 +67,8 @@ def _restart_offered() -> Iterator[None]:
     try:
         yield
     except ArtifactError as error:
-        raise ArtifactError(f"{error} restart=true forgets it.") from error
+        said = str(error).replace(", or another folder.", ".")  # there is one folder for each run
+        raise ArtifactError(f"{said} restart=true forgets what was trained.") from error
 
 
 def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
@@ -75,11 +81,12 @@ def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
         distillation_weight=config.distillation_weight,
         temperature=config.temperature,
         seed=config.seed,
-        augment=data.augment,
+        augment=data.augment if config.augment is None else tuple(config.augment),
     )
 
 
-def _note(events: EventWriter, epoch: EpochRecord) -> None:
+def _note(events: EventWriter, epoch: EpochRecord, done: list[EpochRecord]) -> None:
+    done.append(epoch)
     scalars = {
         "finetune/loss": epoch.loss,
         "finetune/train_accuracy": epoch.train_accuracy,
@@ -91,10 +98,18 @@ def _note(events: EventWriter, epoch: EpochRecord) -> None:
 
 
 def _show(
-    before: float, after: float, original: float, history: Sequence[EpochRecord], folder: Path
+    before: float,
+    after: float,
+    original: float,
+    history: Sequence[EpochRecord],
+    folder: Path,
+    *,
+    augmented: bool,
 ) -> None:
     console = Console()
-    epochs = Table("epoch", "loss", "train accuracy %", "search accuracy %")
+    # What it trains on is harder than what it is judged on where images are augmented.
+    trained_on = "train accuracy %, augmented" if augmented else "train accuracy %"
+    epochs = Table("epoch", "loss", trained_on, "search accuracy %")
     for epoch in history:
         found = "" if epoch.accuracy is None else f"{100 * epoch.accuracy:.2f}"
         epochs.add_row(

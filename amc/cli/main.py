@@ -27,6 +27,7 @@ from rich.console import Console
 
 from amc import __version__
 from amc.cli.check import check_options
+from amc.cli.explain import explanations
 from amc.errors import AmcError, ConfigError
 from amc.packages import check_packages
 
@@ -43,6 +44,7 @@ COMMANDS = {
 }
 
 RESUMED = ("search", "compare")
+HELP = {"-h", "--help"}
 
 USAGE = """\
 amc {version}: make a trained CNN run faster on a given device, within a budget
@@ -115,6 +117,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except OSError as error:  # Hydra could not make its output folder
         return _report(_storage_error(error))
     except SystemExit as leaving:  # after --help, or an unknown flag
+        if not leaving.code and not HELP.isdisjoint(arguments):
+            print(explanations(command, arguments))
         return 2 if leaving.code else 0
     return max(codes, default=0)
 
@@ -218,13 +222,27 @@ def _said_by_hydra(error: Exception) -> str:
         return _unknown_option(unknown[1])
     if "Config group override must be" in text:
         text += "\nA number belongs to an option inside the group, as in budget.fraction=0.5."
+    missing = re.match(r".*Could not find '(\w+)/([^']+)'", text)
+    if missing:
+        near = difflib.get_close_matches(missing[2], _choices_of(missing[1]), n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else "."
+        text = missing[0] + hint + text[missing.end() :]
     return text.partition("Config search path:")[0].rstrip()
+
+
+def _choices_of(group: str) -> list[str]:
+    folder = package_files("amc.conf") / group
+    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def _unknown_option(key: str) -> str:
     others = [name for name in _option_names() if name != key]  # it may be another command's
     near = difflib.get_close_matches(key, others, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    group, inside, _ = key.partition(".")
+    if inside and key in _option_names():
+        hint = f" Other commands, or other choices of the group {group}, have it."
     return f"Could not override {key!r}: there is no such option.{hint} All of them: --help."
 
 

@@ -106,6 +106,12 @@ def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[st
     return options
 
 
+def network_again(recorded: Mapping[str, Any]) -> str:
+    """What a later command on a run needs beside it: its function, if a function made it."""
+    name = str(recorded.get("name"))
+    return f" network={name}" if ":" in name else ""
+
+
 def space_of(options: Mapping[str, Any]) -> SearchSpace:
     """What may be chosen, from the env config group."""
     widths = {
@@ -161,6 +167,11 @@ def absolute_paths(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
 def record_parts(config: DictConfig) -> dict[str, dict[str, Any]]:
     """The network and data options of a run, as its record keeps them."""
     return {
-        "network": absolute_paths(plain(config.network), ["checkpoint"]),
-        "data": absolute_paths(plain(config.data), ["root"]),
+        "network": recorded_place(config.network, "checkpoint"),
+        "data": recorded_place(config.data, "root"),
     }
+
+
+def recorded_place(options: DictConfig, key: str) -> dict[str, Any]:
+    """A config group with the path that it has under a key made absolute."""
+    return absolute_paths(plain(options), [key])

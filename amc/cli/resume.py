@@ -46,6 +46,11 @@ def place_of_resumed(arguments: Sequence[str], command: str = "search") -> list[
 
 
 def _check_folder(folder: Path, command: str) -> None:
+    if not (folder / RUN_FILE).exists() and (folder / f"{command}.log").is_file():
+        raise ArtifactError(
+            f"The run in {folder} was ended before it had begun: there is nothing to resume. "
+            "Start it again."
+        )
     kind = RunRecord.read(folder).kind
     if kind != command:
         raise ArtifactError(f"{folder} holds a run of amc {kind}: amc {command} cannot resume it.")

@@ -78,5 +78,5 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
     )
     recipe.show(result, folder, options["evaluations"])
     if result.interrupted:
-        print(f"the rest: amc search resume={folder}")
+        print(f"the rest: amc search resume={folder}{recipe.network_again(record.network)}")
     return result.interrupted

@@ -152,11 +152,11 @@ class CostModel:
         return UnreachableBudgetError(
             f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
             f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "
-            f"with the cheapest channel counts{bits} down to "
-            f"min_preserve_ratio={self.choices.min_preserve_ratio:g}. What bounds it: "
+            f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
+            f"{self.choices.min_preserve_ratio:g} allows. What bounds it: "
             f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
-            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'}, lower "
-            "env.min_preserve_ratio, or offer fewer bits."
+            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'} or lower "
+            "env.min_preserve_ratio."
         )
 
     # -- prices -------------------------------------------------------------------------------

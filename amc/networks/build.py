@@ -83,9 +83,12 @@ def _called(name: str, build: Builder, arguments: dict[str, Any]) -> nn.Module:
     except NetworkError:
         raise
     except Exception as cause:
+        given = f" with {arguments}" if arguments else ""
+        advice = (
+            "Check network.options." if arguments else "Correct the function, or what it reads."
+        )
         raise NetworkError(
-            f"Network {name!r} could not be built with {arguments}: "
-            f"{type(cause).__name__}: {cause}. Check network.options."
+            f"Network {name!r} could not be built{given}: {type(cause).__name__}: {cause}. {advice}"
         ) from cause
     if not isinstance(network, nn.Module):
         raise NetworkError(

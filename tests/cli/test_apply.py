@@ -46,6 +46,15 @@ def test_budget_and_device_may_be_others_than_those_of_the_run(searched: Path) -
     assert record["budget"] == {"metric": "macs", "fraction": 0.4, "absolute": None}
 
 
+def test_data_are_those_of_the_run_unless_others_are_given(searched: Path, capsys: Output) -> None:
+    learned = json.loads((searched / "run.json").read_text())["data"]
+    assert apply(searched) == 0
+    assert json.loads(Path("out/run.json").read_text())["data"] == learned
+    assert "data: digits, images 3x32x32, 10 classes" in capsys.readouterr().err
+    assert apply(searched, "data=digits", "data.search=100", "hydra.run.dir=other") == 0
+    assert json.loads(Path("other/run.json").read_text())["data"]["search"] == 100
+
+
 def test_run_without_a_policy_says_which_agents_learn_one(copied: Path, capsys: Output) -> None:
     (copied / "policy.json").unlink()
     assert apply(copied) == 2

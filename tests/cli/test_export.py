@@ -17,7 +17,7 @@ from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.export import OnnxNetwork, read_precisions
-from amc.measure import measure_latency
+from amc.measure import Timing, measure_latency
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.cli import nets
@@ -105,13 +105,27 @@ def test_layers_in_the_file_have_the_bits_of_the_strategy(run: Path, capsys: Out
     assert "Fewer than 8 bits are stored as 8 (4-bit weights)" in shown
 
 
-def test_finetuned_network_is_exported_into_its_own_folder(run: Path) -> None:
+def test_finetuned_network_is_exported_into_its_own_folder(run: Path, capsys: Output) -> None:
     assert amc("finetune", f"run={run}", NETWORK, "epochs=1") == 0
     assert export(run / "finetune") == 0
     tuned = api.load_compressed(run / "finetune", nets.tiny(), SHAPE)
     written = OnnxNetwork(run / "finetune" / "export" / "model.onnx")
     images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(written(images), tuned(images).detach())
+    capsys.readouterr()
+    assert export(run) == 0
+    shown = capsys.readouterr().out
+    assert f"before fine-tuning; after it: amc export run={run / 'finetune'} {NETWORK}" in shown
+
+
+@pytest.mark.parametrize(("milliseconds", "is_said"), [(0.5, False), (1.5, True)])
+def test_network_that_is_no_faster_is_said_to_be(
+    milliseconds: float, is_said: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    timings = [Timing(1.0, 0.1), Timing(milliseconds, 0.1)]
+    monkeypatch.setattr(recipe, "_time", lambda *_: timings)
+    assert export(run) == 0
+    assert ("It is no faster than the original" in capsys.readouterr().out) == is_said
 
 
 def test_threads_batch_and_opset_are_options(run: Path) -> None:

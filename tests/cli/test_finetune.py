@@ -71,14 +71,27 @@ def test_finished_finetuning_is_not_repeated_and_a_changed_setting_is_named(
 ) -> None:
     assert finetune(run) == 0
     weights = (run / "finetune" / "compressed.safetensors").read_bytes()
+    capsys.readouterr()
     assert finetune(run) == 0
     assert (run / "finetune" / "compressed.safetensors").read_bytes() == weights
-    capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert "nothing was left to train: an earlier call did all epochs" in shown
+    assert f"as ONNX: amc export run={run / 'finetune'} {NETWORK}\n" in shown
     assert finetune(run, "learning_rate=0.02") == 2
     said = capsys.readouterr().err
     assert "learning_rate was 0.01, now 0.02" in said
     assert "restart=true" in said
+    assert "another folder" not in said
     assert finetune(run, "learning_rate=0.02", "restart=true") == 0
+
+
+def test_images_are_transformed_as_asked_and_the_table_says_so(run: Path, capsys: Output) -> None:
+    assert finetune(run, "augment=[]") == 0
+    assert "augmented" not in capsys.readouterr().out
+    assert finetune(run, "augment=[flip]", "restart=true") == 0
+    assert "augmented" in capsys.readouterr().out
+    assert finetune(run, "augment=[turn]", "restart=true") == 2
+    assert "Unknown augmentation ['turn']; known are ['flip', 'crop']." in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_the_training_and_the_same_command_goes_on(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from amc import __version__
 from amc.cli import profile as profile_recipe
 from amc.cli import search as search_recipe
+from amc.cli.explain import commented
 from tests.cli.command import SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -144,6 +146,14 @@ def test_a_mistaken_option_is_said_in_one_message(argument: str, said: str, caps
 def test_a_group_that_does_not_exist_is_named_beside_those_that_do(capsys: Output) -> None:
     assert search("budget=speed") == 2
     assert "latency_ms\n" in capsys.readouterr().err
+    assert search("budget=latency") == 2
+    assert "Could not find 'budget/latency'. Did you mean 'latency_ms'?" in capsys.readouterr().err
+
+
+def test_an_option_of_another_choice_of_the_group_is_said_to_be_one(capsys: Output) -> None:
+    assert search("device.path=x.csv") == 2
+    said = capsys.readouterr().err
+    assert "Other commands, or other choices of the group device, have it." in said
 
 
 def test_an_unknown_flag_shows_the_usage(capsys: Output) -> None:
@@ -301,3 +311,40 @@ def test_ctrl_c_that_nothing_catches_ends_with_130(
     monkeypatch.setattr(search_recipe, "run", interrupted)
     assert search() == 130
     assert capsys.readouterr().err == "interrupted by Ctrl-C\n"
+
+
+# -- what --help adds ----------------------------------------------------------------------
+
+
+def test_help_says_what_the_options_mean(capsys: Output) -> None:
+    assert amc("search", "--help", "agent=evolution") == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^  search\.images +of the search split, on which each is evaluated$", shown, re.M
+    )
+    assert re.search(r"^  budget\.fraction +of the original network's$", shown, re.M)
+    assert re.search(r"^  agent\.population +individuals alive; ", shown, re.M)
+    assert "agent.actor_lr" not in shown  # of the agent that was not chosen
+    assert amc("search", "--cfg", "job") == 0
+    assert "What they mean" not in capsys.readouterr().out
+
+
+def test_comments_of_options_are_found_with_their_names_and_their_second_lines() -> None:
+    text = """# not this one
+one: 1        # first
+group:        # of two
+  inner: [2]  # second,
+              # and more
+  silent: 3
+  list: '#'   # third
+last: null    # fourth
+hydra:
+  job: 1      # hidden
+"""
+    assert commented(text) == [
+        ("one", "first"),
+        ("group", "of two"),
+        ("group.inner", "second, and more"),
+        ("group.list", "third"),
+        ("last", "fourth"),
+    ]

@@ -221,6 +221,14 @@ def test_folder_that_is_no_run_of_a_search_is_said_and_not_made(
     assert {path.name for path in Path().iterdir()} == {"a run", "empty"}
 
 
+def test_folder_of_a_search_that_ended_before_it_began_says_so(capsys: Output) -> None:
+    Path("early").mkdir()
+    Path("early/search.log").touch()
+    assert amc("search", "resume=early") == 2
+    said = capsys.readouterr().err
+    assert "was ended before it had begun: there is nothing to resume. Start it again." in said
+
+
 @pytest.mark.usefixtures("quick")
 def test_folder_of_a_run_is_refused_with_the_way_to_resume_it(begun: Path, capsys: Output) -> None:
     assert search("hydra.run.dir=a run") == 2

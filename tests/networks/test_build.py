@@ -204,7 +204,9 @@ def test_users_module_without_the_function_names_its_file(write_module):
 
 def test_users_function_that_fails_says_the_cause(write_module):
     module = write_module("def build():\n    raise ValueError('no such depth')\n")
-    with pytest.raises(NetworkError, match=r"could not be built.*ValueError: no such depth"):
+    with pytest.raises(
+        NetworkError, match=r"built: ValueError: no such depth\. Correct the function"
+    ):
         build_network(f"{module}:build", num_classes=5, image_shape=RGB32)
 
 
