@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from amc import measure
+from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
-from amc.cost.choices import Choices, operators_of, reference_bits, requests_for
-from amc.cost.correction import KINDS, fit_correction, kind_of
+from amc.cost.choices import Choices, reference_bits, requests_for
+from amc.cost.correction import KINDS, MIXED_KINDS, fit_correction, kind_of
 from amc.cost.device import Device, TableDevice
-from amc.cost.prices import fuses_of, operator_prices
+from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for
 from amc.cost.table import write_table
 from amc.data import DataSet
@@ -24,12 +25,15 @@ from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
 from amc.progress import progress_bar
-from amc.strategy import IDENTITY, Strategy
+from amc.strategy import FLOAT, IDENTITY, Strategy
 
-NETWORKS = 8  # measured whole, beside the original
+NETWORKS = 8  # measured whole, beside the original, in float
+MIXED_NETWORKS = 16  # and with random bits, where the search may choose them
 ROUNDS = 7
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
+_IMAGES = 4  # the same, where only time counts
+_GRID = (0.02, 0)  # scale and zero point of every quantized input there
 
 
 def device_for_network(
@@ -41,20 +45,24 @@ def device_for_network(
     """A device with every price that a walk over a network can ask for.
 
     ONNX Runtime on this machine is timed on whole networks too: the first network that a table is
-    made for gives its correction (`amc.cost.correction`), all further ones keep it.
+    made for gives its correction (`amc.cost.correction`), all further ones keep it; the first that
+    is searched with several bit pairs gives one that knows mixed bits.
 
     Raises:
         TableError, DeviceError, StorageError: As `device_for`.
         ExportError: The network cannot be exported to the runtime that is the device.
     """
     reference = reference_bits(loaded.supported_bits)
-    device = device_for(loaded, requests_for(graph, choices, reference, fuses_of(loaded)))
+    requests = requests_for(graph, choices, reference, fuses_of(loaded), converts_of(loaded))
+    device = device_for(loaded, requests)
     if not isinstance(loaded, OnnxDeviceSpec):
         return device
     assert isinstance(device, TableDevice)
-    if device.header.correction is not None:
+    known = device.header.correction
+    if known is not None and (len(choices.pairs) == 1 or known.kinds == MIXED_KINDS):
         return device
-    corrected = _corrected(device, loaded, graph, choices, image_shape)
+    as_measured = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
+    corrected = _corrected(as_measured, loaded, graph, choices, image_shape)
     write_table(corrected, loaded.table_path())
     return corrected
 
@@ -100,47 +108,67 @@ def _corrected(
     choices: Choices,
     image_shape: tuple[int, int, int],
 ) -> TableDevice:
+    mixed = len(choices.pairs) > 1
     strategies = [IDENTITY, *_random_strategies(graph, choices)]
+    images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(_SEED))
     with progress_bar(f"measuring networks on {spec.name}", len(strategies)) as bar:
         timings = time_in_onnx(
-            [_sliced(graph, strategy) for strategy in strategies],
+            [_built(graph, strategy) for strategy in strategies],
             image_shape,
             batch=spec.batch,
             threads=spec.threads,
+            images=images if mixed else None,
             rounds=ROUNDS,
         )
         bar.advance(len(strategies))
+    kinds = MIXED_KINDS if mixed else KINDS
     correction = fit_correction(
-        [_by_kind(graph, strategy, device) for strategy in strategies],
+        [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
     )
     return TableDevice(dataclasses.replace(device.header, correction=correction), device.rows)
 
 
 def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
+    """In float; then, where there are other bits, with ever more layers in them."""
     generator = np.random.default_rng(_SEED)
-    return [
-        Strategy(
-            {
-                group.name: int(generator.choice(choices.kept[group.index])) / group.size
-                for group in graph.free_groups
-            },
-            {},
-        )
-        for _ in range(NETWORKS)
-    ]
+    shares = [0.0] * NETWORKS
+    if len(choices.pairs) > 1:
+        shares += [(index + 1) / MIXED_NETWORKS for index in range(MIXED_NETWORKS)]
+    others = [bits for bits in choices.pairs if bits != FLOAT]
+    strategies = []
+    for share in shares:
+        ratios = {
+            group.name: int(generator.choice(choices.kept[group.index])) / group.size
+            for group in graph.free_groups
+        }
+        bits = {
+            layer.name: others[int(generator.integers(len(others)))]
+            for layer in graph.layers
+            if share and generator.random() < share
+        }
+        strategies.append(Strategy(ratios, bits))
+    return strategies
 
 
-def _sliced(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
-    """The network with its first channels: time does not depend on which are kept."""
+def _built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
+    """The network with its first channels: time does not depend on which are kept, nor on grids."""
     kept = graph.kept_counts(strategy)
     places = {group.index: np.arange(kept[group.index]) for group in graph.free_groups}
-    return remove_channels(graph.plan, keep_mask(graph, places))
+    module = remove_channels(graph.plan, keep_mask(graph, places))
+    for path, bits in strategy.bits.items():
+        layer = module.get_submodule(path)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        module.set_submodule(path, quantize_layer(layer, bits, _GRID))
+    return module
 
 
-def _by_kind(graph: NetworkGraph, strategy: Strategy, device: Device) -> Sequence[float]:
-    prices = operator_prices(graph, strategy, "latency_ms", device)
-    sums = dict.fromkeys(KINDS, 0.0)
-    for operator, price in zip(operators_of(graph), prices, strict=True):
-        sums[kind_of(operator.signature)] += price
+def _by_kind(
+    graph: NetworkGraph, strategy: Strategy, device: Device, kinds: tuple[str, ...]
+) -> Sequence[float]:
+    sums = dict.fromkeys(kinds, 0.0)
+    for _, parts in parts_under(graph, strategy, "latency_ms", device):
+        for part, price in parts:
+            if part is not None:
+                sums[kind_of(*part, kinds)] += price
     return list(sums.values())

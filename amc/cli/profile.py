@@ -14,7 +14,7 @@ from amc.compress.verify import graph_of
 from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
-from amc.cost.prices import fuses_of
+from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.cost.table import write_table
@@ -82,7 +82,7 @@ def _list(
     graph = graph_of(network, image_shape)
     choices = space.choices(graph, "latency_ms", device)
     reference = reference_bits(device.supported_bits)
-    requests = requests_for(graph, choices, reference, fuses_of(device))
+    requests = requests_for(graph, choices, reference, fuses_of(device), converts_of(device))
     rows = write_todo(device, requests, path, covers=config.todo_covers)
     _say(
         f"{device.name}: {rows} operators to measure, batch {device.batch}, "

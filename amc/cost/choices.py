@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from amc.cost.device import Request
 from amc.cost.formulas import is_paired
+from amc.cost.states import States
 from amc.errors import ConfigError
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import ChannelCount, Signature
+from amc.graph.types import ChannelCount
 from amc.strategy import Bits
 
 IntArray = npt.NDArray[np.int64]
@@ -33,67 +34,6 @@ class Choices:
     kept: tuple[IntArray, ...]
     pairs: tuple[Bits, ...]
     min_preserve_ratio: float
-
-
-@dataclass(frozen=True)
-class Operator:
-    """Anything in a network that costs: a layer, or what stands between layers.
-
-    Attributes:
-        layer: Index of the layer; -1 between layers.
-        has_bias: As it runs, with batch normalisation folded into the layer before it.
-        is_repeat: A further call of a layer: it costs time, and its weights are stored once.
-        after_layer: As `OperatorInfo.after_layer`.
-    """
-
-    name: str
-    signature: Signature
-    inputs: ChannelCount
-    outputs: ChannelCount
-    layer: int
-    has_bias: bool
-    is_repeat: bool = False
-    after_layer: bool = False
-
-    def is_fused(self, fuses: Collection[str]) -> bool:
-        """Whether a runtime that fuses these computes it inside of the layer before it."""
-        return self.after_layer and self.signature.op in fuses
-
-    def outputs_per_input(self, sizes: Sequence[int] | IntArray) -> int:
-        """Output channels for each input channel, where outputs follow inputs."""
-        return self.outputs.count(sizes) // self.inputs.count(sizes)
-
-
-def operators_of(graph: NetworkGraph) -> list[Operator]:
-    """All that costs in a network: the layers in their order, then everything else."""
-    folded = set(graph.plan.folds.values())
-    operators = [
-        Operator(
-            layer.name,
-            layer.signature,
-            layer.inputs,
-            layer.outputs,
-            layer.index,
-            layer.has_bias or layer.name in folded,
-        )
-        for layer in graph.layers
-    ]
-    seen = {layer.name for layer in graph.layers}
-    for other in graph.operators:
-        operators.append(
-            Operator(
-                other.name,
-                other.signature,
-                other.inputs,
-                other.outputs,
-                -1,
-                other.has_bias,
-                other.name in seen,
-                other.after_layer,
-            )
-        )
-        seen.add(other.name)
-    return operators
 
 
 def choices_for(
@@ -131,6 +71,7 @@ def requests_for(
     choices: Choices,
     reference: Bits | None = None,
     fuses: Collection[str] = (),
+    converts: Collection[str] = (),
 ) -> list[Request]:
     """Every price that a walk can ask a device for, distinct.
 
@@ -138,23 +79,27 @@ def requests_for(
         reference: What the original network and all operators between layers run in; the most
             precise of the choices unless given.
         fuses: Operators that the device computes inside of the layer before them.
+        converts: Conversions that it prices.
     """
     reference = reference or reference_bits(choices.pairs)
     sizes = graph.sizes()
     requests: dict[Request, None] = {}
-    for operator in operators_of(graph):
+    for stated in States(graph, choices.pairs, reference, converts).stated:
+        operator = stated.operator
         if operator.is_fused(fuses):
             continue
-        pairs = choices.pairs if operator.layer >= 0 else (reference,)
+        parts = [part for part in stated.parts if part is not None]
         outs = reachable(operator.outputs, choices).tolist()
         for i in reachable(operator.inputs, choices).tolist():
             if is_paired(operator.signature):
                 outs = [i * operator.outputs_per_input(sizes)]
             for o in outs:
-                for pair in pairs:
-                    requests[Request(operator.signature, i, o, pair)] = None
+                for signature, bits in parts:
+                    requests[Request(signature, i, o, bits)] = None
         full = operator.inputs.count(sizes), operator.outputs.count(sizes)
-        requests[Request(operator.signature, *full, reference)] = None
+        first = parts if stated.is_conversion else [(operator.signature, reference)]
+        for signature, _ in first:
+            requests[Request(signature, *full, reference)] = None
     return list(requests)
 
 

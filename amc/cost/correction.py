@@ -13,11 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amc.cost.conversions import CONVERSIONS
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
-# A kind of operator -> its factor in a `Correction`; operators between layers share one.
+# The kinds of operators that have a factor of their own; operators between layers share one.
 KINDS = ("conv2d", "depthwise", "linear", "between")
+# And those where networks of mixed bits were measured.
+MIXED_KINDS = (
+    *KINDS,
+    *("integer_conv2d", "integer_depthwise", "dequantized", "integer_between", "conversion"),
+)
 NOISE = 0.02  # of a whole network's time, relative
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 
@@ -29,7 +36,7 @@ class Correction:
     """Factors of prices, from whole networks.
 
     Attributes:
-        factors: Of `KINDS`, in their order.
+        factors: Of `KINDS`, in their order; or of `MIXED_KINDS`.
         error: Median of |predicted / measured - 1| over the networks, each predicted by the
             factors that the others give.
         networks: How many were measured.
@@ -39,13 +46,30 @@ class Correction:
     error: float
     networks: int
 
-    def factor(self, signature: Signature) -> float:
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the factors are of."""
+        return MIXED_KINDS if len(self.factors) == len(MIXED_KINDS) else KINDS
+
+    def factor(self, signature: Signature, bits: Bits = FLOAT) -> float:
         """What prices of an operator are multiplied by."""
-        return self.factors[KINDS.index(kind_of(signature))]
+        kinds = self.kinds
+        return self.factors[kinds.index(kind_of(signature, bits, kinds))]
 
 
-def kind_of(signature: Signature) -> str:
-    """Which of `KINDS` an operator is."""
+def kind_of(signature: Signature, bits: Bits = FLOAT, kinds: tuple[str, ...] = KINDS) -> str:
+    """Which of ``kinds`` an operator is."""
+    plain = _plain_kind(signature)
+    if kinds == KINDS:
+        return plain
+    if signature.op in CONVERSIONS:
+        return "conversion"
+    if plain == "linear" or bits == FLOAT:
+        return plain
+    return "dequantized" if FLOAT_BITS in bits else f"integer_{plain}"
+
+
+def _plain_kind(signature: Signature) -> str:
     if not signature.is_layer:
         return "between"
     return "depthwise" if signature.is_depthwise else signature.op
@@ -82,7 +106,7 @@ def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) 
 def _factors(shares: FloatArray) -> FloatArray:
     common = 1 / float(np.median(shares.sum(1)))
     pull = (NOISE / RANGE) ** 2
-    system = shares.T @ shares + pull * np.eye(len(KINDS))
+    system = shares.T @ shares + pull * np.eye(shares.shape[1])
     found = np.linalg.solve(system, shares.sum(0) + pull * common)
     # A kind may look cheap beside noise; it does not give time back.
     clipped: FloatArray = np.clip(found, common / 3, common * 3)

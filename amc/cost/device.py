@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from amc.cost.conversions import INT8, dequantized
 from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
 from amc.errors import DeviceError, TableError
@@ -112,6 +113,9 @@ class TableHeader:
         covers: A key of `COVERS`: which operators the rows are of.
         fuses: Operators that the runtime computes inside of the layer before them where nothing
             else reads its output; there they cost nothing.
+        converts: Conversions between layers that have rows, of `amc.cost.forms.CONVERSIONS`. Then
+            rows may also be of operators between layers in 8-bit integers, and of layers whose
+            weights are quantized and whose inputs are not.
         correction: Factors of all latencies, from whole networks; rows are as they were measured.
     """
 
@@ -126,7 +130,16 @@ class TableHeader:
     # Not in repr: the fingerprints of tables that cover all stay what they were.
     covers: str = field(default="all", repr=False)
     fuses: tuple[str, ...] = field(default=(), repr=False)
+    converts: tuple[str, ...] = field(default=(), repr=False)
     correction: Correction | None = field(default=None, repr=False)
+
+    @property
+    def priced_bits(self) -> tuple[Bits, ...]:
+        """Weight/activation pairs that rows may have."""
+        if not self.converts:
+            return self.supported_bits
+        without = (dequantized(bits) for bits in self.supported_bits)
+        return tuple(dict.fromkeys((*self.supported_bits, INT8, *without)))
 
 
 # What a table has prices for. Where operators between layers have none, they cost nothing.
@@ -156,11 +169,11 @@ class TableDevice:
         self.name, self.runtime = header.device, header.runtime
         self.batch, self.threads = header.batch, header.threads
         self.channel_step, self.supported_bits = header.channel_step, header.supported_bits
-        self.fuses = header.fuses
+        self.fuses, self.converts = header.fuses, header.converts
         if not self.rows:
             raise TableError(f"The table of device {self.name!r} has no rows. {self.advice}")
         for request in self.rows:
-            if request.bits not in self.supported_bits:
+            if request.bits not in header.priced_bits:
                 raise TableError(
                     f"The table of device {self.name!r} has a row for {request}, but its "
                     f"supported_bits are {' '.join(map(str, self.supported_bits))}."
@@ -226,7 +239,12 @@ class TableDevice:
         covers = () if self.header.covers == "all" else (self.header.covers,)
         correction = () if self.header.correction is None else (repr(self.header.correction),)
         return fingerprint(
-            repr(self.header), repr(self.rows), *covers, *self.header.fuses, *correction
+            repr(self.header),
+            repr(self.rows),
+            *covers,
+            *self.header.fuses,
+            *self.header.converts,
+            *correction,
         )
 
     def _has(self, request: Request) -> bool:
@@ -252,7 +270,7 @@ class TableDevice:
         if key not in self._grids:
             requests = self._by_operator.get((signature, bits), [])
             correction = self.header.correction if metric == "latency_ms" else None
-            factor = correction.factor(signature) if correction else 1.0
+            factor = correction.factor(signature, bits) if correction else 1.0
             self._grids[key] = _Grid(
                 np.array([(r.in_channels, r.out_channels) for r in requests], np.int64),
                 factor * np.array([getattr(self.rows[r], metric) for r in requests], np.float64),

@@ -1,8 +1,9 @@
 """What every decision of a walk costs, ready to look up.
 
 Costs add over the network's operators, and an operator's cost depends only on its input and
-output channels and its bits. All prices that a walk can ask a device for are fetched once, as dense
-arrays per operator; after that a decision costs a few look-ups.
+output channels and its bits, or, on a device that prices conversions, on those of a
+few layers. All prices that a walk can ask a device for are fetched once, as dense arrays per
+operator; after that a decision costs a few look-ups.
 
 Totals are exactly rounded sums (`math.fsum`): however a strategy's cost is arrived at, it is the
 same number, so that a promise kept along the walk is kept at its end to the last bit.
@@ -19,9 +20,7 @@ from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.choices import (
     Choices,
     IntArray,
-    Operator,
     choices_for,
-    operators_of,
     reachable,
     reference_bits,
     requests_for,
@@ -30,6 +29,7 @@ from amc.cost.device import Device
 from amc.cost.formulas import is_paired
 from amc.cost.prices import (
     OF_WEIGHTS,
+    ConversionPrices,
     FloatArray,
     FormulaPrices,
     GridPrices,
@@ -38,8 +38,9 @@ from amc.cost.prices import (
     check_metric,
     fuses_of,
     operator_prices,
-    reference_of,
+    states_of,
 )
+from amc.cost.states import Stated
 from amc.cost.walk import WalkCosts, listed
 from amc.errors import BudgetError, ConfigError, UnreachableBudgetError
 from amc.graph.graph import NetworkGraph
@@ -74,9 +75,12 @@ class CostModel:
         levels: For every layer, the kept counts that its step chooses from, shape (levels,
             groups decided); where it decides nothing, (1, 0).
         level_ratios: For every layer, the preserve ratio of each level, shape (levels,).
+        states: Which of its prices every operator has, by the bits of all layers.
         priced: All layers, in their order, and then what else costs anything.
         affected: For every layer, the indices in ``priced`` of what its step changes: itself
-            first, then all that has channels of the groups it decides.
+            first, then all that has channels of the groups it decides, or whose state may change
+            with its bits.
+        moved: For every layer, those whose state may change with its bits.
     """
 
     def __init__(
@@ -97,7 +101,16 @@ class CostModel:
         self._set_original()
         self.level_ratios = [self._ratios(layer.decides) for layer in graph.layers]
         self.levels = [self._levels(layer.decides) for layer in graph.layers]
+        self.states = states_of(graph, choices.pairs, budget.metric, device)
         self.priced = self._price_all()
+        self.moved = [
+            frozenset(
+                index
+                for index, priced in enumerate(self.priced)
+                if self.states.moves(priced.stated, layer.index)
+            )
+            for layer in graph.layers
+        ]
         self.affected = self._find_affected()
         self._set_floor()
 
@@ -166,32 +179,33 @@ class CostModel:
         known: dict[tuple[object, ...], PriceList] = {}
         of_device = self.budget.metric in DEVICE_METRICS
         priced = []
-        for operator in operators_of(self.graph):
+        for stated in self.states.stated:
+            operator = stated.operator
             if operator.is_repeat and self.budget.metric in OF_WEIGHTS:
                 continue
             if of_device and operator.is_fused(fuses_of(self.device)):
                 continue
-            prices = self._prices_of(operator, known)
+            prices = self._prices_of(stated, known)
             if operator.layer >= 0 or not prices.is_free:
-                priced.append(PricedOperator(operator, prices))
+                priced.append(PricedOperator(stated, prices))
         return priced
 
-    def _prices_of(
-        self, operator: Operator, known: dict[tuple[object, ...], PriceList]
-    ) -> PriceList:
-        metric, device, signature = self.budget.metric, self.device, operator.signature
-        reference = reference_of(metric, device)
-        pairs = self.choices.pairs if operator.layer >= 0 else (reference,)
+    def _prices_of(self, stated: Stated, known: dict[tuple[object, ...], PriceList]) -> PriceList:
+        metric, device, operator = self.budget.metric, self.device, stated.operator
         if metric not in DEVICE_METRICS:
-            return FormulaPrices(metric, signature, pairs, operator.has_bias)
+            return FormulaPrices(metric, stated.parts, operator.has_bias)
         assert device is not None
         ins, outs = (reachable(c, self.choices) for c in (operator.inputs, operator.outputs))
-        if is_paired(signature):
+        if is_paired(operator.signature):
             outs = ins * operator.outputs_per_input(self.graph.sizes())
         # Networks repeat their blocks.
-        key = signature, pairs, ins.tobytes(), outs.tobytes()
+        key = stated.parts, stated.is_conversion, ins.tobytes(), outs.tobytes()
         if key not in known:
-            known[key] = GridPrices(device, metric, signature, pairs, ins, outs)
+            known[key] = (
+                ConversionPrices(device, metric, stated.parts, ins)
+                if stated.is_conversion
+                else GridPrices(device, metric, stated.parts, ins, outs)
+            )
         return known[key]
 
     def _find_affected(self) -> list[tuple[int, ...]]:
@@ -201,7 +215,15 @@ class CostModel:
             for group in {group for group, _ in terms}:
                 by_group[group].append(index)
         return [
-            tuple(dict.fromkeys([layer.index, *(i for g in layer.decides for i in by_group[g])]))
+            tuple(
+                dict.fromkeys(
+                    [
+                        layer.index,
+                        *(i for group in layer.decides for i in by_group[group]),
+                        *sorted(self.moved[layer.index]),
+                    ]
+                )
+            )
             for layer in self.graph.layers
         ]
 
@@ -216,7 +238,8 @@ class CostModel:
     ) -> list[float]:
         """Cost of all layers, in their order, and then of what else costs anything."""
         kept, pairs = listed(kept), listed(pairs)
-        return [priced.cost(kept, pairs) for priced in self.priced]
+        forms = self.states.forms(pairs)
+        return [priced.cost(kept, pairs, forms) for priced in self.priced]
 
     def cost_of(self, strategy: Strategy) -> float:
         """Cost of a strategy that uses only this model's choices.

@@ -6,7 +6,11 @@ change of layout on the way into and out of a lone convolution, which a network 
 middle. And a branch is met as a layer is in a network, with its weights out of the nearest cache.
 
 A layer comes as the runtime computes it: with an activation behind it, which it fuses; in float, or
-with uint8 inputs and int8 weights (one scale per output channel) in integers.
+with uint8 inputs and int8 weights (one scale per output channel) in integers; or, where what it
+gives is not rounded, with both dequantized again (8/32 bits).
+
+A conversion is timed between the layers that bring it: blocks of channels into and out of a float
+convolution, the channels last that an integer convolution reads.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import json
 import platform
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,13 +31,17 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from amc.cost.conversions import INT8, dequantized
 from amc.cost.device import Request
 from amc.cost.torch_timer import cpu_model
 from amc.errors import DeviceError
+from amc.graph.types import Signature
 from amc.strategy import FLOAT, Bits
 
-INT8 = Bits(8, 8)
 SUPPORTED_BITS = (FLOAT, INT8)
+# What is timed: layers, and, between layers, what the runtime has in integers.
+_LAYER_BITS = (*SUPPORTED_BITS, dequantized(INT8))
+_IN_INTEGERS = ("add", "concat", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "pad", "select")
 # What the runtime computes inside of the layer before it, in float and in integers alike.
 FUSES = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")
 
@@ -45,6 +53,16 @@ _WARM_UP, _RUNS = 2, 8  # of the model, in one round
 _HALF_TICK_MS = 5e-4  # the profiler counts whole microseconds
 # Around a lone operator, and not in a network's middle.
 _AROUND = {"ReorderInput", "ReorderOutput", "Transpose", "QuantizeLinear", "DequantizeLinear"}
+# Conversion -> the nodes that do it.
+_CONVERTING = {
+    "unblock": {"ReorderOutput"},
+    "narrow": {"ReorderInput", "ReorderOutput"},
+    "block": {"ReorderInput"},
+    "quantize": {"QuantizeLinear"},
+    "dequantize": {"DequantizeLinear"},
+    "transpose": {"Transpose"},
+}
+_FEW, _MANY = 4, 16  # channels beside a conversion: less than a block; a whole one
 _SCALE = np.float32(0.02)
 _KERNEL = "_kernel_time"  # how the profiler ends the name of a node's own time
 
@@ -79,7 +97,7 @@ class OnnxTimer:
             for _ in range(_WARM_UP + _RUNS):
                 session.run(None, model.inputs)
             profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-            branches = _branches(onnx.load(optimized), len(requests))
+            branches = _branches(onnx.load(optimized), requests)
         seconds = _kernel_ms(profile)
         return [max(sum(seconds[name] for name in names), _HALF_TICK_MS) for names in branches]
 
@@ -123,20 +141,37 @@ def _kernel_ms(profile: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _branches(optimized: onnx.ModelProto, count: int) -> list[list[str]]:
-    """Names of the nodes that compute each output, without what a network does not have."""
-    made_by = {output: node for node in optimized.graph.node for output in node.output}
+def _branches(optimized: onnx.ModelProto, requests: Sequence[Request]) -> list[list[str]]:
+    """Names of the nodes that each request is for, of all that compute its output."""
+    graph = optimized.graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    convolved = {name for n in graph.node if n.op_type == "QLinearConv" for name in n.input}
     found = []
-    for index in range(count):
+    for index, request in enumerate(requests):
         names, left = set[str](), [_output(index)]
         while left:
             node = made_by.get(left.pop())
-            if node is not None:
-                left += node.input
-                if node.op_type not in _AROUND:
-                    names.add(node.name)
+            if node is None:
+                continue
+            left += node.input
+            if request.signature.op in _CONVERTING:
+                counts = _converts(node, request.signature.op, _output(index), convolved)
+            else:  # of what is around, only that weights are dequantized whenever they are read
+                counts = node.op_type not in _AROUND or node.input[0] in constants
+            if counts:
+                names.add(node.name)
         found.append(sorted(names))
     return found
+
+
+def _converts(node: onnx.NodeProto, op: str, output: str, convolved: Collection[str]) -> bool:
+    """Whether a node is the conversion, not one of those that only bring it about."""
+    if node.op_type not in _CONVERTING[op]:
+        return False
+    if op == "narrow":
+        return output not in node.output
+    return op != "transpose" or node.output[0] in convolved
 
 
 # -- the model ---------------------------------------------------------------------------------
@@ -162,7 +197,8 @@ class _Model:
         return name
 
     def tensor(self, name: str, values: Array) -> str:
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        whole = np.ascontiguousarray(values).reshape(np.shape(values))  # a scalar stays one
+        self.tensors.append(numpy_helper.from_array(whole, name))
         return name
 
     def node(self, op: str, sources: Sequence[str], target: str, **attributes: Any) -> str:
@@ -189,9 +225,13 @@ def _output(index: int) -> str:
 def _model(requests: Sequence[Request], batch: int) -> _Model:
     model = _Model(batch)
     for index, request in enumerate(requests):
-        builder = _builder(request)
-        builder(model, request, _output(index))
-        model.outputs.append(_output(index))
+        builder, output = _builder(request), _output(index)
+        if request.bits == INT8 and not request.signature.is_layer:
+            builder(model, request, f"{output}.value")
+            _rounded(model, f"{output}.value", output, _grid(model))
+        else:
+            builder(model, request, output)
+        model.outputs.append(output)
     return model
 
 
@@ -201,7 +241,9 @@ def _builder(request: Request) -> Callable[[_Model, Request, str], object]:
         near = get_close_matches(op, _BUILDERS, 1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_BUILDERS)}."
         raise DeviceError(f"ONNX Runtime's timer knows no operator {op!r}. {hint}")
-    allowed = SUPPORTED_BITS if request.signature.is_layer else (FLOAT,)
+    allowed: tuple[Bits, ...] = SUPPORTED_BITS if op in _IN_INTEGERS else (FLOAT,)
+    if request.signature.is_layer:
+        allowed = _LAYER_BITS
     if request.bits not in allowed:
         raise DeviceError(
             f"ONNX Runtime times {op} in {' and '.join(map(str, allowed))} bits, got {request}."
@@ -241,6 +283,10 @@ def _layer(model: _Model, request: Request, target: str) -> None:
     steps = model.tensor(f"{target}.bs", scales * _SCALE)
     biases = model.node("DequantizeLinear", [counts, steps], f"{target}.bq", axis=0)
     rounded = _rounded(model, source, f"{target}.in", grid)
+    if request.bits != INT8:
+        floats = model.tensor(f"{target}.bf", bias)
+        _activated(model, op, [rounded, weights, floats], target, **attributes)
+        return
     value = _activated(model, op, [rounded, weights, biases], f"{target}.out", **attributes)
     _rounded(model, value, target, grid)
 
@@ -265,8 +311,12 @@ def _rounded(model: _Model, source: str, target: str, grid: Sequence[str]) -> st
     return model.node("DequantizeLinear", [integers, *grid], target)
 
 
-def _image(model: _Model, request: Request, copy: int = 0) -> str:
-    return model.input([request.in_channels, *request.signature.in_size], copy)
+def _image(model: _Model, request: Request, copy: int = 0, channels: int = 0) -> str:
+    """An input of the model, on a grid where the operator is to be computed in integers."""
+    name = model.input([channels or request.in_channels, *request.signature.in_size], copy)
+    if request.bits != INT8:
+        return name
+    return _rounded(model, name, f"{_output(len(model.outputs))}.in{copy}", _grid(model))
 
 
 def _plain(op: str, **attributes: Any) -> Callable[[_Model, Request, str], object]:
@@ -351,15 +401,55 @@ def _concat(model: _Model, request: Request, target: str) -> str:
     """All that is concatenated is copied: the same as one half behind the other."""
     channels = request.in_channels
     parts = [channels // 2, channels - channels // 2] if channels > 1 else [channels]
-    size = request.signature.in_size
-    names = [model.input([part, *size], copy) for copy, part in enumerate(parts)]
+    names = [_image(model, request, copy, part) for copy, part in enumerate(parts)]
     return model.node("Concat", names, target, axis=1)
 
 
 def _pad(model: _Model, request: Request, target: str) -> str:
     """One channel's zeros are added; the rest is copied."""
     pads = model.tensor(f"{target}.pads", np.array([0, 0, 0, 0, 0, 1, 0, 0]))
-    return model.node("Pad", [_image(model, request), pads], target)
+    source = model.input([request.in_channels, *request.signature.in_size])
+    if request.bits != INT8:
+        return model.node("Pad", [source, pads], target)
+    scale, zero = _grid(model)  # counts are padded as counts
+    counts = model.node("QuantizeLinear", [source, scale, zero], f"{target}.q")
+    padded = model.node("Pad", [counts, pads, zero], f"{target}.padded")
+    return model.node("DequantizeLinear", [padded, scale, zero], target)
+
+
+# -- conversions ---------------------------------------------------------------------------------
+
+
+def _conv(model: _Model, source: str, target: str, ins: int, outs: int) -> str:
+    weight = model.generator.standard_normal((outs, ins, 1, 1), dtype=np.float32)
+    name = model.tensor(f"{target}.w", weight)
+    return model.node("Conv", [source, name], target, kernel_shape=(1, 1))
+
+
+def _unblock(model: _Model, request: Request, target: str) -> str:
+    few = model.input([_FEW, *request.signature.in_size])
+    return _conv(model, few, target, _FEW, request.in_channels)
+
+
+def _narrow(model: _Model, request: Request, target: str) -> str:
+    between = _unblock(model, request, f"{target}.between")
+    return _conv(model, between, target, request.in_channels, _MANY)
+
+
+def _block(model: _Model, request: Request, target: str) -> str:
+    return _conv(model, _image(model, request), target, request.in_channels, _MANY)
+
+
+def _round_trip(model: _Model, request: Request, target: str) -> str:
+    return _rounded(model, _image(model, request), target, _grid(model))
+
+
+def _to_channels_last(model: _Model, request: Request, target: str) -> None:
+    """A small convolution in integers."""
+    signature = Signature(
+        "conv2d", in_size=request.signature.in_size, out_size=request.signature.in_size
+    )
+    _layer(model, Request(signature, request.in_channels, _FEW, INT8), target)
 
 
 _BUILDERS: dict[str, Callable[[_Model, Request, str], object]] = {
@@ -383,4 +473,10 @@ _BUILDERS: dict[str, Callable[[_Model, Request, str], object]] = {
     "tanh": _plain("Tanh"),
     "add": _pair("Add"),
     "mul": _pair("Mul"),
+    "unblock": _unblock,
+    "narrow": _narrow,
+    "block": _block,
+    "quantize": _round_trip,
+    "dequantize": _round_trip,
+    "transpose": _to_channels_last,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,9 +12,11 @@ import numpy.typing as npt
 
 from amc.cost import formulas
 from amc.cost.budget import DEVICE_METRICS
-from amc.cost.choices import IntArray, Operator, operators_of, reference_bits
+from amc.cost.choices import IntArray, reference_bits
 from amc.cost.device import Device
+from amc.cost.operators import Operator
 from amc.cost.profile import LocalSpec
+from amc.cost.states import Part, Stated, States, decoded
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
@@ -54,24 +57,82 @@ def fuses_of(device: object) -> tuple[str, ...]:
     return getattr(device, "fuses", ())
 
 
+def converts_of(device: object) -> tuple[str, ...]:
+    """Conversions between layers that a device prices (`amc.cost.forms`); most price none."""
+    return getattr(device, "converts", ())
+
+
 def operator_prices(
     graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
 ) -> list[float]:
     """What every operator costs under any strategy, asked one by one; the layers first.
 
     Layers that the strategy gives no bits, and operators between layers, run in float, or in
-    the device's most precise bits where it has no float.
+    the device's most precise bits where it has no float. On a device that prices conversions,
+    operators between layers run as the layers around them say, and conversions come last.
 
     Raises:
         DeviceError, TableError: The device has no price for an operator.
     """
+    return [price for _, price in priced_operators(graph, strategy, metric, device)]
+
+
+def priced_operators(
+    graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
+) -> list[tuple[Operator, float]]:
+    """All operators with what `operator_prices` says that they cost.
+
+    Raises:
+        DeviceError, TableError: As `operator_prices`.
+    """
+    parts = parts_under(graph, strategy, metric, device)
+    return [(operator, math.fsum(price for _, price in priced)) for operator, priced in parts]
+
+
+def parts_under(
+    graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
+) -> list[tuple[Operator, list[tuple[Part, float]]]]:
+    """What every operator consists of under a strategy, with the price of each part.
+
+    Raises:
+        DeviceError, TableError: As `operator_prices`.
+    """
     kept = graph.kept_counts(strategy).tolist()
     reference = reference_of(metric, device)
-    costs = []
-    for operator in operators_of(graph):
-        bits = strategy.bits.get(operator.name, reference) if operator.layer >= 0 else reference
-        costs.append(_ask(operator, metric, device, kept, bits))
-    return costs
+    bits = [strategy.bits.get(layer.name, reference) for layer in graph.layers]
+    offered = tuple(dict.fromkeys(bits))
+    pairs = [offered.index(pair) for pair in bits]
+    states = states_of(graph, offered, metric, device)
+    forms = states.forms(pairs)
+    found = []
+    for stated in states.stated:
+        occurring = _occurring(stated, stated.rule(pairs, forms))
+        prices = [_ask(stated.operator, part, metric, device, kept) for part, _ in occurring]
+        found.append(
+            (
+                stated.operator,
+                [
+                    (part, times * price)
+                    for (part, times), price in zip(occurring, prices, strict=True)
+                ],
+            )
+        )
+    return found
+
+
+def states_of(
+    graph: NetworkGraph, pairs: Sequence[Bits], metric: str, device: Device | None
+) -> States:
+    """All operators of a network, and which prices they have on a device."""
+    converts = converts_of(device) if metric in DEVICE_METRICS else ()
+    return States(graph, pairs, reference_of(metric, device), converts)
+
+
+def _occurring(stated: Stated, state: int) -> list[tuple[Part, int]]:
+    if stated.is_conversion:
+        times = decoded(state, len(stated.parts))
+        return [(part, n) for part, n in zip(stated.parts, times, strict=True) if n]
+    return [(stated.parts[state], 1)]
 
 
 def reference_of(metric: str, device: Device | None) -> Bits:
@@ -83,57 +144,60 @@ def reference_of(metric: str, device: Device | None) -> Bits:
 
 
 def _ask(
-    operator: Operator, metric: str, device: Device | None, kept: Sequence[int], bits: Bits
+    operator: Operator, part: Part, metric: str, device: Device | None, kept: Sequence[int]
 ) -> float:
     ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
+    if part is None:
+        return 0.0
+    signature, bits = part
     if metric in DEVICE_METRICS:
         assert device is not None
         if operator.is_fused(fuses_of(device)):
             return 0.0
-        return device.price(metric, operator.signature, ins, outs, bits)
+        return device.price(metric, signature, ins, outs, bits)
     if operator.is_repeat and metric in OF_WEIGHTS:
         return 0.0
-    return float(FORMULAS[metric](operator.signature, ins, outs, bits, operator.has_bias))
+    return float(FORMULAS[metric](signature, ins, outs, bits, operator.has_bias))
 
 
 class PriceList(Protocol):
-    """Costs of one operator. A bit pair is given by its index among those on offer."""
+    """Costs of one operator, by its state (`amc.cost.states`)."""
 
     @property
     def is_free(self) -> bool:
         """Whether every price is 0."""
 
-    def one(self, ins: int, outs: int, pair: int) -> float:
+    def one(self, ins: int, outs: int, state: int) -> float:
         """Cost with so many channels."""
 
-    def column(self, ins: IntArray, outs: IntArray, pair: int) -> FloatArray:
+    def column(self, ins: IntArray, outs: IntArray, state: int) -> FloatArray:
         """Costs for channel counts side by side, shape (n,)."""
 
-    def table(self, ins: IntArray, outs: IntArray) -> FloatArray:
-        """Costs for channel counts side by side and every bit pair, shape (n, pairs)."""
+    def table(self, ins: IntArray, outs: IntArray, states: Sequence[int]) -> FloatArray:
+        """Costs for channel counts side by side and several states, shape (n, states)."""
 
 
 class FormulaPrices:
     """Prices by a formula."""
 
-    def __init__(
-        self, metric: str, signature: Signature, pairs: Sequence[Bits], has_bias: bool
-    ) -> None:
-        self._formula, self._signature = FORMULAS[metric], signature
-        self._pairs, self._has_bias = pairs, has_bias
-        self.is_free = not signature.is_layer
+    def __init__(self, metric: str, parts: Sequence[Part], has_bias: bool) -> None:
+        self._formula, self._parts, self._has_bias = FORMULAS[metric], parts, has_bias
+        self.is_free = not any(part and part[0].is_layer for part in parts)
 
-    def one(self, ins: int, outs: int, pair: int) -> float:
-        return float(self._formula(self._signature, ins, outs, self._pairs[pair], self._has_bias))
+    def one(self, ins: int, outs: int, state: int) -> float:
+        part = self._parts[state]
+        return float(self._formula(part[0], ins, outs, part[1], self._has_bias)) if part else 0.0
 
-    def column(self, ins: IntArray, outs: IntArray, pair: int) -> FloatArray:
-        bits = self._pairs[pair]
+    def column(self, ins: IntArray, outs: IntArray, state: int) -> FloatArray:
+        part = self._parts[state]
+        if part is None:
+            return np.zeros(len(ins))
         # The formulas are the same for numbers and for arrays of them.
-        costs = self._formula(self._signature, ins, outs, bits, self._has_bias)  # type: ignore[arg-type]
+        costs = self._formula(part[0], ins, outs, part[1], self._has_bias)  # type: ignore[arg-type]
         return np.asarray(costs, np.float64)
 
-    def table(self, ins: IntArray, outs: IntArray) -> FloatArray:
-        return np.stack([self.column(ins, outs, pair) for pair in range(len(self._pairs))], 1)
+    def table(self, ins: IntArray, outs: IntArray, states: Sequence[int]) -> FloatArray:
+        return np.stack([self.column(ins, outs, state) for state in states], 1)
 
 
 class GridPrices:
@@ -143,8 +207,7 @@ class GridPrices:
         self,
         device: Device,
         metric: str,
-        signature: Signature,
-        pairs: Sequence[Bits],
+        parts: Sequence[Part],
         ins: IntArray,
         outs: IntArray,
     ) -> None:
@@ -153,40 +216,95 @@ class GridPrices:
             ins, outs: Channel counts that can be asked for, ascending; side by side where outputs
                 follow inputs.
         """
-        grids = [device.prices(metric, signature, ins, outs, bits) for bits in pairs]
-        # (pairs, input counts, output counts, or 1 where outputs follow inputs)
-        self._grid = np.stack(grids).reshape(len(pairs), len(ins), -1)
+        signature = next(part[0] for part in parts if part)
+        self.is_paired = formulas.is_paired(signature)
+        shape = len(ins), 1 if self.is_paired else len(outs)
+        grids = [
+            device.prices(metric, part[0], ins, outs, part[1]).reshape(shape)
+            if part
+            else np.zeros(shape)
+            for part in parts
+        ]
+        self.grid: FloatArray = np.stack(
+            grids
+        )  # (parts, input counts, output counts, or 1 if these follow)
         self._in_place = _places(ins)
         self._out_place = _places(outs)
-        if formulas.is_paired(signature):
+        if self.is_paired:
             self._out_place[:] = 0
         self._in_list, self._out_list = self._in_place.tolist(), self._out_place.tolist()
-        self.is_free = not self._grid.any()
+        self.is_free = not self.grid.any()
 
-    def one(self, ins: int, outs: int, pair: int) -> float:
-        return self._grid.item(pair, self._in_list[ins], self._out_list[outs])
+    def one(self, ins: int, outs: int, state: int) -> float:
+        return float(self.grid.item(state, self._in_list[ins], self._out_list[outs]))
 
-    def column(self, ins: IntArray, outs: IntArray, pair: int) -> FloatArray:
-        costs: FloatArray = self._grid[pair, self._in_place[ins], self._out_place[outs]]
+    def column(self, ins: IntArray, outs: IntArray, state: int) -> FloatArray:
+        costs: FloatArray = self.grid[state, self._in_place[ins], self._out_place[outs]]
         return costs
 
-    def table(self, ins: IntArray, outs: IntArray) -> FloatArray:
-        return self._grid[:, self._in_place[ins], self._out_place[outs]].T
+    def table(self, ins: IntArray, outs: IntArray, states: Sequence[int]) -> FloatArray:
+        chosen = np.asarray(states)[:, None]
+        costs: FloatArray = self.grid[chosen, self._in_place[ins], self._out_place[outs]].T
+        return costs
+
+
+class ConversionPrices:
+    """Prices of what a tensor is converted to: sums of its parts, each as often as it occurs."""
+
+    def __init__(
+        self, device: Device, metric: str, parts: Sequence[Part], counts: IntArray
+    ) -> None:
+        """
+        Args:
+            counts: Channel counts that can be asked for, ascending.
+        """
+        self._parts = GridPrices(device, metric, parts, counts, counts)
+        self._place = _places(counts)
+        self._of_state: dict[int, FloatArray] = {}
+        self._places = self._place.tolist()
+        self._lists: dict[int, list[float]] = {}
+        self.is_free = self._parts.is_free
+
+    def one(self, ins: int, outs: int, state: int) -> float:
+        if state not in self._lists:
+            self._lists[state] = self._sums(state).tolist()
+        price: float = self._lists[state][self._places[ins]]
+        return price
+
+    def column(self, ins: IntArray, outs: IntArray, state: int) -> FloatArray:
+        costs: FloatArray = self._sums(state)[self._place[ins]]
+        return costs
+
+    def table(self, ins: IntArray, outs: IntArray, states: Sequence[int]) -> FloatArray:
+        return np.stack([self.column(ins, outs, state) for state in states], 1)
+
+    def _sums(self, state: int) -> FloatArray:
+        """Cost in one state, shape (channel counts,): exactly rounded, as when asked one by one."""
+        if state not in self._of_state:
+            times = decoded(state, len(self._parts.grid))
+            parts = [n * grid[:, 0] for n, grid in zip(times, self._parts.grid, strict=True) if n]
+            sums = [math.fsum(prices) for prices in zip(*parts, strict=True)]
+            self._of_state[state] = np.array(sums) if parts else np.zeros(len(self._parts.grid[0]))
+        return self._of_state[state]
 
 
 @dataclass(frozen=True)
 class PricedOperator:
     """One operator with its price list."""
 
-    operator: Operator
+    stated: Stated
     prices: PriceList
 
-    def cost(self, kept: Sequence[int], pairs: Sequence[int]) -> float:
-        layer = self.operator.layer
+    @property
+    def operator(self) -> Operator:
+        return self.stated.operator
+
+    def cost(self, kept: Sequence[int], pairs: Sequence[int], forms: Sequence[int] = ()) -> float:
+        """Cost with the channels of every group, and the bit pair of every layer."""
         return self.prices.one(
             self.operator.inputs.count(kept),
             self.operator.outputs.count(kept),
-            pairs[layer] if layer >= 0 else 0,
+            self.stated.rule(pairs, forms),
         )
 
 

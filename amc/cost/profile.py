@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from amc.cost import onnx_timer
+from amc.cost.conversions import CONVERSIONS
 from amc.cost.device import Device, Measurement, Request, TableDevice, TableHeader
 from amc.cost.importers import OPTIONS as IMPORTERS
 from amc.cost.onnx_timer import OnnxTimer
@@ -51,6 +52,7 @@ class LocalSpec(ABC):
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
     supported_bits: ClassVar[tuple[Bits, ...]] = (FLOAT,)
     fuses: ClassVar[tuple[str, ...]] = ()
+    converts: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def machine(self) -> str:
@@ -71,6 +73,7 @@ class LocalSpec(ABC):
             supported_bits=self.supported_bits,
             source=self.machine(),
             fuses=self.fuses,
+            converts=self.converts,
         )
 
     def table_path(self) -> Path:
@@ -107,6 +110,7 @@ class OnnxDeviceSpec(LocalSpec):
     runtime = "onnxruntime"
     supported_bits = onnx_timer.SUPPORTED_BITS
     fuses = onnx_timer.FUSES
+    converts = tuple(CONVERSIONS)
 
     def machine(self) -> str:
         return onnx_timer.machine()
@@ -213,7 +217,9 @@ def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Reques
                 f"{path} was measured with {key} {there!r}, expected {here!r}: its rows cannot be "
                 "kept. Move the file away, or choose another path."
             )
-    return replace(header, correction=table.header.correction), table.rows
+    # Factors that were fitted without the conversions would count these twice.
+    kept = table.header.correction if table.header.converts == header.converts else None
+    return replace(header, correction=kept), table.rows
 
 
 def _summary(samples_ms: list[float]) -> Measurement:

@@ -29,7 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from amc.cost.correction import KINDS, Correction
+from amc.cost.conversions import CONVERSIONS
+from amc.cost.correction import KINDS, MIXED_KINDS, Correction
 from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
 from amc.errors import TableError
 from amc.files import read_text, write_text
@@ -104,20 +105,28 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _conversions(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if not set(names) <= set(CONVERSIONS):
+        raise ValueError(text)
+    return names
+
+
 def _correction(text: str) -> Correction | None:
     if not text:
         return None
     given = dict(part.split("=") for part in text.split(" "))
-    if list(given) != [*KINDS, "error", "networks"]:
+    kinds = list(given)[:-2]
+    if kinds not in (list(KINDS), list(MIXED_KINDS)) or list(given)[-2:] != ["error", "networks"]:
         raise ValueError(text)
-    factors = tuple(_number(given[kind]) for kind in KINDS)
+    factors = tuple(_number(given[kind]) for kind in kinds)
     return Correction(factors, _number(given["error"], zero=True), _count(given["networks"]))
 
 
 def _correction_text(correction: Correction | None) -> str:
     if correction is None:
         return ""
-    named = dict(zip(KINDS, map(repr, correction.factors), strict=True))
+    named = dict(zip(correction.kinds, map(repr, correction.factors), strict=True))
     named |= {"error": repr(correction.error), "networks": str(correction.networks)}
     return " ".join(f"{name}={value}" for name, value in named.items())
 
@@ -135,6 +144,7 @@ _EXPECTED: dict[Callable[[str], object], str] = {
     _width: f"one of {BIT_WIDTHS}",
     _coverage: f"one of {', '.join(COVERS)}",
     _bit_pairs: "distinct weight/activation pairs, as in '32/32 8/8'",
+    _conversions: f"distinct conversions, of {', '.join(CONVERSIONS)}",
     _names: "distinct operators' names, as in 'relu relu6'",
     _correction: f"'{'=1.0 '.join(KINDS)}=1.0 error=0.0 networks=2'",
 }
@@ -149,10 +159,18 @@ _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
     "source": _text,
     "covers": _coverage,
     "fuses": _names,
+    "converts": _conversions,
     "correction": _correction,
 }
 # Of keys that may be left out.
-_DEFAULTS = {"note": "", "source": "", "covers": "all", "fuses": "", "correction": ""}
+_DEFAULTS = {
+    "note": "",
+    "source": "",
+    "covers": "all",
+    "fuses": "",
+    "converts": "",
+    "correction": "",
+}
 _FIXED_KEYS = {"amc-device-table": str(FORMAT_VERSION), "unit": "ms"}
 _PAIRS: dict[str, Callable[[str], Any]] = {  # fields of Signature with a height and a width
     "kernel": _count,
@@ -369,10 +387,10 @@ def _read_rows(
 
 
 def _check_bits(path: Path, line: int, header: TableHeader, request: Request) -> None:
-    if request.bits not in header.supported_bits:
+    if request.bits not in header.priced_bits:
         raise TableError(
             f"{path}, line {line}, column weight_bits/activation_bits: expected one of the "
-            f"header's supported_bits {' '.join(map(str, header.supported_bits))}, "
+            f"header's supported_bits {' '.join(map(str, header.priced_bits))}, "
             f"got {request.bits}."
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from amc.cost.device import COVERS, Device, Request, TableHeader
-from amc.cost.prices import fuses_of
+from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec
 from amc.cost.table import todo_text
 from amc.errors import TableError
@@ -51,6 +51,7 @@ def write_todo(
         note=NOTE,
         covers=covers,
         fuses=fuses_of(device),
+        converts=converts_of(device),
     )
     write_text(path, todo_text(header, wanted))
     return len(wanted)

@@ -36,6 +36,7 @@ class WalkCosts:
     ) -> None:
         self._model = model
         self.kept, self.pairs = listed(kept), listed(pairs)
+        self._forms = model.states.forms(self.pairs)
         self._costs = model.operator_costs(self.kept, self.pairs)
         self.total = math.fsum(self._costs)
 
@@ -54,7 +55,7 @@ class WalkCosts:
             that `decide` leads to; the others are off by rounding.
         """
         if level is not None and pair is not None:
-            _, _, costs = self._after(layer, level, pair)
+            costs = self._after(layer, level, pair)[-1]
             return np.array([[math.fsum(costs)]])
         totals = self._all_decisions(layer)
         rows = slice(None) if level is None else [level]
@@ -64,36 +65,50 @@ class WalkCosts:
 
     def decide(self, layer: int, level: int, pair: int) -> None:
         """Take a decision."""
-        self.kept, self.pairs, self._costs = self._after(layer, level, pair)
+        self.kept, self.pairs, self._forms, self._costs = self._after(layer, level, pair)
         self.total = math.fsum(self._costs)
 
-    def _after(self, layer: int, level: int, pair: int) -> tuple[list[int], list[int], list[float]]:
-        """Kept channels, bit pairs and costs once a decision is taken."""
+    def _after(
+        self, layer: int, level: int, pair: int
+    ) -> tuple[list[int], list[int], list[int], list[float]]:
+        """Kept channels, bit pairs, forms and costs once a decision is taken."""
         model = self._model
-        kept, pairs, costs = self.kept.copy(), self.pairs.copy(), self._costs.copy()
+        kept, costs = self.kept.copy(), self._costs.copy()
         decides = model.graph.layers[layer].decides
         for group, count in zip(decides, model.levels[layer][level].tolist(), strict=True):
             kept[group] = count
-        pairs[layer] = pair
+        pairs, forms = self._with(layer, pair)
         for index in model.affected[layer]:
-            costs[index] = model.priced[index].cost(kept, pairs)
-        return kept, pairs, costs
+            costs[index] = model.priced[index].cost(kept, pairs, forms)
+        return kept, pairs, forms, costs
+
+    def _with(self, layer: int, pair: int) -> tuple[list[int], list[int]]:
+        """Bit pairs and forms when a layer has another bit pair."""
+        if pair == self.pairs[layer]:
+            return self.pairs, self._forms
+        pairs = self.pairs.copy()
+        pairs[layer] = pair
+        return pairs, self._model.states.forms_after(layer, pairs, self._forms)
 
     def _all_decisions(self, layer: int) -> FloatArray:
         """Total after every decision, shape (levels, pairs)."""
         model, levels = self._model, self._model.levels[layer]
         decides = model.graph.layers[layer].decides
-        others = np.zeros(len(levels))  # of what the step affects beside the layer itself
+        with_pair = [self._with(layer, pair) for pair in range(len(model.choices.pairs))]
+        others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
+        moved = np.zeros((len(levels), len(with_pair)))
         for index in model.affected[layer]:
-            operator, prices = model.priced[index].operator, model.priced[index].prices
+            priced = model.priced[index]
+            operator, prices, rule = priced.operator, priced.prices, priced.stated.rule
             ins = self._counts(operator.inputs, decides, levels)
             outs = self._counts(operator.outputs, decides, levels)
-            if operator.layer == layer:
-                own = prices.table(ins, outs) - self._costs[index]
+            if index in model.moved[layer]:
+                states = [rule(pairs, forms) for pairs, forms in with_pair]
+                moved += prices.table(ins, outs, states) - self._costs[index]
             else:
-                pair = self.pairs[operator.layer] if operator.layer >= 0 else 0
-                others += prices.column(ins, outs, pair) - self._costs[index]
-        totals: FloatArray = self.total + others[:, None] + own
+                state = rule(self.pairs, self._forms)
+                others += prices.column(ins, outs, state) - self._costs[index]
+        totals: FloatArray = self.total + others[:, None] + moved
         return totals
 
     def _counts(self, count: ChannelCount, decides: tuple[int, ...], levels: IntArray) -> IntArray:

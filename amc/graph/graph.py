@@ -26,6 +26,7 @@ from amc.graph.plan import (
     SelectUnits,
 )
 from amc.graph.signatures import is_depthwise, layer_signature, operator_signature, space, space_of
+from amc.graph.tensors import follow_tensors
 from amc.graph.trace import OpaqueLayer, TracedNetwork, trace
 from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, Size
 
@@ -100,6 +101,12 @@ class _Builder:
         folds = _foldable(self._traced.module)
         layers = self._layer_infos(unit_group, groups)
         operators = self._operator_infos(unit_group, groups, folds)
+        tensors = follow_tensors(
+            self._traced.module,
+            {call.node: layer for call, layer in zip(self._layers, layers, strict=True)},
+            {operator.name: operator for operator in operators},
+            folds,
+        )
         module, selects, pads = self._rewrite()  # from here on, nodes have no values
         plan = RemovalPlan(
             module=module,
@@ -121,6 +128,7 @@ class _Builder:
             opaque=self._traced.opaque,
             image_shape=self._shape,
             plan=plan,
+            tensors=tensors,
         )
 
     # -- units and groups -----------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from amc.errors import StrategyError
 from amc.graph.flow import Ids
-from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo
+from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo, TensorInfo
 from amc.strategy import Strategy
 
 KeptCounts = npt.NDArray[np.int64]
@@ -76,6 +76,7 @@ class NetworkGraph:
         groups: Channel groups, free and frozen, in the order in which layers produce them.
         opaque: Modules that could not be followed -> why.
         image_shape: (channels, height, width) of one input image.
+        tensors: What passes between layers, in execution order.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -84,6 +85,7 @@ class NetworkGraph:
     opaque: Mapping[str, str]
     image_shape: tuple[int, int, int]
     plan: RemovalPlan
+    tensors: tuple[TensorInfo, ...] = ()
 
     @property
     def free_groups(self) -> tuple[ChannelGroup, ...]:

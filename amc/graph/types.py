@@ -102,6 +102,34 @@ class OperatorInfo:
 
 
 @dataclass(frozen=True)
+class TensorInfo:
+    """A tensor between layers: what gives it, and what it is made of.
+
+    What only moves values (a view, a slice of positions, a flatten) gives no tensor of its own, nor
+    does a ReLU that alone reads what it rectifies, nor a folded normalisation.
+
+    Attributes:
+        kind: "input"; "layer"; "add" or "concat" of computed tensors; "copy" (max pools, paddings,
+            choices of channels, rectifiers), whose values are values of its source, or 0; "mean"
+            (average pools); else "other".
+        sources: Indices of the tensors that it is made of, each smaller than its own.
+        layer: Index of the layer that gives it; -1 for other kinds.
+        operators: Names of the `OperatorInfo` that give it, a rectifier's last.
+        count: Its channels.
+        size: Height and width; (1, 1) for what is no image.
+        is_output: Whether the network gives it out.
+    """
+
+    kind: str
+    sources: tuple[int, ...]
+    layer: int
+    operators: tuple[str, ...]
+    count: ChannelCount
+    size: Size
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that the same layers produce and the same layers consume.
 

@@ -1,0 +1,75 @@
+"""All that costs in a network: its layers, and what stands between them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from amc.graph.graph import NetworkGraph
+from amc.graph.types import ChannelCount, Signature
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Anything in a network that costs: a layer, or what stands between layers.
+
+    Attributes:
+        layer: Index of the layer; -1 between layers.
+        has_bias: As it runs, with batch normalisation folded into the layer before it.
+        is_repeat: A further call of a layer: it costs time, and its weights are stored once.
+        after_layer: As `OperatorInfo.after_layer`.
+    """
+
+    name: str
+    signature: Signature
+    inputs: ChannelCount
+    outputs: ChannelCount
+    layer: int
+    has_bias: bool
+    is_repeat: bool = False
+    after_layer: bool = False
+
+    def is_fused(self, fuses: Collection[str]) -> bool:
+        """Whether a runtime that fuses these computes it inside of the layer before it."""
+        return self.after_layer and self.signature.op in fuses
+
+    def outputs_per_input(self, sizes: Sequence[int] | IntArray) -> int:
+        """Output channels for each input channel, where outputs follow inputs."""
+        return self.outputs.count(sizes) // self.inputs.count(sizes)
+
+
+def operators_of(graph: NetworkGraph) -> list[Operator]:
+    """All that costs in a network: the layers in their order, then everything else."""
+    folded = set(graph.plan.folds.values())
+    operators = [
+        Operator(
+            layer.name,
+            layer.signature,
+            layer.inputs,
+            layer.outputs,
+            layer.index,
+            layer.has_bias or layer.name in folded,
+        )
+        for layer in graph.layers
+    ]
+    seen = {layer.name for layer in graph.layers}
+    for other in graph.operators:
+        operators.append(
+            Operator(
+                other.name,
+                other.signature,
+                other.inputs,
+                other.outputs,
+                -1,
+                other.has_bias,
+                other.name in seen,
+                other.after_layer,
+            )
+        )
+        seen.add(other.name)
+    return operators
