@@ -99,15 +99,30 @@ class ProgramSolver:
         pairs = [int(row.argmin()) for row in self._errors.bits]
         return self._plan(WalkCosts(self._costs, self._costs.graph.sizes(), pairs))
 
+    @property
+    def _starts(self) -> list[Plan]:
+        """Every channel; in the bits of least error, and, where layers in other bits than those
+        around them cost more, all in the same bits.
+        """
+        pairs = self._costs.starting_pairs
+        sizes, layers = self._costs.graph.sizes(), len(self._costs.graph.layers)
+        alike = [[pair] * layers for pair in pairs] if len(pairs) > 1 else []
+        return [
+            self.whole,
+            *(self._plan(WalkCosts(self._costs, sizes, bits)) for bits in alike),
+        ]
+
     def descend_to_bound(self) -> tuple[Plan, float]:
         """The best plan within the bound over prices, and its price: high enough, no higher."""
-        best, start = self.cheapest, self.whole
+        best, starts = self.cheapest, self._starts
         largest = max((float(np.ptp(self._tables[layer])) for layer in self._open), default=0.0)
         scale = max(largest, 1e-12) / self._costs.bound
         low, high = -12.0, 6.0  # powers of ten, times the scale
         for _ in range(PRICES):
             middle = (low + high) / 2
-            plan = self.descend(10**middle * scale, start)
+            price = 10**middle * scale
+            plans = [self.descend(price, start) for start in starts]
+            plan = min(plans, key=lambda found: found.error + price * found.cost)
             if plan.cost <= self._costs.bound:
                 high = middle
                 if plan.error < best.error:

@@ -78,9 +78,8 @@ class CostModel:
         states: Which of its prices every operator has, by the bits of all layers.
         priced: All layers, in their order, and then what else costs anything.
         affected: For every layer, the indices in ``priced`` of what its step changes: itself
-            first, then all that has channels of the groups it decides, or whose state may change
-            with its bits.
-        moved: For every layer, those whose state may change with its bits.
+            first, then all that has channels of the groups it decides. On a device that prices
+            conversions its bits change more (`after`).
     """
 
     def __init__(
@@ -103,14 +102,6 @@ class CostModel:
         self.levels = [self._levels(layer.decides) for layer in graph.layers]
         self.states = states_of(graph, choices.pairs, budget.metric, device)
         self.priced = self._price_all()
-        self.moved = [
-            frozenset(
-                index
-                for index, priced in enumerate(self.priced)
-                if self.states.moves(priced.stated, layer.index)
-            )
-            for layer in graph.layers
-        ]
         self.affected = self._find_affected()
         self._set_floor()
 
@@ -139,21 +130,35 @@ class CostModel:
         for layer, levels in zip(self.graph.layers, self.levels, strict=True):
             for group, count in zip(layer.decides, levels[0].tolist(), strict=True):
                 kept[group] = count
-        walk = WalkCosts(self, kept, [0] * len(self.graph.layers))
-        before = math.inf
-        while walk.total < before:
-            before = walk.total
-            for layer in self.graph.layers:
-                totals = walk.decision_costs(layer.index, None, None)
-                level, pair = np.unravel_index(int(totals.argmin()), totals.shape)
-                if totals[level, pair] < walk.total * (1 - ROUNDING):
-                    walk.decide(layer.index, int(level), int(pair))
+        walks = [self._descend(kept, pair) for pair in self.starting_pairs]
+        walk = min(walks, key=lambda found: found.total)
         self.floor_kept = np.array(walk.kept, np.int64)
         self.floor_pairs = np.array(walk.pairs, np.int64)
         self.floor = walk.total
         if self.floor > self.bound * (1 + ROUNDING):
             raise self._unreachable(walk)
         self.bound = max(self.bound, self.floor)
+
+    @property
+    def starting_pairs(self) -> range:
+        """Bit pairs that all layers should start at, for who changes one layer at a time.
+
+        One, unless the device prices conversions: then a layer alone in other bits than those
+        around it costs more, however cheap it is among its like.
+        """
+        return range(len(self.choices.pairs) if self.states.couples else 1)
+
+    def _descend(self, kept: Sequence[int], pair: int) -> WalkCosts:
+        walk = WalkCosts(self, kept, [pair] * len(self.graph.layers))
+        before = math.inf
+        while walk.total < before:
+            before = walk.total
+            for layer in self.graph.layers:
+                totals = walk.decision_costs(layer.index, None, None)
+                level, best = np.unravel_index(int(totals.argmin()), totals.shape)
+                if totals[level, best] < walk.total * (1 - ROUNDING):
+                    walk.decide(layer.index, int(level), int(best))
+        return walk
 
     def _unreachable(self, walk: WalkCosts) -> UnreachableBudgetError:
         names = [priced.operator.name for priced in self.priced]
@@ -178,8 +183,9 @@ class CostModel:
         """Price lists of all layers, and of the other operators that cost anything."""
         known: dict[tuple[object, ...], PriceList] = {}
         of_device = self.budget.metric in DEVICE_METRICS
-        priced = []
-        for stated in self.states.stated:
+        priced: list[PricedOperator] = []
+        self._place: dict[int, int] = {}  # among all operators -> among those that cost
+        for place, stated in enumerate(self.states.stated):
             operator = stated.operator
             if operator.is_repeat and self.budget.metric in OF_WEIGHTS:
                 continue
@@ -187,6 +193,7 @@ class CostModel:
                 continue
             prices = self._prices_of(stated, known)
             if operator.layer >= 0 or not prices.is_free:
+                self._place[place] = len(priced)
                 priced.append(PricedOperator(stated, prices))
         return priced
 
@@ -215,17 +222,21 @@ class CostModel:
             for group in {group for group, _ in terms}:
                 by_group[group].append(index)
         return [
-            tuple(
-                dict.fromkeys(
-                    [
-                        layer.index,
-                        *(i for group in layer.decides for i in by_group[group]),
-                        *sorted(self.moved[layer.index]),
-                    ]
-                )
-            )
+            tuple(dict.fromkeys([layer.index, *(i for g in layer.decides for i in by_group[g])]))
             for layer in self.graph.layers
         ]
+
+    def after(
+        self, layer: int, pairs: Sequence[int], forms: list[int]
+    ) -> tuple[list[int], set[int]]:
+        """The forms, and the indices in ``priced`` of what may have another state.
+
+        Args:
+            pairs: With the layer's new bits.
+            forms: With its bits so far.
+        """
+        forms, moved = self.states.after(layer, pairs, forms)
+        return forms, {self._place[place] for place in moved if place in self._place}
 
     # -- whole strategies ---------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ _IR_VERSION = 8
 _ERRORS_ONLY = 3
 _BRANCHES = 200  # in one model: its session is made in a fraction of a second
 _WARM_UP, _RUNS = 2, 8  # of the model, in one round
-_HALF_TICK_MS = 5e-4  # the profiler counts whole microseconds
+_HALF_TICK_MS = 5e-4  # the profiler counts whole microseconds; about what a call of nothing takes
+_PROBES = 16  # nodes that do next to nothing
 # Around a lone operator, and not in a network's middle.
 _AROUND = {"ReorderInput", "ReorderOutput", "Transpose", "QuantizeLinear", "DequantizeLinear"}
 # Conversion -> the nodes that do it.
@@ -91,6 +93,7 @@ class OnnxTimer:
             yield from self._sample(_model(part, self.batch), part)
 
     def _sample(self, model: _Model, requests: Sequence[Request]) -> list[float]:
+        probes = _add_probes(model)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             session = self._session(model, Path(folder), optimized)
@@ -98,8 +101,10 @@ class OnnxTimer:
                 session.run(None, model.inputs)
             profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             branches = _branches(onnx.load(optimized), requests)
-        seconds = _kernel_ms(profile)
-        return [max(sum(seconds[name] for name in names), _HALF_TICK_MS) for names in branches]
+        taken = _kernel_ms(profile)
+        idle = float(np.median([taken[name] for name in probes])) - _HALF_TICK_MS
+        own = {name: max(ms - idle, _HALF_TICK_MS) for name, ms in taken.items()}
+        return [max(sum(own[name] for name in names), _HALF_TICK_MS) for names in branches]
 
     def _session(self, model: _Model, folder: Path, optimized: Path) -> Any:
         options = onnxruntime.SessionOptions()
@@ -233,6 +238,15 @@ def _model(requests: Sequence[Request], batch: int) -> _Model:
             builder(model, request, output)
         model.outputs.append(output)
     return model
+
+
+def _add_probes(model: _Model) -> list[str]:
+    """Add nodes that do next to nothing, one after the other; gives their names."""
+    names = [f"probe{place}" for place in range(_PROBES)]
+    for source, name in pairwise([model.input([1]), *names]):
+        model.node("Sigmoid", [source], name)
+    model.outputs.append(names[-1])
+    return names
 
 
 def _builder(request: Request) -> Callable[[_Model, Request, str], object]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from amc.cost.conversions import CONVERSIONS, INT8, dequantized
 from amc.cost.forms import CHANNELS_LAST, PLAIN, Forms
 from amc.cost.operators import Operator, operators_of
+from amc.cost.remember import Remembered
+from amc.cost.rounding import JOINS, PASSED
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import FLOAT_BITS, Bits
@@ -21,6 +23,8 @@ from amc.strategy import FLOAT_BITS, Bits
 Part = tuple[Signature, Bits] | None  # None costs nothing
 # From the bit pair index of every layer, and the form of every tensor, to a state.
 Rule = Callable[[Sequence[int], Sequence[int]], int]
+# Forms, and the places among `States.stated` of what may have another state now.
+_Change = tuple[list[int], frozenset[int]]
 _BASE = 16  # of how often a tensor is converted in each way; more often is not told apart
 
 
@@ -80,6 +84,8 @@ class States:
         if self._forms is not None:
             placed = _Placed(graph, self._forms, self._pairs, reference, converts)
             self.stated = [*map(placed.stated, plain), *placed.conversions()]
+            self._near = self._moved_by_forms(self._forms, len(graph.tensors))
+        self._own = self._moved_by_bits(graph)
 
     def _plain(self, operator: Operator) -> Stated:
         layer = operator.layer
@@ -88,21 +94,41 @@ class States:
         parts = tuple((operator.signature, bits) for bits in self._pairs)
         return Stated(operator, parts, lambda pairs, forms: pairs[layer])
 
+    @property
+    def couples(self) -> bool:
+        """Whether what an operator costs depends on the bits of several layers."""
+        return self._forms is not None
+
     def forms(self, pairs: Sequence[int]) -> list[int]:
         """The form of every tensor when layer l has bit pair ``pairs[l]``."""
         return self._forms.all(pairs) if self._forms else []
 
-    def forms_after(self, layer: int, pairs: Sequence[int], forms: list[int]) -> list[int]:
-        """The forms once a layer's bits have changed to ``pairs[layer]``."""
-        return self._forms.after(layer, pairs, forms) if self._forms else forms
+    def after(self, layer: int, pairs: Sequence[int], forms: list[int]) -> _Change:
+        """What follows when a layer's bits have changed to ``pairs[layer]``."""
+        if self._forms is None:
+            return forms, self._own[layer]
+        now, others = self._forms.after(layer, pairs, forms)
+        return now, self._own[layer].union(*(self._near[tensor] for tensor in others))
 
-    def moves(self, stated: Stated, layer: int) -> bool:
-        """Whether an operator's state may change with a layer's bits."""
-        if self._forms is None or stated.tensor < 0:
-            return stated.operator.layer == layer
-        if stated.is_conversion:
-            return stated.tensor in self._forms.concerned[layer]
-        return stated.operator.layer == layer or stated.tensor in self._forms.touched[layer]
+    def _moved_by_bits(self, graph: NetworkGraph) -> list[frozenset[int]]:
+        """For every layer, the operators whose states depend on its bits themselves."""
+        own = [{layer.index} for layer in graph.layers]
+        for place, stated in enumerate(self.stated):
+            if stated.is_conversion:
+                for tensor in graph.tensors:
+                    if tensor.layer >= 0 and stated.tensor in tensor.sources:
+                        own[tensor.layer].add(place)
+        return [frozenset(places) for places in own]
+
+    def _moved_by_forms(self, forms: Forms, tensors: int) -> list[frozenset[int]]:
+        """For every tensor, the operators whose states depend on its form."""
+        near: list[set[int]] = [set() for _ in range(tensors)]
+        for place, stated in enumerate(self.stated):
+            if stated.tensor >= 0:
+                beside = forms.beside(stated.tensor) if stated.is_conversion else {stated.tensor}
+                for tensor in beside:
+                    near[tensor].add(place)
+        return [frozenset(places) for places in near]
 
 
 def _always_first(pairs: Sequence[int], forms: Sequence[int]) -> int:
@@ -140,9 +166,9 @@ class _Placed:
             return plain
         index, place = self._of_operator[operator.name]
         kind = self._graph.tensors[index].kind
-        if place > 0 or kind not in ("add", "concat", "copy", "mean"):
-            return self._behind(plain, index) if kind != "layer" else plain
-        return self._between(plain, index, kind)
+        if place == 0 and kind in (*JOINS, *PASSED):
+            return self._between(plain, index, kind)
+        return self._behind(plain, index) if kind != "layer" else plain
 
     def _convolution(self, plain: Stated) -> Stated:
         layer, index = plain.operator.layer, self._of_layer[plain.operator.layer]
@@ -201,7 +227,7 @@ class _Placed:
             times = self._forms.conversions(index, pairs, forms)
             return encoded([times[place] for place in chosen])
 
-        return rule
+        return Remembered(rule, self._forms.rounding.direct[index], self._forms.beside(index))
 
     def _name(self, index: int) -> str:
         tensor = self._graph.tensors[index]

@@ -77,33 +77,34 @@ class WalkCosts:
         decides = model.graph.layers[layer].decides
         for group, count in zip(decides, model.levels[layer][level].tolist(), strict=True):
             kept[group] = count
-        pairs, forms = self._with(layer, pair)
-        for index in model.affected[layer]:
+        pairs, forms, moved = self._with(layer, pair)
+        for index in moved.union(model.affected[layer]):
             costs[index] = model.priced[index].cost(kept, pairs, forms)
         return kept, pairs, forms, costs
 
-    def _with(self, layer: int, pair: int) -> tuple[list[int], list[int]]:
-        """Bit pairs and forms when a layer has another bit pair."""
+    def _with(self, layer: int, pair: int) -> tuple[list[int], list[int], set[int]]:
+        """Bit pairs and forms when a layer has another bit pair, and what else that moves."""
         if pair == self.pairs[layer]:
-            return self.pairs, self._forms
+            return self.pairs, self._forms, set()
         pairs = self.pairs.copy()
         pairs[layer] = pair
-        return pairs, self._model.states.forms_after(layer, pairs, self._forms)
+        return pairs, *self._model.after(layer, pairs, self._forms)
 
     def _all_decisions(self, layer: int) -> FloatArray:
         """Total after every decision, shape (levels, pairs)."""
         model, levels = self._model, self._model.levels[layer]
         decides = model.graph.layers[layer].decides
         with_pair = [self._with(layer, pair) for pair in range(len(model.choices.pairs))]
+        moving = {layer}.union(*(moved for _, _, moved in with_pair))
         others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
         moved = np.zeros((len(levels), len(with_pair)))
-        for index in model.affected[layer]:
-            priced = model.priced[index]
-            operator, prices, rule = priced.operator, priced.prices, priced.stated.rule
+        for index in dict.fromkeys((*model.affected[layer], *sorted(moving))):
+            operator, prices = model.priced[index].operator, model.priced[index].prices
+            rule = model.priced[index].stated.rule
             ins = self._counts(operator.inputs, decides, levels)
             outs = self._counts(operator.outputs, decides, levels)
-            if index in model.moved[layer]:
-                states = [rule(pairs, forms) for pairs, forms in with_pair]
+            if index in moving:
+                states = [rule(pairs, forms) for pairs, forms, _ in with_pair]
                 moved += prices.table(ins, outs, states) - self._costs[index]
             else:
                 state = rule(self.pairs, self._forms)

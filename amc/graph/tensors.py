@@ -21,7 +21,7 @@ _RECTIFIERS = {"relu", "relu6", "hardtanh", "clamp"}
 _JOINS = {"add": "add", "cat": "concat"}
 # What a device prices an operator as -> the kind of the tensor that it gives.
 _KINDS = {
-    "max_pool2d": "copy",
+    "max_pool2d": "maximum",
     "select": "copy",
     "avg_pool2d": "mean",
     "adaptive_avg_pool2d": "mean",
@@ -126,7 +126,7 @@ class _Follower:
         if name in _JOINS:
             return _JOINS[name] if self._joins_computed(node) else "other"
         if name in _RECTIFIERS:
-            return "copy"
+            return "rectified"
         if name in ("pad", "spatial_pad"):
             return "copy" if _pads_zeros(node, name, called) else "other"
         if name == "adaptive_max_pool2d":

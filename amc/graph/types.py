@@ -109,9 +109,9 @@ class TensorInfo:
     does a ReLU that alone reads what it rectifies, nor a folded normalisation.
 
     Attributes:
-        kind: "input"; "layer"; "add" or "concat" of computed tensors; "copy" (max pools, paddings,
-            choices of channels, rectifiers), whose values are values of its source, or 0; "mean"
-            (average pools); else "other".
+        kind: "input"; "layer"; "add" or "concat" of computed tensors; "copy" (paddings, choices of
+            channels), "maximum" (max pools) and "rectified", whose values are values of their
+            source, or 0; "mean" (average pools); else "other".
         sources: Indices of the tensors that it is made of, each smaller than its own.
         layer: Index of the layer that gives it; -1 for other kinds.
         operators: Names of the `OperatorInfo` that give it, a rectifier's last.
