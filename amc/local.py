@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.choices import Choices, reference_bits, requests_for
-from amc.cost.correction import KINDS, MIXED_KINDS, fit_correction, kind_of
+from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, fit_correction, kind_of
 from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for
@@ -125,6 +126,7 @@ def _corrected(
     correction = fit_correction(
         [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
+        noise=max(NOISE, statistics.median(t.spread_ms / t.latency_ms for t in timings)),
     )
     return TableDevice(dataclasses.replace(device.header, correction=correction), device.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ from torch import nn
 
 from amc import local
 from amc.cost.choices import choices_for
-from amc.cost.correction import Correction
+from amc.cost.conversions import CONVERSIONS
+from amc.cost.correction import KINDS, MIXED_KINDS, Correction
 from amc.cost.device import TableDevice
 from amc.cost.prices import operator_prices
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
-from amc.cost.table import read_table
+from amc.cost.table import read_table, write_table
 from amc.graph.graph import NetworkGraph
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
-from amc.strategy import FLOAT, IDENTITY
+from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE
 
 SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
@@ -58,6 +60,61 @@ def test_first_network_corrects_the_table_and_the_next_keeps_its_factors(
     assert further.header.correction == correction
     assert len(further.rows) > len(device.rows)
     assert read_table(SPEC.table_path()).header.correction == correction
+
+
+def test_search_over_bits_corrects_by_networks_of_mixed_bits(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    in_float = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    before = device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    choices = choices_for(tiny_graph, SPEC.supported_bits, channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(before, TableDevice)
+    assert isinstance(device, TableDevice)
+    assert timed == [9, 9 + 16]  # the same, and sixteen with ever more layers in integers
+    assert device.converts == tuple(CONVERSIONS)
+    assert before.header.correction is not None
+    assert device.header.correction is not None
+    assert before.header.correction.kinds == KINDS
+    assert device.header.correction.kinds == MIXED_KINDS
+    mixed = Strategy({}, {"conv1": Bits(8, 8), "conv2": Bits(8, 8)})
+    predicted = sum(operator_prices(tiny_graph, mixed, "latency_ms", device))
+    assert predicted == pytest.approx(2.0, rel=0.7)
+    device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert timed == [9, 9 + 16]
+
+
+def test_networks_of_mixed_bits_have_ever_more_of_them(tiny_graph: NetworkGraph) -> None:
+    choices = choices_for(tiny_graph, SPEC.supported_bits, channel_step=4)
+    strategies = local._random_strategies(tiny_graph, choices)
+    counts = [len(strategy.bits) for strategy in strategies]
+    assert counts[:8] == [0] * 8
+    assert sum(counts[8:16]) < sum(counts[16:])
+    assert counts[-1] == 4
+
+
+def test_table_measured_before_conversions_had_prices_is_corrected_anew(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    choices = choices_for(tiny_graph, SPEC.supported_bits, channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    old = dataclasses.replace(
+        device.header, converts=(), correction=Correction((1.0, 1.0, 1.0, 1.0), 0.0, 9)
+    )
+    rows = {
+        request: row
+        for request, row in device.rows.items()
+        if request.bits in old.supported_bits and request.signature.op not in CONVERSIONS
+    }
+    write_table(TableDevice(old, rows), SPEC.table_path())
+    again = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(again, TableDevice)
+    assert timed == [25, 25]
+    assert again.header.correction is not None
+    assert again.header.correction.kinds == MIXED_KINDS
+    assert set(again.rows) == set(device.rows)
 
 
 def test_pytorch_is_not_corrected(tiny_graph: NetworkGraph, timed: list[int]) -> None:

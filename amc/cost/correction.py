@@ -25,7 +25,7 @@ MIXED_KINDS = (
     *KINDS,
     *("integer_conv2d", "integer_depthwise", "dequantized", "integer_between", "conversion"),
 )
-NOISE = 0.02  # of a whole network's time, relative
+NOISE = 0.02  # of a whole network's time, relative, on a quiet machine
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,15 +75,18 @@ def _plain_kind(signature: Signature) -> str:
     return "depthwise" if signature.is_depthwise else signature.op
 
 
-def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) -> Correction:
+def fit_correction(
+    parts: Sequence[Sequence[float]], measured: Sequence[float], noise: float = NOISE
+) -> Correction:
     """The factors that make predictions right, in relative least squares.
 
-    Minimises ``sum_i (sum_k f_k p_ik / m_i - 1)^2 / NOISE^2 + sum_k (f_k - f)^2 / RANGE^2``, where
+    Minimises ``sum_i (sum_k f_k p_ik / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2``, where
     f is the one common factor that is best by the median: a kind that hardly occurs keeps it.
 
     Args:
         parts: Milliseconds of every network by kind, (networks, kinds).
         measured: Milliseconds of every whole network, (networks,).
+        noise: Of these, relative.
 
     Raises:
         DeviceError: Fewer than two networks, or a time that is not positive.
@@ -96,16 +99,16 @@ def fit_correction(parts: Sequence[Sequence[float]], measured: Sequence[float]) 
         )
     shares = sums / times[:, None]
     left_out = [
-        float(shares[index] @ _factors(np.delete(shares, index, 0))) - 1
+        float(shares[index] @ _factors(np.delete(shares, index, 0), noise)) - 1
         for index in range(len(shares))
     ]
     error = float(np.median(np.abs(left_out)))
-    return Correction(tuple(_factors(shares).tolist()), error, len(shares))
+    return Correction(tuple(_factors(shares, noise).tolist()), error, len(shares))
 
 
-def _factors(shares: FloatArray) -> FloatArray:
+def _factors(shares: FloatArray, noise: float) -> FloatArray:
     common = 1 / float(np.median(shares.sum(1)))
-    pull = (NOISE / RANGE) ** 2
+    pull = (noise / RANGE) ** 2
     system = shares.T @ shares + pull * np.eye(shares.shape[1])
     found = np.linalg.solve(system, shares.sum(0) + pull * common)
     # A kind may look cheap beside noise; it does not give time back.

@@ -260,7 +260,7 @@ def _builder(request: Request) -> Callable[[_Model, Request, str], object]:
         allowed = _LAYER_BITS
     if request.bits not in allowed:
         raise DeviceError(
-            f"ONNX Runtime times {op} in {' and '.join(map(str, allowed))} bits, got {request}."
+            f"ONNX Runtime times {op} in {', '.join(map(str, allowed))} bits, got {request}."
         )
     return _BUILDERS[op]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amc.cost.correction import KINDS, Correction, fit_correction, kind_of
+from amc.cost.correction import KINDS, MIXED_KINDS, Correction, fit_correction, kind_of
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.strategy import FLOAT, Bits
 
 PARTS = np.random.default_rng(0).uniform(0.5, 2, (8, 4)) * [10, 2, 0.5, 3]
 
@@ -64,3 +65,40 @@ def test_factor_of_an_operator_is_that_of_its_kind():
     correction = Correction((0.9, 1.1, 1.0, 0.5), 0.01, 9)
     assert correction.factor(Signature("conv2d", groups=0)) == 1.1
     assert correction.factor(Signature("relu")) == 0.5
+
+
+def test_kinds_of_operators_in_mixed_bits():
+    conv, depthwise = Signature("conv2d"), Signature("conv2d", groups=0)
+    int8, without = Bits(8, 8), Bits(8, 32)
+    asked = [
+        *(
+            (conv, FLOAT),
+            (depthwise, FLOAT),
+            (Signature("linear"), int8),
+            (Signature("add"), FLOAT),
+        ),
+        *((conv, int8), (depthwise, int8), (depthwise, without), (Signature("add"), int8)),
+        (Signature("quantize"), FLOAT),
+    ]
+    assert tuple(kind_of(*pair, MIXED_KINDS) for pair in asked) == MIXED_KINDS
+    correction = Correction(tuple(range(1, 10)), 0.0, 2)
+    assert [correction.factor(*pair) for pair in asked] == list(range(1, 10))
+
+
+def test_factors_without_mixed_bits_hold_for_integers_and_conversions():
+    correction = Correction((0.9, 1.1, 1.0, 0.5), 0.01, 9)
+    assert correction.factor(Signature("conv2d"), Bits(8, 8)) == 0.9
+    assert correction.factor(Signature("quantize")) == 0.5
+
+
+def test_noisy_networks_give_factors_near_the_common_one():
+    true = np.array([0.9, 1.2, 1.0, 0.6])
+    common = 1 / np.median((PARTS / (PARTS @ true)[:, None]).sum(1))
+    spread = {
+        noise: np.ptp(fit_correction(PARTS, PARTS @ true, noise=noise).factors)
+        for noise in (0.02, 1.0, 100.0)
+    }
+    assert spread[0.02] > spread[1.0] > spread[100.0]
+    np.testing.assert_allclose(
+        fit_correction(PARTS, PARTS @ true, noise=100.0).factors, common, rtol=1e-3
+    )

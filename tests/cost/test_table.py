@@ -289,9 +289,32 @@ def test_correction_multiplies_prices_and_leaves_rows_alone():
     assert len(fingerprints) == 3
 
 
+def test_conversions_and_factors_of_mixed_bits_are_read_back(tmp_path):
+    correction = Correction(tuple(1 + n / 10 for n in range(9)), 0.02, 25)
+    header = dataclasses.replace(HEADER, converts=("quantize", "dequantize"), correction=correction)
+    rows = {
+        Request(CONV, 8, 8, Bits(8, 32)): Measurement(1.0, 0.0, 1),
+        Request(ADD, 8, 8, INT8): Measurement(2.0, 0.0, 1),
+        Request(Signature("quantize", in_size=(8, 8)), 8, 8, FLOAT): Measurement(3.0, 0.0, 1),
+    }
+    table = TableDevice(header, rows)
+    text = table_text(table)
+    assert "# converts: quantize dequantize\n" in text
+    assert " dequantized=1.6 integer_between=1.7 conversion=1.8 error=0.02 networks=25\n" in text
+    read = read_text_as_table(tmp_path, text)
+    assert read.header == header
+    assert (read.rows, read.converts) == (rows, ("quantize", "dequantize"))
+    assert read.fingerprint() == table.fingerprint()
+    assert table.fingerprint() != make_table(GRID).fingerprint()
+    prices = [read.price("latency_ms", r.signature, 8, 8, r.bits) for r in rows]
+    assert prices == pytest.approx([1.0 * 1.6, 2.0 * 1.7, 3.0 * 1.8])
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ("# converts: quantize quantise", "key 'converts': expected distinct conversions, of"),
+        ("# converts: quantize quantize", "key 'converts': expected distinct conversions, of"),
         ("# fuses: relu relu", "key 'fuses': expected distinct operators' names"),
         ("# fuses: 3", "key 'fuses': expected distinct operators' names"),
         ("# correction: conv2d=1.0", "key 'correction': expected 'conv2d=1.0 depthwise=1.0"),
