@@ -169,7 +169,7 @@ def _by_kind(
     graph: NetworkGraph, strategy: Strategy, device: Device, kinds: tuple[str, ...]
 ) -> Sequence[float]:
     sums = dict.fromkeys(kinds, 0.0)
-    for _, parts in parts_under(graph, strategy, "latency_ms", device):
+    for parts in parts_under(graph, strategy, "latency_ms", device):
         for part, price in parts:
             if part is not None:
                 sums[kind_of(*part, kinds)] += price

@@ -74,24 +74,13 @@ def operator_prices(
     Raises:
         DeviceError, TableError: The device has no price for an operator.
     """
-    return [price for _, price in priced_operators(graph, strategy, metric, device)]
-
-
-def priced_operators(
-    graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
-) -> list[tuple[Operator, float]]:
-    """All operators with what `operator_prices` says that they cost.
-
-    Raises:
-        DeviceError, TableError: As `operator_prices`.
-    """
     parts = parts_under(graph, strategy, metric, device)
-    return [(operator, math.fsum(price for _, price in priced)) for operator, priced in parts]
+    return [math.fsum(price for _, price in priced) for priced in parts]
 
 
 def parts_under(
     graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
-) -> list[tuple[Operator, list[tuple[Part, float]]]]:
+) -> list[list[tuple[Part, float]]]:
     """What every operator consists of under a strategy, with the price of each part.
 
     Raises:
@@ -104,20 +93,13 @@ def parts_under(
     pairs = [offered.index(pair) for pair in bits]
     states = states_of(graph, offered, metric, device)
     forms = states.forms(pairs)
-    found = []
-    for stated in states.stated:
-        occurring = _occurring(stated, stated.rule(pairs, forms))
-        prices = [_ask(stated.operator, part, metric, device, kept) for part, _ in occurring]
-        found.append(
-            (
-                stated.operator,
-                [
-                    (part, times * price)
-                    for (part, times), price in zip(occurring, prices, strict=True)
-                ],
-            )
-        )
-    return found
+    return [
+        [
+            (part, times * _ask(stated.operator, part, metric, device, kept))
+            for part, times in stated.occurring(stated.rule(pairs, forms))
+        ]
+        for stated in states.stated
+    ]
 
 
 def states_of(
@@ -126,13 +108,6 @@ def states_of(
     """All operators of a network, and which prices they have on a device."""
     converts = converts_of(device) if metric in DEVICE_METRICS else ()
     return States(graph, pairs, reference_of(metric, device), converts)
-
-
-def _occurring(stated: Stated, state: int) -> list[tuple[Part, int]]:
-    if stated.is_conversion:
-        times = decoded(state, len(stated.parts))
-        return [(part, n) for part, n in zip(stated.parts, times, strict=True) if n]
-    return [(stated.parts[state], 1)]
 
 
 def reference_of(metric: str, device: Device | None) -> Bits:

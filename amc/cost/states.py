@@ -46,6 +46,13 @@ class Stated:
     tensor: int = -1
     is_conversion: bool = False
 
+    def occurring(self, state: int) -> list[tuple[Part, int]]:
+        """The parts that occur in a state, and how often."""
+        if not self.is_conversion:
+            return [(self.parts[state], 1)]
+        times = decoded(state, len(self.parts))
+        return [(part, n) for part, n in zip(self.parts, times, strict=True) if n]
+
 
 def decoded(state: int, parts: int) -> list[int]:
     """How often each part of a conversion occurs."""
