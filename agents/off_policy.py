@@ -22,6 +22,7 @@ from agents.episode import (
     anchored,
     check_search,
     collect_trials,
+    follow,
     warm_walks,
 )
 from agents.noise import NoiseSchedule, truncated_normal
@@ -30,10 +31,13 @@ from agents.replay import EpisodeReplay
 from agents.settings import check_settings, choice, count, is_count, is_number, number, setting
 from agents.snapshot import restore_snapshot, take_snapshot
 from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
-from agents.trial import OnTrial, SearchResult
+from agents.trial import OnTrial, SearchResult, Trial
+from amc.errors import ConfigError
 
 if TYPE_CHECKING:
     from envs.compression import CompressionEnv
+
+BOLDNESS = 0.5  # of what is drawn from the belief: less than Thompson's 1, evaluations are few
 
 # Diagnostic -> what Stable-Baselines3 records it as.
 _RECORDED = {
@@ -78,7 +82,7 @@ class OffPolicySearcher(ABC):
     ``warmup``: the result is never worse than those), then acts at random. Learning starts with
     its last episode: after every episode come as many updates as it had steps.
 
-    Three things are not AMC's, and each can be switched off. Actions are departures from the
+    Four things are not AMC's, and each can be switched off. Actions are departures from the
     program's advice (``anchor``), so that an untrained actor allocates as the program does, and
     what is learned is where its estimates are wrong. Noise touches a part of the steps only
     (``noise_share``): of fifty small departures at once the bad ones hide the good. And some
@@ -91,6 +95,8 @@ class OffPolicySearcher(ABC):
         wander: Standard deviation of the warm-up's departures from the program's advice.
         noise_share: Fraction of an episode's steps that noise touches.
         elite_share: Fraction of the learning episodes that explore around the best walk so far.
+        belief_share: Fraction of all episodes that walk to what the program would allocate if
+            errors were as the rewards so far make them believed (`envs.belief`).
         warmup: Episodes before learning: a number, or a fraction (below 1) of the evaluations.
         hidden: Units of the hidden layers of actor and critic.
         actor_lr, critic_lr: Learning rates (Adam).
@@ -109,6 +115,7 @@ class OffPolicySearcher(ABC):
     wander: float = number(0.3, 0, above=True)
     noise_share: float = number(0.3, 0, 1, above=True)
     elite_share: float = number(0.5, 0, 1)
+    belief_share: float = number(0.3, 0, 1)
     warmup: float = setting(
         0.25, _is_warmup, "a number of episodes, or a fraction of the evaluations in [0, 1)"
     )
@@ -126,6 +133,11 @@ class OffPolicySearcher(ABC):
         if isinstance(self.hidden, list):  # as a configuration file gives it
             object.__setattr__(self, "hidden", tuple(self.hidden))
         check_settings(self.name, self)
+        if self.elite_share + self.belief_share > 1:
+            raise ConfigError(
+                f"agent.elite_share and agent.belief_share of {self.name} are parts of the same "
+                f"episodes: together at most 1, got {self.elite_share} and {self.belief_share}."
+            )
 
     def search(
         self, env: CompressionEnv, evaluations: int, seed: int, on_trial: OnTrial
@@ -154,7 +166,7 @@ class OffPolicySearcher(ABC):
         run = _Run(self, anchored(env, self.anchor), evaluations, seed)
         past, state = checkpoints.load()
         if state is not None:
-            run.restore(state)
+            run.restore(state, past)
         trials = collect_trials(
             run.env,
             evaluations,
@@ -206,6 +218,7 @@ class _Run:
         self._logger = Logger(folder=None, output_formats=[])
         self._learned = False
         self._elite: tuple[float, Array] | None = None  # reward and actions, (steps, 3)
+        self._belief = env.belief() if searcher.belief_share else None
         with self._compute.running():
             self._model = searcher.build(_shared_arguments(searcher, env, replay))
         self._model.rates = searcher.rates
@@ -215,10 +228,13 @@ class _Run:
         """How episode ``index``, from 1, chooses its actions."""
         if index <= len(self._first):
             return self._first[index - 1]
+        part = self._rng.random()
+        if self._belief is not None and part < self._searcher.belief_share:
+            return follow(self.env.encode(self._belief.propose(self._rng, BOLDNESS)))
         if index <= self._warmup:
             return self._wander
         sigma = self._sigma(index)
-        if self._elite is not None and self._rng.random() < self._searcher.elite_share:
+        if self._elite is not None and part >= 1 - self._searcher.elite_share:
             actions = self._elite[1]
             spread = self._searcher.wander if sigma is None else sigma
             return lambda step, _: self._disturb(actions[step], spread)
@@ -227,6 +243,7 @@ class _Run:
     def learn(self, episode: Episode) -> dict[str, float]:
         """Store the episode; once the warm-up is over, update. Returns diagnostics."""
         self._replay.add_episode(episode)
+        self._believe(episode.trial)
         if self._elite is None or episode.trial.reward > self._elite[0]:
             self._elite = episode.trial.reward, episode.actions
         index = episode.trial.index
@@ -260,8 +277,10 @@ class _Run:
             numbers[name] = part.numbers
         return AgentState(tensors, numbers)
 
-    def restore(self, state: AgentState) -> None:
-        """Go on from a `state` of a run with the same settings and seed."""
+    def restore(self, state: AgentState, past: Sequence[Trial] = ()) -> None:
+        """Go on from a `state` of a run with the same settings and seed, after these trials."""
+        for trial in past:
+            self._believe(trial)
         restore_snapshot(self._model, _part_of(state, "model"))
         self._replay.restore(_part_of(state, "replay"))
         self._compute.stream = state.tensors["stream"]
@@ -275,6 +294,10 @@ class _Run:
         replay = self._model.replay_buffer
         assert isinstance(replay, EpisodeReplay)
         return replay
+
+    def _believe(self, trial: Trial) -> None:
+        if self._belief is not None:
+            self._belief.note(trial.strategy, trial.reward)
 
     def _update(self, updates: int) -> dict[str, float]:
         with self._compute.running():

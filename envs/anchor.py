@@ -11,6 +11,7 @@ import numpy.typing as npt
 from amc.cost.model import CostModel
 from amc.evaluate import Evaluation
 from amc.strategy import Strategy
+from envs.belief import ErrorBelief
 from envs.compression import Array, CompressionEnv, checked_action
 
 FloatArray = npt.NDArray[np.float64]
@@ -93,6 +94,9 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
 
     def program_strategies(self) -> list[Strategy]:
         return self.env.program_strategies()
+
+    def belief(self) -> ErrorBelief:
+        return self.env.belief()
 
     def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:
         return self.env.evaluate(strategy)

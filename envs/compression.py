@@ -22,9 +22,10 @@ from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from amc.recovery.errors import LayerErrors
-from amc.strategy import FLOAT, Strategy
+from amc.strategy import FLOAT, IDENTITY, Strategy
 from amc.task import CompressionTask
 from envs.action import BitChoice, from_ratio, to_ratio
+from envs.belief import ErrorBelief
 from envs.guide import Guide
 from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
 from envs.outlook import Outlook, outlooks
@@ -273,6 +274,16 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     def _program(self) -> Strategy:
         return program_strategy(self.costs, self.check_informed("warm_start=program"))
 
+    def belief(self) -> ErrorBelief:
+        """What is believed of the estimated errors before any evaluation.
+
+        Raises:
+            ConfigError: No errors are known.
+        """
+        errors = self.check_informed("agent.belief_share")
+        whole = self._rewarded(self._original, IDENTITY, self.costs.original)
+        return ErrorBelief(self.costs, errors, whole)
+
     def advised_action(self) -> npt.NDArray[np.float64]:
         """The action that the guide advises for the next step, shape (3,)."""
         return self._action_of(self._step, *self._advice())
@@ -349,15 +360,19 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         cost = self.costs.cost_of(strategy)
         evaluation = self._evaluate(strategy)
         evaluation = replace(evaluation, costs={**evaluation.costs, self.costs.budget.metric: cost})
-        outcome = Outcome(
-            evaluation=evaluation,
-            original=self._original,
-            cost=cost,
-            bound=self.costs.bound,
-            original_cost=self.costs.original,
-            macs=sum(operator_prices(self._graph, strategy, "macs", None)),
+        return evaluation, self._rewarded(evaluation, strategy, cost)
+
+    def _rewarded(self, evaluation: Evaluation, strategy: Strategy, cost: float) -> float:
+        return self._reward(
+            Outcome(
+                evaluation=evaluation,
+                original=self._original,
+                cost=cost,
+                bound=self.costs.bound,
+                original_cost=self.costs.original,
+                macs=sum(operator_prices(self._graph, strategy, "macs", None)),
+            )
         )
-        return evaluation, self._reward(outcome)
 
 
 def checked_action(action: Array) -> npt.NDArray[np.float64]:

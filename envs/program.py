@@ -23,6 +23,8 @@ from amc.strategy import Strategy
 FloatArray = npt.NDArray[np.float64]
 
 PRICES = 32  # bisections of the price of a unit of cost
+PRICES_NEAR = 10  # where it is roughly known
+NEAR = 1.0  # how roughly: powers of ten
 SWEEPS = 20  # over the layers, at one price
 ROUNDS = 8  # integer programs, each around the best point so far
 NODES = 500  # of a program's branch and bound: a limit that, unlike seconds, is reproducible
@@ -112,13 +114,20 @@ class ProgramSolver:
             *(self._plan(WalkCosts(self._costs, sizes, bits)) for bits in alike),
         ]
 
-    def descend_to_bound(self) -> tuple[Plan, float]:
-        """The best plan within the bound over prices, and its price: high enough, no higher."""
+    def descend_to_bound(self, near: float | None = None) -> tuple[Plan, float]:
+        """The best plan within the bound over prices, and its price: high enough, no higher.
+
+        Args:
+            near: A price not far from it, where one is known: found sooner, to fewer digits.
+        """
         best, starts = self.cheapest, self._starts
         largest = max((float(np.ptp(self._tables[layer])) for layer in self._open), default=0.0)
         scale = max(largest, 1e-12) / self._costs.bound
-        low, high = -12.0, 6.0  # powers of ten, times the scale
-        for _ in range(PRICES):
+        low, high, halvings = -12.0, 6.0, PRICES  # powers of ten, times the scale
+        if near is not None:
+            centre = float(np.log10(near / scale))
+            low, high, halvings = centre - NEAR, centre + NEAR, PRICES_NEAR
+        for _ in range(halvings):
             middle = (low + high) / 2
             price = 10**middle * scale
             plans = [self.descend(price, start) for start in starts]

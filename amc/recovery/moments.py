@@ -165,23 +165,26 @@ def input_rows(
     """
     if isinstance(module, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
-    padded = _pad_input(module, x)
     (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
-    out_h = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
-    out_w = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    x, (top, left), (height, width) = _framed(module, x)
+    out_h = (height - dh * (kh - 1) - 1) // sh + 1
+    out_w = (width - dw * (kw - 1) - 1) // sw + 1
     positions = positions_of(out_h * out_w, generator, count)
-    row = (positions // out_w * sh)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
-    column = (positions % out_w * sw)[:, None, None] + (torch.arange(kw) * dw)[None, None, :]
-    places = (row * padded.shape[3] + column).flatten()  # (positions * kh * kw,)
-    n, channels = padded.shape[:2]
+    row = (positions // out_w * sh - top)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
+    column = (positions % out_w * sw - left)[:, None, None] + (torch.arange(kw) * dw)
+    n, channels, in_h, in_w = x.shape
+    inside = ((row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)).flatten()
+    # (positions * kh * kw,); what lies outside reads place 0 and is then set to 0
+    places = torch.where(inside, (row * in_w + column).flatten(), 0)
     area = len(positions), kh * kw
     # One index along one dimension: what lies side by side in memory is copied in one piece.
-    if padded.is_contiguous(memory_format=torch.channels_last):
-        flat = padded.permute(0, 2, 3, 1).reshape(n, -1, channels)
-        patches = flat.index_select(1, places).view(n, *area, module.groups, -1)
-        patches = patches.permute(3, 0, 1, 4, 2)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels).index_select(1, places)
+        flat[:, ~inside] = 0
+        patches = flat.view(n, *area, module.groups, -1).permute(3, 0, 1, 4, 2)
     else:
-        flat = padded.flatten(2).index_select(2, places)
+        flat = x.flatten(2).index_select(2, places)
+        flat[:, :, ~inside] = 0
         patches = flat.view(n, module.groups, -1, *area).permute(1, 0, 3, 2, 4)
     # patches: (groups, n, positions, channels of one group, kh * kw)
     return patches.reshape(module.groups, n * len(positions), -1)
@@ -196,7 +199,14 @@ def positions_of(
     return torch.randperm(area, generator=generator)[:count].sort().values
 
 
-def _pad_input(module: nn.Conv2d, x: Tensor) -> Tensor:
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    widths = module._reversed_padding_repeated_twice
-    return nn.functional.pad(x, widths, mode=mode) if any(widths) else x
+def _framed(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    """A layer's input, where it lies in the padded one (top, left), and that one's size.
+
+    Only padding with other values than 0 is really done: it copies the whole input, of which a
+    few positions are read.
+    """
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    if module.padding_mode != "zeros":
+        x = nn.functional.pad(x, (left, right, top, bottom), mode=module.padding_mode)
+        left = right = top = bottom = 0
+    return x, (top, left), (x.shape[2] + top + bottom, x.shape[3] + left + right)

@@ -250,7 +250,7 @@ class _Repair:
         batch: int,
     ) -> Tensor:
         """What the layer should give, shape (rows, kept outputs)."""
-        wanted = target.output[:, outputs]
+        wanted = target.output.index_select(1, outputs)
         factor = None if norm is None else _factor(norm)
         if target.stream is None or path not in self._stream_nodes:
             return wanted
@@ -260,7 +260,7 @@ class _Repair:
         assert isinstance(ours, Tensor)
         generator = self._reference.generator(batch)
         ours = output_rows(layer, ours, generator, self._reference.positions)
-        difference = target.stream[:, outputs] - ours
+        difference = target.stream.index_select(1, outputs) - ours
         # BN scales what the layer gives: undo that for the correction.
         return wanted + (difference if factor is None else difference / factor)
 

@@ -15,7 +15,7 @@ from tests.agents.toy import ToyWalk
 from tests.envs.made_up import SCORE, error_of, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
-PLAIN = {"anchor": "none", "warm_start": "uniform"}  # a toy walk has no advice to depart from
+PLAIN = {"anchor": "none", "warm_start": "uniform", "belief_share": 0}  # a toy walk has no advice to depart from
 SMALL = {"hidden": [16], "batch_size": 8, **PLAIN}
 
 
@@ -362,6 +362,7 @@ def test_learned_agent_beats_random_at_equal_evaluations(name, seeds):
     # Over ten seeds random finds -6.9 to -4.9, the learned agents -3.3 to -0.6; the mean of
     # their last ten rewards is -14.5 to -10.5 for random and -7.5 to -1.7 for the others.
     as_amc = {"anchor": "none", "warm_start": "none", "noise_share": 1.0, "elite_share": 0.0}
+    as_amc["belief_share"] = 0.0
     noise = {} if name == "sac" else {"noise_initial": 1.0}
     best, late = rewards(name, hidden=[64, 64], actor_lr=1e-3, **as_amc, **noise)
     random_best, random_late = rewards("random")

@@ -11,7 +11,7 @@ from agents.state import AgentState, Forgetful, generator_state, restore_generat
 from tests.agents.toy import ToyWalk
 
 LEARNERS = ("ddpg", "td3", "sac")
-PLAIN = {"warm_start": "uniform", "anchor": "none"}  # all that the toy knows
+PLAIN = {"warm_start": "uniform", "anchor": "none", "belief_share": 0}  # all that the toy knows
 SMALL = {"hidden": [16], "batch_size": 8, "replay_episodes": 6} | PLAIN  # the replay overflows
 EVALUATIONS = 11
 
