@@ -56,7 +56,7 @@ from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
 
-NEAR_CHANCE = 0.15  # of the way from guessing to being always right: too little to be trained
+NEAR_CHANCE = 0.3  # of the way from guessing to being always right: too little to be trained
 
 BudgetLike = Budget | Mapping[str, Any] | float
 RewardLike = str | Callable[[Outcome], float]

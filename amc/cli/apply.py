@@ -24,7 +24,9 @@ def run(config: DictConfig) -> bool:
     policy = _policy(source)
     device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
-    space = recipe.space_of(recipe.plain(config.env))
+    env = recipe.plain(config.env) if config.get("env") else dict(learned.settings["env"])
+    check_options({"env": env})
+    space = recipe.space_of(env)
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
     parts = {
         "network": recipe.recorded_place(config.network, "checkpoint"),
@@ -39,7 +41,7 @@ def run(config: DictConfig) -> bool:
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
             "policy": str(source.resolve()),
-            "env": recipe.plain(config.env),
+            "env": env,
             "recovery": recipe.plain(config.recovery),
         },
     ).write(folder)

@@ -56,7 +56,9 @@ def run(config: DictConfig) -> bool:
     _show(*accuracies, trained.history, folder, augmented=bool(settings.augment))
     if not trained.complete:
         print("ended early by Ctrl-C: run the same command again to go on")
-    elif not done:
+    if trained.best_epoch == 0 and trained.history:
+        print("no epoch did better on the search split than the network had: its weights are kept")
+    if trained.complete and not done:
         print("nothing was left to train: an earlier call did all epochs (restart=true: anew)")
     print(f"as ONNX: amc export run={folder}{recipe.network_again(record.network)}")
     return not trained.complete
