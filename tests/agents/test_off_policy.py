@@ -15,7 +15,8 @@ from tests.agents.toy import ToyWalk
 from tests.envs.made_up import SCORE, error_of, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
-PLAIN = {"anchor": "none", "warm_start": "uniform", "belief_share": 0}  # a toy walk has no advice to depart from
+# A toy walk has no advice to depart from.
+PLAIN = {"anchor": "none", "warm_start": "uniform", "belief_share": 0}
 SMALL = {"hidden": [16], "batch_size": 8, **PLAIN}
 
 
