@@ -307,7 +307,8 @@ def load_compressed(
     Args:
         folder: Of a search, an applied policy, or a fine-tuning.
         network: The original network; only its structure counts. Not modified.
-        image_shape: (channels, height, width) of its images.
+        image_shape: (channels, height, width) of its images; of other sizes than the run's too,
+            where the network takes them.
 
     Returns:
         The compressed network with its weights, in evaluation mode.

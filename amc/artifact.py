@@ -16,10 +16,10 @@ from amc.candidate import CompressedNetwork, rebuild
 from amc.compress.verify import graph_of
 from amc.errors import ArtifactError
 from amc.files import read_tensors, read_text, write_tensors, write_text
+from amc.runs import RUN_FILE, check_run_folder
 from amc.strategy import Strategy
 
 FORMAT_VERSION = 1
-RUN_FILE = "run.json"
 STRATEGY_FILE = "strategy.json"
 WEIGHTS_FILE = "compressed.safetensors"
 STRUCTURE_FILE = "compressed.json"
@@ -108,8 +108,7 @@ def _plain(value: Any) -> Any:
 
 def _read_json(folder: Path, name: str, expected: str) -> dict[str, Any]:
     path = folder / name
-    if not folder.is_dir():
-        raise ArtifactError(f"Run folder not found: {folder}. Give the folder of a search.")
+    check_run_folder(folder)
     text = read_text(path, f"{folder} is not a complete run folder: {name}")
     try:
         document = json.loads(text)

@@ -277,7 +277,8 @@ def _notes(
         notes.append(
             "No channel was removed: fewer bits alone meet the budget, on a device that computes "
             "in them. For a network of fewer channels: env.weight_bits=[32] "
-            "env.activation_bits=[32]."
+            "env.activation_bits=[32]; in Python space=SearchSpace(weight_bits=(32,), "
+            "activation_bits=(32,))."
         )
     simulated = task.simulated_bits(strategy)
     if simulated:

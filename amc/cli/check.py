@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from amc.errors import ConfigError
+from amc.runs import check_run_folder
 
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 
@@ -135,6 +137,18 @@ def check_options(config: Mapping[str, Any]) -> None:
             near = _nearest(key, beside) or _nearest(key, known)
             hint = f"Did you mean {near}?" if near else f"Known: {', '.join(beside)}."
             raise ConfigError(f"Unknown option {key}. {hint}")
+
+
+def check_folders(config: Mapping[str, Any]) -> None:
+    """Check that the runs which options name are there: at once, not after seconds of imports.
+
+    Raises:
+        ArtifactError: A folder is missing.
+    """
+    for key in ("run", "policy"):
+        given = config.get(key, MISSING)
+        if given != MISSING:
+            check_run_folder(Path(given).expanduser())
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:

@@ -5,32 +5,73 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files as package_files
-
-import yaml
+from itertools import takewhile
 
 _OPTION = re.compile(r"^( *)(\w+):(?: .*?)?(?:\s+#\s+(.*))?$")
 _MORE = re.compile(r"^\s+#\s*(.*)$")  # a comment that goes on
+_DEFAULT = re.compile(r"^ +- (?:optional )?(\w+): +(\S+)(?: +# (.*))?$", re.M)  # of a defaults list
 _HIDDEN = ("defaults", "hydra")
 
 
+NO_OPTIONS = ("hydra", "experiment")  # folders of conf/ whose files hold no options of a group
+
+# What the names of a group's choices do not say.
+_GROUPS = {
+    "network": "also the name of any classification model of torchvision, or "
+    "package.module:function that returns your torch.nn.Module",
+    "data": "image_folder: data.root=<folder of train/<class>/* and test/<class>/*>",
+    "device": "torch_* and onnxruntime_cpu are measured on this machine; roofline_* are models "
+    "of devices; table, haq, netadapt, ofa read device.path; todo lists what to measure elsewhere; "
+    "custom: device.name=package.module:Class",
+    "budget": "the metric; how much of it: budget.fraction or budget.absolute",
+    "agent": "how strategies are chosen",
+}
+
+
 def explanations(command: str, arguments: Sequence[str]) -> str:
-    """One line for every option of a command that has a comment, its groups' included.
+    """The groups of a command with their choices, and one line for every option with a comment.
 
     Args:
         arguments: Of the command line: a group's choice there takes the default's place.
     """
     conf = package_files("amc.conf")
-    files = [("", conf / f"{command}.yaml")]
-    for group, choice in _choices(command, arguments):
+    groups, files = [], [("", conf / f"{command}.yaml")]
+    for group, choice, comment in _chosen(command, arguments):
+        groups.append(_of_group(group, comment))
         file = conf / group / f"{choice}.yaml"
         if file.is_file():
             files.append((f"{group}.", file))
-    lines = [
+            about = _about(file.read_text(encoding="utf-8"))
+            groups += [f"{'':13}{choice}: {about}"] if about else []
+    options = [
         f"  {prefix}{name:{max(1, 34 - len(prefix))}} {comment}"
         for prefix, file in files
         for name, comment in commented(file.read_text(encoding="utf-8"))
     ]
-    return "\n".join(["== What they mean ==", *lines])
+    return "\n".join(
+        ["== Groups: group=choice ==", *groups, "", "== What options mean ==", *options]
+    )
+
+
+def _of_group(group: str, comment: str) -> str:
+    """Its choices, then what they do not say; only its comment where it has one."""
+    if group == "network" and comment:  # the run knows which network it is
+        return f"  {group:10} {comment}"
+    said = [", ".join(choices_of(group)), comment, _GROUPS.get(group, "")]
+    return f"  {group:10} " + f"\n{'':13}".join(filter(None, said))
+
+
+def _about(text: str) -> str:
+    """The comment at the top of a choice's file, without the command that uses it."""
+    top = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in top if not line.startswith("# amc "))
+
+
+def choices_of(group: str) -> list[str]:
+    """Names of the files of a group; none for a group that there is not."""
+    folder = package_files("amc.conf") / group
+    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def commented(text: str) -> list[tuple[str, str]]:
@@ -54,13 +95,10 @@ def commented(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def _choices(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The groups of a command and what is chosen of each."""
+def _chosen(command: str, arguments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """The groups of a command, what is chosen of each, and the comment beside it."""
     text = (package_files("amc.conf") / f"{command}.yaml").read_text(encoding="utf-8")
     given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    for entry in yaml.safe_load(text).get("defaults", ()):
-        if isinstance(entry, dict):
-            for group, choice in entry.items():
-                plain = str(group).removeprefix("optional ")
-                if " " not in plain and "/" not in plain:
-                    yield plain, str(given.get(plain, choice))
+    for group, choice, comment in _DEFAULT.findall(text):
+        if group != "experiment":
+            yield group, str(given.get(group, choice)), comment

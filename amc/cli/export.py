@@ -32,6 +32,7 @@ from amc.export import (
 from amc.files import write_text
 from amc.local import calibration_images
 from amc.measure import Timing, measure_latency
+from amc.runs import RUN_FILE
 from amc.strategy import FLOAT_BITS
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
@@ -53,7 +54,7 @@ class _Findings:
 def run(config: DictConfig) -> bool:
     """Rebuild the run's network, write it, compare it, time it, show it."""
     source = Path(config.run).expanduser()
-    is_finetuned = source.name == "finetune" and not (source / artifact.RUN_FILE).exists()
+    is_finetuned = source.name == "finetune" and not (source / RUN_FILE).exists()
     record = artifact.RunRecord.read(source.parent if is_finetuned else source)
     _check_compressed(source)
     check_options({"network": record.network, "data": record.data})

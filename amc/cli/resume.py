@@ -10,9 +10,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from amc.artifact import RUN_FILE, RunRecord
+from amc.artifact import RunRecord
 from amc.cli.check import check_options
 from amc.errors import ArtifactError, ConfigError
+from amc.runs import RUN_FILE
 
 # network, reward and device.name only as confirmations
 _BESIDE = ("resume", "resume_force", "network", "reward", "device.name", "jobs")

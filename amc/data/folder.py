@@ -74,6 +74,11 @@ class FolderSource:
         size = self._options.image_size
         with _readable(first) as image:
             width, height = (size, size) if size else image.size
+            if image.size != (width, height):
+                log.info(
+                    "images of %dx%d pixels are brought to %dx%d (data.image_size)",
+                    *(*image.size, width, height),
+                )
         return self._options.channels or 3, height, width
 
     @property

@@ -55,6 +55,17 @@ class ExportReport:
     integer_concatenations: int = 0
     extra_grids: int = 0
 
+    def __str__(self) -> str:
+        """File, size, and how many layers are of which precision: a few lines."""
+        layers = Counter(str(bits) for bits in self.precisions.values())
+        held = ", ".join(f"{count} in {bits}" for bits, count in sorted(layers.items()))
+        parts = ", ".join(f"{part} {size / 1e3:,.1f}" for part, size in self.part_bytes.items())
+        return (
+            f"{self.path} (opset {self.opset})\n"
+            f"layers, weight/activation bits: {held}\n"
+            f"file: {self.file_bytes / 1e3:,.1f} kB ({parts})"
+        )
+
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the packages that wrote and check the file."""

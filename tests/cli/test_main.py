@@ -4,13 +4,17 @@ import errno
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 
-from amc import __version__
+from amc import __version__, cli
+from amc.cli import export as export_recipe
+from amc.cli import finetune as finetune_recipe
 from amc.cli import profile as profile_recipe
 from amc.cli import search as search_recipe
 from amc.cli.explain import commented
@@ -153,7 +157,7 @@ def test_a_group_that_does_not_exist_is_named_beside_those_that_do(capsys: Outpu
 def test_an_option_of_another_choice_of_the_group_is_said_to_be_one(capsys: Output) -> None:
     assert search("device.path=x.csv") == 2
     said = capsys.readouterr().err
-    assert "Other commands, or other choices of the group device, have it." in said
+    assert "What has it: device=haq, device=netadapt, device=ofa, device=table." in said
 
 
 def test_an_unknown_flag_shows_the_usage(capsys: Output) -> None:
@@ -309,8 +313,86 @@ def test_ctrl_c_that_nothing_catches_ends_with_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_recipe, "run", interrupted)
-    assert search() == 130
-    assert capsys.readouterr().err == "interrupted by Ctrl-C\n"
+    assert search("hydra.run.dir=out") == 130
+    said = "interrupted by Ctrl-C: the same command starts it again\n"
+    assert capsys.readouterr().err == said
+    assert not Path("out").exists()
+
+
+def test_ctrl_c_after_the_first_trials_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def interrupted(config: object) -> bool:
+        Path("out/journal.sqlite").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_recipe, "run", interrupted)
+    assert search("hydra.run.dir=out") == 130
+    said = capsys.readouterr().err
+    resume = f"amc search resume={Path('out').resolve()} network=tests.cli.nets:tiny"
+    assert said == f"interrupted by Ctrl-C: {resume} goes on with it\n"
+    assert Path("out/.hydra").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("finetune", "the same command goes on where it was"),
+        ("export", "the same command starts it again"),
+    ],
+)
+def test_ctrl_c_in_a_command_without_a_folder_removes_nothing(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def interrupted(config: object) -> bool:
+        raise KeyboardInterrupt
+
+    module = {"finetune": finetune_recipe, "export": export_recipe}[command]
+    monkeypatch.setattr(module, "run", interrupted)
+    (tmp_path / "run.json").touch()
+    assert amc(command, f"run={tmp_path}") == 130
+    assert capsys.readouterr().err == f"interrupted by Ctrl-C: {said}\n"
+    assert (tmp_path / "run.json").exists()
+
+
+def test_ctrl_c_while_the_program_is_loaded_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "amc.cli.entry":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "amc.cli.entry")
+    monkeypatch.delattr(cli, "entry")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert amc("search") == 130
+    assert capsys.readouterr().err == "interrupted by Ctrl-C before anything began\n"
+
+
+def test_a_refused_command_leaves_no_folder_and_touches_no_other_run(capsys: Output) -> None:
+    assert search("budget.fraction=-1", "hydra.run.dir=new") == 2
+    assert not Path("new").exists()
+    for name in ("run.json", "search.log"):
+        Path("old").mkdir(exist_ok=True)
+        Path("old", name).write_text("{}")
+    assert search("hydra.run.dir=old") == 2
+    assert "old already holds a run. Nothing was changed" in capsys.readouterr().err
+    assert Path("old/run.json").read_text() == "{}"
+
+
+def test_a_run_that_is_not_there_is_told_before_torch_is_loaded() -> None:
+    code = (
+        "import sys, amc.cli\n"
+        "try: amc.cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    for arguments in (["finetune", "run=no"], ["export", "run=no"], ["apply", "policy=no"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "2 False\n"
+        assert "error: Run folder not found: no." in done.stderr
 
 
 # -- what --help adds ----------------------------------------------------------------------
@@ -326,7 +408,26 @@ def test_help_says_what_the_options_mean(capsys: Output) -> None:
     assert re.search(r"^  agent\.population +individuals alive; ", shown, re.M)
     assert "agent.actor_lr" not in shown  # of the agent that was not chosen
     assert amc("search", "--cfg", "job") == 0
-    assert "What they mean" not in capsys.readouterr().out
+    assert "What options mean" not in capsys.readouterr().out
+
+
+def test_help_lists_the_groups_of_the_command_alone(capsys: Output) -> None:
+    assert amc("search", "--help", "device=roofline_phone") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^  network +custom, lenet_300_100, .*vision\n +also the name", shown, re.M)
+    assert "package.module:function that returns your torch.nn.Module" in shown
+    assert "roofline_phone: A model, not a measurement: one big core" in shown
+    assert "Hydra" not in shown
+    assert amc("export", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "agent" not in shown
+    assert re.search(r"^  network +network=package.module:function confirms that", shown, re.M)
+
+
+def test_help_of_apply_says_that_groups_come_from_the_run(capsys: Output) -> None:
+    assert amc("apply", "--help") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^  device +custom, .*\n +null: the device of the run that l", shown, re.M)
 
 
 def test_comments_of_options_are_found_with_their_names_and_their_second_lines() -> None:

@@ -14,7 +14,7 @@ import pytest
 from amc import api
 from amc.artifact import RunRecord
 from amc.cli import search as search_recipe
-from amc.errors import AmcError
+from amc.errors import StorageError
 from tests.cli.command import NETWORK, SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -86,11 +86,11 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that ended before anything was recorded."""
 
     def stop(*_: object, **__: object) -> None:
-        raise AmcError("not searched")
+        raise StorageError("not searched")
 
     with monkeypatch.context() as patch:
         patch.setattr(api, "check_search", stop)
-        assert search("seed=3", "budget.fraction=0.7", "hydra.run.dir=a run") == 2
+        assert search("seed=3", "budget.fraction=0.7", "hydra.run.dir=a run") == 1
     return Path("a run")
 
 
@@ -101,7 +101,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def note(_network: object, _data: object, device: Any, budget: Any, **options: Any) -> None:
         calls.append({"device": device, "budget": budget, **options})
-        raise AmcError("enough")
+        raise StorageError("enough")
 
     monkeypatch.setattr(search_recipe.api, "search", note)
     return calls
@@ -110,8 +110,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_resumed_run_takes_every_option_from_its_record(
     begun: Path, asked: list[dict[str, Any]]
 ) -> None:
-    assert amc("search", "resume='a run'", NETWORK) == 2
-    assert amc("search", "resume=a run", NETWORK, "resume_force=true") == 2
+    assert amc("search", "resume='a run'", NETWORK) == 1
+    assert amc("search", "resume=a run", NETWORK, "resume_force=true") == 1
     first, forced = asked
     assert first["seed"] == 3
     assert first["budget"].fraction == 0.7
@@ -123,7 +123,7 @@ def test_resumed_run_takes_every_option_from_its_record(
 
 
 def test_resume_null_is_a_new_search(asked: list[dict[str, Any]]) -> None:
-    assert search("resume=null", "hydra.run.dir=out") == 2
+    assert search("resume=null", "hydra.run.dir=out") == 1
     assert "resume" not in asked[0]
     assert RunRecord.read(Path("out")).kind == "search"
 
@@ -202,7 +202,7 @@ def test_option_that_the_run_did_not_know_is_at_its_default(
     begun: Path, asked: list[dict[str, Any]]
 ) -> None:
     _change(begun, search={"evaluations": 4})
-    assert amc("search", "resume=a run", NETWORK) == 2
+    assert amc("search", "resume=a run", NETWORK) == 1
     assert (asked[0]["evaluations"], asked[0]["checkpoint_every"]) == (4, 5)
 
 

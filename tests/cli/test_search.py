@@ -14,7 +14,7 @@ from amc.artifact import RunRecord, read_strategy
 from amc.cli.recipe import data_of
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.cost.table import write_table
-from amc.errors import AmcError
+from amc.errors import AmcError, StorageError
 from amc.graph.types import Signature
 from amc.networks import build_network
 from amc.strategy import FLOAT
@@ -282,7 +282,7 @@ def test_ctrl_c_while_the_base_network_trains_says_that_nothing_is_kept(
     assert search("network=lenet_5") == 130
     said = capsys.readouterr().err
     assert "Ctrl-C: nothing is kept of an unfinished base training" in said
-    assert said.endswith("interrupted by Ctrl-C\n")
+    assert said.endswith("interrupted by Ctrl-C: the same command starts it again\n")
 
 
 def test_ctrl_c_while_measuring_says_where_the_prices_are(
@@ -320,18 +320,18 @@ def test_an_error_in_the_middle_keeps_what_was_found(
 
 def test_a_sweep_over_budgets_writes_one_folder_per_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "check_search", _not_searched)
-    assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 2
+    assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 1
     for job, fraction in enumerate((0.5, 0.6)):
         assert RunRecord.read(Path(f"sweep/{job}")).budget["fraction"] == fraction
 
 
 def _not_searched(*_: object, **__: object) -> None:
-    raise AmcError("not searched")
+    raise StorageError("not searched")
 
 
 def test_paths_are_recorded_as_they_are_found_from_anywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(api, "check_search", _not_searched)
-    assert search("device=table", "device.path=a.csv", "hydra.run.dir=out") == 2
+    assert search("device=table", "device.path=a.csv", "hydra.run.dir=out") == 1
     assert RunRecord.read(Path("out")).device["path"] == str(Path.cwd() / "a.csv")

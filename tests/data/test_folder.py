@@ -82,7 +82,8 @@ def test_folder_without_a_test_part_gives_a_seeded_fifth_and_says_so(root, caplo
     assert len(set(found)) == len(found) == 40
 
 
-def test_images_are_cropped_to_a_square_and_resized(tmp_path):
+def test_images_are_cropped_to_a_square_and_resized(tmp_path, caplog):
+    caplog.set_level("INFO")
     pixels = np.zeros((4, 12, 3), np.uint8)
     pixels[:, 2:10] = 200  # the middle square, and what a filter sees around it
     for number in range(20):
@@ -91,6 +92,7 @@ def test_images_are_cropped_to_a_square_and_resized(tmp_path):
         Image.fromarray(pixels).save(path)
     data = build_data("image_folder", root=tmp_path, image_size=2)
     assert data.image_shape == (3, 2, 2)
+    assert "images of 12x4 pixels are brought to 2x2 (data.image_size)" in caplog.text
     assert data.test.images.unique().tolist() == [200]
 
 

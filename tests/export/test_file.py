@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -46,6 +47,16 @@ def test_float_network_gives_the_same_scores_with_its_normalisations_folded(
     torch.testing.assert_close(OnnxNetwork(file)(images), scores(tiny_net, images))
     assert set(_operators(file)).isdisjoint({"BatchNormalization", "QuantizeLinear"})
     assert set(report.precisions.values()) == {FLOAT}
+
+
+def test_report_in_words_names_file_precisions_and_bytes(tiny_net: nn.Module, file: Path) -> None:
+    report = replace(export_onnx(tiny_net, SHAPE, file), part_bytes={"biases": 1500, "rest": 40})
+    layers = len(report.precisions)
+    assert str(report).splitlines() == [
+        f"{file} (opset 17)",
+        f"layers, weight/activation bits: {layers} in 32/32",
+        f"file: {report.file_bytes / 1e3:,.1f} kB (biases 1.5, rest 0.0)",
+    ]
 
 
 def test_file_takes_any_number_of_images(tiny_net: nn.Module, file: Path) -> None:

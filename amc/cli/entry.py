@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files as package_files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 from amc import __version__
-from amc.cli.check import check_options
-from amc.cli.explain import explanations
+from amc.cli.check import check_folders, check_options
+from amc.cli.explain import NO_OPTIONS, choices_of, explanations
+from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
 from amc.packages import check_packages
+from amc.runs import RUN_FILE
 
 Recipe = Callable[[DictConfig], bool]
 """Runs a command; True if Ctrl-C was pressed and it ended with what it had."""
@@ -44,6 +47,7 @@ COMMANDS = {
 }
 
 RESUMED = ("search", "compare")
+CONTINUED = ("finetune", "profile")  # by the same command once more
 HELP = {"-h", "--help"}
 
 USAGE = """\
@@ -60,7 +64,7 @@ amc {version}: make a trained CNN run faster on a given device, within a budget
 The first one to try:  amc search
 """
 
-_FAILED, _INTERRUPTED = 1, 130
+_FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
 _run_log = logging.getLogger("amc.run_log")  # only into the run's log file: see conf/hydra
 _run_log.propagate = False
 _run_log.addHandler(logging.NullHandler())
@@ -109,6 +113,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         with _called_as(command, arguments):
             start()
     except KeyboardInterrupt:
+        if not codes:
+            print("interrupted by Ctrl-C before anything began", file=sys.stderr)
         return _INTERRUPTED
     except AmcError as error:
         return _report(error)
@@ -127,9 +133,53 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
 
 def _run_job(command: str, config: DictConfig) -> int:
-    """Run one job. An error ends the job, not the sweep: the other jobs' results count."""
+    """Run one job. An error ends the job, not the sweep: the other jobs' results count.
+
+    A job that was refused or interrupted before it began leaves no folder.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    may_remove = _is_single_and_new(folder)
+    interrupted = False
+    try:
+        code = _outcome(command, config)
+    except KeyboardInterrupt:
+        code, interrupted = _INTERRUPTED, True
+    begun = has_begun(folder, command)
+    if code in (_REFUSED, _INTERRUPTED) and may_remove and not begun:
+        remove_unbegun(folder, command)
+    if interrupted:
+        advice = _how_to_go_on(command, config, folder if begun else None)
+        print(f"interrupted by Ctrl-C: {advice}", file=sys.stderr)
+    return code
+
+
+def _is_single_and_new(folder: Path) -> bool:
+    """Whether the folder is of this call alone: not of a sweep, a resumed or another run."""
+    hydra_config = HydraConfig.get()
+    single = hydra_config.mode == RunMode.RUN and hydra_config.output_subdir is not None
+    return single and not (folder / RUN_FILE).exists()
+
+
+def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
+    if command in RESUMED and begun is not None:
+        from amc.cli.recipe import network_again  # brings torch, which a begun run has
+
+        again = network_again(config.network)
+        return f"amc {command} resume={config.resume or begun}{again} goes on with it"
+    if command in CONTINUED:
+        return "the same command goes on where it was"
+    return "the same command starts it again"
+
+
+def _outcome(command: str, config: DictConfig) -> int:
+    """Exit code of one job.
+
+    Raises:
+        KeyboardInterrupt: Nothing caught Ctrl-C.
+    """
     try:
         check_options(_as_mapping(config))
+        check_folders(_as_mapping(config))
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
         interrupted = recipe(config)
     except AmcError as error:
@@ -138,9 +188,6 @@ def _run_job(command: str, config: DictConfig) -> int:
         return _report(ConfigError(_said_by_hydra(error)))
     except OSError as error:
         return _report(_storage_error(error))
-    except KeyboardInterrupt:
-        print("interrupted by Ctrl-C", file=sys.stderr)
-        return _INTERRUPTED
     except Exception:
         traceback.print_exc()
         _run_log.exception("amc failed")
@@ -224,40 +271,38 @@ def _said_by_hydra(error: Exception) -> str:
         text += "\nA number belongs to an option inside the group, as in budget.fraction=0.5."
     missing = re.match(r".*Could not find '(\w+)/([^']+)'", text)
     if missing:
-        near = difflib.get_close_matches(missing[2], _choices_of(missing[1]), n=1)
+        near = difflib.get_close_matches(missing[2], choices_of(missing[1]), n=1)
         hint = f". Did you mean {near[0]!r}?" if near else "."
         text = missing[0] + hint + text[missing.end() :]
     return text.partition("Config search path:")[0].rstrip()
 
 
-def _choices_of(group: str) -> list[str]:
-    folder = package_files("amc.conf") / group
-    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(name.removesuffix(".yaml") for name in names)
-
-
 def _unknown_option(key: str) -> str:
-    others = [name for name in _option_names() if name != key]  # it may be another command's
-    near = difflib.get_close_matches(key, others, n=1)
+    options = _options()
+    having = options.pop(key, [])  # another command's, or of another choice of the group
+    near = difflib.get_close_matches(key, sorted(options), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    group, inside, _ = key.partition(".")
-    if inside and key in _option_names():
-        hint = f" Other commands, or other choices of the group {group}, have it."
+    if "." in key and having:
+        hint = f" What has it: {', '.join(having)}."
     return f"Could not override {key!r}: there is no such option.{hint} All of them: --help."
 
 
-def _option_names() -> list[str]:
-    """Options of all commands and groups, as they are written on the command line."""
+def _options() -> dict[str, list[str]]:
+    """Options of all commands and groups, as written on the command line -> what has them."""
     conf = package_files("amc.conf")
-    names: set[str] = set()
-    for entry in conf.iterdir():
-        if entry.name.endswith(".yaml"):
-            for key, value in yaml.safe_load(entry.read_text(encoding="utf-8")).items():
-                nested = value if isinstance(value, dict) else {}
-                names |= {key, *(f"{key}.{inner}" for inner in nested)}
-        elif entry.is_dir() and entry.name != "hydra":
-            for file in entry.iterdir():
-                if file.name.endswith(".yaml"):
-                    options = yaml.safe_load(file.read_text(encoding="utf-8"))
-                    names |= {f"{entry.name}.{option}" for option in options}
-    return sorted(names)
+    found: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for key, value in _yaml(conf / f"{command}.yaml").items():
+            nested = value if isinstance(value, dict) else {}
+            for name in (key, *(f"{key}.{inner}" for inner in nested)):
+                found.setdefault(name, []).append(f"amc {command}")
+    for group in sorted(entry.name for entry in conf.iterdir() if entry.is_dir()):
+        if group not in NO_OPTIONS:
+            for choice in choices_of(group):
+                for option in _yaml(conf / group / f"{choice}.yaml"):
+                    found.setdefault(f"{group}.{option}", []).append(f"{group}={choice}")
+    return found
+
+
+def _yaml(file: Traversable) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -1,0 +1,42 @@
+"""What a command leaves that ended before it had begun: nothing."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from amc.runs import RUN_FILE
+
+_HYDRA_FOLDER = ".hydra"
+
+
+def has_begun(folder: Path, command: str) -> bool:
+    """Whether a run's folder holds more than how it was called and what it said."""
+    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return not found <= _unbegun_names(command)
+
+
+def remove_unbegun(folder: Path, command: str) -> None:
+    """Remove the folder of a run that has not begun, as far as it can be removed."""
+    _stop_logging_into(folder)
+    with suppress(OSError):
+        for name in _unbegun_names(command) - {_HYDRA_FOLDER}:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / _HYDRA_FOLDER, ignore_errors=True)
+        folder.rmdir()
+
+
+def _stop_logging_into(folder: Path) -> None:
+    for logger in (logging.getLogger(), logging.getLogger("amc.run_log")):
+        for handler in logger.handlers[:]:
+            file = getattr(handler, "baseFilename", None)
+            if file is not None and Path(file).parent == folder.absolute():
+                logger.removeHandler(handler)
+                handler.close()
+                logger.addHandler(logging.NullHandler())  # none at all would print to stderr
+
+
+def _unbegun_names(command: str) -> set[str]:
+    return {_HYDRA_FOLDER, RUN_FILE, f"{command}.log"}
