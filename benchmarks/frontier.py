@@ -138,7 +138,8 @@ def gains(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
                 accuracy - float(np.interp(time_ms, times, reached)), 2
             )
         if reached[0] <= accuracy <= reached[-1]:
-            equal = float(np.interp(accuracy, reached, times))
+            # From the best down: where the curve is level, its fastest network counts.
+            equal = float(np.interp(-accuracy, -reached[::-1], times[::-1]))
             row["faster at equal accuracy"] = f"{equal / time_ms:.2f}x"
         found.append(row)
     return found
