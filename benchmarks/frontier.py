@@ -21,7 +21,7 @@ from torch import nn
 
 from amc.api import search
 from amc.data import DataSet
-from amc.local import grid_images, time_in_onnx
+from amc.local import calibration_images, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT
 from amc.task import SearchSpace
@@ -177,7 +177,7 @@ def main() -> None:
     timings = time_in_onnx(
         [point.network for point in points],
         data.image_shape,
-        images=grid_images(data),
+        images=calibration_images(data),
         rounds=ROUNDS,
     )
     rows = rows_of(points, timings)
