@@ -21,7 +21,7 @@ from torch import nn
 
 from amc.api import search
 from amc.data import DataSet
-from amc.local import grid_images, time_in_onnx
+from amc.local import calibration_images, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT
 from amc.task import SearchSpace
@@ -138,7 +138,8 @@ def gains(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
                 accuracy - float(np.interp(time_ms, times, reached)), 2
             )
         if reached[0] <= accuracy <= reached[-1]:
-            equal = float(np.interp(accuracy, reached, times))
+            # From the best down: where the curve is level, its fastest network counts.
+            equal = float(np.interp(-accuracy, -reached[::-1], times[::-1]))
             row["faster at equal accuracy"] = f"{equal / time_ms:.2f}x"
         found.append(row)
     return found
@@ -176,7 +177,7 @@ def main() -> None:
     timings = time_in_onnx(
         [point.network for point in points],
         data.image_shape,
-        images=grid_images(data),
+        images=calibration_images(data),
         rounds=ROUNDS,
     )
     rows = rows_of(points, timings)

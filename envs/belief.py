@@ -15,6 +15,7 @@ worse is not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,6 @@ class ErrorBelief:
         self._layers = list(layers) if len(costs.choices.pairs) > 1 else []
         self._parts: list[FloatArray] = []  # estimated errors of each strategy, (factors,)
         self._lost: list[float] = []
-        self._price: float | None = None
 
     @property
     def factors_count(self) -> int:
@@ -64,18 +64,28 @@ class ErrorBelief:
 
     def posterior(self) -> tuple[FloatArray, FloatArray]:
         """Mean of the factors, shape (factors,), and their covariance, (factors, factors)."""
-        mean, precision = np.ones(self.factors_count), np.eye(self.factors_count) / WIDTH**2
+        mean: FloatArray = np.ones(self.factors_count)
+        precision: FloatArray = np.eye(self.factors_count) / WIDTH**2
+        told = self._told()
+        if told is not None:
+            parts, lost = told
+            weights = 1 / np.square(NOISE * lost.clip(0) + FLOOR)
+            right = precision @ mean + parts.T @ (weights * lost)
+            precision = precision + (parts.T * weights) @ parts
+            mean = np.asarray(np.linalg.solve(precision, right), np.float64)
+        return mean, np.asarray(np.linalg.inv(precision), np.float64)
+
+    def _told(self) -> tuple[FloatArray, FloatArray] | None:
+        """Estimated errors, shape (strategies, factors), and losses, (strategies,), of median 1.
+
+        None where there is nothing to tell errors by: most strategies lose nothing, or are
+        estimated to.
+        """
         if not self._parts:
-            return mean, np.linalg.inv(precision)
+            return None
         parts, lost = np.stack(self._parts), np.array(self._lost)
-        median = float(np.median(lost))
-        if median <= 0:  # most are better than the original: nothing to tell errors by
-            return mean, np.linalg.inv(precision)
-        scaled = parts * median / max(float(np.median(parts.sum(1))), 1e-300)
-        weights = 1 / np.square(NOISE * lost.clip(0) + FLOOR * median)
-        right = precision @ mean + scaled.T @ (weights * lost)
-        precision = precision + (scaled.T * weights) @ scaled
-        return np.linalg.solve(precision, right), np.linalg.inv(precision)
+        typical, median = float(np.median(parts.sum(1))), float(np.median(lost))
+        return (parts / typical, lost / median) if min(typical, median) > 0 else None
 
     def draw(self, rng: np.random.Generator, boldness: float) -> LayerErrors:
         """Errors as they may be.
@@ -91,9 +101,14 @@ class ErrorBelief:
     def propose(self, rng: np.random.Generator, boldness: float) -> Strategy:
         """The allocation of least error within the budget, were errors as `draw` gives them."""
         solver = ProgramSolver(self._costs, self.draw(rng, boldness))
-        best, self._price = solver.descend_to_bound(self._price)
+        best, _ = solver.descend_to_bound(self._usual_price)
         best = solver.spend_the_rest(best)
         return self._costs.decode(best.kept, best.pairs)
+
+    @cached_property
+    def _usual_price(self) -> float:
+        """Of a unit of cost, with the errors as estimated: whatever was proposed before."""
+        return ProgramSolver(self._costs, self._errors).descend_to_bound()[1]
 
     def _scaled(self, factors: Sequence[float] | FloatArray) -> LayerErrors:
         of_groups, of_layers = np.split(np.asarray(factors), [len(self._groups)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -257,8 +258,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         if self._errors is None or self.errors is None:
             raise ConfigError(
                 f"{what} needs the estimated errors of decisions, and this environment was made "
-                "without. Give CompressionEnv(errors=...), or use plain features, no anchor, and "
-                "warm_start=uniform."
+                "without. Give CompressionEnv(errors=...), or use plain features, anchor=none, "
+                "warm_start=uniform and belief_share=0."
             )
         return self.errors
 
@@ -278,10 +279,16 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         """What is believed of the estimated errors before any evaluation.
 
         Raises:
-            ConfigError: No errors are known.
+            ConfigError: No errors are known, or the original has no finite reward.
         """
         errors = self.check_informed("agent.belief_share")
         whole = self._rewarded(self._original, IDENTITY, self.costs.original)
+        if not math.isfinite(whole):
+            raise ConfigError(
+                "agent.belief_share compares rewards with the original network's, which must be a "
+                f"finite number: reward={self.reward_name} gives {whole!r} for {self._original}. "
+                "Choose another reward, or agent.belief_share=0."
+            )
         return ErrorBelief(self.costs, errors, whole)
 
     def advised_action(self) -> npt.NDArray[np.float64]:

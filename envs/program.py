@@ -9,6 +9,7 @@ point so far improve it, and only what meets the budget exactly is taken.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,9 @@ from amc.strategy import Strategy
 
 FloatArray = npt.NDArray[np.float64]
 
-PRICES = 32  # bisections of the price of a unit of cost
-PRICES_NEAR = 10  # where it is roughly known
+LOWEST, HIGHEST = -12.0, 6.0  # price of a unit of cost: powers of ten, times its usual scale
+PRICES = 32  # bisections of that range
+PRICES_NEAR = 10  # where the price is roughly known
 NEAR = 1.0  # how roughly: powers of ten
 SWEEPS = 20  # over the layers, at one price
 ROUNDS = 8  # integer programs, each around the best point so far
@@ -118,15 +120,29 @@ class ProgramSolver:
         """The best plan within the bound over prices, and its price: high enough, no higher.
 
         Args:
-            near: A price not far from it, where one is known: found sooner, to fewer digits.
+            near: A price not far from it, where one is known: found sooner, to fewer digits. One
+                that proves to be far off, or is no price, changes nothing.
         """
-        best, starts = self.cheapest, self._starts
         largest = max((float(np.ptp(self._tables[layer])) for layer in self._open), default=0.0)
         scale = max(largest, 1e-12) / self._costs.bound
-        low, high, halvings = -12.0, 6.0, PRICES  # powers of ten, times the scale
-        if near is not None:
-            centre = float(np.log10(near / scale))
-            low, high, halvings = centre - NEAR, centre + NEAR, PRICES_NEAR
+        if near is not None and 10**LOWEST < near / scale < 10**HIGHEST:
+            centre = math.log10(near / scale)
+            ends = centre - NEAR, centre + NEAR
+            best, (low, high) = self._bisect(scale, *ends, PRICES_NEAR)
+            if ends[0] < low and high < ends[1]:  # some prices met the bound, some did not
+                return best, 10**high * scale
+        best, (_, high) = self._bisect(scale, LOWEST, HIGHEST, PRICES)
+        return best, 10**high * scale
+
+    def _bisect(
+        self, scale: float, low: float, high: float, halvings: int
+    ) -> tuple[Plan, tuple[float, float]]:
+        """The best plan within the bound over a range of prices, and what is left of the range.
+
+        Args:
+            low, high: Powers of ten, times the scale.
+        """
+        best, starts = self.cheapest, self._starts
         for _ in range(halvings):
             middle = (low + high) / 2
             price = 10**middle * scale
@@ -138,7 +154,7 @@ class ProgramSolver:
                     best = plan
             else:
                 low = middle
-        return best, 10**high * scale
+        return best, (low, high)
 
     def descend(self, price: float, start: Plan) -> Plan:
         """Each layer in turn to its least error plus priced cost, until none moves."""

@@ -13,7 +13,9 @@ from amc import api, artifact
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cost.budget import Budget
-from amc.errors import ConfigError, PolicyError
+from amc.errors import ArtifactError, ConfigError, PolicyError
+
+_SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 
 
 def run(config: DictConfig) -> bool:
@@ -24,7 +26,7 @@ def run(config: DictConfig) -> bool:
     policy = _policy(source)
     device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
-    env = recipe.plain(config.env) if config.get("env") else dict(learned.settings["env"])
+    env = recipe.plain(config.env) if config.get("env") else _choices(source, learned)
     check_options({"env": env})
     space = recipe.space_of(env)
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
@@ -72,6 +74,18 @@ def _learned(device: Mapping[str, Any]) -> dict[str, Any] | None:
             f"device.name={device['name']}."
         )
     return dict(device) or None
+
+
+def _choices(source: Path, learned: artifact.RunRecord) -> dict[str, Any]:
+    """What the run that learned the policy might choose."""
+    env = learned.settings.get("env")
+    if not isinstance(env, Mapping) or not set(env) >= _SPACE:
+        raise ArtifactError(
+            f"{source / artifact.RUN_FILE} must hold in settings.env what its search might choose "
+            f"({', '.join(sorted(_SPACE))}), got {env!r}. Add env=default, or the env options of "
+            "that search."
+        )
+    return dict(env)
 
 
 def _policy(source: Path) -> Policy:

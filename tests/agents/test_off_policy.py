@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from amc.cost.model import CostModel, choices_for
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from amc.strategy import FLOAT, Bits
+from envs.belief import ErrorBelief
 from envs.compression import CompressionEnv
 from tests.agents.toy import ToyWalk
-from tests.envs.made_up import SCORE, error_of, made_up_errors
+from tests.envs.made_up import SCORE, error_of, losing_env, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
 # A toy walk has no advice to depart from.
@@ -274,12 +277,7 @@ def guided(tiny_graph):
         choices_for(tiny_graph, (FLOAT, Bits(8, 8), Bits(4, 4))),
         Budget("bops", fraction=0.1),
     )
-    errors = made_up_errors(costs)
-
-    def evaluate(strategy):
-        return Evaluation(0.5, 1.0, -error_of(costs, errors, strategy))
-
-    return CompressionEnv(costs, evaluate, SCORE, errors=lambda: errors)
+    return losing_env(costs, made_up_errors(costs))
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -333,6 +331,7 @@ def test_small_departures_stay_near_the_programs_reward(guided):
         ({"anchor": "program", "warm_start": "none"}, "agent.anchor=program needs"),
         ({"anchor": "none", "warm_start": "program"}, "warm_start=program needs"),
         ({"anchor": "none", "warm_start": "all"}, "warm_start=program needs"),
+        ({"belief_share": 0.3}, "agent.belief_share needs .* belief_share=0"),
     ],
 )
 def test_advice_is_refused_before_the_first_evaluation_where_there_is_none(
@@ -344,6 +343,96 @@ def test_advice_is_refused_before_the_first_evaluation_where_there_is_none(
     ignorant = CompressionEnv(guided.costs, evaluate, SCORE)
     with pytest.raises(ConfigError, match=message):
         search("ddpg", 3, env=ignorant, **settings)
+
+
+# -- strategies by belief ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proposed(monkeypatch):
+    """Every strategy that a belief proposes from now on."""
+    made, propose = [], ErrorBelief.propose
+
+    def watch(belief, rng, boldness):
+        made.append(propose(belief, rng, boldness))
+        return made[-1]
+
+    monkeypatch.setattr(ErrorBelief, "propose", watch)
+    return made
+
+
+@pytest.mark.parametrize("anchor", ["none", "program"])
+def test_belief_share_of_one_walks_to_what_is_proposed_after_the_warm_start(
+    guided, proposed, anchor
+):
+    settings = {"anchor": anchor, "belief_share": 1.0, "elite_share": 0.0, "warmup": 6}
+    result = search("ddpg", 9, env=guided, warm_start="all", **settings)
+    warm = len(guided.uniform_strategies()) + 1
+    assert [trial.strategy for trial in result.trials[warm:]] == proposed
+    assert len(proposed) == 9 - warm
+    for trial in result.trials:
+        assert guided.costs.cost_of(trial.strategy) <= guided.costs.bound
+
+
+def test_every_trial_is_noted_before_the_next_is_proposed(guided, monkeypatch):
+    noted = []
+    monkeypatch.setattr(ErrorBelief, "note", lambda _, *trial: noted.append(trial))
+    result = search("ddpg", 6, env=guided, belief_share=0.5)
+    assert noted == [(trial.strategy, trial.reward) for trial in result.trials]
+
+
+def test_belief_and_elite_share_are_fractions_of_the_same_episodes(guided, proposed):
+    run = run_of(env=guided, elite_share=0.4, belief_share=0.35, noise_share=1e-9, warmup=2)
+    unseen, elite, believed = np.zeros(len(guided.observation_names), np.float32), 0, 0
+    for _ in range(100):
+        proposed.clear()
+        choose = run.begin(20)
+        actions = [choose(step, unseen) for step in range(guided.layers_count)]
+        believed += len(proposed)
+        elite += not proposed and np.array_equal(actions, run._elite[1])
+    deviations = 3 * np.sqrt(0.25 / 100)
+    assert believed / 100 == pytest.approx(0.35, abs=deviations)
+    assert elite / 100 == pytest.approx(0.4, abs=deviations)
+
+
+def test_no_belief_share_needs_no_errors(guided, proposed):
+    ignorant = CompressionEnv(guided.costs, lambda strategy: SCORE, SCORE)
+    assert len(search("ddpg", 5, env=ignorant, belief_share=0).trials) == 5
+    assert proposed == []
+
+
+def test_shares_of_more_than_all_episodes_are_refused():
+    message = "agent.elite_share and agent.belief_share of td3 .* at most 1, got 0.8 and 0.3"
+    with pytest.raises(ConfigError, match=message):
+        build_searcher("td3", elite_share=0.8, belief_share=0.3)
+    assert build_searcher("td3", elite_share=0.75, belief_share=0.25).belief_share == 0.25
+
+
+def test_reward_that_the_original_has_none_of_is_refused_before_the_first_evaluation(guided):
+    def saved(outcome):  # the original saves nothing
+        return -math.inf if outcome.cost >= outcome.original_cost else 1 - outcome.cost
+
+    def evaluate(strategy):
+        raise AssertionError
+
+    env = CompressionEnv(guided.costs, evaluate, SCORE, saved, errors=lambda: guided.errors)
+    with pytest.raises(ConfigError, match=r"reward=saved gives -inf for .* agent.belief_share=0"):
+        search("ddpg", 3, env=env, belief_share=0.3)
+
+
+@pytest.mark.parametrize("reward", ["haq", "mnasnet", "amc", "accuracy"])
+def test_belief_proposes_within_the_budget_whatever_the_reward(guided, reward):
+    """HAQ's is in points, MnasNet's can be better than the original's, AMC's is negative."""
+
+    def evaluate(strategy):
+        lost = error_of(guided.costs, guided.errors, strategy)
+        return Evaluation(0.9 * math.exp(-lost), 1.0, -lost)
+
+    original = Evaluation(0.9, 1.0, 0.0)
+    env = CompressionEnv(guided.costs, evaluate, original, reward, errors=lambda: guided.errors)
+    settings = {"belief_share": 1.0, "elite_share": 0.0, "warm_start": "none"}
+    result = search("ddpg", 5, env=env, **settings)
+    assert all(guided.costs.cost_of(t.strategy) <= guided.costs.bound for t in result.trials)
 
 
 # -- learning ------------------------------------------------------------------------------------

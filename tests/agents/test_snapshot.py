@@ -8,7 +8,11 @@ import torch
 
 from agents.searcher import SEARCHERS, Resumable, build_searcher
 from agents.state import AgentState, Forgetful, generator_state, restore_generator
+from amc.cost.budget import Budget
+from amc.cost.model import CostModel, choices_for
+from amc.strategy import Bits
 from tests.agents.toy import ToyWalk
+from tests.envs.made_up import losing_env, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
 PLAIN = {"warm_start": "uniform", "anchor": "none", "belief_share": 0}  # all that the toy knows
@@ -32,7 +36,7 @@ class Kept(Forgetful):
         self.states[trial.index] = AgentState(tensors, json.loads(json.dumps(now.numbers)))
 
 
-def search(name, checkpoints, evaluations=EVALUATIONS, seed=3, **settings):
+def search(name, checkpoints, evaluations=EVALUATIONS, seed=3, env=None, **settings):
     searcher = build_searcher(name, **SMALL | settings)
     reported = []
 
@@ -40,7 +44,7 @@ def search(name, checkpoints, evaluations=EVALUATIONS, seed=3, **settings):
         reported.append(trial.index)
         return True
 
-    result = searcher.search_on(ToyWalk(3), evaluations, seed, on_trial, checkpoints)
+    result = searcher.search_on(env or ToyWalk(3), evaluations, seed, on_trial, checkpoints)
     return result, reported
 
 
@@ -67,6 +71,27 @@ def test_search_goes_on_after_any_episode_to_the_same_trials_and_policy(name, se
         resumed, reported = search(name, Kept(past, kept.states[after]), **settings)
         assert resumed.trials == whole.trials
         assert reported == list(range(1, EVALUATIONS + 1))
+        assert same_policy(resumed.policy, whole.policy)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_search_that_believes_goes_on_after_any_episode_to_the_same_trials(name, tiny_graph):
+    """What is lost are other errors than those estimated, so that the belief matters."""
+    pairs = [Bits(width, width) for width in (2, 3, 4, 5, 6, 8, 32)]
+    costs = CostModel(tiny_graph, choices_for(tiny_graph, pairs), Budget("bops", fraction=0.02))
+    errors, truth = made_up_errors(costs, 0), made_up_errors(costs, 1)
+    settings = {"anchor": "program", "warm_start": "all", "belief_share": 0.6, "elite_share": 0.2}
+
+    def run(checkpoints):
+        env = losing_env(costs, errors, truth)
+        result, _ = search(name, checkpoints, env=env, **settings)
+        return result
+
+    kept = Kept()
+    whole = run(kept)
+    for after in (1, 4, 6, 9):
+        resumed = run(Kept(whole.trials[:after], kept.states[after]))
+        assert resumed.trials == whole.trials
         assert same_policy(resumed.policy, whole.policy)
 
 

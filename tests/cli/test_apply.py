@@ -55,6 +55,37 @@ def test_data_are_those_of_the_run_unless_others_are_given(searched: Path, capsy
     assert json.loads(Path("other/run.json").read_text())["data"]["search"] == 100
 
 
+def test_choices_are_those_of_the_run_unless_others_are_given(copied: Path) -> None:
+    document = json.loads((copied / "run.json").read_text())
+    env = document["settings"]["env"] | {"min_preserve_ratio": 0.5, "weight_bits": [32]}
+    document["settings"]["env"] = env | {"activation_bits": [32]}
+    (copied / "run.json").write_text(json.dumps(document))
+    assert apply(copied, "budget.fraction=0.8") == 0
+    chosen = json.loads(Path("out/strategy.json").read_text())
+    assert min(chosen["preserve_ratio"].values()) >= 0.5
+    assert all(pair == [32, 32] for pair in chosen["bits"].values())
+    recorded = json.loads(Path("out/run.json").read_text())["settings"]["env"]
+    assert recorded == document["settings"]["env"]
+    others = ("env=default", "env.min_preserve_ratio=0.25", "hydra.run.dir=other")
+    assert apply(copied, "budget.fraction=0.8", *others) == 0
+    recorded = json.loads(Path("other/run.json").read_text())["settings"]["env"]
+    assert recorded["min_preserve_ratio"] == 0.25
+    assert recorded["weight_bits"] is None
+
+
+@pytest.mark.parametrize("env", [None, [32], {}, {"weight_bits": [32]}])
+def test_run_that_does_not_say_its_choices_is_refused_until_they_are_given(
+    env: Any, copied: Path, capsys: Output
+) -> None:
+    document = json.loads((copied / "run.json").read_text())
+    document["settings"]["env"] = env
+    (copied / "run.json").write_text(json.dumps(document))
+    assert apply(copied) == 2
+    said = capsys.readouterr().err
+    assert "run.json must hold in settings.env what its search might choose" in said
+    assert "Add env=default" in said
+
+
 def test_run_without_a_policy_says_which_agents_learn_one(copied: Path, capsys: Output) -> None:
     (copied / "policy.json").unlink()
     assert apply(copied) == 2

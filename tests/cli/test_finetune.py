@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_ctrl_c_ends_the_training_and_the_same_command_goes_on(
     shown = capsys.readouterr().out
     assert "ended early" not in shown
     assert "│ 2 " in shown
+
+
+@pytest.mark.parametrize(("best", "is_said"), [(0, True), (1, False)])
+def test_training_in_which_no_epoch_was_better_says_that_the_weights_are_kept(
+    best: int, is_said: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def judged(*arguments: Any, **named: Any) -> TrainingResult:
+        return replace(train(*arguments, **named), best_epoch=best)
+
+    monkeypatch.setattr(api, "train", judged)
+    assert finetune(run) == 0
+    said = "no epoch did better on the search split than the network had: its weights are kept"
+    assert (said in capsys.readouterr().out) == is_said
 
 
 # -- a run folder from someone else ----------------------------------------------------------

@@ -42,6 +42,17 @@ def guided_env(costs: CostModel, errors: LayerErrors | None = None, **options) -
     return CompressionEnv(costs, lambda strategy: SCORE, SCORE, errors=lambda: known, **options)
 
 
+def losing_env(
+    costs: CostModel, errors: LayerErrors, truth: LayerErrors | None = None
+) -> CompressionEnv:
+    """An environment that knows errors and whose agreement is lost by them, or by the truth."""
+
+    def evaluate(strategy) -> Evaluation:
+        return Evaluation(0.5, 1.0, -error_of(costs, truth or errors, strategy))
+
+    return CompressionEnv(costs, evaluate, Evaluation(0.5, 1.0, 0.0), errors=lambda: errors)
+
+
 def error_of(costs: CostModel, errors: LayerErrors, strategy) -> float:
     """Estimated error of a strategy, in nats."""
     return errors.total(*(numbers.tolist() for numbers in costs.encode(strategy)))

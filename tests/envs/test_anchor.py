@@ -239,7 +239,7 @@ def ignorant(tiny_graph):
 
 
 def test_advice_needs_errors(ignorant):
-    with pytest.raises(ConfigError, match=r"agent.anchor=program needs .* no anchor"):
+    with pytest.raises(ConfigError, match=r"agent.anchor=program needs .* anchor=none"):
         AnchoredEnv(ignorant)
     ignorant.reset()
     with pytest.raises(ConfigError, match=r"agent.anchor=program needs"):

@@ -12,12 +12,13 @@ from amc.cost.model import CostModel, choices_for, requests_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, Bits
-from envs.program import ProgramSolver, _undominated, program_strategy
+from envs.program import PRICES_NEAR, ProgramSolver, _undominated, program_strategy
 from envs.uniform import uniform_strategies
 from tests.envs.made_up import error_of, guided_env, least_error, made_up_errors
 
 ONLY_FLOAT = (FLOAT,)
 PAIRS = (FLOAT, Bits(8, 8), Bits(4, 4))
+BOPS = ("bops", 0.05, PAIRS)
 SHAPE = (3, 32, 32)
 
 
@@ -182,6 +183,58 @@ def test_higher_prices_cost_less_and_err_more(resnet):
     assert [p.cost for p in plans] == sorted((p.cost for p in plans), reverse=True)
     assert [p.error for p in plans] == sorted(p.error for p in plans)
     assert plans[0].cost > costs.bound >= plans[2].cost
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize(("metric", "fraction", "pairs"), [("macs", 0.5, ONLY_FLOAT), BOPS])
+def test_price_near_the_right_one_gives_as_good_a_plan_sooner(
+    resnet, metric, fraction, pairs, factor, monkeypatch
+):
+    costs = model_of(resnet, metric, fraction, pairs)
+    solver = ProgramSolver(costs, made_up_errors(costs))
+    expected, price = solver.descend_to_bound()
+    tried = watched_prices(monkeypatch)
+    found, again = solver.descend_to_bound(near=factor * price)
+    assert found.cost <= costs.bound
+    assert found.error <= 1.02 * expected.error
+    assert again == pytest.approx(price, rel=0.01)  # two powers of ten, halved ten times: 0.5 %
+    assert len(set(tried)) == PRICES_NEAR
+
+
+@pytest.mark.parametrize("far", [0.01, 100.0, 1e-30, 1e30])
+def test_price_that_is_far_off_gives_the_same_plan_as_none(resnet, far):
+    """Ten times the price and a tenth of it are tried first: none meets the bound, or all do."""
+    costs = model_of(resnet)
+    solver = ProgramSolver(costs, made_up_errors(costs))
+    plan, price = solver.descend_to_bound()
+    assert solver.descend_to_bound(near=far * price) == (plan, price)
+
+
+@pytest.mark.parametrize("near", [0.0, -1.0, math.inf, -math.inf, math.nan])
+def test_what_is_no_price_gives_the_same_plan_as_none(tiny_graph, near):
+    costs = model_of(tiny_graph)
+    solver = ProgramSolver(costs, made_up_errors(costs))
+    assert solver.descend_to_bound(near=near) == solver.descend_to_bound()
+
+
+def test_price_near_the_right_one_is_as_good_where_nothing_is_to_choose(tiny_graph):
+    costs = model_of(tiny_graph, "bops", 0.9, (Bits(8, 8),), low=1.0)
+    solver = ProgramSolver(costs, made_up_errors(costs))
+    plan, price = solver.descend_to_bound()
+    assert solver.descend_to_bound(near=price) == (plan, price)
+    assert plan == solver.cheapest
+
+
+def watched_prices(monkeypatch):
+    """The prices that plans are made for from now on."""
+    tried, descend = [], ProgramSolver.descend
+
+    def watch(solver, price, start):
+        tried.append(price)
+        return descend(solver, price, start)
+
+    monkeypatch.setattr(ProgramSolver, "descend", watch)
+    return tried
 
 
 def test_plans_say_their_own_cost_and_error(tiny_graph):
