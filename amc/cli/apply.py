@@ -14,6 +14,7 @@ from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cost.budget import Budget
 from amc.errors import ArtifactError, ConfigError, PolicyError
+from amc.runs import RUN_FILE
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 
@@ -81,7 +82,7 @@ def _choices(source: Path, learned: artifact.RunRecord) -> dict[str, Any]:
     env = learned.settings.get("env")
     if not isinstance(env, Mapping) or not set(env) >= _SPACE:
         raise ArtifactError(
-            f"{source / artifact.RUN_FILE} must hold in settings.env what its search might choose "
+            f"{source / RUN_FILE} must hold in settings.env what its search might choose "
             f"({', '.join(sorted(_SPACE))}), got {env!r}. Add env=default, or the env options of "
             "that search."
         )
