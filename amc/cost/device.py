@@ -113,9 +113,9 @@ class TableHeader:
         covers: A key of `COVERS`: which operators the rows are of.
         fuses: Operators that the runtime computes inside of the layer before them where nothing
             else reads its output; there they cost nothing.
-        converts: Conversions between layers that have rows, of `amc.cost.conversions.CONVERSIONS`. Then
-            rows may also be of operators between layers in 8-bit integers, and of layers whose
-            weights are quantized and whose inputs are not.
+        converts: Conversions between layers that have rows, of
+            `amc.cost.conversions.CONVERSIONS`. Then rows may also be of operators between layers
+            in 8-bit integers, and of layers whose weights are quantized and whose inputs are not.
         correction: Factors of all latencies, from whole networks; rows are as they were measured.
     """
 

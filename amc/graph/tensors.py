@@ -117,8 +117,8 @@ class _Follower:
         return name in REARRANGING - {"cat", "stack"} and node.name not in self._operators
 
     def _rectifies_alone(self, node: fx.Node, name: str) -> bool:
-        (source,) = (n for n in node.all_input_nodes if self._has(n))
-        return name in _RECTIFIERS and len(source.users) == 1
+        sources = (n for n in node.all_input_nodes if self._has(n))
+        return name in _RECTIFIERS and all(len(source.users) == 1 for source in sources)
 
     def _kind(self, node: fx.Node, name: str, called: nn.Module | None) -> str:
         if node.op == "placeholder":
@@ -135,10 +135,12 @@ class _Follower:
         return _KINDS.get(priced.signature.op, "other") if priced else "other"
 
     def _joins_computed(self, node: fx.Node) -> bool:
-        """Whether all that a node joins was computed, and is of one size."""
+        """Whether all that a node joins was computed, each one tensor, and is of one size."""
         operands = node.all_input_nodes
-        shapes = {tuple(n.meta["value"].shape)[2:] for n in operands if self._has(n)}
-        return len(operands) > 1 and all(map(self._has, operands)) and len(shapes) == 1
+        found = [_tensors(n.meta["value"]) for n in operands if self._has(n)]
+        sizes = {tuple(tensor.shape)[2:] for tensors in found for tensor in tensors}
+        single = len(operands) > 1 and [len(tensors) for tensors in found] == [1] * len(operands)
+        return single and len(sizes) == 1
 
 
 _ONE = (1, 1)

@@ -52,7 +52,7 @@ def test_policy_acts_like_the_model_it_was_taken_from(name, monkeypatch):
 
     monkeypatch.setattr(off_policy, "_Run", Watched)
     env = ToyWalk(layers_count=3)
-    searcher = build_searcher(name, hidden=[16, 8], anchor="none")
+    searcher = build_searcher(name, hidden=[16, 8], anchor="none", belief_share=0)
     policy = searcher.search(env, 6, 0, lambda _: True).policy
     rng = np.random.default_rng(0)
     for _ in range(20):
