@@ -16,15 +16,18 @@ from amc.candidate import CompressedNetwork, rebuild
 from amc.compress.verify import graph_of
 from amc.errors import ArtifactError
 from amc.files import read_tensors, read_text, write_tensors, write_text
-from amc.runs import RUN_FILE, check_run_folder
+from amc.runs import (
+    RUN_FILE,
+    STRATEGY_FILE,
+    check_run_folder,
+    where_the_run_is,
+)
 from amc.strategy import Strategy
 
 FORMAT_VERSION = 1
-STRATEGY_FILE = "strategy.json"
 WEIGHTS_FILE = "compressed.safetensors"
 STRUCTURE_FILE = "compressed.json"
 TRIALS_FILE = "trials.csv"
-JOURNAL_FILE = "journal.sqlite"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 COMPARISON_FILE = "comparison"
 STRATEGY_PICTURE = "strategy.png"
@@ -109,6 +112,10 @@ def _plain(value: Any) -> Any:
 def _read_json(folder: Path, name: str, expected: str) -> dict[str, Any]:
     path = folder / name
     check_run_folder(folder)
+    if name == RUN_FILE and not path.exists():
+        raise ArtifactError(
+            f"{folder} is not a complete run folder: {name} not found.{where_the_run_is(folder)}"
+        )
     text = read_text(path, f"{folder} is not a complete run folder: {name}")
     try:
         document = json.loads(text)

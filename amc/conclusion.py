@@ -211,11 +211,16 @@ def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
     timings = measure_latency(
         _in_float(task, [even, best], place),
         shape,
-        batch=local.batch if local else 1,
+        batch=_batch(task),
         threads=local.threads if local else 1,
         device=place,
     )
     return _Times(timings)
+
+
+def _batch(task: CompressionTask) -> int:
+    """Images of a call, as the device's prices are for, so that both can stand side by side."""
+    return int(getattr(task.local or task.device, "batch", 1))
 
 
 def _is_quantized(strategy: Strategy) -> bool:
@@ -252,7 +257,7 @@ def _notes(
         runtime = "ONNX Runtime" if in_onnx else "PyTorch"
         only_channels = quantized and not in_onnx
         notes.append(
-            f"Measured in {runtime} on {where}, batch {task.local.batch if task.local else 1}"
+            f"Measured in {runtime} on {where}, batch {_batch(task)}"
             + (", channels only: PyTorch runs fewer bits as float." if only_channels else ".")
         )
         if in_float and in_float.latency_ms < best.measured_ms:

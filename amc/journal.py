@@ -22,6 +22,7 @@ from agents.trial import Trial
 from amc import artifact
 from amc.errors import AmcError, ArtifactError
 from amc.evaluate import Evaluation
+from amc.runs import JOURNAL_FILE
 from amc.store import connect, explained, sources
 from amc.strategy import Strategy
 
@@ -61,7 +62,7 @@ class Journal:
                 search is finished; or the file is damaged.
             StorageError: The file cannot be written, or another process runs the search.
         """
-        self._path = folder / artifact.JOURNAL_FILE if folder is not None else None
+        self._path = folder / JOURNAL_FILE if folder is not None else None
         self._forced = False
         self.trials: list[Trial] = []
         try:
@@ -234,7 +235,7 @@ def is_finished(folder: Path) -> bool:
         ArtifactError: The journal is damaged.
         StorageError: Another process runs the search.
     """
-    path = folder / artifact.JOURNAL_FILE
+    path = folder / JOURNAL_FILE
     if not path.is_file():  # of a version that kept no journal, or killed before it began
         return (folder / f"{artifact.COMPARISON_FILE}.csv").is_file()
     try:

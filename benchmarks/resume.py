@@ -24,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from amc import checkpoint, journal
-from amc.artifact import STRATEGY_FILE, TRIALS_FILE
+from amc.artifact import TRIALS_FILE
 from amc.cli.main import main as amc
+from amc.runs import STRATEGY_FILE
 from benchmarks.provenance import print_table, provenance, write_csv
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")

@@ -96,6 +96,26 @@ def test_missing_folder_and_missing_file_are_told_apart(tmp_path: Path) -> None:
         RunRecord.read(tmp_path)
 
 
+def test_a_folder_beside_the_run_is_said_to_be_beside_it(tmp_path: Path) -> None:
+    run = tmp_path / "search" / "first"
+    (run / "finetune").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"first/run\.json is a file\. Give .*: .*first\.$"):
+        RunRecord.read(run / "run.json")
+    with pytest.raises(
+        ArtifactError, match=r"not found\. The run is the folder above it: .*first\."
+    ):
+        RunRecord.read(run / "finetune")
+    with pytest.raises(ArtifactError, match=r"Choose one of the runs in it, as .*search/first\."):
+        RunRecord.read(tmp_path / "search")
+
+
+def test_a_folder_written_from_python_is_said_to_be_python_s(tmp_path: Path) -> None:
+    write_strategy(tmp_path, HALF)
+    with pytest.raises(ArtifactError, match=r"written from Python.*amc\.finetune, and amc\.search"):
+        RunRecord.read(tmp_path)
+
+
 def test_strategy_comes_back_and_equal_strategies_give_equal_bytes(tmp_path: Path) -> None:
     write_strategy(tmp_path, HALF)
     first = (tmp_path / "strategy.json").read_bytes()

@@ -13,10 +13,11 @@ from amc.candidate import RecoverySettings
 from amc.conclusion import Jury, conclude
 from amc.cost.budget import Budget
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
+from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
 from amc.export import OnnxNetwork
 from amc.measure import Timing
-from amc.strategy import Bits, Strategy
+from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
@@ -154,6 +155,16 @@ def test_notes_say_where_the_time_was_measured(
     assert _notes(_task(tiny_net, data), WIDE) == [
         "Measured in PyTorch on this machine, which is not the device, batch 1."
     ]
+
+
+def test_time_is_measured_for_the_batch_that_the_device_prices(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _timed(monkeypatch, 4.0, 3.0, 2.0)
+    device = RooflineDevice("small", "none", {FLOAT: 1.0}, 1.0, 0.0, channel_step=1, batch=6)
+    notes = _notes(_task(tiny_net, data, device), WIDE)
+    assert asked[0]["batch"] == 6
+    assert notes[0].endswith("which is not the device, batch 6.")
 
 
 def test_notes_say_when_fewer_macs_took_as_long(

@@ -111,6 +111,7 @@ OPTIONS: dict[str, _Kind] = {
 # otherwise be passed over in silence. The others are checked by what takes their options.
 _CLOSED = ("network", "env", "recovery", "search")
 _OPEN = ("device", "budget")
+_BOUNDS = ("budget.fraction=", "budget.absolute=")
 
 
 def check_options(config: Mapping[str, Any]) -> None:
@@ -149,6 +150,17 @@ def check_folders(config: Mapping[str, Any]) -> None:
         given = config.get(key, MISSING)
         if given != MISSING:
             check_run_folder(Path(given).expanduser())
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check that no two options of the command line contradict each other.
+
+    Raises:
+        ConfigError: Two bounds are given.
+    """
+    bounds = [text for text in overrides if text.startswith(_BOUNDS) and not text.endswith("=null")]
+    if len({text.partition("=")[0] for text in bounds}) > 1:
+        raise ConfigError(f"Give one bound of the budget, got {' and '.join(bounds)}.")
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:

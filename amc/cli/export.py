@@ -32,7 +32,7 @@ from amc.export import (
 from amc.files import write_text
 from amc.local import calibration_images
 from amc.measure import Timing, measure_latency
-from amc.runs import RUN_FILE
+from amc.runs import RUN_FILE, STRATEGY_FILE
 from amc.strategy import FLOAT_BITS
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
@@ -83,7 +83,7 @@ def run(config: DictConfig) -> bool:
 
 
 def _check_compressed(source: Path) -> None:
-    for name in (artifact.STRATEGY_FILE, artifact.STRUCTURE_FILE, artifact.WEIGHTS_FILE):
+    for name in (STRATEGY_FILE, artifact.STRUCTURE_FILE, artifact.WEIGHTS_FILE):
         if not (source / name).is_file():
             raise ArtifactError(
                 f"{source} holds no compressed network ({name} is missing): give the folder of a "

@@ -15,6 +15,7 @@ from amc import api, artifact
 from amc.candidate import CompressedNetwork
 from amc.cli import recipe
 from amc.cli.check import check_options
+from amc.cli.export import FOLDER as EXPORT_FOLDER
 from amc.data import DataSet
 from amc.errors import ArtifactError
 from amc.evaluate import Evaluator
@@ -54,14 +55,33 @@ def run(config: DictConfig) -> bool:
     artifact.write_strategy(folder, finetuned.strategy)
     accuracies = before, test(network).accuracy, test(original.cpu()).accuracy
     _show(*accuracies, trained.history, folder, augmented=bool(settings.augment))
-    if not trained.complete:
-        print("ended early by Ctrl-C: run the same command again to go on")
-    if trained.best_epoch == 0 and trained.history:
-        print("no epoch did better on the search split than the network had: its weights are kept")
-    if trained.complete and not done:
-        print("nothing was left to train: an earlier call did all epochs (restart=true: anew)")
+    gained = trained.best_epoch > 0 or not trained.history
+    for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):
+        print(line)
+    exported = folder / EXPORT_FOLDER
+    if done and exported.is_dir():
+        print(f"{exported} holds what was exported before this training: export again")
     print(f"as ONNX: amc export run={folder}{recipe.network_again(record.network)}")
     return not trained.complete
+
+
+def _advice(
+    complete: bool, gained: bool, trained: bool, settings: TrainingSettings, restart: bool
+) -> Iterator[str]:
+    """What to do next, where training did not simply end."""
+    if not complete:
+        again = "without restart=true" if restart else "again"
+        yield f"ended early by Ctrl-C: run the same command {again} to go on"
+    if not gained:
+        what = "another learning_rate or more epochs"
+        if settings.augment:
+            what += ", or augment=[] where flipped or shifted images are of another class"
+        yield (
+            "no epoch did better on the search split than the network had: its weights are kept. "
+            f"Try {what} (with restart=true)."
+        )
+    if complete and not trained:
+        yield "nothing was left to train: an earlier call did all epochs (restart=true: anew)"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
@@ -23,6 +24,8 @@ from amc.errors import ConfigError, DeviceError
 from amc.task import SearchSpace
 
 Shape = tuple[int, int, int]
+
+_IMAGES = ("data=", "data.")  # options that say what a network takes
 
 
 def run(config: DictConfig) -> bool:
@@ -93,7 +96,8 @@ def _list(
 
 
 def _use(config: DictConfig, path: Path) -> str:
-    network = f"network={config.network.name}"
+    given = [text for text in HydraConfig.get().overrides.task if text.startswith(_IMAGES)]
+    network = " ".join([f"network={config.network.name}", *given])
     return f"use it:  amc search {network} device=table device.path={path}"
 
 

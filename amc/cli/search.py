@@ -22,12 +22,12 @@ def run(config: DictConfig) -> bool:
         record.write(folder)
         return _search(record, folder)
     folder = Path(config.resume).expanduser()
-    if journal.is_finished(folder):
-        print(f"{folder} is finished: nothing to resume, its results are there")
-        return False
     overrides = (text.partition("=") for text in HydraConfig.get().overrides.task)
     given = {name: value for name, _, value in overrides}
     record = read_run(folder, _settings(config), given)
+    if journal.is_finished(folder):
+        print(f"{folder} is finished: nothing to resume, its results are there")
+        return False
     return _search(record, folder, resume=True, resume_force=config.resume_force)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 
-from amc.runs import RUN_FILE
+from amc.runs import JOURNAL_FILE, RUN_FILE
 
 _HYDRA_FOLDER = ".hydra"
 
@@ -15,7 +16,17 @@ _HYDRA_FOLDER = ".hydra"
 def has_begun(folder: Path, command: str) -> bool:
     """Whether a run's folder holds more than how it was called and what it said."""
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    return not found <= _unbegun_names(command)
+    return not found <= _unbegun_names(command) or _has_trials(folder / JOURNAL_FILE)
+
+
+def _has_trials(journal: Path) -> bool:
+    if not journal.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(journal, timeout=0)) as database:
+            return bool(database.execute("SELECT 1 FROM trials LIMIT 1").fetchall())
+    except sqlite3.Error as error:
+        return "no such table" not in str(error)  # killed while it was made
 
 
 def remove_unbegun(folder: Path, command: str) -> None:
@@ -39,4 +50,4 @@ def _stop_logging_into(folder: Path) -> None:
 
 
 def _unbegun_names(command: str) -> set[str]:
-    return {_HYDRA_FOLDER, RUN_FILE, f"{command}.log"}
+    return {_HYDRA_FOLDER, RUN_FILE, JOURNAL_FILE, f"{command}.log"}

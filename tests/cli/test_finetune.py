@@ -125,7 +125,36 @@ def test_training_in_which_no_epoch_was_better_says_that_the_weights_are_kept(
     monkeypatch.setattr(api, "train", judged)
     assert finetune(run) == 0
     said = "no epoch did better on the search split than the network had: its weights are kept"
-    assert (said in capsys.readouterr().out) == is_said
+    shown = capsys.readouterr().out
+    assert (said in shown) == is_said
+    assert ("Try another learning_rate or more epochs (with restart=true)." in shown) == is_said
+    assert finetune(run, "augment=[flip]", "restart=true") == 0
+    shown = capsys.readouterr().out
+    assert (
+        "or augment=[] where flipped or shifted images are of another class" in shown
+    ) == is_said
+
+
+def test_interrupted_restart_goes_on_without_restarting(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    def stopped(*arguments: Any, **named: Any) -> TrainingResult:
+        return replace(train(*arguments, **named), complete=False)
+
+    monkeypatch.setattr(api, "train", stopped)
+    assert finetune(run, "restart=true") == 0
+    said = "run the same command without restart=true to go on"
+    assert f"ended early by Ctrl-C: {said}" in capsys.readouterr().out
+
+
+def test_what_was_exported_before_a_training_is_said_to_be_old(run: Path, capsys: Output) -> None:
+    exported = run / "finetune" / "export"
+    exported.mkdir(parents=True)
+    said = f"{exported} holds what was exported before this training: export again"
+    assert finetune(run) == 0
+    assert said in capsys.readouterr().out
+    assert finetune(run) == 0  # nothing trained, nothing old
+    assert said not in capsys.readouterr().out
 
 
 # -- a run folder from someone else ----------------------------------------------------------

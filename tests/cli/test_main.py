@@ -4,15 +4,18 @@ import errno
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 
-from amc import __version__, cli
+import amc_command
+from amc import __version__
 from amc.cli import export as export_recipe
 from amc.cli import finetune as finetune_recipe
 from amc.cli import profile as profile_recipe
@@ -135,6 +138,8 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("device=table", "device.path must name a device table (CSV), got None"),
         ("data.name=digit", "Unknown data set 'digit'. Did you mean digits, mnist?"),
         ("~agent", "Key 'agent' is not in struct"),
+        ("outputs/search/a", "Options are written name=value, as in run=<folder>."),
+        ("policy=a", "Could not override 'policy': there is no such option. Did you mean 'run'?"),
         ("~device", "latency_ms needs a device"),
     ],
 )
@@ -162,7 +167,15 @@ def test_an_option_of_another_choice_of_the_group_is_said_to_be_one(capsys: Outp
 
 def test_an_unknown_flag_shows_the_usage(capsys: Output) -> None:
     assert search("--fast") == 2
-    assert "unrecognized arguments: --fast" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "unrecognized arguments: --fast" in shown
+    assert "Options are written name=value, as in amc search seed=1: no dashes" in shown
+
+
+def test_two_bounds_of_a_budget_contradict_each_other(capsys: Output) -> None:
+    assert search("budget.fraction=0.5", "budget.absolute=1") == 2
+    said = "Give one bound of the budget, got budget.fraction=0.5 and budget.absolute=1."
+    assert said in capsys.readouterr().err
 
 
 def test_an_option_that_must_be_given_is_named(capsys: Output) -> None:
@@ -319,11 +332,20 @@ def test_ctrl_c_that_nothing_catches_ends_with_130(
     assert not Path("out").exists()
 
 
+def test_a_search_refused_after_its_journal_began_leaves_no_folder(capsys: Output) -> None:
+    assert search("budget=macs", "budget.fraction=0.001", "hydra.run.dir=out") == 2
+    assert "smallest reachable" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_ctrl_c_after_the_first_trials_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     def interrupted(config: object) -> bool:
-        Path("out/journal.sqlite").touch()
+        with closing(sqlite3.connect("out/journal.sqlite")) as journal:
+            journal.execute("CREATE TABLE trials (evaluation INTEGER)")
+            journal.execute("INSERT INTO trials VALUES (1)")
+            journal.commit()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_recipe, "run", interrupted)
@@ -360,14 +382,21 @@ def test_ctrl_c_while_the_program_is_loaded_shows_no_traceback(
 ) -> None:
     class Interrupted(MetaPathFinder):
         def find_spec(self, name: str, path: object, target: object = None) -> None:
-            if name == "amc.cli.entry":
+            if name == "amc.cli":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "amc.cli.entry")
-    monkeypatch.delattr(cli, "entry")
+    monkeypatch.delitem(sys.modules, "amc.cli")
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
-    assert amc("search") == 130
+    with pytest.raises(SystemExit) as leaving:
+        amc_command.main()
+    assert leaving.value.code == 130
     assert capsys.readouterr().err == "interrupted by Ctrl-C before anything began\n"
+
+
+def test_the_command_loads_nothing_before_it_hears_ctrl_c() -> None:
+    code = "import sys, amc_command; print(sorted({'amc', 'numpy', 'gymnasium'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_refused_command_leaves_no_folder_and_touches_no_other_run(capsys: Output) -> None:

@@ -23,6 +23,7 @@ def test_profile_measures_a_table_that_a_search_can_use(capsys: Output) -> None:
     assert "written to table.csv" in shown
     use = "amc search network=tests.cli.nets:tiny device=table device.path=table.csv"
     assert f"use it:  {use}\n" in shown
+    assert list(Path("outputs/profile").iterdir()) == []  # no folder without a result in it
     table = read_table(Path("table.csv"))
     assert table.batch == 1
     assert all(row.latency_ms > 0 for row in table.rows.values())
@@ -33,6 +34,14 @@ def test_profile_measures_a_table_that_a_search_can_use(capsys: Output) -> None:
     with Path("out/comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["predicted_ms"]) > 0 for row in rows)
+
+
+def test_use_of_a_table_is_shown_with_the_images_it_was_made_for(capsys: Output) -> None:
+    images = ("data=digits", "data.image_size=16")
+    assert amc("profile", NETWORK, *DEVICE, "output=table.csv", *images) == 0
+    shown = capsys.readouterr().out
+    use = "amc search network=tests.cli.nets:tiny data=digits data.image_size=16 device=table"
+    assert f"use it:  {use} device.path=table.csv\n" in shown
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 from amc import __version__
-from amc.cli.check import check_folders, check_options
+from amc.cli.check import check_folders, check_options, check_overrides
 from amc.cli.explain import NO_OPTIONS, choices_of, explanations
 from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
@@ -48,6 +48,7 @@ COMMANDS = {
 
 RESUMED = ("search", "compare")
 CONTINUED = ("finetune", "profile")  # by the same command once more
+LEAVING_NOTHING = ("profile",)  # in their folder: what they make goes elsewhere
 HELP = {"-h", "--help"}
 
 USAGE = """\
@@ -125,6 +126,12 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except SystemExit as leaving:  # after --help, or an unknown flag
         if not leaving.code and not HELP.isdisjoint(arguments):
             print(explanations(command, arguments))
+        elif leaving.code:
+            print(
+                f"Options are written name=value, as in amc {command} seed=1: no dashes, no "
+                f"spaces. All of them: amc {command} --help.",
+                file=sys.stderr,
+            )
         return 2 if leaving.code else 0
     return max(codes, default=0)
 
@@ -145,7 +152,8 @@ def _run_job(command: str, config: DictConfig) -> int:
     except KeyboardInterrupt:
         code, interrupted = _INTERRUPTED, True
     begun = has_begun(folder, command)
-    if code in (_REFUSED, _INTERRUPTED) and may_remove and not begun:
+    ended = (_REFUSED, _INTERRUPTED, *((0,) if command in LEAVING_NOTHING else ()))
+    if code in ended and may_remove and not begun:
         remove_unbegun(folder, command)
     if interrupted:
         advice = _how_to_go_on(command, config, folder if begun else None)
@@ -167,7 +175,8 @@ def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
         again = network_again(config.network)
         return f"amc {command} resume={config.resume or begun}{again} goes on with it"
     if command in CONTINUED:
-        return "the same command goes on where it was"
+        again = " without restart=true" if config.get("restart") else ""
+        return f"the same command{again} goes on where it was"
     return "the same command starts it again"
 
 
@@ -180,6 +189,7 @@ def _outcome(command: str, config: DictConfig) -> int:
     try:
         check_options(_as_mapping(config))
         check_folders(_as_mapping(config))
+        check_overrides(HydraConfig.get().overrides.task)
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
         interrupted = recipe(config)
     except AmcError as error:
@@ -264,6 +274,8 @@ def _said_by_hydra(error: Exception) -> str:
         text = f"Error parsing override {error.override!r}: {text}"
     if isinstance(error, OmegaConfBaseException):
         text = text.partition("\n")[0]
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        text = text.partition("\n")[0] + "\nOptions are written name=value, as in run=<folder>."
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_option(unknown[1])
@@ -277,10 +289,14 @@ def _said_by_hydra(error: Exception) -> str:
     return text.partition("Config search path:")[0].rstrip()
 
 
+_MEANT = {"run": ["policy"], "policy": ["run"]}  # one command's name for what another calls so
+
+
 def _unknown_option(key: str) -> str:
     options = _options()
     having = options.pop(key, [])  # another command's, or of another choice of the group
     near = difflib.get_close_matches(key, sorted(options), n=1)
+    near = _MEANT.get(key, near)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if "." in key and having:
         hint = f" What has it: {', '.join(having)}."
