@@ -333,6 +333,17 @@ def finetune(
 
     Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
     the search split is kept; with a folder, a killed run goes on where it was.
+
+    Args:
+        compressed: As `search` or `load_compressed` gives it; trained in place.
+        original: The teacher. Not modified.
+        settings: `TrainingSettings`, of which ``epochs`` has no usual value.
+        folder: Where each epoch's state is kept; None keeps nothing.
+        on_epoch: Called after every epoch.
+
+    Raises:
+        ArtifactError: The folder holds a training with other settings.
+        NetworkError, DataError: The networks and the data do not fit each other.
     """
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
