@@ -288,6 +288,7 @@ def profile(
 
     Raises:
         DeviceError: The device is not one that this machine can measure.
+        NetworkError: The network rejects images of this shape.
     """
     loaded = as_device(device)
     if loaded is None:
