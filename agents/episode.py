@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.trial import OnTrial, Trial
+from amc.arguments import check_whole
 from amc.errors import ConfigError, EvaluationError
 
 if TYPE_CHECKING:
@@ -124,8 +125,10 @@ def check_search(evaluations: int, seed: int) -> None:
     """Check what every search is given.
 
     Raises:
-        ConfigError: ``evaluations`` is below 1 or ``seed`` is negative.
+        ConfigError: ``evaluations`` is below 1 or ``seed`` is negative, or no whole number.
     """
+    check_whole("evaluations", evaluations)
+    check_whole("seed", seed)
     if evaluations < 1:
         raise ConfigError(f"A search needs at least 1 evaluation, got evaluations={evaluations}.")
     if seed < 0:

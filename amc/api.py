@@ -19,6 +19,14 @@ from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
 from agents.state import Checkpoints
 from amc import artifact
+from amc.arguments import (
+    check_count,
+    check_data,
+    check_folder,
+    check_image_shape,
+    check_kind,
+    check_module,
+)
 from amc.candidate import CompressedNetwork, RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
@@ -29,7 +37,7 @@ from amc.cost.model import check_metric
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
-from amc.errors import ConfigError, DeviceError
+from amc.errors import ConfigError, DeviceError, PolicyError
 from amc.evaluate import Evaluator
 from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
 from amc.interrupt import stop_on_interrupt
@@ -49,7 +57,7 @@ from amc.report.tables import ComparisonRow, to_csv, to_markdown
 from amc.report.tensorboard import EventWriter
 from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
-from amc.task import CompressionTask, SearchSpace
+from amc.task import CompressionTask, SearchSpace, check_task_arguments
 from envs.compression import CompressionEnv
 from envs.observation import FEATURES
 from envs.reward import DEFAULT_REWARD, Outcome, build_reward
@@ -142,15 +150,15 @@ def search(
     Raises:
         AmcError: One of its kinds, for whatever does not fit; see `amc.errors`.
     """
-    if final_candidates < 1:
-        raise ConfigError(f"search.final_candidates must be at least 1, got {final_candidates}.")
-    settings = {"name": agent} if isinstance(agent, str) else dict(agent)
+    check_task_arguments(network, data, space, recovery, search_images)
+    check_folder(folder)
+    check_count("search.final_candidates", final_candidates)
+    check_count("search.checkpoint_every", checkpoint_every)
+    settings = _agent_settings(agent)
     check_search(settings, reward, device, budget)
     episode.check_search(evaluations, seed)
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
-    if checkpoint_every < 1:
-        raise ConfigError(f"search.checkpoint_every must be at least 1, got {checkpoint_every}.")
     searcher = build_searcher(**settings)
     place = _writable(folder)
     with closing(Journal(place, resume=resume)) as journal:
@@ -206,6 +214,11 @@ def apply_policy(
         PolicyError: The policy observes features that this version does not have.
         AmcError: As `search`.
     """
+    check_kind(
+        "policy", policy, Policy, "amc.Policy.load(run_folder) reads one.", error=PolicyError
+    )
+    check_task_arguments(network, data, space, recovery, search_images)
+    check_folder(folder)
     place = _writable(folder)
     remembered = open_store(store)
     task = _task(network, data, device, budget, space, recovery, search_images, remembered)
@@ -288,7 +301,11 @@ def profile(
 
     Raises:
         DeviceError: The device is not one that this machine can measure.
+        NetworkError: The network rejects images of this shape.
     """
+    check_module(network)
+    check_image_shape(image_shape)
+    check_kind("space", space, SearchSpace, optional=True)
     loaded = as_device(device)
     if loaded is None:
         raise DeviceError("amc profile needs a device, got none.")
@@ -316,7 +333,11 @@ def load_compressed(
     Raises:
         ArtifactError: A file is missing, unreadable, or of another version.
         StrategyError: The files are not of this network.
+        AmcError: An argument is of another kind.
     """
+    check_module(network)
+    check_image_shape(image_shape)
+    check_folder(folder, optional=False)
     return artifact.rebuild_compressed(Path(folder), network, image_shape).module.eval()
 
 
@@ -326,7 +347,7 @@ def finetune(
     data: DataSet,
     *,
     settings: TrainingSettings,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:
     """Train a compressed network on the labels and the original's outputs.
@@ -342,9 +363,14 @@ def finetune(
         on_epoch: Called after every epoch.
 
     Raises:
-        ArtifactError: The folder holds a training with other settings.
-        NetworkError, DataError: The networks and the data do not fit each other.
+        AmcError: An argument is of another kind, the folder holds a training with other
+            settings, or the networks and the data do not fit each other.
     """
+    check_module(compressed, "compressed")
+    check_module(original, "original")
+    check_data(data)
+    check_kind("settings", settings, TrainingSettings)
+    check_folder(folder)
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
     evaluator = Evaluator(data.search, data.mean, data.std)
@@ -367,7 +393,7 @@ def finetune(
             settings=settings,
             teacher=teacher,
             evaluate=accuracy,
-            checkpoint_folder=folder,
+            checkpoint_folder=None if folder is None else Path(folder),
             on_epoch=on_epoch,
             should_stop=stop.is_set,
             description="fine-tuning",
@@ -400,6 +426,17 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
 
 
 # -- what can be given in several forms ----------------------------------------------------
+
+
+def _agent_settings(agent: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(agent, str):
+        return {"name": agent}
+    if not isinstance(agent, Mapping) or not isinstance(agent.get("name"), str):
+        raise ConfigError(
+            "agent must be a name, or a mapping of its name and settings such as "
+            f"{{'name': 'ddpg', 'hidden': [300]}}, got {agent!r}."
+        )
+    return dict(agent)
 
 
 def as_budget(budget: BudgetLike) -> Budget:

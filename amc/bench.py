@@ -15,6 +15,7 @@ from torch import nn
 
 from agents.searcher import Trial, build_searcher
 from amc import api
+from amc.arguments import check_count
 from amc.candidate import RecoverySettings
 from amc.cells import Cell, CellResult
 from amc.conclusion import Jury
@@ -80,10 +81,7 @@ class Bench:
         Raises:
             AmcError: The network, the data, the device or the budget does not fit.
         """
-        if final_candidates < 1:
-            raise ConfigError(
-                f"search.final_candidates must be at least 1, got {final_candidates}."
-            )
+        check_count("search.final_candidates", final_candidates)
         self._reward, self.evaluations = build_reward(reward), evaluations
         self._candidates = final_candidates
         # PyTorch imports much with the first optimizer: it would count as the first agent's time.

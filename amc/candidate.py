@@ -383,7 +383,8 @@ def rebuild(
         if len(positions) != counts[group.index]:
             raise StrategyError(
                 f"The compressed network has {len(positions)} channels of group {group.name!r}, "
-                f"its strategy keeps {counts[group.index]}. They are not of the same run."
+                f"its strategy keeps {counts[group.index]}. Either the network given is not the "
+                "one that was compressed, or the two files are not of the same run."
             )
         chosen[group.index] = positions
     unknown = set(kept) - {group.name for group in graph.free_groups}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from amc import api
+from amc.arguments import check_data, check_folder, check_module
 from amc.bench import Bench, Failure, Level, attempt, limited_threads
 from amc.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
 from amc.cost.budget import Budget
@@ -215,6 +216,9 @@ def compare(
         ArtifactError: The folder holds searches under other conditions.
         AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
     """
+    check_module(network)
+    check_data(data)
+    check_folder(folder)
     cells = cells_of(agents, seeds, evaluations, observation)
     check_task(reward, device, budget)
     place = None if folder is None else Path(folder)

@@ -55,10 +55,14 @@ def import_named(name: str, what: str, kind: str, error: type[AmcError]) -> Call
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as cause:
+        without = module_name.removesuffix(".py").replace("/", ".")
+        ending = (
+            "" if module_name == without else f' Write it without ".py": {without}:{attribute}.'
+        )
         raise error(
             f"{what} {name!r}: cannot import module {module_name!r}: {type(cause).__name__}: "
             f"{cause}. Expected package.module:{kind}, importable from {Path.cwd()} or from the "
-            "Python environment."
+            f"Python environment.{ending}"
         ) from cause
     found: object = getattr(module, attribute, None)
     if not callable(found):

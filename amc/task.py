@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from amc.arguments import check_count, check_data, check_kind, check_module
 from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
@@ -62,13 +63,18 @@ class SearchSpace:
     activation_bits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.channel_step is not None and self.channel_step < 1:
-            raise ConfigError(f"env.channel_step must be at least 1, got {self.channel_step}.")
+        ratio = self.min_preserve_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+            raise ConfigError(f"env.min_preserve_ratio must be a number in (0, 1], got {ratio!r}.")
+        if self.channel_step is not None:
+            check_count("env.channel_step", self.channel_step)
         for name in ("weight_bits", "activation_bits"):
             widths = getattr(self, name)
-            if widths is not None and (not widths or not all(map(_is_width, widths))):
+            if widths is not None and not _are_widths(widths):
+                single = f" One width is written ({widths},)." if _is_width(widths) else ""
                 raise ConfigError(
-                    f"env.{name} must be a list of widths among {BIT_WIDTHS}, got {widths}."
+                    f"env.{name} must be a list of widths among {BIT_WIDTHS}, "
+                    f"got {widths!r}.{single}"
                 )
 
     def pairs(self, metric: str, device: Device | LocalSpec | None) -> tuple[Bits, ...]:
@@ -120,6 +126,27 @@ def _is_width(value: object) -> bool:
     return type(value) is int and value in BIT_WIDTHS
 
 
+def _are_widths(values: object) -> bool:
+    return isinstance(values, Sequence) and bool(values) and all(map(_is_width, values))
+
+
+def check_task_arguments(
+    network: object, data: object, space: object, recovery: object, search_images: int
+) -> None:
+    """Check that what a `CompressionTask` is given is of the kinds that it takes.
+
+    Raises:
+        NetworkError: The network is no module.
+        DataError: The data are no `DataSet`.
+        ConfigError: Another argument is of another kind.
+    """
+    check_module(network)
+    check_data(data)
+    check_kind("space", space, SearchSpace, optional=True)
+    check_kind("recovery", recovery, RecoverySettings, optional=True)
+    check_count("search.images", search_images)
+
+
 class CompressionTask:
     """One network to compress: traced, calibrated, priced, and ready to evaluate strategies.
 
@@ -155,8 +182,7 @@ class CompressionTask:
         Raises:
             NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
         """
-        if search_images < 1:
-            raise ConfigError(f"search.images must be at least 1, got {search_images}.")
+        check_task_arguments(network, data, space, recovery, search_images)
         check_metric(budget.metric, device)
         self.data, self.budget = data, budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()

@@ -207,6 +207,13 @@ def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:
         api.profile(tiny_net, TINY_SHAPE, None)
 
 
+def test_profile_names_images_that_the_network_does_not_take_as_a_search_does() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(TINY_CLASSES))
+    network(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(NetworkError, match=r"does not accept images of 3x8x8.*data\.channels"):
+        api.profile(network, TINY_SHAPE, "torch_cpu")
+
+
 def test_finetuning_trains_every_weight_and_keeps_the_teacher(
     find: Any, tiny_net: nn.Module, data: DataSet
 ) -> None:

@@ -146,7 +146,21 @@ def test_compressed_network_of_another_strategy_is_refused(
 ) -> None:
     write_compressed(tmp_path, compressed)
     write_strategy(tmp_path, Strategy({"conv1": 0.25}, {}))
-    with pytest.raises(StrategyError, match="not of the same run"):
+    said = "network given is not the one that was compressed, or the two files are not of the same"
+    with pytest.raises(StrategyError, match=said):
+        rebuild_compressed(tmp_path, tiny_net, TINY_SHAPE)
+
+
+def test_network_whose_groups_are_wider_is_said_to_be_perhaps_another(
+    compressed: CompressedNetwork, tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    write_compressed(tmp_path, compressed)
+    write_strategy(tmp_path, HALF)
+    tiny_net.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)  # half of it are 4, not 2
+    tiny_net.bn1 = nn.BatchNorm2d(8)
+    tiny_net.conv2 = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False)
+    said = "has 2 channels of group 'conv1', its strategy keeps 4. Either the network given is not"
+    with pytest.raises(StrategyError, match=said):
         rebuild_compressed(tmp_path, tiny_net, TINY_SHAPE)
 
 

@@ -17,6 +17,7 @@ from amc.errors import TraceError
 from amc.graph.graph import NetworkGraph, build_graph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelCount
+from amc.networks.check import run_images
 
 TOLERANCE = 1e-4  # of the largest output; float32 sums in another order differ by about 1e-6
 
@@ -29,8 +30,10 @@ def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGr
     the code, a statistic over channels); what fails the check stays whole, with its reason.
 
     Raises:
+        NetworkError: The network rejects images of this shape.
         TraceError: As `build_graph`; or the traced network does not equal the original.
     """
+    run_images(network, image_shape)
     graph = build_graph(network, image_shape)
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(1))
     _check_same_function(network, graph, images)

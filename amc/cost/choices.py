@@ -29,11 +29,13 @@ class Choices:
             Frozen groups have one choice.
         pairs: Bit-widths that a layer may have.
         min_preserve_ratio: Smallest fraction of a group that may be kept.
+        channel_step: What the counts are multiples of.
     """
 
     kept: tuple[IntArray, ...]
     pairs: tuple[Bits, ...]
     min_preserve_ratio: float
+    channel_step: int
 
 
 def choices_for(
@@ -55,10 +57,38 @@ def choices_for(
         raise ConfigError(f"env.min_preserve_ratio must be in (0, 1], got {min_preserve_ratio!r}.")
     kept = []
     for group in graph.groups:
-        lowest = math.ceil(min_preserve_ratio * group.size - 1e-9)  # 0.55 * 100 > 55
+        lowest = _lowest(group.size, min_preserve_ratio)
         counts = [c for c in range(channel_step, group.size, channel_step) if c >= lowest]
         kept.append(np.array([*counts, group.size] if group.is_free else [group.size], np.int64))
-    return Choices(tuple(kept), tuple(dict.fromkeys(pairs)), min_preserve_ratio)
+    return Choices(tuple(kept), tuple(dict.fromkeys(pairs)), min_preserve_ratio, channel_step)
+
+
+def _lowest(size: int, min_preserve_ratio: float) -> int:
+    return math.ceil(min_preserve_ratio * size - 1e-9)  # 0.55 * 100 > 55
+
+
+def advice_for_less(graph: NetworkGraph, choices: Choices, whose_step: str) -> str:
+    """Which options would let some group keep fewer channels; empty where none has more than 1.
+
+    A count is a multiple of the step, or the whole group, and not below the ratio: for 16
+    channels, a ratio of 0.2 (at least 4) and a step of 8, the smallest is 8. Another ratio gives
+    no other; a step of 4 gives 4.
+
+    Args:
+        whose_step: "the" channel step, or "the device's".
+    """
+    step, ratio = choices.channel_step, choices.min_preserve_ratio
+    smallest = {group.size: int(choices.kept[group.index][0]) for group in graph.free_groups}
+    by_ratio = any(count > step for count in smallest.values())
+    by_step = any(count > _lowest(size, ratio) for size, count in smallest.items())
+    finer = f"{whose_step} channel step of {step} (env.channel_step={step // 2})"
+    if by_ratio:
+        return f"lower env.min_preserve_ratio{f' or {finer}' if by_step else ''}"
+    if by_step:
+        return f"lower {finer}: it bounds the counts, not env.min_preserve_ratio"
+    if any(count > 1 for count in smallest.values()):
+        return f"lower both env.min_preserve_ratio and {finer}"
+    return ""
 
 
 def reference_bits(supported: Sequence[Bits]) -> Bits:

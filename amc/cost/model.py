@@ -20,6 +20,7 @@ from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.choices import (
     Choices,
     IntArray,
+    advice_for_less,
     choices_for,
     reachable,
     reference_bits,
@@ -167,14 +168,16 @@ class CostModel:
         unit, metric = self.budget.unit, self.budget.metric
         on = f" on {self.device.name}" if metric in DEVICE_METRICS and self.device else ""
         bits = " and bits" if len(self.choices.pairs) > 1 else ""
+        of_device = on and self.device and self.device.channel_step == self.choices.channel_step
+        less = advice_for_less(self.graph, self.choices, "the device's" if of_device else "the")
         return UnreachableBudgetError(
             f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
             f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "
             f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
             f"{self.choices.min_preserve_ratio:g} allows. What bounds it: "
             f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
-            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'} or lower "
-            "env.min_preserve_ratio."
+            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'}"
+            f"{f' or {less}' if less else ''}."
         )
 
     # -- prices -------------------------------------------------------------------------------

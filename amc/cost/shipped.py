@@ -24,13 +24,18 @@ def as_device(device: DeviceLike) -> Device | LocalSpec | None:
         device: The name of a shipped or an installed device, or ``package.module:Class``.
 
     Raises:
-        DeviceError: No device has the name, or an option is wrong.
+        DeviceError: No device has the name, an option is wrong, or it is no device at all.
     """
     if isinstance(device, str):
         by_class = ":" in device or (device not in shipped_names() and device in _installed())
         return load_plugin(device, {}) if by_class else load_device(shipped_device(device))
     if isinstance(device, Mapping):
         return load_device(device)
+    if not (device is None or isinstance(device, LocalSpec) or hasattr(device, "price")):
+        raise DeviceError(
+            f"device must be a name, options, a loaded device or None, got {device!r}. "
+            f"amc ships {', '.join(shipped_names())}."
+        )
     return device
 
 

@@ -165,6 +165,8 @@ def checked_split(images: Tensor, labels: Tensor, options: DataOptions, what: st
     Raises:
         DataError: Shapes or types are not those of labelled images, or numbers not finite.
     """
+    for name, given in (("images", images), ("labels", labels)):
+        _check_tensor(given, f"{what} {name}")
     if images.dim() != 4 or images.shape[1] not in CHANNELS or len(images) == 0:
         raise DataError(
             f"The {what} images must have shape (N, C, H, W) with 1 or 3 channels, "
@@ -185,6 +187,14 @@ def checked_split(images: Tensor, labels: Tensor, options: DataOptions, what: st
     if images.dtype != torch.uint8:
         images = images.float()
     return Split(_resized(images, options), labels.long())
+
+
+def _check_tensor(given: object, what: str) -> None:
+    if not isinstance(given, Tensor):
+        raise DataError(
+            f"The {what} must be a torch.Tensor, got {type(given).__name__}. An array becomes one "
+            "by torch.as_tensor(array)."
+        )
 
 
 def checked_names(class_names: Sequence[str] | None, splits: Sequence[Split]) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ def export_onnx(
     Args:
         network: As `amc.search`, `amc.load_compressed` or `amc.finetune` return it; not modified.
         image_shape: (channels, height, width).
+        path: Folders on the way to it are made.
         images: Normalised calibration images, (n, channels, height, width); some hundred do.
 
     Raises:

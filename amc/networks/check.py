@@ -15,18 +15,14 @@ def check_network(network: nn.Module, image_shape: tuple[int, int, int], num_cla
         NetworkError: It rejects images of this shape, or its output is not finite or not of
             shape (2, num_classes).
     """
-    first = next(network.parameters(), None)
-    device = first.device if first is not None else torch.device("cpu")
-    noise = torch.randn(image_shape, generator=torch.Generator().manual_seed(0))
-    images = torch.stack([torch.zeros(image_shape), noise]).to(device)
-    output = _eval_forward(network, images)
+    output = run_images(network, image_shape)
     name, shape = type(network).__name__, "x".join(map(str, image_shape))
     if not isinstance(output, Tensor):
         raise NetworkError(
             f"{name} must return one tensor (images, classes), it returned "
             f"{type(output).__name__}. Switch off auxiliary outputs in network.options."
         )
-    if output.dim() != 2 or len(output) != len(images):
+    if output.dim() != 2 or len(output) != 2:
         raise NetworkError(
             f"{name} must return a tensor of shape (2, {num_classes}) for two images of {shape}, "
             f"got {tuple(output.shape)}. amc compresses classifiers."
@@ -40,6 +36,19 @@ def check_network(network: nn.Module, image_shape: tuple[int, int, int], num_cla
         raise NetworkError(
             f"{name} returns NaN or infinity for images of {shape}. Check its checkpoint."
         )
+
+
+def run_images(network: nn.Module, image_shape: tuple[int, int, int]) -> object:
+    """What a network, left as it was, gives for one black and one noise image.
+
+    Raises:
+        NetworkError: It rejects images of this shape.
+    """
+    first = next(network.parameters(), None)
+    device = first.device if first is not None else torch.device("cpu")
+    noise = torch.randn(image_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.stack([torch.zeros(image_shape), noise]).to(device)
+    return _eval_forward(network, images)
 
 
 def _eval_forward(network: nn.Module, images: Tensor) -> object:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from amc.compress.removal import keep_mask
 from amc.compress.verify import freeze_groups, graph_of, ignoring_channels, removal_error
+from amc.errors import NetworkError
 from amc.graph.graph import build_graph
 from tests.graph.nets import SHAPE, Concat, Function
 
@@ -13,6 +14,11 @@ def test_removing_nothing_changes_nothing(tiny_graph):
     images = torch.randn(2, 3, 8, 8)
     keep = np.ones(len(tiny_graph.plan.unit_group), np.bool_)
     assert removal_error(tiny_graph, keep, images) == 0.0
+
+
+def test_images_that_the_network_does_not_take_are_named_before_anything_is_traced(tiny_net):
+    with pytest.raises(NetworkError, match=r"TinyNet does not accept images of 1x8x8 .*data\.ch"):
+        graph_of(tiny_net, (1, 8, 8))
 
 
 def test_ignored_channels_do_not_reach_the_output(tiny_graph):

@@ -376,6 +376,48 @@ def test_unreachable_budget_names_the_device_and_the_option_that_was_given(tiny_
         CostModel(tiny_graph, choices, Budget("latency_ms", absolute=1e-4), DEVICE)
 
 
+def unreachable(graph, low, step, device=None):
+    metric = "macs" if device is None else "latency_ms"
+    with pytest.raises(UnreachableBudgetError) as caught:
+        model_of(graph, metric, 0.01, device, low=low, step=step)
+    return str(caught.value)
+
+
+STEP_BINDS = "it bounds the counts, not env.min_preserve_ratio."
+
+
+@pytest.mark.parametrize(
+    ("low", "step", "advice"),
+    [
+        # Two free groups, of 4 and 6 channels.
+        (0.5, 1, "lower env.min_preserve_ratio."),  # 2 and 3: down to 1
+        (0.2, 2, f"lower the channel step of 2 (env.channel_step=1): {STEP_BINDS}"),  # 1, not 2
+        (0.2, 8, f"lower the channel step of 8 (env.channel_step=4): {STEP_BINDS}"),  # 4 and 6
+        (0.5, 2, "lower env.min_preserve_ratio or the channel step of 2 (env.channel_step=1)."),
+        (
+            1.0,
+            8,
+            "lower both env.min_preserve_ratio and the channel step of 8 (env.channel_step=4).",
+        ),
+    ],
+)
+def test_unreachable_budget_advises_what_would_allow_fewer_channels(tiny_graph, low, step, advice):
+    assert unreachable(tiny_graph, low, step).endswith(f"Raise budget.fraction or {advice}")
+
+
+def test_unreachable_budget_advises_only_another_budget_where_every_group_has_one_channel(
+    tiny_graph,
+):
+    assert unreachable(tiny_graph, 0.1, 1).endswith("Raise budget.fraction.")
+
+
+def test_unreachable_budget_says_that_the_step_is_the_devices(tiny_graph):
+    assert DEVICE.channel_step == 2
+    advice = f"the device's channel step of 2 (env.channel_step=1): {STEP_BINDS}"
+    assert unreachable(tiny_graph, 0.2, 2, DEVICE).endswith(f"or lower {advice}")
+    assert "lower the channel step of 8" in unreachable(tiny_graph, 0.2, 8, DEVICE)
+
+
 @pytest.mark.parametrize("metric", ["latency_ms", "bops", "size_bytes"])
 def test_budget_at_exactly_the_floor_is_feasible(graph, metric):
     loose = model_of(graph, metric, 0.9, DEVICE, PAIRS)

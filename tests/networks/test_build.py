@@ -190,6 +190,22 @@ def test_users_module_that_is_missing_says_where_it_was_looked_for(write_module)
         build_network("nowhere_to_be_found:build", num_classes=5, image_shape=RGB32)
 
 
+@pytest.mark.parametrize("given", ["mynet.py:build", "nets/mynet.py:build"])
+def test_users_module_named_as_a_file_is_said_to_be_written_without_its_ending(write_module, given):
+    write_module("")
+    with pytest.raises(NetworkError) as caught:
+        build_network(given, num_classes=5, image_shape=RGB32)
+    right = given.replace(".py", "").replace("/", ".")
+    assert str(caught.value).endswith(f'Write it without ".py": {right}.')
+
+
+def test_users_module_named_as_a_module_is_told_of_no_ending(write_module):
+    write_module("")
+    with pytest.raises(NetworkError) as caught:
+        build_network("mynet:build", num_classes=5, image_shape=RGB32)
+    assert '".py"' not in str(caught.value)
+
+
 def test_users_module_that_fails_says_the_cause(write_module):
     module = write_module("1 / 0\n")
     with pytest.raises(NetworkError, match="ZeroDivisionError: division by zero"):
