@@ -12,6 +12,7 @@ error before the search starts.
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from contextlib import suppress
 from functools import cache
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from amc.errors import AmcError, ArtifactError, StorageError
+from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.files import cache_folder, fingerprint, storage_error
 from amc.strategy import Strategy
@@ -142,12 +143,15 @@ def open_store(store: bool | str | Path) -> EvaluationStore | None:
     """The store of a search: True is the user's own, False none, else the file given.
 
     Raises:
+        ConfigError: It is none of these.
         ArtifactError: The file is not a store of evaluations, or is damaged.
         StorageError: A file that was given by name cannot be made or read. Where the user's own
             cannot, there is none, and a warning.
     """
     if store is False:
         return None
+    if store is not True and not isinstance(store, (str, os.PathLike)):
+        raise ConfigError(f"store must be true, false, or the path of a file, got {store!r}.")
     path = default_path() if store is True else Path(store).expanduser()
     try:
         found = EvaluationStore(path)

@@ -7,7 +7,7 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,9 @@ def feature_names(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
         return tuple(FEATURES)
     if chosen == "plain":
         return tuple(PLAIN)
-    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+        chosen = (chosen,)
+    names = tuple(chosen)
     unknown = [name for name in names if name not in FEATURES]
     if unknown or not names:
         raise ConfigError(

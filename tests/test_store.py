@@ -18,7 +18,7 @@ from amc import task as task_module
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.data import DataSet
-from amc.errors import ArtifactError, StorageError
+from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.store import EvaluationStore, default_path, evaluation_code, open_store
 from amc.strategy import IDENTITY, Bits, Strategy
@@ -200,6 +200,11 @@ def test_store_may_be_named_left_out_or_the_users_own(path: Path) -> None:
     assert open_store(False) is None
     assert open_store(str(path)).path == path  # type: ignore[union-attr]
     assert open_store(True).path == default_path()  # type: ignore[union-attr]
+
+
+def test_store_that_is_no_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="store must be true, false, or the path of a file, got"):
+        open_store(3)  # type: ignore[arg-type]
 
 
 # -- what a task keeps there ---------------------------------------------------------------

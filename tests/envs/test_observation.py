@@ -230,7 +230,7 @@ def test_features_are_named_one_by_one_or_by_their_set(chosen, names):
     assert feature_names(chosen) == tuple(names)
 
 
-@pytest.mark.parametrize("chosen", ["plains", ["stride", "plain"], [], ()])
+@pytest.mark.parametrize("chosen", ["plains", ["stride", "plain"], [], (), 3])
 def test_unknown_features_are_refused_with_all_that_there_are(chosen):
     with pytest.raises(
         ConfigError, match=r"unknown features .* choose all, plain, or a list .*rest"

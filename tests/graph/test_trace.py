@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from amc.compress.verify import graph_of
 from amc.errors import TraceError
+from amc.graph.graph import build_graph
 from amc.graph.trace import trace
 from tests.conftest import TINY_SHAPE, TinyNet
 from tests.graph.nets import (
@@ -85,7 +86,7 @@ def test_contents_read_in_the_outermost_forward_are_an_error_that_says_what_to_d
 
 def test_images_of_the_wrong_shape_are_an_error_that_names_the_shape():
     with pytest.raises(TraceError, match=r"\(1, 4, 8, 8\).*RuntimeError"):
-        graph_of(TinyNet(), (4, 8, 8))
+        build_graph(TinyNet(), (4, 8, 8))
 
 
 def test_network_without_layers_is_an_error():
