@@ -162,10 +162,10 @@ def _run_job(command: str, config: DictConfig) -> int:
 
 
 def _is_single_and_new(folder: Path) -> bool:
-    """Whether the folder is of this call alone: not of a sweep, a resumed or another run."""
+    """Whether the folder is of this call alone: not the user's, of a sweep, or of another run."""
     hydra_config = HydraConfig.get()
     single = hydra_config.mode == RunMode.RUN and hydra_config.output_subdir is not None
-    return single and not (folder / RUN_FILE).exists()
+    return single and folder != Path.cwd() and not (folder / RUN_FILE).exists()
 
 
 def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:

@@ -410,6 +410,11 @@ def test_a_refused_command_leaves_no_folder_and_touches_no_other_run(capsys: Out
     assert Path("old/run.json").read_text() == "{}"
 
 
+def test_a_refused_command_does_not_remove_the_folder_it_was_called_in(tmp_path: Path) -> None:
+    assert search("budget.fraction=-1", "hydra.run.dir=.") == 2
+    assert tmp_path.is_dir()
+
+
 def test_a_run_that_is_not_there_is_told_before_torch_is_loaded() -> None:
     code = (
         "import sys, amc.cli\n"
