@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,8 +66,18 @@ class WalkCosts:
 
     def decide(self, layer: int, level: int, pair: int) -> None:
         """Take a decision."""
+        if self._is_taken(layer, level, pair):
+            return
         self.kept, self.pairs, self._forms, self._costs = self._after(layer, level, pair)
         self.total = math.fsum(self._costs)
+
+    def _is_taken(self, layer: int, level: int, pair: int) -> bool:
+        """Whether a decision changes nothing."""
+        model = self._model
+        counts = zip(
+            model.graph.layers[layer].decides, model.levels[layer][level].tolist(), strict=True
+        )
+        return pair == self.pairs[layer] and all(self.kept[g] == count for g, count in counts)
 
     def _after(
         self, layer: int, level: int, pair: int
@@ -93,16 +104,13 @@ class WalkCosts:
     def _all_decisions(self, layer: int) -> FloatArray:
         """Total after every decision, shape (levels, pairs)."""
         model, levels = self._model, self._model.levels[layer]
-        decides = model.graph.layers[layer].decides
         with_pair = [self._with(layer, pair) for pair in range(len(model.choices.pairs))]
         moving = {layer}.union(*(moved for _, _, moved in with_pair))
         others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
         moved = np.zeros((len(levels), len(with_pair)))
         for index in dict.fromkeys((*model.affected[layer], *sorted(moving))):
-            operator, prices = model.priced[index].operator, model.priced[index].prices
-            rule = model.priced[index].stated.rule
-            ins = self._counts(operator.inputs, decides, levels)
-            outs = self._counts(operator.outputs, decides, levels)
+            prices, rule = model.priced[index].prices, model.priced[index].stated.rule
+            ins, outs = (counts.at(self.kept) for counts in model.counts_of(layer, index))
             if index in moving:
                 states = [rule(pairs, forms) for pairs, forms, _ in with_pair]
                 moved += prices.table(ins, outs, states) - self._costs[index]
@@ -112,13 +120,36 @@ class WalkCosts:
         totals: FloatArray = self.total + others[:, None] + moved
         return totals
 
-    def _counts(self, count: ChannelCount, decides: tuple[int, ...], levels: IntArray) -> IntArray:
-        """Values of a channel count at every level, shape (levels,)."""
-        values = np.full(len(levels), count.fixed, np.int64)
+
+@dataclass(frozen=True)
+class LevelCounts:
+    """A channel count at every level of a layer's step.
+
+    Attributes:
+        decided: What the step and nothing else sets, shape (levels,).
+        others: Groups decided by other steps, and how often each of their channels counts.
+    """
+
+    decided: IntArray
+    others: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, count: ChannelCount, decides: Sequence[int], levels: IntArray) -> LevelCounts:
+        """
+        Args:
+            decides: Groups that the step decides.
+            levels: What it may keep of them, shape (levels, groups decided).
+        """
+        decided = np.full(len(levels), count.fixed, np.int64)
         for group, times in count.terms:
-            chosen = levels[:, decides.index(group)] if group in decides else self.kept[group]
-            values += chosen * times
-        return values
+            if group in decides:
+                decided += levels[:, decides.index(group)] * times
+        return cls(decided, tuple(term for term in count.terms if term[0] not in decides))
+
+    def at(self, kept: Sequence[int]) -> IntArray:
+        """The counts, shape (levels,), when the other groups keep ``kept`` channels."""
+        counts: IntArray = self.decided + sum(kept[group] * times for group, times in self.others)
+        return counts
 
 
 def listed(numbers: Iterable[int]) -> list[int]:

@@ -46,6 +46,7 @@ class EventWriter:
             self._writer: Any = SummaryWriter(str(folder), purge_step=first)
         except OSError as error:
             raise storage_error(folder, error) from error
+        self._strips: dict[int, StrategyStrip] = {}  # by the number of layers
 
     def episode(self, index: int, scalars: Mapping[str, float]) -> None:
         """Scalars of episode ``index``, under their own names; non-finite ones are left out."""
@@ -59,7 +60,9 @@ class EventWriter:
 
     def strategy_image(self, index: int, rows: Sequence[LayerRow], tag: str = "strategy") -> None:
         """The strategy of episode ``index`` as a strip: layers by (channels kept, bits)."""
-        self.image(tag, index, strategy_pixels(rows))
+        if len(rows) not in self._strips:
+            self._strips[len(rows)] = StrategyStrip(len(rows))
+        self.image(tag, index, self._strips[len(rows)].pixels(rows))
 
     def hparams(self, hparams: Mapping[str, Value], metrics: Mapping[str, float]) -> None:
         """Make the run a row of the HPARAMS tab: what it was started with, what it reached.
@@ -95,27 +98,37 @@ class EventWriter:
         self.close()
 
 
-def strategy_pixels(rows: Sequence[LayerRow]) -> Image:
-    """A strategy as a heat strip, uint8 of shape (height, width, 3).
+class StrategyStrip:
+    """Pictures of strategies of one network, as heat strips.
 
-    One column per layer; three lines: percent of channels kept, weight bits, activation bits.
+    One column per layer; three lines: percent of channels kept, weight bits, activation bits. The
+    figure is laid out once and repainted: a search shows many strategies, and laying one out takes
+    as long as evaluating one of a small network.
     """
-    kept = [100 * row.channels_after / row.channels_before for row in rows]
-    bits = [[row.weight_bits for row in rows], [row.activation_bits for row in rows]]
-    figure = Figure(figsize=(max(4.0, 1.9 + 0.3 * len(rows)), 2.2), dpi=90, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    _heat(above, [kept], [[f"{value:.0f}" for value in kept]], _KEPT)
-    _heat(
-        below,
-        [[_FLOAT_PLACE if b == FLOAT_BITS else b for b in line] for line in bits],
-        [[str(b) for b in line] for line in bits],
-        _BITS,
-    )
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.set_xlabel("layer, in execution order", fontsize=7)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def __init__(self, layers: int) -> None:
+        width = max(4.0, 1.9 + 0.3 * layers)
+        figure = Figure(figsize=(width, 2.2), dpi=90, layout="constrained")
+        canvas: Any = FigureCanvasAgg(figure)  # its drawing is untyped
+        self._canvas = canvas
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        self._kept, self._bits = _Heat(above, _KEPT, layers), _Heat(below, _BITS, layers)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        below.set_xlabel("layer, in execution order", fontsize=7)
+        self._canvas.draw()
+        figure.set_layout_engine("none")  # what was laid out stays
+
+    def pixels(self, rows: Sequence[LayerRow]) -> Image:
+        """A strategy, one row per layer; uint8 of shape (height, width, 3)."""
+        kept = [100 * row.channels_after / row.channels_before for row in rows]
+        bits = [[row.weight_bits for row in rows], [row.activation_bits for row in rows]]
+        self._kept.show([kept], [[f"{value:.0f}" for value in kept]])
+        self._bits.show(
+            [[_FLOAT_PLACE if b == FLOAT_BITS else b for b in line] for line in bits],
+            [[str(b) for b in line] for line in bits],
+        )
+        self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 
 
 @dataclass(frozen=True)
@@ -131,29 +144,46 @@ class _Scale:
         return max(self.ticks)
 
 
-_FLOAT_PLACE = 10  # float is shown just above 8 bits: at 32 all others would look alike
+_FLOAT_PLACE = 10  # float is shown just above 8 bits: at 32 it would make all others look alike
 _KEPT = _Scale(("channels",), "% kept", {0: "0", 50: "50", 100: "100"})
 _BITS = _Scale(
     ("weights", "activations"), "bits", {0: "0", 4: "4", 8: "8", _FLOAT_PLACE: str(FLOAT_BITS)}
 )
 
 
-def _heat(
-    axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], scale: _Scale
-) -> None:
+class _Heat:
     """Coloured cells with their text, a name per line, and a colour bar as legend."""
-    cells = axes.imshow(
-        values, cmap="cividis", vmin=0, vmax=scale.highest, aspect="auto", interpolation="nearest"
-    )
-    axes.set_yticks(range(len(scale.lines)), scale.lines)
-    axes.tick_params(labelsize=7)
-    bar = axes.figure.colorbar(cells, ax=axes, fraction=0.04, pad=0.01)
-    bar.set_ticks(list(scale.ticks), labels=list(scale.ticks.values()))
-    bar.set_label(scale.unit, fontsize=7)
-    bar.ax.tick_params(labelsize=6)
-    if len(values[0]) > _MOST_LABELLED:
-        return
-    for line, (numbers, line_texts) in enumerate(zip(values, texts, strict=True)):
-        for layer, (number, text) in enumerate(zip(numbers, line_texts, strict=True)):
-            colour = "white" if number < 0.6 * scale.highest else "black"  # on cividis' dark half
-            axes.text(layer, line, text, ha="center", va="center", fontsize=6, color=colour)
+
+    def __init__(self, axes: Axes, scale: _Scale, layers: int) -> None:
+        self._highest = scale.highest
+        self._cells = axes.imshow(
+            np.zeros((len(scale.lines), layers)),
+            cmap="cividis",
+            vmin=0,
+            vmax=scale.highest,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axes.set_yticks(range(len(scale.lines)), scale.lines)
+        axes.tick_params(labelsize=7)
+        bar = axes.figure.colorbar(self._cells, ax=axes, fraction=0.04, pad=0.01)
+        bar.set_ticks(list(scale.ticks), labels=list(scale.ticks.values()))
+        bar.set_label(scale.unit, fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+        self._texts = [
+            [
+                axes.text(layer, line, "", ha="center", va="center", fontsize=6)
+                for layer in range(layers if layers <= _MOST_LABELLED else 0)
+            ]
+            for line in range(len(scale.lines))
+        ]
+
+    def show(self, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]]) -> None:
+        """Values and their texts, a line after the other."""
+        self._cells.set_data(values)
+        for cells, numbers, written in zip(self._texts, values, texts, strict=True):
+            # Many layers have no cells with text.
+            for cell, number, text in zip(cells, numbers, written, strict=False):
+                cell.set_text(text)
+                dark = number < 0.6 * self._highest  # cividis begins dark
+                cell.set_color("white" if dark else "black")

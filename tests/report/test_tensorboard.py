@@ -9,12 +9,16 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from amc.errors import StorageError
 from amc.report.plots import LayerRow
-from amc.report.tensorboard import EventWriter, strategy_pixels
+from amc.report.tensorboard import EventWriter, StrategyStrip
 
 ROWS = [
     LayerRow("conv1", 16, 16, 32, 32, 1.0, 1.0),
     LayerRow("conv2", 32, 8, 4, 8, 2.0, 0.5),
 ]
+
+
+def strategy_pixels(rows: list[LayerRow]) -> np.ndarray:
+    return StrategyStrip(len(rows)).pixels(rows)
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -69,6 +73,21 @@ def test_strategy_pixels_show_kept_channels_and_bits() -> None:
     changed_by_bits = (before != lower).any(-1).any(1).nonzero()[0]
     # Channels are the upper strip, bits the lower one.
     assert changed_by_channels.max() < changed_by_bits.min()
+
+
+def test_strip_shows_a_strategy_as_if_it_were_the_first() -> None:
+    fewer = [LayerRow("conv1", 16, 5, 8, 8, 1.0, 1.0), ROWS[1]]
+    strip = StrategyStrip(2)
+    strip.pixels(fewer)
+    np.testing.assert_array_equal(strip.pixels(ROWS), strategy_pixels(ROWS))
+
+
+def test_networks_of_different_depth_share_a_writer(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.strategy_image(0, ROWS)
+        writer.strategy_image(1, ROWS * 20)
+    narrow, wide = events(tmp_path).Images("strategy")
+    assert narrow.width < wide.width
 
 
 def test_strategy_of_many_layers_is_an_image_too() -> None:
