@@ -26,6 +26,7 @@ FORMAT = "amc-policy"
 FORMAT_VERSION = 2  # 2: anchor
 ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
 ANCHORS = ("program", "none")
+STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # at which an anchored policy is tried on another network
 DESCRIPTION_FILE = "policy.json"
 WEIGHTS_FILE = "policy.safetensors"
 
@@ -86,15 +87,45 @@ class Policy:
         action: Array = linear(x, weight, bias).tanh().numpy()
         return action
 
-    def walk(self, env: CompressionEnv) -> Trial:
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Strengths to try on another network: only departures from an advice can be weakened."""
+        return (1.0,) if self.anchor == "none" else STRENGTHS
+
+    def check_strengths(self, strengths: Sequence[float]) -> None:
+        """Check at how much of its strength the policy is to be tried.
+
+        Raises:
+            PolicyError: Not different numbers in [0, 1], or no number; or other than 1 without an
+                anchor.
+        """
+        fit = isinstance(strengths, (list, tuple)) and all(map(_is_strength, strengths))
+        if not fit or not strengths or len({*strengths}) < len(strengths):
+            raise PolicyError(
+                "strengths must be a list of different numbers from 0 (the program's advice) to 1 "
+                f"(what was learned), at least one, got {strengths!r}."
+            )
+        if self.anchor == "none" and any(strength != 1 for strength in strengths):
+            raise PolicyError(
+                "strengths weakens departures from the program's advice, and this policy was "
+                f"learned with agent.anchor=none: leave it out, or give [1], got {strengths!r}."
+            )
+
+    def walk(self, env: CompressionEnv, strength: float = 1.0, index: int = 1) -> Trial:
         """Compress the environment's network by one walk without noise: one evaluation.
+
+        Args:
+            strength: Factor of the actions. With an anchor they are departures from the program's
+                advice: 1 is what was learned, 0 the advice.
+            index: Number of the evaluation, kept in the trial.
 
         Raises:
             PolicyError: The environment observes something else than what the policy learned on.
         """
         check_observations(self.observation_names, env.observation_names)
         walked = anchored(env, self.anchor)
-        return run_episode(walked, lambda _, observation: self.act(observation)).trial
+        factor = np.float32(strength)
+        return run_episode(walked, lambda _, seen: self.act(seen) * factor, index).trial
 
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors`` and ``policy.json`` into a folder.
@@ -173,6 +204,10 @@ def check_observations(learned: Sequence[str], seen: Sequence[str]) -> None:
 
 def _weights_id(tensors: dict[str, Tensor]) -> str:
     return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
+
+
+def _is_strength(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _is_name(value: Any) -> bool:

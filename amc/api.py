@@ -205,13 +205,23 @@ def apply_policy(
     space: SearchSpace | None = None,
     recovery: RecoverySettings | None = None,
     search_images: int = 1000,
+    strengths: Sequence[float] | None = None,
     folder: str | Path | None = None,
     store: bool | str | Path = True,
 ) -> SearchResult:
-    """Compress a network by one walk of a learned policy: one evaluation, no search.
+    """Compress a network by a learned policy: a few walks, no search.
+
+    What one network taught may be too much for another. The policy walks once at each strength,
+    and the best of these walks on the search images is the result; its notes say which.
+
+    Args:
+        strengths: Fractions of the policy's departures from the program's advice, in [0, 1]; each
+            costs one evaluation. None: `agents.policy.STRENGTHS`, or 1 for a policy that departs
+            from no advice.
 
     Raises:
-        PolicyError: The policy observes features that this version does not have.
+        PolicyError: The policy observes features that this version does not have, or has no such
+            strengths.
         AmcError: As `search`.
     """
     check_kind(
@@ -219,14 +229,24 @@ def apply_policy(
     )
     check_task_arguments(network, data, space, recovery, search_images)
     check_folder(folder)
+    if strengths is None:
+        strengths = policy.strengths
+    policy.check_strengths(strengths)
     place = _writable(folder)
     remembered = open_store(store)
     task = _task(network, data, device, budget, space, recovery, search_images, remembered)
     known = [name for name in policy.observation_names if name in FEATURES]
     env = environment(task, DEFAULT_REWARD, known or None)
     _introduce(task)
-    found = searchers.SearchResult("policy", [policy.walk(env)], policy)
+    trials = []
+    with progress_bar("applying the policy", len(strengths)) as bar:
+        for index, strength in enumerate(strengths, 1):
+            trials.append(policy.walk(env, strength, index))
+            bar.advance()
+    found = searchers.SearchResult("policy", trials, policy)
     result = _conclude(task, env, found, 1, name="policy")
+    if len(strengths) > 1:
+        result.notes.append(_strength_note(strengths, trials, found.best))
     if place is not None:
         _write_run(place, result, env)
     return result
@@ -615,6 +635,16 @@ def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
     if tried:
         references["uniform"] = max(tried)
     return references
+
+
+def _strength_note(strengths: Sequence[float], trials: Sequence[Trial], best: Trial) -> str:
+    rewards = ", ".join(
+        f"{trial.reward:.4f} at {strength:g}"
+        for strength, trial in zip(strengths, trials, strict=True)
+    )
+    chosen = strengths[best.index - 1]
+    meaning = "; 0 is the program's own allocation, nothing learned" if chosen == 0 else ""
+    return f"The policy helps most here at strength {chosen:g}{meaning}. Rewards: {rewards}."
 
 
 def _report(result: SearchResult) -> str:

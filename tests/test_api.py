@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from dataclasses import replace
 from functools import partial
@@ -191,11 +192,54 @@ def test_policy_is_applied_to_the_same_network_without_a_search(
 ) -> None:
     policy = find().policy
     result = api.apply_policy(
-        policy, tiny_net, data, None, {"metric": "macs", "fraction": 0.4}, recovery=RECOVERY
+        policy,
+        tiny_net,
+        data,
+        None,
+        {"metric": "macs", "fraction": 0.4},
+        recovery=RECOVERY,
+        strengths=[1.0],
     )
     assert [row.name for row in result.comparison] == ["original", "uniform", "policy"]
     assert result.comparison[-1].macs <= 0.4 * result.comparison[0].macs
     assert len(result.trials) == 1
+
+
+def test_policy_is_tried_at_several_strengths_and_the_best_walk_is_kept(
+    find: Any, tiny_net: nn.Module, data: DataSet
+) -> None:
+    policy = find().policy
+    budget = {"metric": "macs", "fraction": 0.4}
+    result = api.apply_policy(policy, tiny_net, data, None, budget, recovery=RECOVERY)
+    assert [trial.index for trial in result.trials] == [1, 2, 3, 4]
+    rewards = [trial.reward for trial in result.trials]
+    best = rewards.index(max(rewards))
+    assert result.strategy == result.trials[best].strategy
+    for strength, trial in zip((1.0, 0.5, 0.25, 0.0), result.trials, strict=True):
+        alone = api.apply_policy(
+            policy, tiny_net, data, None, budget, recovery=RECOVERY, strengths=[strength]
+        )
+        assert alone.strategy == trial.strategy
+    (note,) = (note for note in result.notes if "strength" in note)
+    assert note.startswith(f"The policy helps most here at strength {(1, 0.5, 0.25, 0)[best]}")
+    assert f"{rewards[3]:.4f} at 0." in note
+
+
+def test_note_says_that_strength_0_is_nothing_learned(
+    find: Any, tiny_net: nn.Module, data: DataSet
+) -> None:
+    policy = find().policy
+    still = dataclasses.replace(
+        policy, layers=tuple((0 * weight, 0 * bias) for weight, bias in policy.layers)
+    )
+    budget = {"metric": "macs", "fraction": 0.4}
+    strengths = [0, 1]
+    result = api.apply_policy(
+        still, tiny_net, data, None, budget, recovery=RECOVERY, strengths=strengths
+    )
+    assert result.trials[0].strategy == result.trials[1].strategy
+    (note,) = (note for note in result.notes if "strength" in note)
+    assert "at strength 0; 0 is the program's own allocation, nothing learned." in note
 
 
 def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:

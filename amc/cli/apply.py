@@ -20,11 +20,13 @@ _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"
 
 
 def run(config: DictConfig) -> bool:
-    """Read the policy, walk once, write, show."""
+    """Read the policy, walk, write, show."""
     folder = recipe.run_folder()
     source = Path(config.policy).expanduser()
     learned = artifact.RunRecord.read(source)
     policy = _policy(source)
+    strengths = policy.strengths if config.strengths is None else list(config.strengths)
+    policy.check_strengths(strengths)
     device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
     env = recipe.plain(config.env) if config.get("env") else _choices(source, learned)
@@ -44,6 +46,7 @@ def run(config: DictConfig) -> bool:
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
             "policy": str(source.resolve()),
+            "strengths": list(strengths),
             "env": env,
             "recovery": recipe.plain(config.recovery),
         },
@@ -60,6 +63,7 @@ def run(config: DictConfig) -> bool:
         space=space,
         recovery=recovery,
         search_images=config.search.images,
+        strengths=strengths,
         folder=folder,
     )
     recipe.show(result, folder)

@@ -43,6 +43,10 @@ _TEXT: _Kind = (_is_text, "text")
 _SWITCH: _Kind = (lambda value: isinstance(value, bool), "true or false")
 _MAPPING: _Kind = (lambda value: isinstance(value, Mapping), "names with values, {name: value}")
 _WIDTHS: _Kind = (lambda value: _is_list_of(value, _is_whole), "a list such as [8,32]")
+_FRACTIONS: _Kind = (
+    lambda value: _is_list_of(value, _is_number),
+    "a list of numbers, [1,0.5,0]",
+)
 _LIST: _Kind = (lambda value: isinstance(value, list), "a list, [one,another]")
 _FEATURES: _Kind = (
     lambda value: _is_text(value) or _is_list_of(value, _is_text),
@@ -60,6 +64,7 @@ OPTIONS: dict[str, _Kind] = {
     "jobs": _AT_LEAST_1,
     "reward": _TEXT,
     "policy": _TEXT,
+    "strengths": _or_null(_FRACTIONS),
     "run": _TEXT,
     "output": _or_null(_TEXT),
     "todo": _or_null(_TEXT),

@@ -99,6 +99,36 @@ def test_walk_evaluates_the_deterministic_actions_once():
     np.testing.assert_array_equal(env.episodes[0][0], policy.act(observation))
 
 
+def test_strength_scales_every_action_and_0_is_an_untouched_anchor():
+    env = ToyWalk(layers_count=2)
+    policy = Policy.from_modules("ddpg", env.observation_names, [torch.nn.Linear(5, 3)])
+    policy.walk(env, 0.5)
+    observation, _ = env.reset()
+    np.testing.assert_array_equal(env.episodes[0][0], policy.act(observation) / 2)
+    assert policy.walk(env, 0.5, index=7).index == 7
+
+
+def test_strengths_to_try_are_those_of_departures_from_an_advice():
+    policy = make_policy()
+    assert policy.strengths == (1.0,)
+    assert dataclasses.replace(policy, anchor="program").strengths == (1.0, 0.5, 0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    "strengths", [[], [1.5], [-0.1], [1, 1.0], ["1"], [True], 0.5, "10", [float("nan")], [None]]
+)
+def test_strengths_that_are_no_different_fractions_are_refused(strengths):
+    policy = dataclasses.replace(make_policy(), anchor="program")
+    with pytest.raises(PolicyError, match=r"must be a list of different numbers from 0 .* got"):
+        policy.check_strengths(strengths)
+
+
+def test_policy_without_an_advice_has_full_strength_alone():
+    make_policy().check_strengths([1])
+    with pytest.raises(PolicyError, match=r"learned with agent\.anchor=none: .*got \[1, 0\]"):
+        make_policy().check_strengths([1, 0])
+
+
 @pytest.fixture
 def guided(tiny_graph):
     choices = choices_for(tiny_graph, (FLOAT, Bits(8, 8), Bits(4, 4)))
@@ -120,6 +150,12 @@ def test_anchored_policy_departs_from_the_programs_advice(guided):
         *_, info = guided.step(guided.advised_action().astype(np.float32))
     assert trial.strategy == info["strategy"]
     assert still_policy(guided, "none").walk(guided).strategy != trial.strategy
+    moving = dataclasses.replace(
+        still_policy(guided, "program"),
+        layers=((torch.zeros(3, len(guided.observation_names)), torch.full((3,), -0.3)),),
+    )
+    assert moving.walk(guided).strategy != trial.strategy
+    assert moving.walk(guided, 0.0).strategy == trial.strategy
 
 
 def test_anchored_policy_needs_an_environment_that_knows_errors(guided):

@@ -86,6 +86,31 @@ def test_run_that_does_not_say_its_choices_is_refused_until_they_are_given(
     assert "Add env=default" in said
 
 
+def test_strengths_are_tried_and_recorded(searched: Path, capsys: Output) -> None:
+    assert apply(searched, "strengths=[1,0]") == 0
+    record = json.loads(Path("out/run.json").read_text())
+    assert record["settings"]["strengths"] == [1, 0]
+    assert "The policy helps most here at strength" in Path("out/comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("strengths", "said"),
+    [
+        ("[2]", "error: strengths must be a list of different numbers from 0"),
+        ("[1,1]", "error: strengths must be a list of different numbers from 0"),
+        ("0.5", "strengths must be a list of numbers, [1,0.5,0], or null, got 0.5"),
+        ("[]", "strengths must be a list of numbers, [1,0.5,0], or null, got []"),
+        ("[a]", "strengths must be a list of numbers, [1,0.5,0], or null, got ['a']"),
+    ],
+)
+def test_strengths_that_are_no_fractions_are_refused_before_the_work(
+    strengths: str, said: str, searched: Path, capsys: Output
+) -> None:
+    assert apply(searched, f"strengths={strengths}") == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_run_without_a_policy_says_which_agents_learn_one(copied: Path, capsys: Output) -> None:
     (copied / "policy.json").unlink()
     assert apply(copied) == 2
