@@ -7,7 +7,7 @@ The runs must be of the same network; nothing is trained or evaluated.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from amc.artifact import RunRecord, read_strategy
@@ -44,14 +44,17 @@ def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> li
 
 def main() -> None:
     """Read the runs, draw the picture."""
-    picture, *folders = (Path(argument) for argument in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("picture", type=Path, help="file to write")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of searches of one network")
+    options = parser.parse_args()
     panels = []
-    for folder in folders:
+    for folder in options.runs:
         record = RunRecord.read(folder)
         title = f"{record.device['name']}: {Budget.of(dict(record.budget))}"
         panels.append((title, rows_of(folder, (3, 32, 32), 10)))
-    plot_strategies_side_by_side(panels, picture)
-    print(picture)
+    plot_strategies_side_by_side(panels, options.picture)
+    print(options.picture)
 
 
 if __name__ == "__main__":
