@@ -153,8 +153,8 @@ def draw(groups: Sequence[Sequence[dict[str, object]]], path: Path) -> None:
     """Predicted against measured, one panel for each network."""
     figure = Figure(figsize=(4.2 * len(groups), 4), layout="constrained")
     for axes, rows in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups, strict=True):
-        measured = [row["measured_ms"] for row in rows]
-        predicted = [row["predicted_ms"] for row in rows]
+        measured = [float(str(row["measured_ms"])) for row in rows]
+        predicted = [float(str(row["predicted_ms"])) for row in rows]
         axes.scatter(measured, predicted, s=14, label="random strategies")
         axes.scatter(measured[:1], predicted[:1], s=30, marker="s", label="original")
         highest = max([*measured, *predicted]) * 1.05
