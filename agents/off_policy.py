@@ -37,8 +37,6 @@ from amc.errors import ConfigError
 if TYPE_CHECKING:
     from envs.compression import CompressionEnv
 
-BOLDNESS = 0.5  # of what is drawn from the belief: less than Thompson's 1, evaluations are few
-
 # Diagnostic -> what Stable-Baselines3 records it as.
 _RECORDED = {
     "actor_loss": "train/actor_loss",
@@ -85,9 +83,10 @@ class OffPolicySearcher(ABC):
     Four things are not AMC's, and each can be switched off. Actions are departures from the
     program's advice (``anchor``), so that an untrained actor allocates as the program does, and
     what is learned is where its estimates are wrong. Noise touches a part of the steps only
-    (``noise_share``): of fifty small departures at once the bad ones hide the good. And some
+    (``noise_share``): of fifty small departures at once the bad ones hide the good. Some
     episodes start from the best walk so far instead of the actor's (``elite_share``), as in
-    evolutionary reinforcement learning (Khadka & Tumer 2018).
+    evolutionary reinforcement learning (Khadka & Tumer 2018). And most walk to where the rewards
+    so far promise most (``belief_share``): the actor learns from these walks too.
 
     Attributes:
         warm_start: Of `agents.episode.WARM_STARTS`.
@@ -95,8 +94,8 @@ class OffPolicySearcher(ABC):
         wander: Standard deviation of the warm-up's departures from the program's advice.
         noise_share: Fraction of an episode's steps that noise touches.
         elite_share: Fraction of the learning episodes that explore around the best walk so far.
-        belief_share: Fraction of all episodes that walk to what the program would allocate if
-            errors were as the rewards so far make them believed (`envs.belief`).
+        belief_share: Fraction of all episodes that walk to the strategy of most expected
+            improvement, as the rewards so far make errors believed (`envs.belief`).
         warmup: Episodes before learning: a number, or a fraction (below 1) of the evaluations.
         hidden: Units of the hidden layers of actor and critic.
         actor_lr, critic_lr: Learning rates (Adam).
@@ -114,8 +113,8 @@ class OffPolicySearcher(ABC):
     anchor: str = choice("program", "program", "none")
     wander: float = number(0.3, 0, above=True)
     noise_share: float = number(0.3, 0, 1, above=True)
-    elite_share: float = number(0.5, 0, 1)
-    belief_share: float = number(0.3, 0, 1)
+    elite_share: float = number(0.15, 0, 1)
+    belief_share: float = number(0.7, 0, 1)
     warmup: float = setting(
         0.25, _is_warmup, "a number of episodes, or a fraction of the evaluations in [0, 1)"
     )
@@ -230,7 +229,7 @@ class _Run:
             return self._first[index - 1]
         part = self._rng.random()
         if self._belief is not None and part < self._searcher.belief_share:
-            return follow(self.env.encode(self._belief.propose(self._rng, BOLDNESS)))
+            return follow(self.env.encode(self._belief.propose(self._rng)))
         if index <= self._warmup:
             return self._wander
         sigma = self._sigma(index)

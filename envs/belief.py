@@ -1,40 +1,60 @@
-"""What rewards say of the estimated errors: a factor for each of them, and how sure it is.
+"""What rewards say of the estimated errors, and which strategy that makes worth an evaluation.
 
 The program trusts estimates that were made without an evaluation, one decision at a time. Every
-evaluated strategy tells how far they are off. With e_k(s) the estimated error of strategy s at
-decision k (a channel group's removal, a layer's bits) and r_0 the original's reward,
+evaluated strategy tells how far they are off, and they are off by one factor where few channels of
+a group are removed and by another where many are. So a group's estimated error is cut into
+`PIECES` by the channels kept: what is lost down to the first of `CUTS`, from there to the second,
+and beyond. With e_k(s) the piece k of what strategy s is estimated to lose (of a group's removal,
+or the whole of a layer's bits) and r_0 the original's reward,
 
-    r_0 - r(s) = scale * sum_k f_k e_k(s) + noise        f_k ~ N(1, WIDTH^2)
+    r_0 - r(s) = scale * (sum_k f_k e_k(s) + g(s)) + noise        f_k ~ N(1, WIDTH^2)
 
-is linear in the factors f, and their posterior is a normal distribution in closed form (Bayesian
-linear regression: Bishop 2006, section 3.3). Solving the program under factors drawn from it is
-Thompson sampling (Thompson 1933): what may be better than it looks is tried, what is known to be
-worse is not.
+is linear in the factors f, of which those of one group are correlated by `LIKENESS`. What errors
+do beyond adding up is g, a Gaussian process of mean 0 under which strategies that keep about the
+same channels and bits are alike. All of it is one Gaussian process whose mean is the estimate
+(Rasmussen & Williams 2006, sections 2.2 and 2.7), so its posterior has a closed form. A strategy is
+proposed for the improvement that is expected of it (Jones, Schonlau & Welch 1998, eq. 15), sought
+around the best strategies so far and around the program's allocations under factors drawn from the
+posterior.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import block_diag, cho_factor, cho_solve
+from scipy.stats import norm
 
 from amc.cost.model import CostModel
 from amc.recovery.errors import LayerErrors
 from amc.strategy import Strategy
+from envs.neighbours import Choice, neighbour
 from envs.program import ProgramSolver
 
 FloatArray = npt.NDArray[np.float64]
 
-WIDTH = 1.0  # standard deviation of a factor before any evaluation
-NOISE = 0.1  # of what a strategy loses, relative: errors do not quite add
+CUTS = (0.7, 0.4)  # of a group's channels kept: where one piece of its error ends
+PIECES = len(CUTS) + 1
+WIDTH = 1.5  # standard deviation of a factor before any evaluation
+LIKENESS = 0.25  # correlation of the factors of one group before any evaluation
+DEPARTURE = 0.3  # standard deviation of g, in median losses
+REACH = 0.09  # of g: root mean square over decisions of how far apart two strategies are
+NOISE = 0.1  # of what a strategy loses, relative: what neither factors nor g explain
 FLOOR = 0.05  # of the median loss: what small losses are off by all the same
 LEAST = 0.02  # a factor below it would make a decision free
+BOLDNESS = 0.5  # of the draws that a proposal starts from: less than 1, evaluations are few
+
+DRAWS = 2  # programs under drawn factors that a proposal starts from
+BEST = 5  # strategies evaluated so far that it starts from
+GENERATIONS, CHILDREN, PARENTS = 2, 24, 6  # of its search for the most expected improvement
 
 
 class ErrorBelief:
-    """Factors of the estimated errors, learnt from evaluated strategies."""
+    """What strategies lose, as learnt from those that were evaluated."""
 
     def __init__(self, costs: CostModel, errors: LayerErrors, whole: float) -> None:
         """
@@ -44,48 +64,93 @@ class ErrorBelief:
         """
         self._costs, self._errors, self._whole = costs, errors, whole
         self._groups = [group.index for group in costs.graph.free_groups]
+        self._pieces = [pieces(errors.removal[group]) for group in self._groups]
         layers = range(len(costs.graph.layers))
         self._layers = list(layers) if len(costs.choices.pairs) > 1 else []
-        self._parts: list[FloatArray] = []  # estimated errors of each strategy, (factors,)
-        self._lost: list[float] = []
+        self._noted: list[Choice] = []
+        self._losses: list[float] = []
 
     @property
     def factors_count(self) -> int:
-        """How many factors there are: one for each free group, one for each layer's bits."""
-        return len(self._groups) + len(self._layers)
+        """How many factors there are: `PIECES` for each free group, one for each layer's bits."""
+        return PIECES * len(self._groups) + len(self._layers)
 
     def note(self, strategy: Strategy, reward: float) -> None:
         """Take an evaluated strategy into account."""
-        kept, pairs = (numbers.tolist() for numbers in self._costs.encode(strategy))
-        removal = [self._errors.removal[group][kept[group]] for group in self._groups]
-        rounding = [self._errors.bits[layer][pairs[layer]] for layer in self._layers]
-        self._parts.append(np.array([*removal, *rounding]))
-        self._lost.append(self._whole - reward)
+        self._noted.append(self._choice(strategy))
+        self._losses.append(self._whole - reward)
+
+    def _choice(self, strategy: Strategy) -> Choice:
+        kept, pairs = self._costs.encode(strategy)
+        return tuple(kept.tolist()), tuple(pairs.tolist())
+
+    # -- the posterior ------------------------------------------------------------------------
 
     def posterior(self) -> tuple[FloatArray, FloatArray]:
         """Mean of the factors, shape (factors,), and their covariance, (factors, factors)."""
-        mean: FloatArray = np.ones(self.factors_count)
-        precision: FloatArray = np.eye(self.factors_count) / WIDTH**2
         told = self._told()
-        if told is not None:
-            parts, lost = told
-            weights = 1 / np.square(NOISE * lost.clip(0) + FLOOR)
-            right = precision @ mean + parts.T @ (weights * lost)
-            precision = precision + (parts.T * weights) @ parts
-            mean = np.asarray(np.linalg.solve(precision, right), np.float64)
-        return mean, np.asarray(np.linalg.inv(precision), np.float64)
+        if told is None:
+            return np.ones(self.factors_count), self._prior
+        return told.factors(self._prior)
 
-    def _told(self) -> tuple[FloatArray, FloatArray] | None:
-        """Estimated errors, shape (strategies, factors), and losses, (strategies,), of median 1.
+    def predict(self, choices: Sequence[Choice]) -> tuple[FloatArray, FloatArray]:
+        """What strategies lose, in median losses: means and standard deviations, (choices,) each.
+
+        Before anything is told, in typical estimates.
+        """
+        parts, places = self._parts(choices), self._places(choices)
+        told = self._told()
+        if told is None:
+            typical = max(float(np.median(parts.sum(1))), 1e-12)
+            parts = parts / typical
+            variance = ((parts @ self._prior) * parts).sum(1) + DEPARTURE**2
+            return parts.sum(1), np.sqrt(variance)
+        return told.losses(self._prior, parts / told.typical, places)
+
+    @cached_property
+    def _prior(self) -> FloatArray:
+        of_one_group = LIKENESS + (1 - LIKENESS) * np.eye(PIECES)
+        of_groups = np.kron(np.eye(len(self._groups)), of_one_group)
+        return np.asarray(WIDTH**2 * block_diag(of_groups, np.eye(len(self._layers))), np.float64)
+
+    def _parts(self, choices: Sequence[Choice]) -> FloatArray:
+        """Estimated errors, shape (choices, factors)."""
+        removal = [
+            piece[:, [kept[group] for kept, _ in choices]]
+            for group, piece in zip(self._groups, self._pieces, strict=True)
+        ]
+        bits = [
+            self._errors.bits[layer][[pairs[layer] for _, pairs in choices]][None]
+            for layer in self._layers
+        ]
+        return np.concatenate([*removal, *bits, np.empty((0, len(choices)))]).T
+
+    def _places(self, choices: Sequence[Choice]) -> FloatArray:
+        """Where strategies are, shape (choices, decisions): ratios kept, and ranks of bit pairs."""
+        sizes = self._costs.graph.sizes()
+        ratios = [[kept[group] / sizes[group] for group in self._groups] for kept, _ in choices]
+        order = sorted(
+            range(len(self._costs.choices.pairs)), key=self._costs.choices.pairs.__getitem__
+        )
+        rank = {pair: place / max(1, len(order) - 1) for place, pair in enumerate(order)}
+        widths = [[rank[chosen[layer]] for layer in self._layers] for _, chosen in choices]
+        return np.concatenate([np.array(ratios), np.array(widths)], axis=1)
+
+    def _told(self) -> _Told | None:
+        """What the evaluated strategies say.
 
         None where there is nothing to tell errors by: most strategies lose nothing, or are
         estimated to.
         """
-        if not self._parts:
+        if not self._noted:
             return None
-        parts, lost = np.stack(self._parts), np.array(self._lost)
+        parts, lost = self._parts(self._noted), np.array(self._losses)
         typical, median = float(np.median(parts.sum(1))), float(np.median(lost))
-        return (parts / typical, lost / median) if min(typical, median) > 0 else None
+        if min(typical, median) <= 0:
+            return None
+        return _Told(parts / typical, self._places(self._noted), lost / median, typical)
+
+    # -- proposals ----------------------------------------------------------------------------
 
     def draw(self, rng: np.random.Generator, boldness: float) -> LayerErrors:
         """Errors as they may be.
@@ -94,28 +159,142 @@ class ErrorBelief:
             boldness: Factor of the posterior's standard deviation; 0 gives its mean.
         """
         mean, covariance = self.posterior()
-        root = np.linalg.cholesky(covariance)
+        root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
         factors = mean + boldness * (root @ rng.standard_normal(len(mean)))
         return self._scaled(factors.clip(LEAST))
 
-    def propose(self, rng: np.random.Generator, boldness: float) -> Strategy:
-        """The allocation of least error within the budget, were errors as `draw` gives them."""
-        solver = ProgramSolver(self._costs, self.draw(rng, boldness))
+    def allocate(self, errors: LayerErrors) -> Choice:
+        """The allocation of least error within the budget, were errors as given."""
+        solver = ProgramSolver(self._costs, errors)
         best, _ = solver.descend_to_bound(self._usual_price)
         best = solver.spend_the_rest(best)
-        return self._costs.decode(best.kept, best.pairs)
+        return tuple(best.kept), tuple(best.pairs)
+
+    def propose(self, rng: np.random.Generator) -> Strategy:
+        """A strategy within the budget that is worth an evaluation."""
+        drawn = [self.allocate(self.draw(rng, BOLDNESS)) for _ in range(DRAWS)]
+        told = self._told()
+        best = drawn[0] if told is None else self._most_expected(rng, drawn, float(told.lost.min()))
+        return self._costs.decode(*best)
+
+    def _most_expected(
+        self, rng: np.random.Generator, drawn: Sequence[Choice], least: float
+    ) -> Choice:
+        """The choice of most expected improvement on the least loss so far."""
+        ranked = sorted(range(len(self._noted)), key=self._losses.__getitem__)
+        noted = [self._noted[place] for place in ranked]
+        known = set(noted)
+        best = [choice for choice in noted if self._costs.cost(*choice) <= self._costs.bound]
+        parents = list(dict.fromkeys([*drawn, *best[:BEST]]))
+        pool: dict[Choice, float] = {}
+        for _ in range(GENERATIONS):
+            children = (
+                neighbour(
+                    self._costs, self._estimates.tables, parents[rng.integers(len(parents))], rng
+                )
+                for _ in range(CHILDREN)
+            )
+            self._weigh(pool, [*drawn, *children], known, least)
+            parents = sorted(pool, key=pool.__getitem__, reverse=True)[:PARENTS] or parents
+        return max(pool, key=pool.__getitem__) if pool else drawn[0]
+
+    def _weigh(
+        self, pool: dict[Choice, float], choices: Sequence[Choice], known: set[Choice], least: float
+    ) -> None:
+        """Add to a pool what is new, by its expected improvement."""
+        new = [choice for choice in dict.fromkeys(choices) if choice not in known | pool.keys()]
+        if new:
+            mean, deviation = self.predict(new)
+            pool.update(
+                zip(new, expected_improvement(mean, deviation, least).tolist(), strict=True)
+            )
 
     @cached_property
     def _usual_price(self) -> float:
         """Of a unit of cost, with the errors as estimated: whatever was proposed before."""
-        return ProgramSolver(self._costs, self._errors).descend_to_bound()[1]
+        return self._estimates.descend_to_bound()[1]
+
+    @cached_property
+    def _estimates(self) -> ProgramSolver:
+        return ProgramSolver(self._costs, self._errors)
 
     def _scaled(self, factors: Sequence[float] | FloatArray) -> LayerErrors:
-        of_groups, of_layers = np.split(np.asarray(factors), [len(self._groups)])
+        of_groups, of_layers = np.split(np.asarray(factors), [PIECES * len(self._groups)])
         removal = list(self._errors.removal)
-        for group, factor in zip(self._groups, of_groups.tolist(), strict=True):
-            removal[group] = removal[group] * factor
+        by_group = of_groups.reshape(-1, PIECES)
+        for group, piece, factor in zip(self._groups, self._pieces, by_group, strict=True):
+            removal[group] = (factor[:, None] * piece).sum(0)
         bits = self._errors.bits
         if self._layers:
             bits = bits * of_layers[:, None]
         return LayerErrors(tuple(removal), bits)
+
+
+class _Told:
+    """Evaluated strategies, in units in which half of them lose more than 1 and half less.
+
+    Attributes:
+        lost: Shape (strategies,).
+        typical: What the median strategy was estimated to lose, in nats.
+    """
+
+    def __init__(
+        self, parts: FloatArray, places: FloatArray, lost: FloatArray, typical: float
+    ) -> None:
+        self._parts, self._places = parts, places
+        self.lost, self.typical = lost, typical
+
+    def _solver(self, prior: FloatArray) -> tuple[FloatArray, bool]:
+        noise = np.square(NOISE * self.lost.clip(0) + FLOOR)
+        between = self._parts @ prior @ self._parts.T + departures(self._places, self._places)
+        factor: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)
+        return factor
+
+    def factors(self, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and covariance of the factors."""
+        solver, across = self._solver(prior), prior @ self._parts.T
+        mean = 1 + across @ cho_solve(solver, self.lost - self._parts.sum(1))
+        covariance = prior - across @ cho_solve(solver, across.T)
+        return mean, (covariance + covariance.T) / 2
+
+    def losses(
+        self, prior: FloatArray, parts: FloatArray, places: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of what strategies lose."""
+        solver = self._solver(prior)
+        across = parts @ prior @ self._parts.T + departures(places, self._places)
+        mean = parts.sum(1) + across @ cho_solve(solver, self.lost - self._parts.sum(1))
+        before = ((parts @ prior) * parts).sum(1) + DEPARTURE**2
+        variance = before - (across * cho_solve(solver, across.T).T).sum(1)
+        return mean, np.sqrt(variance.clip(1e-12))
+
+
+def departures(places: FloatArray, others: FloatArray) -> FloatArray:
+    """Covariance of g between strategies, shape (places, others)."""
+    apart = np.square(places[:, None] - others[None]).mean(2) if places.shape[1] else 0.0
+    alike: FloatArray = np.exp(-apart / (2 * REACH**2)) * np.ones((len(places), len(others)))
+    return DEPARTURE**2 * alike
+
+
+def expected_improvement(mean: FloatArray, deviation: FloatArray, least: float) -> FloatArray:
+    """By how much losses N(mean, deviation^2) are expected to be below the least so far."""
+    improvement = least - mean
+    z = improvement / deviation
+    gain: FloatArray = improvement * norm.cdf(z) + deviation * norm.pdf(z)
+    return gain
+
+
+def pieces(curve: FloatArray) -> FloatArray:
+    """A group's errors cut into those down to each of `CUTS`, and below the last.
+
+    Args:
+        curve: Nats by the channels kept, shape (channels + 1,); never less for fewer of them, and
+            only that of no channel at all is infinite.
+
+    Returns:
+        Shape (PIECES, channels + 1); their sum is the curve.
+    """
+    counts = np.arange(len(curve))
+    ends = [math.ceil(cut * (len(curve) - 1)) for cut in CUTS]
+    down_to = [curve[np.maximum(counts, end)] for end in ends]
+    return np.diff(np.stack([*down_to, curve]), axis=0, prepend=np.zeros((1, len(curve))))

@@ -66,13 +66,17 @@ def program_strategy(costs: CostModel, errors: LayerErrors) -> Strategy:
 
 
 class ProgramSolver:
-    """Allocations of least error, by the price of a unit of cost or by a bound."""
+    """Allocations of least error, by the price of a unit of cost or by a bound.
+
+    Attributes:
+        tables: Estimated error of every layer's decisions, in nats, shape (levels, pairs) each.
+    """
 
     def __init__(self, costs: CostModel, errors: LayerErrors) -> None:
         self._costs, self._errors = costs, errors
         layers = range(len(costs.graph.layers))
-        self._tables = [self._table(layer) for layer in layers]  # (levels, pairs) each
-        self._open = [layer for layer in layers if self._tables[layer].size > 1]
+        self.tables = [self._table(layer) for layer in layers]
+        self._open = [layer for layer in layers if self.tables[layer].size > 1]
 
     def _table(self, layer: int) -> FloatArray:
         """Errors of every decision of a layer, in nats, shape (levels, pairs)."""
@@ -123,7 +127,7 @@ class ProgramSolver:
             near: A price not far from it, where one is known: found sooner, to fewer digits. One
                 that proves to be far off, or is no price, changes nothing.
         """
-        largest = max((float(np.ptp(self._tables[layer])) for layer in self._open), default=0.0)
+        largest = max((float(np.ptp(self.tables[layer])) for layer in self._open), default=0.0)
         scale = max(largest, 1e-12) / self._costs.bound
         if near is not None and 10**LOWEST < near / scale < 10**HIGHEST:
             centre = math.log10(near / scale)
@@ -162,7 +166,7 @@ class ProgramSolver:
         for _ in range(SWEEPS):
             changed = False
             for layer in self._open:
-                totals = self._tables[layer] + price * walk.decision_costs(layer, None, None)
+                totals = self.tables[layer] + price * walk.decision_costs(layer, None, None)
                 level, pair = (int(i) for i in np.unravel_index(totals.argmin(), totals.shape))
                 before = walk.kept, walk.pairs
                 walk.decide(layer, level, pair)
@@ -181,9 +185,9 @@ class ProgramSolver:
         extra: list[float] = []
         for layer in self._open:
             cost = walk.decision_costs(layer, None, None) - walk.total
-            for level, pair in _undominated(self._tables[layer], cost):
+            for level, pair in _undominated(self.tables[layer], cost):
                 choices.append((layer, level, pair))
-                error.append(float(self._tables[layer][level, pair]))
+                error.append(float(self.tables[layer][level, pair]))
                 extra.append(float(cost[level, pair]))
         if not choices:
             return plan
@@ -213,7 +217,7 @@ class ProgramSolver:
         while True:
             best = (0.0, -1, -1, -1)
             for layer in self._open:
-                gain = self._error_now(walk, layer) - self._tables[layer]
+                gain = self._error_now(walk, layer) - self.tables[layer]
                 fits = walk.decision_costs(layer, None, None) <= self._costs.bound
                 gain = np.where(fits, gain, 0.0)
                 level, pair = (int(i) for i in np.unravel_index(gain.argmax(), gain.shape))

@@ -353,8 +353,8 @@ def proposed(monkeypatch):
     """Every strategy that a belief proposes from now on."""
     made, propose = [], ErrorBelief.propose
 
-    def watch(belief, rng, boldness):
-        made.append(propose(belief, rng, boldness))
+    def watch(belief, rng):
+        made.append(propose(belief, rng))
         return made[-1]
 
     monkeypatch.setattr(ErrorBelief, "propose", watch)
