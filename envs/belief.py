@@ -159,8 +159,7 @@ class ErrorBelief:
             boldness: Factor of the posterior's standard deviation; 0 gives its mean.
         """
         mean, covariance = self.posterior()
-        root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(mean)))
-        factors = mean + boldness * (root @ rng.standard_normal(len(mean)))
+        factors = mean + boldness * (_root(covariance) @ rng.standard_normal(len(mean)))
         return self._scaled(factors.clip(LEAST))
 
     def allocate(self, errors: LayerErrors) -> Choice:
@@ -267,6 +266,15 @@ class _Told:
         before = ((parts @ prior) * parts).sum(1) + DEPARTURE**2
         variance = before - (across * cho_solve(solver, across.T).T).sum(1)
         return mean, np.sqrt(variance.clip(1e-12))
+
+
+def _root(covariance: FloatArray) -> FloatArray:
+    """A matrix whose product with its transpose is the covariance."""
+    try:
+        return np.asarray(np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance))))
+    except np.linalg.LinAlgError:  # all but certain: some of its values are below 0 by rounding
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(values.clip(0)))
 
 
 def departures(places: FloatArray, others: FloatArray) -> FloatArray:
