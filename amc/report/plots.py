@@ -140,6 +140,13 @@ def plot_learning_curve(
     if warmup > 0:
         axes.axvspan(0.5, min(warmup, len(rewards)) + 0.5, color="#eeeeee", lw=0, label="warm-up")
     axes.plot(evaluations, rewards, ".", color=DOT, ms=5, alpha=0.7, label="each evaluation")
+    floor = shown_from(rewards, [best[0], *(references or {}).values()])
+    below = evaluations[np.asarray(rewards) < floor]
+    if len(below):
+        height = (float(np.nanmax(best)) - floor) or 1.0
+        axes.set_ylim(floor - 0.05 * height, floor + 1.1 * height)
+        label = f"worse than shown ({len(below)})"
+        axes.plot(below, np.full(len(below), floor), "v", color=DOT, ms=5, label=label)
     axes.step(evaluations, best, where="post", color=BEST, lw=2, label="best so far")
     for index, (name, value) in enumerate((references or {}).items()):
         colour = REFERENCES[index % len(REFERENCES)]
@@ -153,6 +160,19 @@ def plot_learning_curve(
     axes.legend(**_ABOVE)
     _tidy(axes)
     _write(figure, path)
+
+
+def shown_from(rewards: Sequence[float], always: Sequence[float]) -> float:
+    """The reward from which a picture shows them: a few far worse ones would press the rest flat.
+
+    Three interquartile ranges below the lower quartile (Tukey 1977), or the least of all.
+
+    Args:
+        always: What is shown, however bad it is.
+    """
+    quarter, three_quarters = np.nanquantile(np.asarray(rewards, dtype=float), [0.25, 0.75])
+    far = quarter - 3 * (three_quarters - quarter)
+    return float(min(max(far, np.nanmin(rewards)), np.nanmin(always)))
 
 
 # -------------------------------------------------------------------------------- panels

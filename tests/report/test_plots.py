@@ -1,9 +1,11 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from amc.errors import ConfigError, StorageError
@@ -14,6 +16,7 @@ from amc.report.plots import (
     plot_learning_curve,
     plot_strategies_side_by_side,
     plot_strategy,
+    shown_from,
 )
 
 FLOAT_ROW = LayerRow("conv", 16, 8, 32, 32, 1.0, 0.5)
@@ -95,6 +98,38 @@ def test_learning_curve_shades_the_warm_up(tmp_path: Path) -> None:
     plot_learning_curve(rewards, tmp_path / "b.png", references=references)
     assert count_of("#eeeeee", tmp_path / "a.png") > 10_000
     assert count_of("#eeeeee", tmp_path / "b.png") < 1_000
+
+
+@pytest.mark.parametrize(
+    ("rewards", "always", "expected"),
+    [
+        ([-4.0, -3, -2, -1], [-1.0], -4),  # none is far below the others
+        ([-90.0, -5, -4, -3, -2, -1], [-1.0], -4.75 - 3 * 2.5),  # quartiles -4.75 and -2.25
+        ([-90.0, -5, -4, -3, -2, -1], [-40.0], -40),
+        ([-2.0], [-2.0], -2),
+        ([-9.0, -1, -1, -1, -1], [-1.0], -1),
+        ([math.nan, -3.0, -1, -2], [math.nan, -1], -3),
+    ],
+)
+def test_rewards_far_below_the_others_are_not_what_a_picture_is_scaled_to(
+    rewards: list[float], always: list[float], expected: float
+) -> None:
+    assert shown_from(rewards, always) == pytest.approx(expected)
+
+
+def test_learning_curve_says_how_many_evaluations_lie_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("amc.report.plots._write", lambda figure, _: drawn.append(figure))
+    rewards = [-0.3, -90, -0.2, -0.25, -0.22, -50, -0.2, -0.21, -0.19]
+    plot_learning_curve(rewards, tmp_path / "a.png", references={"uniform": -0.4})
+    plot_learning_curve(rewards[2:5], tmp_path / "b.png", references={"uniform": -0.4})
+    labels = [figure.axes[0].get_legend_handles_labels()[1] for figure in drawn]
+    assert "worse than shown (2)" in labels[0]
+    assert not any("worse" in label for label in labels[1])
+    low, high = drawn[0].axes[0].get_ylim()
+    assert -1 < low < -0.4 < -0.19 < high
 
 
 def test_learning_curve_without_rewards_is_refused(tmp_path: Path) -> None:
