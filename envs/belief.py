@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,7 @@ class ErrorBelief:
         self._layers = list(layers) if len(costs.choices.pairs) > 1 else []
         self._noted: list[Choice] = []
         self._losses: list[float] = []
+        self._known: _Told | None = None  # of what is noted; None: not worked out since
 
     @property
     def factors_count(self) -> int:
@@ -79,6 +81,7 @@ class ErrorBelief:
         """Take an evaluated strategy into account."""
         self._noted.append(self._choice(strategy))
         self._losses.append(self._whole - reward)
+        self._known = None
 
     def _choice(self, strategy: Strategy) -> Choice:
         kept, pairs = self._costs.encode(strategy)
@@ -91,7 +94,7 @@ class ErrorBelief:
         told = self._told()
         if told is None:
             return np.ones(self.factors_count), self._prior
-        return told.factors(self._prior)
+        return told.factors
 
     def predict(self, choices: Sequence[Choice]) -> tuple[FloatArray, FloatArray]:
         """What strategies lose, in median losses: means and standard deviations, (choices,) each.
@@ -105,7 +108,7 @@ class ErrorBelief:
             parts = parts / typical
             variance = ((parts @ self._prior) * parts).sum(1) + DEPARTURE**2
             return parts.sum(1), np.sqrt(variance)
-        return told.losses(self._prior, parts / told.typical, places)
+        return told.losses(parts / told.typical, places)
 
     @cached_property
     def _prior(self) -> FloatArray:
@@ -129,9 +132,8 @@ class ErrorBelief:
         """Where strategies are, shape (choices, decisions): ratios kept, and ranks of bit pairs."""
         sizes = self._costs.graph.sizes()
         ratios = [[kept[group] / sizes[group] for group in self._groups] for kept, _ in choices]
-        order = sorted(
-            range(len(self._costs.choices.pairs)), key=self._costs.choices.pairs.__getitem__
-        )
+        pairs = self._costs.choices.pairs
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)
         rank = {pair: place / max(1, len(order) - 1) for place, pair in enumerate(order)}
         widths = [[rank[chosen[layer]] for layer in self._layers] for _, chosen in choices]
         return np.concatenate([np.array(ratios), np.array(widths)], axis=1)
@@ -142,13 +144,15 @@ class ErrorBelief:
         None where there is nothing to tell errors by: most strategies lose nothing, or are
         estimated to.
         """
-        if not self._noted:
-            return None
+        if not self._noted or self._known is not None:
+            return self._known
         parts, lost = self._parts(self._noted), np.array(self._losses)
         typical, median = float(np.median(parts.sum(1))), float(np.median(lost))
         if min(typical, median) <= 0:
             return None
-        return _Told(parts / typical, self._places(self._noted), lost / median, typical)
+        places = self._places(self._noted)
+        self._known = _Told(self._prior, parts / typical, places, lost / median, typical)
+        return self._known
 
     # -- proposals ----------------------------------------------------------------------------
 
@@ -183,8 +187,8 @@ class ErrorBelief:
         ranked = sorted(range(len(self._noted)), key=self._losses.__getitem__)
         noted = [self._noted[place] for place in ranked]
         known = set(noted)
-        best = [choice for choice in noted if self._costs.cost(*choice) <= self._costs.bound]
-        parents = list(dict.fromkeys([*drawn, *best[:BEST]]))
+        within = (choice for choice in noted if self._costs.cost(*choice) <= self._costs.bound)
+        parents = list(dict.fromkeys([*drawn, *islice(within, BEST)]))
         pool: dict[Choice, float] = {}
         for _ in range(GENERATIONS):
             children = (
@@ -238,33 +242,33 @@ class _Told:
     """
 
     def __init__(
-        self, parts: FloatArray, places: FloatArray, lost: FloatArray, typical: float
+        self,
+        prior: FloatArray,
+        parts: FloatArray,
+        places: FloatArray,
+        lost: FloatArray,
+        typical: float,
     ) -> None:
-        self._parts, self._places = parts, places
+        self._prior, self._parts, self._places = prior, parts, places
         self.lost, self.typical = lost, typical
+        noise = np.square(NOISE * lost.clip(0) + FLOOR)
+        between = parts @ prior @ parts.T + departures(places, places)
+        self._solver: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)
 
-    def _solver(self, prior: FloatArray) -> tuple[FloatArray, bool]:
-        noise = np.square(NOISE * self.lost.clip(0) + FLOOR)
-        between = self._parts @ prior @ self._parts.T + departures(self._places, self._places)
-        factor: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)
-        return factor
-
-    def factors(self, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
+    @cached_property
+    def factors(self) -> tuple[FloatArray, FloatArray]:
         """Mean and covariance of the factors."""
-        solver, across = self._solver(prior), prior @ self._parts.T
-        mean = 1 + across @ cho_solve(solver, self.lost - self._parts.sum(1))
-        covariance = prior - across @ cho_solve(solver, across.T)
+        across = self._prior @ self._parts.T
+        mean = 1 + across @ cho_solve(self._solver, self.lost - self._parts.sum(1))
+        covariance = self._prior - across @ cho_solve(self._solver, across.T)
         return mean, (covariance + covariance.T) / 2
 
-    def losses(
-        self, prior: FloatArray, parts: FloatArray, places: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
+    def losses(self, parts: FloatArray, places: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation of what strategies lose."""
-        solver = self._solver(prior)
-        across = parts @ prior @ self._parts.T + departures(places, self._places)
-        mean = parts.sum(1) + across @ cho_solve(solver, self.lost - self._parts.sum(1))
-        before = ((parts @ prior) * parts).sum(1) + DEPARTURE**2
-        variance = before - (across * cho_solve(solver, across.T).T).sum(1)
+        across = parts @ self._prior @ self._parts.T + departures(places, self._places)
+        mean = parts.sum(1) + across @ cho_solve(self._solver, self.lost - self._parts.sum(1))
+        before = ((parts @ self._prior) * parts).sum(1) + DEPARTURE**2
+        variance = before - (across * cho_solve(self._solver, across.T).T).sum(1)
         return mean, np.sqrt(variance.clip(1e-12))
 
 

@@ -80,9 +80,11 @@ def _give_way(costs: CostModel, walk: WalkCosts, layer: int) -> None:
 
 def _take(costs: CostModel, walk: WalkCosts, layer: int, table: FloatArray) -> None:
     """Take a layer's decision of least estimated error that still fits."""
+    now = table[_level(costs, walk, layer), walk.pairs[layer]]
+    if now <= table.min():
+        return
     fits = walk.decision_costs(layer, None, None) <= costs.bound
     error = np.where(fits, table, np.inf)
     level, pair = (int(i) for i in np.unravel_index(error.argmin(), error.shape))
-    now = table[_level(costs, walk, layer), walk.pairs[layer]]
     if error[level, pair] < now and walk.decision_costs(layer, level, pair)[0, 0] <= costs.bound:
         walk.decide(layer, level, pair)
