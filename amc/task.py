@@ -57,7 +57,7 @@ class SearchSpace:
             latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
     """
 
-    min_preserve_ratio: float = 0.2
+    min_preserve_ratio: float = 0.1
     channel_step: int | None = None
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] | None = None

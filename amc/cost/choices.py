@@ -43,7 +43,7 @@ def choices_for(
     pairs: Sequence[Bits],
     *,
     channel_step: int = 1,
-    min_preserve_ratio: float = 0.2,
+    min_preserve_ratio: float = 0.1,
 ) -> Choices:
     """Channel counts in steps of the device, down to a smallest ratio.
 
