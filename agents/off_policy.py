@@ -271,13 +271,18 @@ class _Run:
             tensors["elite"] = torch.from_numpy(self._elite[1])
         numbers: dict[str, Any] = {"rng": generator_state(self._rng), "learned": self._learned}
         numbers["elite"] = None if self._elite is None else self._elite[0]
+        numbers["bound"] = self.env.bound
         for name, part in parts.items():
             tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
             numbers[name] = part.numbers
         return AgentState(tensors, numbers)
 
     def restore(self, state: AgentState, past: Sequence[Trial] = ()) -> None:
-        """Go on from a `state` of a run with the same settings and seed, after these trials."""
+        """Go on from a `state` of a run with the same settings and seed, after these trials.
+
+        Where the run aimed at another bound, what is learnt holds; the best walk so far is the
+        best of those trials that meet this one.
+        """
         for trial in past:
             self._believe(trial)
         restore_snapshot(self._model, _part_of(state, "model"))
@@ -285,8 +290,17 @@ class _Run:
         self._compute.stream = state.tensors["stream"]
         restore_generator(self._rng, state.numbers["rng"])
         self._learned = bool(state.numbers["learned"])
-        if state.numbers["elite"] is not None:
+        if state.numbers.get("bound", self.env.bound) != self.env.bound:
+            self._elite = self._best_walk(past)
+        elif state.numbers["elite"] is not None:
             self._elite = state.numbers["elite"], state.tensors["elite"].numpy()
+
+    def _best_walk(self, trials: Sequence[Trial]) -> tuple[float, Array] | None:
+        within = [trial for trial in trials if trial.meets_budget]
+        if not within:
+            return None
+        best = max(within, key=lambda trial: trial.reward)
+        return best.reward, np.stack(self.env.encode(best.strategy))
 
     @property
     def _replay(self) -> EpisodeReplay:

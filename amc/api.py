@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
 from agents.state import Checkpoints
 from amc import artifact
+from amc.aiming import (
+    Aim,
+    check_reaim,
+    evaluations_until,
+    is_missed,
+    judged,
+    tightened_bound,
+)
 from amc.arguments import (
     check_count,
     check_data,
@@ -33,7 +41,7 @@ from amc.compress.verify import graph_of
 from amc.conclusion import conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
-from amc.cost.model import check_metric
+from amc.cost.model import CostModel, check_metric
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
@@ -120,6 +128,7 @@ def search(
     resume: bool = False,
     resume_force: bool = False,
     checkpoint_every: int = 5,
+    reaim: int = 0,
     store: bool | str | Path = True,
     hparams: Mapping[str, bool | int | float | str] | None = None,
 ) -> SearchResult:
@@ -143,6 +152,10 @@ def search(
             it ends as it would have. Where there is none yet, it starts.
         resume_force: Resume although arguments, code or machine changed.
         checkpoint_every: Evaluations between two writings of a learning agent's state.
+        reaim: How often the search may go on under a tighter bound, each time with a quarter more
+            evaluations, where the latency measured on the device misses the budget that the
+            predicted one meets. What is measured then decides what is found: the same seed may
+            end elsewhere.
         store: Whether evaluations are looked up and remembered, for this search and others:
             True in the user's cache, False nowhere, or a file.
         hparams: Further columns of the run's row in TensorBoard's HParams table.
@@ -154,8 +167,9 @@ def search(
     check_folder(folder)
     check_count("search.final_candidates", final_candidates)
     check_count("search.checkpoint_every", checkpoint_every)
+    check_count("search.reaim", reaim, least=0)
     settings = _agent_settings(agent)
-    check_search(settings, reward, device, budget)
+    check_search(settings, reward, device, budget, reaim)
     episode.check_search(evaluations, seed)
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
@@ -175,16 +189,31 @@ def search(
             "reward": env.reward_name,
             "observation": list(env.observation_names),
             "final_candidates": final_candidates,
+            "reaim": reaim,
         }
         first = _take_up(journal, task, config, resume_force)
         checkpoint = CheckpointFile(place, journal, checkpoint_every)
         with stop_on_interrupt() as stop, _events(place, first) as events:
-            recorder = Recorder(task, place, events, evaluations, stop, journal)
-            with recorder.kept(), progress_bar(f"searching ({searcher.name})", evaluations) as bar:
-                found = _run(searcher, env, evaluations, seed, recorder.watch(bar), checkpoint)
-            with recorder.kept():
-                result = _conclude(task, env, found, final_candidates)
-            result.interrupted = stop.is_set()
+            aim = Aim.resumed(task.costs, checkpoint, journal.aims, evaluations)
+            while True:
+                until = evaluations_until(aim.leg, evaluations)
+                aimed = environment(task, reward, observation, aim.costs)
+                recorder = Recorder(task, place, events, until, stop, journal)
+                with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
+                    found = _run(searcher, aimed, until, seed, recorder.watch(bar), aim)
+                bound = None
+                if aim.leg < len(journal.aims) and not stop.is_set():
+                    bound = journal.aims[aim.leg]
+                else:
+                    with recorder.kept():
+                        result = _conclude(task, env, _within(found, task), final_candidates)
+                    result.interrupted = stop.is_set()
+                    if aim.leg < reaim and not stop.is_set():
+                        bound = _next_bound(task, result, journal)
+                if bound is None:
+                    break
+                aim = aim.next(bound, found.trials)
+            result.notes += _aiming_notes(task, journal.aims)
             if place is not None:
                 _write_run(place, result, env)
             if events is not None:
@@ -253,17 +282,24 @@ def apply_policy(
 
 
 def check_search(
-    agent: Mapping[str, Any], reward: RewardLike, device: DeviceLike, budget: BudgetLike
+    agent: Mapping[str, Any],
+    reward: RewardLike,
+    device: DeviceLike,
+    budget: BudgetLike,
+    reaim: int = 0,
 ) -> None:
     """Check what can be checked before anything long is started.
 
     Raises:
-        AmcError: The agent, the reward or the device is not one that amc knows, or the device
-            has no cost in the budget's metric.
+        AmcError: The agent, the reward or the device is not one that amc knows, the device has
+            no cost in the budget's metric, or these cannot be aimed anew.
     """
-    build_searcher(**agent)
-    build_reward(reward)
-    check_metric(as_budget(budget).metric, as_device(device))
+    searcher = build_searcher(**agent)
+    hard = build_reward(reward).hard
+    loaded, metric = as_device(device), as_budget(budget).metric
+    check_metric(metric, loaded)
+    if reaim:
+        check_reaim(loaded, metric, resumable=isinstance(searcher, Resumable), hard=hard)
 
 
 def describe(task: CompressionTask) -> str:
@@ -302,11 +338,23 @@ def _introduce(task: CompressionTask) -> None:
 
 
 def environment(
-    task: CompressionTask, reward: RewardLike, observation: Sequence[str] | None = None
+    task: CompressionTask,
+    reward: RewardLike,
+    observation: Sequence[str] | None = None,
+    costs: CostModel | None = None,
 ) -> CompressionEnv:
-    """The walk over a task's network."""
+    """The walk over a task's network.
+
+    Args:
+        costs: With another bound than the task's.
+    """
     return CompressionEnv(
-        task.costs, task.evaluate, task.original, reward, observation, lambda: task.errors
+        costs or task.costs,
+        task.evaluate,
+        task.original,
+        reward,
+        observation,
+        lambda: task.errors,
     )
 
 
@@ -534,6 +582,38 @@ def _run(
     if isinstance(searcher, Resumable):
         return searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
     return searcher.search(env, evaluations, seed, on_trial)
+
+
+def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.SearchResult:
+    """What a leg found; if nothing meets its bound yet (Ctrl-C), by the user's own."""
+    if any(trial.meets_budget for trial in found.trials):
+        return found
+    return replace(found, trials=judged(found.trials, task.costs))
+
+
+def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -> float | None:
+    """Where to aim after a result that misses the budget; recorded, as it came from a clock."""
+    bound = tightened_bound(task, result.comparison)
+    if bound is not None:
+        log.info(
+            "measured, the budget is missed: going on with predictions of at most %.3f of the "
+            "original",
+            bound / task.costs.original,
+        )
+        journal.aim(bound)
+    elif is_missed(task, result.comparison):
+        result.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
+    return bound
+
+
+def _aiming_notes(task: CompressionTask, bounds: Sequence[float]) -> list[str]:
+    if not bounds:
+        return []
+    shares = ", then ".join(f"{bound / task.costs.original:.3f}" for bound in bounds)
+    return [
+        f"Aimed anew, as the measured latency missed the budget of "
+        f"{task.costs.bound / task.costs.original:.3f}: predictions were held to {shares}."
+    ]
 
 
 # -- the end of a run ----------------------------------------------------------------------

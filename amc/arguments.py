@@ -79,15 +79,15 @@ def check_whole(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a whole number, got {_described(value)}.")
 
 
-def check_count(name: str, value: int) -> None:
-    """Check that a value is a whole number of at least 1.
+def check_count(name: str, value: int, *, least: int = 1) -> None:
+    """Check that a value is a whole number of at least ``least``.
 
     Raises:
-        ConfigError: It is no whole number, or below 1.
+        ConfigError: It is no whole number, or below that.
     """
     check_whole(name, value)
-    if value < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value}.")
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_folder(folder: object, *, optional: bool = True) -> None:

@@ -51,7 +51,8 @@ class Journal:
     Holds its file locked until it is closed: two processes cannot go on with the same run.
 
     Attributes:
-        trials: What was recorded when the journal was opened, without what was taken back.
+        trials: What is recorded.
+        aims: Bounds that the search was told to aim at later on, in order.
     """
 
     def __init__(self, folder: Path | None, *, resume: bool = False) -> None:
@@ -65,6 +66,7 @@ class Journal:
         self._path = folder / JOURNAL_FILE if folder is not None else None
         self._forced = False
         self.trials: list[Trial] = []
+        self.aims: list[float] = []
         try:
             self._database = connect(self._path or ":memory:", busy_s=_BUSY_S)
         except sqlite3.Error as error:
@@ -72,6 +74,7 @@ class Journal:
         try:
             self._lock()
             self.trials = [_trial(row) for row in self._rows("SELECT * FROM trials ORDER BY 1")]
+            self.aims = _bounds(self._about("aims"))
             self._check(resume)
         except (sqlite3.Error, ValueError, TypeError) as error:
             self.close()
@@ -156,6 +159,7 @@ class Journal:
         with self._database:
             self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (trial.index,))
         del self.trials[trial.index - 1 :]
+        self._forget_aims()
         return True
 
     def append(self, trial: Trial) -> None:
@@ -169,6 +173,17 @@ class Journal:
                 self._database.execute(_APPEND, _row(trial))
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        self.trials.append(trial)
+
+    def aim(self, bound: float) -> None:
+        """Record that the search goes on under another bound, in the budget's unit."""
+        self._note_about(aims=json.dumps([*self.aims, bound]))
+        self.aims.append(bound)
+
+    def _forget_aims(self) -> None:
+        """What was aimed at was measured of trials that no longer hold."""
+        self._note_about(aims="[]")
+        self.aims.clear()
 
     def finish(self) -> None:
         """Say that there is nothing to resume any more."""
@@ -226,6 +241,13 @@ def _trial(row: Sequence[Any]) -> Trial:
         diagnostics=json.loads(diagnostics),
         meets_budget=bool(meets_budget),
     )
+
+
+def _bounds(text: str | None) -> list[float]:
+    found = json.loads(text or "[]")
+    if not isinstance(found, list) or not all(isinstance(bound, float) for bound in found):
+        raise ValueError(f"aims must be a list of numbers, got {text}")
+    return found
 
 
 def is_finished(folder: Path) -> bool:

@@ -86,6 +86,10 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
     def costs(self) -> CostModel:
         return self.env.costs
 
+    @property
+    def bound(self) -> float:
+        return self.env.bound
+
     def effective_actions(self) -> npt.NDArray[np.bool_]:
         return self.env.effective_actions()
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +69,7 @@ class ErrorBelief:
         self._layers = list(layers) if len(costs.choices.pairs) > 1 else []
         self._noted: list[Choice] = []
         self._losses: list[float] = []
+        self._within: list[bool] = []  # the budget
         self._known: _Told | None = None  # of what is noted; None: not worked out since
 
     @property
@@ -79,8 +79,10 @@ class ErrorBelief:
 
     def note(self, strategy: Strategy, reward: float) -> None:
         """Take an evaluated strategy into account."""
-        self._noted.append(self._choice(strategy))
+        choice = self._choice(strategy)
+        self._noted.append(choice)
         self._losses.append(self._whole - reward)
+        self._within.append(self._costs.cost(*choice) <= self._costs.bound)
         self._known = None
 
     def _choice(self, strategy: Strategy) -> Choice:
@@ -177,18 +179,22 @@ class ErrorBelief:
         """A strategy within the budget that is worth an evaluation."""
         drawn = [self.allocate(self.draw(rng, BOLDNESS)) for _ in range(DRAWS)]
         told = self._told()
-        best = drawn[0] if told is None else self._most_expected(rng, drawn, float(told.lost.min()))
+        best = drawn[0] if told is None else self._most_expected(rng, drawn, told.lost)
         return self._costs.decode(*best)
 
     def _most_expected(
-        self, rng: np.random.Generator, drawn: Sequence[Choice], least: float
+        self, rng: np.random.Generator, drawn: Sequence[Choice], lost: FloatArray
     ) -> Choice:
-        """The choice of most expected improvement on the least loss so far."""
+        """The choice of most expected improvement on the least loss within the budget so far.
+
+        Of a search that aimed at a looser bound before, all that was evaluated may be beyond it.
+        """
         ranked = sorted(range(len(self._noted)), key=self._losses.__getitem__)
-        noted = [self._noted[place] for place in ranked]
-        known = set(noted)
-        within = (choice for choice in noted if self._costs.cost(*choice) <= self._costs.bound)
-        parents = list(dict.fromkeys([*drawn, *islice(within, BEST)]))
+        known = set(self._noted)
+        within = [place for place in ranked if self._within[place]]
+        least = float(lost[within[0]] if within else lost.max())
+        best = (self._noted[place] for place in within[:BEST])
+        parents = list(dict.fromkeys([*drawn, *best]))
         pool: dict[Choice, float] = {}
         for _ in range(GENERATIONS):
             children = (

@@ -138,6 +138,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     def reward_name(self) -> str:
         return self._reward.name
 
+    @property
+    def bound(self) -> float:
+        """What strategies must not cost more than, in the budget's unit."""
+        return self.costs.bound
+
     # -- Gymnasium ----------------------------------------------------------------------------
 
     def reset(

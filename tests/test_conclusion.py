@@ -212,7 +212,8 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     notes = _notes(task, WIDE)
     assert notes[0] == "Measured in PyTorch on the device, batch 3."
     assert notes[-1] == (
-        "The budget of 0.90 is met by prediction and missed by measurement (0.97)."
+        "The budget of 0.90 is met by prediction and missed by measurement (0.97). To aim lower "
+        "and go on from there: search.reaim=2; or lower the budget."
     )
     assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu"}]
 

@@ -87,6 +87,7 @@ OPTIONS: dict[str, _Kind] = {
     "search.final_candidates": _AT_LEAST_1,
     "search.store": _SWITCH,
     "search.checkpoint_every": _AT_LEAST_1,
+    "search.reaim": _AT_LEAST_0,
     "network.name": _TEXT,
     "network.checkpoint": _or_null(_TEXT),
     "network.options": _or_null(_MAPPING),

@@ -53,7 +53,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
     device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
     space = recipe.space_of(settings["env"])
     recovery = recipe.recovery_of(settings["recovery"])
-    api.check_search(settings["agent"], settings["reward"], device, budget)
+    api.check_search(settings["agent"], settings["reward"], device, budget, options["reaim"])
     data = recipe.data_of(record.data)
     network = recipe.network_of(record.network, data)
     result = api.search(
@@ -73,6 +73,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
         folder=folder,
         store=options["store"],
         checkpoint_every=options["checkpoint_every"],
+        reaim=options["reaim"],
         hparams={"target": f"{record.network['name']} on {(device or {}).get('name', 'table')}"},
         **resuming,
     )

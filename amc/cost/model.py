@@ -11,6 +11,7 @@ same number, so that a promise kept along the walk is kept at its end to the las
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -140,6 +141,21 @@ class CostModel:
         if self.floor > self.bound * (1 + ROUNDING):
             raise self._unreachable(walk)
         self.bound = max(self.bound, self.floor)
+
+    def tightened(self, bound: float) -> CostModel:
+        """The same costs under a smaller bound.
+
+        Raises:
+            BudgetError: It is not smaller, or below the floor.
+        """
+        if not self.floor <= bound <= self.bound:
+            raise BudgetError(
+                f"A tighter bound must be between the smallest reachable {self.floor:,.6g} and "
+                f"the bound of {self.bound:,.6g} {self.budget.unit}, got {bound!r}."
+            )
+        tighter = copy.copy(self)
+        tighter.bound = bound
+        return tighter
 
     @property
     def starting_pairs(self) -> range:

@@ -24,6 +24,7 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
     """
 
     LIMIT = 0.9
+    bound = LIMIT
 
     def __init__(self, layers_count: int = 6, target: float = 0.6) -> None:
         self.layers_count = layers_count

@@ -162,6 +162,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys: Output) -> None
         ("+network.options.num_classes=7", "network.options must not hold num_classes"),
         ("budget.fraction=0.01", "below the smallest reachable"),
         ("budget={fraction:null,absolute:99}", "is already met"),
+        ("search.reaim=1", "search.reaim compares the budget with what is measured"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_message(argument: str, said: str, capsys: Output) -> None:

@@ -1,0 +1,163 @@
+"""Aiming anew: where a budget was met by prediction and missed by measurement.
+
+A table's sum is not the time of a network. What the best network measured too much, predictions
+have to be lower by: the bound is tightened by that ratio, and the search goes on from what it has
+learnt, since what strategies lose in accuracy does not depend on the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from agents.state import AgentState, Checkpoints
+from agents.trial import Trial
+from amc.cost.device import Device
+from amc.cost.model import CostModel
+from amc.cost.profile import LocalSpec
+from amc.errors import ConfigError
+from amc.report.tables import ComparisonRow
+from amc.task import CompressionTask
+
+REAIM_SHARE = 0.25  # of the evaluations asked for: what every new aim adds to them
+TOLERANCE = 0.02  # relative, of measurements: what they may exceed the budget by
+
+
+def check_reaim(
+    device: Device | LocalSpec | None, metric: str, *, resumable: bool, hard: bool
+) -> None:
+    """Check that a search can be told by measurements where to aim.
+
+    Args:
+        resumable: Whether its agent goes on from a state.
+        hard: Whether every strategy that is tried meets the budget.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not isinstance(device, LocalSpec) or metric != "latency_ms":
+        raise ConfigError(
+            "search.reaim compares the budget with what is measured on the device: it needs "
+            "budget=latency_ms and a device that is this machine (onnxruntime_cpu, torch_cpu, "
+            f"torch_cuda), got budget={metric} and {device.name if device else 'no device'}. "
+            "Give those, or search.reaim=0."
+        )
+    if not resumable:
+        raise ConfigError(
+            "search.reaim goes on from what an agent has learnt: choose agent=ddpg, td3 or sac, "
+            "or search.reaim=0."
+        )
+    if not hard:
+        raise ConfigError(
+            "search.reaim needs a reward under which every strategy meets the budget, as "
+            "reward=agreement: choose such a one, or search.reaim=0."
+        )
+
+
+def measured_share(rows: Sequence[ComparisonRow]) -> float | None:
+    """The best network's measured time as a fraction of the original's; None if not measured."""
+    original, best = rows[0].measured_ms, rows[-1].measured_ms
+    return best / original if best and original else None
+
+
+def allowed_share(costs: CostModel) -> float:
+    """The budget as a fraction of the original's cost."""
+    return costs.bound / costs.original
+
+
+def is_missed(task: CompressionTask, rows: Sequence[ComparisonRow]) -> bool:
+    """Whether the best network takes longer on the device than the latency budget allows."""
+    if task.local is None or task.budget.metric != "latency_ms":
+        return False
+    measured = measured_share(rows)
+    return measured is not None and measured > (1 + TOLERANCE) * allowed_share(task.costs)
+
+
+def tightened_bound(task: CompressionTask, rows: Sequence[ComparisonRow]) -> float | None:
+    """What predictions must not exceed, in ms, for measurements to meet the budget.
+
+    With the best network predicted at p and measured at m, both as fractions of the original, and
+    a budget b: p * b / m of the original's predicted cost. For b = 0.6, p = 0.59 and m = 0.65:
+    0.545. None where the budget is not missed, or not even the cheapest strategy is that cheap.
+    """
+    if not is_missed(task, rows):
+        return None
+    measured, original, best = measured_share(rows), rows[0].predicted_ms, rows[-1].predicted_ms
+    assert measured is not None
+    assert original is not None
+    assert best is not None
+    bound = task.costs.original * (best / original) * allowed_share(task.costs) / measured
+    return bound if bound >= task.costs.floor else None
+
+
+class Aim:
+    """One leg of a search: the bound that it aims at, and the past that it goes on from.
+
+    A searcher's checkpoints (`agents.state.Checkpoints`), which also remember the state that the
+    searcher ended with, for the next leg.
+
+    Attributes:
+        costs: With the leg's bound.
+        leg: Its number, from 0.
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        file: Checkpoints,
+        past: Sequence[Trial] = (),
+        state: AgentState | None = None,
+        leg: int = 0,
+    ) -> None:
+        """
+        Args:
+            file: Where states are written.
+            past, state: What an earlier leg, or the file, ended with.
+        """
+        self.costs, self.leg = costs, leg
+        self._file, self._past, self._state = file, past, state
+        self._latest: Callable[[], AgentState | None] = lambda: state
+
+    @classmethod
+    def resumed(
+        cls, costs: CostModel, file: Checkpoints, bounds: Sequence[float], evaluations: int
+    ) -> Aim:
+        """The leg that the file's state is of.
+
+        Args:
+            costs: With the bound of the first leg.
+            bounds: Of the legs after it, as far as they are known.
+            evaluations: Of the first leg.
+        """
+        past, state = file.load()
+        leg = 0
+        while leg < len(bounds) and len(past) > evaluations_until(leg, evaluations):
+            leg += 1
+        return cls(costs.tightened(bounds[leg - 1]) if leg else costs, file, past, state, leg)
+
+    def next(self, bound: float, trials: Sequence[Trial]) -> Aim:
+        """The leg after this one, which ended with these trials, at a tighter bound."""
+        costs = self.costs.tightened(bound)
+        return Aim(costs, self._file, trials, self._latest(), self.leg + 1)
+
+    def load(self) -> tuple[list[Trial], AgentState | None]:
+        """The past, judged by this leg's bound, and the state that it ended with."""
+        return judged(self._past, self.costs), self._state
+
+    def note(self, trial: Trial, state: Callable[[], AgentState]) -> None:
+        """Called after every trial."""
+        self._latest = state
+        self._file.note(trial, state)
+
+
+def evaluations_until(leg: int, evaluations: int) -> int:
+    """Evaluations of a search at the end of a leg, if the first leg has so many."""
+    return evaluations + leg * max(1, round(REAIM_SHARE * evaluations))
+
+
+def judged(trials: Sequence[Trial], costs: CostModel) -> list[Trial]:
+    """The trials, each with whether it meets the bound of these costs."""
+    return [
+        replace(trial, meets_budget=costs.cost_of(trial.strategy) <= costs.bound)
+        for trial in trials
+    ]
