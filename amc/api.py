@@ -42,7 +42,7 @@ from amc.conclusion import conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
 from amc.cost.model import CostModel, check_metric
-from amc.cost.profile import LocalSpec
+from amc.cost.profile import LocalSpec, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError, DeviceError, PolicyError
@@ -379,8 +379,9 @@ def profile(
         raise DeviceError("amc profile needs a device, got none.")
     space = space or SearchSpace()
     graph = graph_of(network, image_shape)
-    choices = space.choices(graph, "latency_ms", loaded)
     with _said_on_interrupt(_measured_so_far(loaded)):
+        loaded = settled(loaded)
+        choices = space.choices(graph, "latency_ms", loaded)
         return device_for_network(loaded, graph, choices, image_shape)
 
 

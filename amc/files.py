@@ -25,7 +25,9 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "amc"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], move: Callable[[Path, Path], object] = Path.replace
+) -> None:
     """Call ``write`` on a temporary neighbour of ``path``, then move it into place.
 
     A reader sees the old file or the new one, never half of one; a failure leaves the old.
@@ -41,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         write(temporary)
         temporary.chmod(0o644)
-        temporary.replace(path)
+        move(temporary, path)
     except (OSError, SafetensorError) as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -69,6 +71,22 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a text file unless it is there: of several processes, the first one's stays."""
+    write_atomically(path, lambda temporary: _write(temporary, text), _link)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.replace(path)
+        return
+    temporary.unlink()
 
 
 def _write(path: Path, text: str) -> None:

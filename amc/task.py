@@ -28,7 +28,7 @@ from amc.cost.model import (
     operator_prices,
 )
 from amc.cost.prices import FORMULAS
-from amc.cost.profile import LocalSpec
+from amc.cost.profile import LocalSpec, settled
 from amc.data import DataSet, Split
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import Evaluation, Evaluator
@@ -189,6 +189,8 @@ class CompressionTask:
         check_network(network, data.image_shape, data.num_classes)
         self.graph: NetworkGraph = graph_of(network, data.image_shape)
         self.network = copy.deepcopy(network).cpu().eval()
+        if device is not None and budget.metric in DEVICE_METRICS:
+            device = settled(device)
         self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
         self.costs = CostModel(self.graph, choices, budget, self.device)

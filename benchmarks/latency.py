@@ -28,7 +28,7 @@ from amc.cost.choices import Choices, choices_for
 from amc.cost.device import Device
 from amc.cost.onnx_timer import SUPPORTED_BITS
 from amc.cost.prices import operator_prices
-from amc.cost.profile import OnnxDeviceSpec
+from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, settled
 from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
 from amc.local import device_for_network
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", choices=("float", "mixed"), default="mixed")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--channel-step", type=int, default=8)
+    parser.add_argument("--channel-step", type=int, help="default: found by a probe")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -98,7 +98,11 @@ def measure(
     torch.manual_seed(options.seed)
     network = build_network(name, num_classes=10, image_shape=shape).eval()
     graph = graph_of(network, shape)
-    spec = OnnxDeviceSpec("benchmark", options.batch, options.threads, options.channel_step)
+    step = options.channel_step
+    given = OnnxDeviceSpec(
+        "benchmark", options.batch, options.threads, step or DEFAULT_STEP, probes=step is None
+    )
+    spec = settled(given)
     choices = choices_for(graph, pairs, channel_step=spec.channel_step)
     start = time.perf_counter()
     device: Device = device_for_network(spec, graph, choices, shape)
@@ -118,6 +122,7 @@ def measure(
             "network": name,
             "image size": size,
             "batch": options.batch,
+            "channel step": spec.channel_step,
             "strategy": index,
             "predicted_ms": sum(operator_prices(graph, strategy, "latency_ms", device)),
             "measured_ms": timing.latency_ms,
@@ -139,6 +144,7 @@ def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
     return {
         "network": rows[0]["network"],
         "batch": rows[0]["batch"],
+        "step": rows[0]["channel step"],
         "table s": rows[0]["table_s"],
         "median error": f"{np.median(error):.1%}",
         "90th percentile": f"{np.percentile(error, 90):.1%}",

@@ -122,7 +122,9 @@ def test_step_is_the_devices_for_its_own_metrics(tiny_net, data):
         return [kept.tolist() for kept in task_of(tiny_net, data, **options).costs.choices.kept]
 
     assert counts(device=DEVICE, budget=LATENCY) == [[2, 4], [2, 4, 6], [5]]
-    assert counts(device=DEVICE) == [[1, 2, 3, 4], [2, 3, 4, 5, 6], [5]]
+    assert counts(device=DEVICE) == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [5]]
+    third = SearchSpace(min_preserve_ratio=0.3)
+    assert counts(device=DEVICE, space=third) == [[2, 3, 4], [2, 3, 4, 5, 6], [5]]
     space = SearchSpace(min_preserve_ratio=0.6, channel_step=1)
     assert counts(device=DEVICE, budget=LATENCY, space=space) == [[3, 4], [4, 5, 6], [5]]
 

@@ -16,7 +16,7 @@ from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import converts_of, fuses_of
-from amc.cost.profile import LocalSpec
+from amc.cost.profile import LocalSpec, settled
 from amc.cost.shipped import as_device
 from amc.cost.table import write_table
 from amc.cost.todo import write_todo
@@ -83,6 +83,7 @@ def _list(
     if path.exists():
         raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
     graph = graph_of(network, image_shape)
+    device = settled(device)
     choices = space.choices(graph, "latency_ms", device)
     reference = reference_bits(device.supported_bits)
     requests = requests_for(graph, choices, reference, fuses_of(device), converts_of(device))

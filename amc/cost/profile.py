@@ -6,10 +6,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from amc.cost.device import Device, Measurement, Request, TableDevice, TableHead
 from amc.cost.importers import OPTIONS as IMPORTERS
 from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.plugins import device_of_class
+from amc.cost.probe import STEPS, Sampler, probe_step
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
 from amc.cost.spec import Spec
 from amc.cost.table import read_table, write_table
 from amc.cost.torch_timer import TorchTimer, machine
 from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
-from amc.files import cache_folder, fingerprint
+from amc.files import cache_folder, fingerprint, read_text, write_once
 from amc.progress import progress_bar
 from amc.strategy import FLOAT, Bits
 
@@ -33,20 +34,22 @@ ROUNDS = 7
 _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
 _WRITE_EVERY_S = 5.0
 _LISTED = 5  # missing rows named in an error
-
-
-# Milliseconds of one batch for every request, in their order.
-Sampler = Callable[[Sequence[Request]], Iterable[float]]
+DEFAULT_STEP = 8  # of a runtime that was not probed yet
 
 
 @dataclass(frozen=True)
 class LocalSpec(ABC):
-    """A runtime on this machine, before anything is measured; `device_for` measures it."""
+    """A runtime on this machine, before anything is measured; `device_for` measures it.
+
+    Attributes:
+        probes: Whether the channel step is still to be found (`settled`).
+    """
 
     name: str
     batch: int
     threads: int
     channel_step: int
+    probes: bool = field(default=False, kw_only=True)
 
     runtime: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
@@ -118,6 +121,30 @@ class OnnxDeviceSpec(LocalSpec):
     @contextmanager
     def sampling(self) -> Iterator[Sampler]:
         yield OnnxTimer(self.batch, self.threads).sample_all
+
+
+def settled(loaded: Device | LocalSpec) -> Device | LocalSpec:
+    """The device with a channel step: one that is to be found is probed for once, and kept.
+
+    Raises:
+        DeviceError: The runtime cannot run the probe.
+        TableError: What was kept is damaged.
+        StorageError: It cannot be written.
+    """
+    if not isinstance(loaded, LocalSpec) or not loaded.probes:
+        return loaded
+    path = loaded.table_path().with_suffix(".step")
+    if not path.exists():
+        with loaded.sampling() as sample:
+            found = probe_step(loaded.name, sample, loaded.supported_bits)
+        write_once(path, f"{found}\n")  # another process may have found another: one for all
+    text = read_text(path, "Channel step", TableError).strip()
+    if text not in map(str, STEPS):
+        raise TableError(
+            f"{path} must hold one of {', '.join(map(str, STEPS))}, the device's channel step; got "
+            f"{text[:20]!r}. Remove it: the step is then probed for again."
+        )
+    return replace(loaded, channel_step=int(text), probes=False)
 
 
 def device_for(
@@ -299,8 +326,8 @@ def _load_torch(spec: Spec) -> TorchDeviceSpec:
         name=spec.name(),
         batch=spec.integer("batch"),
         threads=spec.integer("threads"),
-        channel_step=spec.integer("channel_step"),
         device=str(device),
+        **_step(spec),
     )
 
 
@@ -310,8 +337,15 @@ def _load_onnx(spec: Spec) -> OnnxDeviceSpec:
         name=spec.name(),
         batch=spec.integer("batch"),
         threads=spec.integer("threads"),
-        channel_step=spec.integer("channel_step"),
+        **_step(spec),
     )
+
+
+def _step(spec: Spec) -> dict[str, Any]:
+    """The channel step that is given; null is found by a probe."""
+    if spec.values["channel_step"] is None:
+        return {"channel_step": DEFAULT_STEP, "probes": True}
+    return {"channel_step": spec.integer("channel_step")}
 
 
 _KINDS: dict[str, Callable[[Spec], Device | LocalSpec]] = {
