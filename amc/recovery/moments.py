@@ -13,6 +13,7 @@ from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.progress import progress_bar
+from amc.recovery.products import second_moments
 
 POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
 VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges
@@ -124,7 +125,7 @@ class _Gatherer:
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True)
         rows = rows - self._shift
-        self._gram = self._gram + (rows.transpose(1, 2) @ rows).double()
+        self._gram = self._gram + second_moments(rows).double()
         self._sum = self._sum + rows.sum(1).double()
         self._rows += rows.shape[1]
 

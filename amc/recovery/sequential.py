@@ -27,6 +27,7 @@ from amc.graph.graph import NetworkGraph
 from amc.progress import progress_bar
 from amc.recovery.least_squares import cholesky
 from amc.recovery.moments import POSITIONS_PER_IMAGE, columns_of, input_rows
+from amc.recovery.products import cross_moments, second_moments
 from amc.recovery.reference import (
     SMALLEST_FACTOR,
     Execution,
@@ -65,9 +66,8 @@ class _Sums:
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count further rows."""
         x, y = x - self._x_shift, y - self._y_shift
-        columns = x.transpose(1, 2)
-        self._gram = self._gram + (columns @ x).double()
-        self._cross = self._cross + (columns @ y).double()
+        self._gram = self._gram + second_moments(x).double()
+        self._cross = self._cross + cross_moments(x, y).double()
         self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
         self._rows += x.shape[1]
 
