@@ -158,8 +158,10 @@ class Journal:
             )
         with self._database:
             self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (trial.index,))
+            # What was aimed at was measured of trials that no longer hold.
+            self._database.execute("DELETE FROM about WHERE name = 'aims'")
         del self.trials[trial.index - 1 :]
-        self._forget_aims()
+        self.aims.clear()
         return True
 
     def append(self, trial: Trial) -> None:
@@ -179,11 +181,6 @@ class Journal:
         """Record that the search goes on under another bound, in the budget's unit."""
         self._note_about(aims=json.dumps([*self.aims, bound]))
         self.aims.append(bound)
-
-    def _forget_aims(self) -> None:
-        """What was aimed at was measured of trials that no longer hold."""
-        self._note_about(aims="[]")
-        self.aims.clear()
 
     def finish(self) -> None:
         """Say that there is nothing to resume any more."""

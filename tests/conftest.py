@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.compress.verify import graph_of
+from amc.data import DataSet
 from amc.graph.graph import NetworkGraph
 
 TINY_SHAPE = (3, 8, 8)
@@ -65,12 +66,24 @@ def randomise_norms(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-@pytest.fixture
-def tiny_net() -> nn.Module:
+def fixed_tiny_net() -> nn.Module:
     """A `TinyNet` with fixed weights, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return randomise_norms(TinyNet()).eval()
+
+
+def random_images(count: int = 150) -> DataSet:
+    """For a `TinyNet`: what is asked of it is not how accurate it is."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
+    return DataSet.from_tensors(images, torch.arange(count) % TINY_CLASSES)
+
+
+@pytest.fixture
+def tiny_net() -> nn.Module:
+    """As `fixed_tiny_net`."""
+    return fixed_tiny_net()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from agents.trial import Trial
@@ -30,7 +29,7 @@ from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY, Strategy
 from amc.task import CompressionTask
 from envs.belief import ErrorBelief
-from tests.conftest import TINY_CLASSES, TINY_SHAPE, TinyNet, randomise_norms
+from tests.conftest import fixed_tiny_net, random_images
 
 BUDGET = Budget("latency_ms", fraction=0.7)
 EVALUATIONS = 8  # so a new aim adds two
@@ -53,16 +52,12 @@ BOARD = Board("test_aiming", batch=1, threads=1, channel_step=1)
 
 @pytest.fixture(scope="module")
 def data() -> DataSet:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
-    return DataSet.from_tensors(images, torch.arange(150) % TINY_CLASSES)
+    return random_images()
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return randomise_norms(TinyNet()).eval()
+    return fixed_tiny_net()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,7 +19,7 @@ from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
-from tests.conftest import TINY_CLASSES, TINY_SHAPE
+from tests.conftest import random_images
 
 UNIFORM = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
 WIDE = Strategy({"conv1": 0.5}, {})
@@ -28,9 +28,7 @@ NARROW = Strategy({"conv1": 0.25, "conv2": 0.5}, {})
 
 @pytest.fixture
 def data() -> DataSet:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
-    return DataSet.from_tensors(images, torch.arange(150) % TINY_CLASSES)
+    return random_images()
 
 
 def _task(network: nn.Module, data: DataSet, device: Any = None, **options: Any) -> CompressionTask:

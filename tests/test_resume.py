@@ -32,7 +32,7 @@ from amc.journal import Journal
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY, Strategy
-from tests.conftest import TINY_CLASSES, TINY_SHAPE, TinyNet, randomise_norms
+from tests.conftest import TINY_CLASSES, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
@@ -52,16 +52,12 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data() -> DataSet:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (150, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
-    return DataSet.from_tensors(images, torch.arange(150) % TINY_CLASSES)
+    return random_images()
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return randomise_norms(TinyNet()).eval()
+    return fixed_tiny_net()
 
 
 @pytest.fixture(scope="module")
