@@ -109,7 +109,6 @@ class Bench:
             **self.task.fingerprints(),
             **cell.conditions(),
             "reward": self._reward.name,
-            "evaluations": str(self.evaluations),
             "final candidates": str(self._candidates),
             "threads": str(torch.get_num_threads()),
         }
@@ -144,6 +143,7 @@ class Bench:
         Raises:
             AmcError: The agent cannot search this task.
         """
+        entry = cell.entry
         best: list[float | None] = []
         evaluating_s = 0.0
         ended = False
@@ -154,14 +154,13 @@ class Bench:
             better = trial.meets_budget and (before is None or trial.reward > before)
             best.append(trial.reward if better else before)
             evaluating_s += trial.evaluation.seconds
-            ended = not go_on() and len(best) < self.evaluations
+            ended = not go_on() and len(best) < entry.evaluations
             return not ended
 
-        entry = cell.entry
         searcher = build_searcher(entry.name, **entry.settings)
         env = api.environment(self.task, self._reward, entry.observation)
         start, before_s = time.perf_counter(), self.task.evaluating_s
-        found = searcher.search(env, self.evaluations, cell.seed, on_trial)
+        found = searcher.search(env, entry.evaluations, cell.seed, on_trial)
         agent_s = time.perf_counter() - start - (self.task.evaluating_s - before_s)
         if ended:
             return None
@@ -202,7 +201,7 @@ def attempt(
         advance: Told of every evaluation, and in the end of those that the search left out.
         stopped: Whether the search shall end before its time; then the outcome is None.
     """
-    left = bench.evaluations
+    left = cell.entry.evaluations
 
     def go_on() -> bool:
         nonlocal left

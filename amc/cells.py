@@ -26,7 +26,8 @@ _LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
 
 AgentLike = str | Mapping[str, Any]
 """A searcher's name, or a mapping of its name and settings; of these, ``label`` is what it is
-called in the comparison, ``observation`` the features that it sees."""
+called in the comparison, ``observation`` the features that it sees, ``evaluations`` how many
+strategies it may try, where not as many as the others."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Entry:
         label: What it is called there; no other has it.
         name, settings: What `agents.searcher.build_searcher` takes.
         observation: Features that it sees.
+        evaluations: Strategies that each of its searches may try.
     """
 
     label: str
     name: str
     settings: Mapping[str, Any]
     observation: tuple[str, ...]
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Cell:
             "agent": self.entry.name,
             "settings": json.dumps(self.entry.settings, sort_keys=True, default=list),
             "observation": json.dumps(self.entry.observation),
+            "evaluations": str(self.entry.evaluations),
             "seed": str(self.seed),
         }
 
@@ -190,17 +194,19 @@ def cells_of(
 
     Args:
         agents: None: all that there are.
+        evaluations: Of every search whose agent names no number of its own.
         observation: Features that agents see which name none of their own, as
             `envs.observation.feature_names` takes them.
 
     Raises:
         ConfigError: No agents or no seeds, one of them twice, or one that cannot be.
     """
-    entries = _entries(agents, observation)
+    entries = _entries(agents, evaluations, observation)
     if isinstance(seeds, (str, int)) or not seeds or not all(type(s) is int for s in seeds):
         raise ConfigError(f"seeds must be a list of whole numbers such as [0,1,2], got {seeds!r}.")
     for seed in seeds:
-        episode.check_search(evaluations, seed)
+        for number in (evaluations, *(entry.evaluations for entry in entries)):
+            episode.check_search(number, seed)
     repeated = [seed for seed, times in Counter(seeds).items() if times > 1]
     if repeated:
         raise ConfigError(
@@ -210,7 +216,9 @@ def cells_of(
 
 
 def _entries(
-    agents: Sequence[AgentLike] | None, observation: str | Sequence[str] | None
+    agents: Sequence[AgentLike] | None,
+    evaluations: int,
+    observation: str | Sequence[str] | None,
 ) -> list[Entry]:
     given = list(SEARCHERS) if agents is None else agents
     if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence) or not given:
@@ -219,7 +227,7 @@ def _entries(
             f"as in [ddpg,{{name: ddpg, label: wide, hidden: [600]}}]; got {agents!r}. "
             f"Known: {', '.join(sorted(SEARCHERS))}."
         )
-    entries = [_entry(agent, observation) for agent in given]
+    entries = [_entry(agent, evaluations, observation) for agent in given]
     repeated = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
     if repeated:
         raise ConfigError(
@@ -229,16 +237,17 @@ def _entries(
     return entries
 
 
-def _entry(agent: AgentLike, observation: str | Sequence[str] | None) -> Entry:
+def _entry(agent: AgentLike, evaluations: int, observation: str | Sequence[str] | None) -> Entry:
     given = {"name": agent} if isinstance(agent, str) else agent
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise ConfigError(
             f"An agent of a comparison must be a name, or a mapping with a name, got {agent!r}."
         )
-    settings = {str(key): value for key, value in given.items()}
+    settings: dict[str, Any] = {str(key): value for key, value in given.items()}
     name = settings.pop("name")
     label = settings.pop("label", name)
     seen = settings.pop("observation", observation)
+    number = settings.pop("evaluations", evaluations)
     check_names("agent", [name], list(SEARCHERS))
     if not isinstance(label, str) or not _LABEL.fullmatch(label):
         raise ConfigError(
@@ -248,4 +257,4 @@ def _entry(agent: AgentLike, observation: str | Sequence[str] | None) -> Entry:
         raise ConfigError(f"observation of {label} must be a list of features, got {seen!r}.")
     if settings:  # a mistake of the user; an agent that cannot be made as it is only fails
         build_searcher(name, **settings)
-    return Entry(label, name, settings, feature_names(seen))
+    return Entry(label, name, settings, feature_names(seen), number)

@@ -1,4 +1,4 @@
-"""Searchers compared over seeds at the same number of evaluations: table, CSV and picture."""
+"""Searchers compared over seeds, each with so many evaluations: table, CSV and picture."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def compare(
     run: Runner | None = None,
     **task_options: Any,
 ) -> Comparison:
-    """Search with several agents over several seeds, each with the same number of evaluations.
+    """Search with several agents over several seeds.
 
     Ctrl-C ends the searches under way and gives back what is there. In a folder that an earlier
     call wrote to, searches that ended are not repeated.
@@ -202,8 +202,9 @@ def compare(
         network: Trained; maps images of the data's shape to class scores. Not modified.
         data, device, budget, reward: As in `amc.api.search`.
         agents: Names, or mappings of a name and settings (``label``: what it is called in the
-            table; ``observation``: features that it sees). None: all that there are.
-        evaluations: Strategies that each search may try.
+            table; ``observation``: features that it sees; ``evaluations``: strategies that it may
+            try). None: all that there are.
+        evaluations: Strategies that each other search may try.
         observation: Features that agents see which name none of their own; None: all.
         threads: CPU threads of PyTorch and BLAS; another number adds in another order.
         folder: Where to write table, CSV and picture after every search; None writes nothing.
@@ -251,12 +252,19 @@ def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:
     """The comparison before its first search."""
     task = bench.task
     return Comparison(
-        title=f"{type(task.network).__name__}: {task.budget}, {bench.evaluations} evaluations",
+        title=f"{type(task.network).__name__}: {task.budget}, {_numbers(cells)} evaluations",
         reward_name=bench.reward_name,
         cells=cells,
         original=bench.original(),
         uniform=bench.uniform(),
     )
+
+
+def _numbers(cells: Sequence[Cell]) -> str:
+    """How many evaluations the searches have, as ``200`` or ``100 to 400``."""
+    found = [cell.entry.evaluations for cell in cells]
+    least, most = min(found), max(found)
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _recall(comparison: Comparison, bench: Bench, cell: Cell, place: Path | None) -> bool:
@@ -278,7 +286,7 @@ def _run(
     """Run the searches; every one that ends is written at once."""
     by_name = {(cell.entry.label, cell.seed): cell for cell in cells}
     with (
-        progress_bar("comparing", bench.evaluations * len(cells)) as bar,
+        progress_bar("comparing", sum(cell.entry.evaluations for cell in cells)) as bar,
         closing(runner(cells, bar.advance, stop)) as outcomes,
     ):
         for outcome in outcomes:

@@ -53,6 +53,15 @@ def test_an_agent_may_be_compared_with_itself_under_other_settings_and_features(
     assert plain.conditions() != other.conditions()
 
 
+def test_an_agent_may_have_more_evaluations_than_the_others() -> None:
+    longer = {"name": "random", "label": "longer", "evaluations": 400}
+    plain, other = cells_of(["random", longer], [0], 100)
+    assert (plain.entry.evaluations, other.entry.evaluations) == (100, 400)
+    assert other.entry.settings == {}
+    differing = {k for k, value in plain.conditions().items() if other.conditions()[k] != value}
+    assert differing == {"evaluations"}
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -73,6 +82,11 @@ def test_an_agent_may_be_compared_with_itself_under_other_settings_and_features(
         ({"seeds": [1, 2, 1]}, r"seeds must differ, got \[1, 2, 1\]"),
         ({"seeds": [0, -1]}, "got seed=-1"),
         ({"evaluations": 0}, "at least 1 evaluation"),
+        ({"agents": [{"name": "random", "evaluations": 0}]}, "at least 1 evaluation"),
+        (
+            {"agents": [{"name": "random", "evaluations": "2"}]},
+            "evaluations must be a whole number",
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_message(asked: dict[str, Any], said: str) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import csv
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from amc.comparison import Comparison, compare
 from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError
 from amc.evaluate import Evaluation
+from amc.progress import Bar, progress_bar
 from amc.report.curves import plot_curves
 from amc.task import CompressionTask
 from envs.compression import CompressionEnv
@@ -112,6 +114,26 @@ def test_every_agent_searches_with_every_seed_and_the_same_number_of_evaluations
     assert not found.interrupted
     assert all(result.agent_seconds > 0 for result in found.results)
     assert all(result.seconds > result.agent_seconds for result in found.results)
+
+
+def test_an_agent_of_its_own_number_of_evaluations_tries_so_many(
+    find: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: list[int] = []
+
+    @contextmanager
+    def noted(description: str, total: int) -> Iterator[Bar]:
+        if description == "comparing":
+            expected.append(total)
+        with progress_bar(description, total) as bar:
+            yield bar
+
+    monkeypatch.setattr(comparison, "progress_bar", noted)
+    longer = {"name": "random", "label": "longer", "evaluations": 6}
+    found = find(agents=["random", longer], seeds=[0])
+    assert [(r.label, r.evaluations) for r in found.results] == [("random", 4), ("longer", 6)]
+    assert expected == [10]
+    assert found.title == "TinyNet: macs at most 0.6 of the original, 4 to 6 evaluations"
 
 
 def test_best_so_far_never_falls_and_ends_with_the_reward(find: Find) -> None:
