@@ -15,13 +15,13 @@ import argparse
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from amc.api import environment
 from amc.cost.budget import Budget
 from amc.progress import progress_bar
 from amc.recovery.training import TrainingSettings, train
-from amc.strategy import Strategy
 from amc.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
@@ -39,12 +39,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def tuned_accuracy(task: CompressionTask, strategy: Strategy, images: int) -> float:
-    """Accuracy on the search split after one pass over some training images."""
+def tuned_accuracy(task: CompressionTask, module: nn.Module, images: int) -> float:
+    """Accuracy on the search split after one pass over some training images, in place."""
     split = task.data.train
     chosen = split.take(torch.linspace(0, len(split) - 1, min(images, len(split))).long())
     judge = task.evaluator(task.data.search)
-    module = task.finish(strategy).module
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     train(
@@ -73,7 +72,8 @@ def main() -> None:
     with progress_bar("strategies", options.strategies) as bar:
         for index in range(options.strategies):
             trial = run_episode(env, choose, index + 1).trial
-            repaired = judge(task.finish(trial.strategy).module)
+            module = task.finish(trial.strategy).module
+            repaired = judge(module)
             row: dict[str, object] = {
                 "strategy": index,
                 "estimated error": task.errors.total(
@@ -85,7 +85,7 @@ def main() -> None:
                 "repaired agreement": repaired.agreement,
             }
             if options.tuning_images:
-                row["tuned accuracy"] = tuned_accuracy(task, trial.strategy, options.tuning_images)
+                row["tuned accuracy"] = tuned_accuracy(task, module, options.tuning_images)
             rows.append(row | provenance(options.seed))
             bar.advance()
     print(write_csv(f"fidelity-{options.network}-{options.metric}-{options.fraction}", rows))
