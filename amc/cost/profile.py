@@ -21,6 +21,7 @@ from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.plugins import device_of_class
 from amc.cost.probe import STEPS, Sampler, probe_step
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
+from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.spec import Spec
 from amc.cost.table import read_table, write_table
 from amc.cost.torch_timer import TorchTimer, machine
@@ -193,8 +194,9 @@ def measure_table(
 
     Every request is sampled once in each round, so that a machine that slows down or speeds up
     meanwhile does so for all alike. A row is the median of its samples; its spread is half their
-    interquartile range. The file is written every few seconds and at the end, also when the
-    measurement is interrupted: a row is kept once it has three samples, and is not measured again.
+    interquartile range. What there is is written every few seconds and when the measurement is
+    interrupted: rows once they have three samples, and every sample of an unfinished row in a
+    file beside the table. The next measurement takes only the samples that are still missing.
 
     Args:
         sample: Gives milliseconds of one batch, one sample of each request that it is given.
@@ -202,25 +204,33 @@ def measure_table(
 
     Raises:
         TableError: The file at ``path`` is not a valid table, or of another device, runtime,
-            batch or threads.
+            batch or threads; or the samples beside it are damaged.
         StorageError: The file cannot be written.
     """
     header, known = _known(path, header)
-    wanted = [request for request in dict.fromkeys(requests) if request not in known]
-    samples: dict[Request, list[float]] = {request: [] for request in wanted}
+    begun = read_samples(path, header)
+    samples = {
+        request: begun.pop(key_of(request), [])
+        for request in dict.fromkeys(requests)
+        if request not in known or key_of(request) in begun
+    }
+    missing = sum(max(rounds - len(ms), 0) for ms in samples.values())
     enough = min(rounds, _ENOUGH_SAMPLES)
 
     def save() -> None:
         measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
         if measured:
             write_table(TableDevice(header, {**known, **measured}), path)
+        unfinished = {key_of(r): ms for r, ms in samples.items() if 0 < len(ms) < rounds}
+        write_samples(path, header, begun | unfinished)
 
     last_write = time.monotonic()
     try:
         with progress_bar(
-            f"measuring {header.device}", rounds * len(wanted), enabled=progress and bool(wanted)
+            f"measuring {header.device}", missing, enabled=progress and missing > 0
         ) as bar:
-            for _ in range(rounds):
+            for taken in range(rounds):
+                wanted = [request for request, ms in samples.items() if len(ms) <= taken]
                 for request, latency_ms in zip(wanted, sample(wanted), strict=True):
                     samples[request].append(latency_ms)
                     bar.advance(note=request.signature.op)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from amc.cost import profile
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, device_for, load_device, measure_table
 from amc.cost.roofline import RooflineDevice
+from amc.cost.samples import key_of
 from amc.cost.table import read_table, write_table
 from amc.errors import DeviceError, TableError
 from amc.graph.types import Signature
@@ -79,10 +82,83 @@ def test_interrupted_measurement_keeps_the_rows_with_three_samples(tmp_path):
     assert {r: m.samples for r, m in read_table(path).rows.items()} == {REQUESTS[0]: 3}
 
 
-def test_early_interruption_writes_nothing(tmp_path):
+@pytest.mark.parametrize("stop_after", [1, 4, 7, 10, 13, 17])
+def test_interrupted_measurement_takes_no_sample_twice(tmp_path, stop_after):
+    path = tmp_path / "t.csv"
+    first, second = FakeTimer(stop_after), FakeTimer()
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, path, first, rounds=6)
+    table = measure_table(REQUESTS, HEADER, path, second, rounds=6)
+    assert first.asked + second.asked == REQUESTS * 6  # goes on in the middle of a round
+    for request in REQUESTS:
+        taken = [k * request.in_channels for k in range(1, first.asked.count(request) + 1)]
+        taken += [k * request.in_channels for k in range(1, second.asked.count(request) + 1)]
+        assert table.rows[request].samples == 6
+        assert table.rows[request].latency_ms == statistics.median(taken)
+    assert read_table(path).rows == table.rows
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]  # no samples are left
+
+
+def test_interruption_before_three_samples_keeps_the_samples_but_no_rows(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer(stop_after=4))
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["t.samples"]
+
+
+def test_samples_of_what_is_not_asked_for_are_kept(tmp_path):
+    path = tmp_path / "t.csv"
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, path, FakeTimer(stop_after=5), rounds=4)
+    measure_table(REQUESTS[:1], HEADER, path, FakeTimer(), rounds=4)
+    timer = FakeTimer()
+    measure_table(REQUESTS, HEADER, path, timer, rounds=4)
+    assert [timer.asked.count(request) for request in REQUESTS] == [0, 4 - 2, 4 - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format": "amc-run", "version": 1}', "another format"),
+        ('{"format": "amc-samples", "version": 1, "conditions": {}, "samples": []}', "is damaged"),
+        (
+            '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {"a": [NaN]}}',
+            "no sample: nan",
+        ),
+        (
+            '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {"a": 1.0}}',
+            "no list of samples: 1.0",
+        ),
+        (
+            '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {}}',
+            "measured under other conditions",
+        ),
+    ],
+)
+def test_samples_that_cannot_be_used_are_refused(tmp_path, text, said):
+    (tmp_path / "t.samples").write_text(text)
+    with pytest.raises(TableError, match=said) as error:
+        measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer())
+    assert "t.samples" in str(error.value)
+    assert "Remove it" in str(error.value)
+
+
+def test_samples_of_another_batch_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer(stop_after=4))
+    other = TableHeader("board", "torch", 1, 4, 8, (FLOAT,))
+    with pytest.raises(TableError, match=r"t\.samples was measured under other conditions.*4"):
+        measure_table(REQUESTS, other, tmp_path / "t.csv", FakeTimer())
+
+
+def test_every_request_has_a_key_of_its_own():
+    others = [
+        Request(replace(CONV, stride=(2, 2)), 8, 8, FLOAT),
+        Request(CONV, 8, 16, FLOAT),
+        Request(CONV, 8, 8, Bits(8, 8)),
+    ]
+    assert len({key_of(request) for request in REQUESTS + others}) == 6
 
 
 def test_partial_results_are_written_while_measuring(tmp_path, monkeypatch):
