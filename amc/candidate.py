@@ -35,6 +35,7 @@ ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few posit
 POSITIONS = 128  # of one image at most: more of them tell little more, being alike
 QUICK_ROWS = 4_096  # in the repair of a candidate
 QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
+QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 _MEMO_BYTES = 256 * 2**20
 
@@ -56,6 +57,7 @@ class RecoverySettings:
         importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
         sequential: Repair kept strategies layer by layer (`repair_sequentially`).
         stream_correction: In that, let each residual block repair what earlier ones broke.
+        rectified: In that, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
     """
 
     images: int = 1024
@@ -69,6 +71,7 @@ class RecoverySettings:
     importance: str = "surgeon"
     sequential: bool = True
     stream_correction: bool = True
+    rectified: bool = True
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -184,6 +187,7 @@ class Compressor:
                 max_columns=self.settings.max_columns,
                 ridge=QUICK_RIDGE,
                 feedback=False,
+                rectifications=QUICK_RECTIFICATIONS,
             )
         elif self.settings.batch_norm:
             self._recalibrate(module, keep)
@@ -233,6 +237,7 @@ class Compressor:
                 images,
                 positions=min(max(1, rows // len(images)), POSITIONS),
                 stream_correction=self.settings.stream_correction,
+                rectified=self.settings.rectified,
                 on_layer=lambda path: bar.advance(note=path),
             )
 

@@ -22,6 +22,7 @@ from envs.program import program_strategy
 from envs.uniform import uniform_strategies
 
 FULL = RecoverySettings()
+MATCHED = replace(FULL, rectified=False)  # aims at what a ReLU throws away too
 SLICED = replace(FULL, least_squares=False, batch_norm=False)
 # What is printed -> settings; the last is what amc does.
 REPAIRS: dict[str, RecoverySettings] = {
@@ -32,10 +33,12 @@ REPAIRS: dict[str, RecoverySettings] = {
     ),
     "magnitude, least squares, BN": replace(FULL, importance="magnitude", sequential=False),
     "surgeon, least squares, BN": replace(FULL, sequential=False),
-    "magnitude, sequential": replace(FULL, importance="magnitude", stream_correction=False),
-    "surgeon, sequential": replace(FULL, stream_correction=False),
-    "magnitude, sequential, stream-corrected": replace(FULL, importance="magnitude"),
-    "surgeon, sequential, stream-corrected": FULL,
+    "magnitude, sequential": replace(MATCHED, importance="magnitude", stream_correction=False),
+    "surgeon, sequential": replace(MATCHED, stream_correction=False),
+    "magnitude, sequential, stream-corrected": replace(MATCHED, importance="magnitude"),
+    "surgeon, sequential, stream-corrected": MATCHED,
+    "magnitude, sequential, stream-corrected, rectified": replace(FULL, importance="magnitude"),
+    "surgeon, sequential, stream-corrected, rectified": FULL,
 }
 
 

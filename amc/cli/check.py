@@ -110,6 +110,7 @@ OPTIONS: dict[str, _Kind] = {
     "recovery.importance": _TEXT,
     "recovery.sequential": _SWITCH,
     "recovery.stream_correction": _SWITCH,
+    "recovery.rectified": _SWITCH,
     "recovery.max_columns": _AT_LEAST_1,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 
 from amc.graph.graph import NetworkGraph
 from amc.recovery.moments import BATCH, positions_of
+from amc.recovery.rectified import Clip, find_clips
 
 MEMORY_BYTES = 3 * 2**30  # of rows and activations held at a time; beyond it, fewer images
 SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
@@ -56,6 +57,7 @@ class Reference:
         batches: Of normalised images.
         targets: Layer path -> one target for each batch.
         streams: Layer path -> the stream that its output is added to.
+        clips: Layer path -> the activation that alone reads its output, if it clips.
         positions: Output positions of each image that are looked at.
         seed: Of the choice of positions.
     """
@@ -63,6 +65,7 @@ class Reference:
     batches: tuple[Tensor, ...]
     targets: Mapping[str, Sequence[Target]]
     streams: Mapping[str, Stream]
+    clips: Mapping[str, Clip]
     positions: int
     seed: int
 
@@ -127,6 +130,7 @@ def gather_reference(
     positions: int,
     seed: int = 0,
     stream_correction: bool = True,
+    rectified: bool = True,
     on_layer: Callable[[str], None] = lambda _: None,
 ) -> Reference:
     """Run the original and note what its layers give; with fewer images where memory is short.
@@ -135,13 +139,15 @@ def gather_reference(
         images: Normalised, (n, channels, height, width).
         positions: Output positions of each image to look at.
         stream_correction: Note residual streams too.
+        rectified: Note the activations that clip too.
         on_layer: Called with the path of each layer that is done.
     """
     module = graph.plan.module
     streams = find_streams(graph) if stream_correction else {}
     images = images[: _affordable(graph, images, positions)]
     batches = tuple(torch.split(images, BATCH))
-    reference = Reference(batches, {}, streams, positions, seed)
+    clips = find_clips(graph, streams) if rectified else {}
+    reference = Reference(batches, {}, streams, clips, positions, seed)
     targets: dict[str, list[Target]] = {}
     with torch.no_grad():
         run = Execution(module, batches)
@@ -152,7 +158,7 @@ def gather_reference(
                 targets[path] = _targets(run, node, reference)
                 on_layer(path)
             run.advance(node)
-    return Reference(batches, targets, streams, positions, seed)
+    return replace(reference, targets=targets)
 
 
 def _targets(run: Execution, node: fx.Node, reference: Reference) -> list[Target]:

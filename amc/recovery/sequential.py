@@ -4,13 +4,17 @@ At each layer, moments are taken of the input that the *smaller* network's layer
 everything repaired before it) and of the output that the *original*'s layer gives; their
 least-squares solution is the new weight, rounded with error feedback where bits are few. Where the
 layer's (normalised) output is added to a stream, the target is the original sum minus the smaller
-network's own stream: each block repairs what earlier blocks broke.
+network's own stream: each block repairs what earlier blocks broke. What a ReLU after it throws
+away is not aimed at (`amc.recovery.rectified`).
 """
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -43,51 +47,85 @@ from amc.strategy import FLOAT_BITS
 
 RIDGE = 1e-3  # of the mean input energy, towards the weight the layer has
 MAX_COLUMNS = 2304  # wider layers keep the weight they have
+RECTIFICATIONS = 3  # times that a layer before a ReLU is solved anew; more change little
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """What a layer should give, at the sampled positions of one batch.
+
+    Attributes:
+        y: Its output, (groups, rows, outputs / groups).
+        wanted: What the original's activation receives there, shaped as y; None where the
+            layer's output is read as it is.
+    """
+
+    y: Tensor
+    wanted: Tensor | None
 
 
 class _Sums:
-    """Sums over rows of inputs x and outputs y, in float64.
+    """Means over rows of inputs x, outputs y and their products, in float64.
 
     Rows count from a constant near their mean: a covariance that is small beside the squared
     mean keeps its digits, though the products are made in float32.
     """
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, inputs: list[Tensor], outputs: Sequence[Tensor]) -> None:
         """
         Args:
-            x: First rows, (groups, rows, columns).
-            y: First rows, (groups, rows, outputs / groups).
+            inputs: A batch each, (groups, rows, columns). Taken over: shifted one by one, for
+                all of them twice would be much memory.
+            outputs: A batch each, (groups, rows, outputs / groups).
         """
-        self._x_shift, self._y_shift = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-        self._gram = self._cross = self._x = self._y = torch.zeros((), dtype=torch.float64)
-        self._rows = 0
-        self.add(x, y)
+        self._x_shift = inputs[0].mean(1, keepdim=True)
+        self._y_shift = outputs[0].mean(1, keepdim=True)
+        for batch, x in enumerate(inputs):
+            inputs[batch] = x - self._x_shift
+        self._inputs = inputs
+        self._rows = sum(x.shape[1] for x in self._inputs)
+        self._gram = self._mean(second_moments(x) for x in self._inputs)
+        self._x = self._mean(x.sum(1) for x in self._inputs)
+        self.aim_at(outputs)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Count further rows."""
-        x, y = x - self._x_shift, y - self._y_shift
-        self._gram = self._gram + second_moments(x).double()
-        self._cross = self._cross + cross_moments(x, y).double()
-        self._x, self._y = self._x + x.sum(1).double(), self._y + y.sum(1).double()
-        self._rows += x.shape[1]
+    def aim_at(self, outputs: Sequence[Tensor]) -> None:
+        """Take these for y, one for each batch; the inputs stay."""
+        shifted = [y - self._y_shift for y in outputs]
+        pairs = zip(self._inputs, shifted, strict=True)
+        self._cross = self._mean(cross_moments(x, y) for x, y in pairs)
+        self._y = self._mean(y.sum(1) for y in shifted)
 
-    def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """E[x x^T] (groups, columns, columns), E[x y^T] (groups, columns, outputs / groups)."""
-        x, y = self._x / self._rows, self._y / self._rows
-        gram = self._gram / self._rows - x.unsqueeze(2) * x.unsqueeze(1)
-        cross = self._cross / self._rows - x.unsqueeze(2) * y.unsqueeze(1)
-        if not centred:
-            x, y = self.means()
-            gram = gram + x.unsqueeze(2) * x.unsqueeze(1)
-            cross = cross + x.unsqueeze(2) * y.unsqueeze(1)
-        return gram, cross
+    def _mean(self, sums: Iterable[Tensor]) -> Tensor:
+        return reduce(operator.add, (part.double() for part in sums)) / self._rows
+
+    def gram(self, centred: bool) -> Tensor:
+        """E[x x^T], (groups, columns, columns)."""
+        found = self._gram - _outer(self._x, self._x)
+        x, _ = self.means()
+        return found if centred else found + _outer(x, x)
+
+    def cross(self, centred: bool) -> Tensor:
+        """E[x y^T], (groups, columns, outputs / groups)."""
+        found = self._cross - _outer(self._x, self._y)
+        return found if centred else found + _outer(*self.means())
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[x] (groups, columns), E[y] (groups, outputs / groups)."""
-        return (
-            self._x / self._rows + self._x_shift.squeeze(1),
-            self._y / self._rows + self._y_shift.squeeze(1),
-        )
+        return self._x + self._x_shift.squeeze(1), self._y + self._y_shift.squeeze(1)
+
+    def outputs(self, weight: Tensor) -> list[Tensor]:
+        """What a layer of this weight gives, right on average; a batch each, as y.
+
+        Args:
+            weight: (groups, outputs / groups, columns), float64.
+        """
+        mean = (self._y - (weight @ self._x.unsqueeze(2)).squeeze(2)).float().unsqueeze(1)
+        mean, weight = mean + self._y_shift, weight.transpose(1, 2).float()
+        return [x @ weight + mean for x in self._inputs]
+
+
+def _outer(x: Tensor, y: Tensor) -> Tensor:
+    return x.unsqueeze(2) * y.unsqueeze(1)
 
 
 def repair_sequentially(
@@ -99,6 +137,7 @@ def repair_sequentially(
     max_columns: int = MAX_COLUMNS,
     positions: int = POSITIONS_PER_IMAGE,
     stream_correction: bool = True,
+    rectified: bool = True,
 ) -> None:
     """Refit every layer of ``smaller`` in place, in execution order.
 
@@ -112,6 +151,7 @@ def repair_sequentially(
         positions: Output positions of each image that the moments are taken over.
         stream_correction: Aim at the original sum of a residual addition, not at the layer's
             own original output.
+        rectified: Do not aim at what a ReLU throws away.
     """
     with progress_bar("repairing", 2 * len(graph.plan.layers)) as bar:
 
@@ -124,6 +164,7 @@ def repair_sequentially(
             positions=positions,
             seed=seed,
             stream_correction=stream_correction,
+            rectified=rectified,
             on_layer=done,
         )
         refit_layers(graph, smaller, keep, reference, max_columns=max_columns, on_layer=done)
@@ -138,6 +179,7 @@ def refit_layers(
     max_columns: int = MAX_COLUMNS,
     ridge: float = RIDGE,
     feedback: bool = True,
+    rectifications: int = RECTIFICATIONS,
     on_layer: Callable[[str], None] = lambda _: None,
 ) -> None:
     """As `repair_sequentially`, with what the original gives already known.
@@ -145,9 +187,10 @@ def refit_layers(
     Args:
         ridge: Pull towards the weights that the layers have, in mean input energies.
         feedback: Round weights with error feedback; else to the nearest, which is faster.
+        rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
     """
-    repair = _Repair(graph, smaller, keep, reference, max_columns, ridge, feedback)
+    repair = _Repair(graph, smaller, keep, reference, max_columns, ridge, feedback, rectifications)
     left = set(graph.plan.layers)
     with torch.no_grad():
         for node in repair.run.nodes:
@@ -170,10 +213,11 @@ class _Repair:
         max_columns: int,
         ridge: float,
         feedback: bool,
+        rectifications: int,
     ) -> None:
         self._graph, self._smaller, self._keep = graph, smaller, keep
         self._reference, self._max_columns = reference, max_columns
-        self._ridge, self._feedback = ridge, feedback
+        self._ridge, self._feedback, self._rectifications = ridge, feedback, rectifications
         self.run = Execution(smaller, reference.batches)
         calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
         self._calls = Counter(calls)
@@ -188,12 +232,41 @@ class _Repair:
         if self._calls[path] > 1 or columns_of(layer) > self._max_columns:
             return
         norm = self._norm_after(path)
-        sums = self._sums(node, layer, norm)
+        aims = self._aims(node, layer, norm)
+        sums = _Sums(self._inputs(node, layer), [aim.y for aim in aims])
         centred = layer.bias is not None or norm is not None
-        gram, cross = sums.moments(centred)
-        _change_weight(layer, gram, cross, self._ridge, self._feedback)
+        gram = sums.gram(centred)
+        solve = _Solver(layer, gram, self._ridge)
+        weight = solve(sums.cross(centred))
+        if centred and path in self._reference.clips:
+            factor = self._factor(norm, weight)
+            for _ in range(self._rectifications):
+                sums.aim_at(self._aims_behind(path, aims, sums.outputs(weight), factor))
+                weight = solve(sums.cross(centred))
+        _write_weight(layer, weight, gram, self._feedback)
         if centred:
             self._set_mean(path, layer, norm, *sums.means())
+
+    def _factor(self, norm: Norm | None, weight: Tensor) -> Tensor:
+        """What the layer's outputs are multiplied by, (groups, 1, outputs / groups)."""
+        factor = torch.ones(weight.shape[:2]) if norm is None else _factor(norm)
+        return factor.reshape(len(weight), 1, -1)
+
+    def _aims_behind(
+        self, path: str, aims: Sequence[_Aim], outputs: Sequence[Tensor], factor: Tensor
+    ) -> list[Tensor]:
+        """What the layer should give, now that it gives ``outputs`` (`amc.recovery.rectified`)."""
+        clip, found = self._reference.clips[path], []
+        counts = factor.abs() >= SMALLEST_FACTOR
+        factor = torch.where(counts, factor, 1.0)
+        for aim, given in zip(aims, outputs, strict=True):
+            if aim.wanted is None:
+                found.append(aim.y)
+                continue
+            received = aim.wanted + factor * (given - aim.y)
+            change = (clip.aims(aim.wanted, received) - aim.wanted) / factor
+            found.append(torch.where(counts, aim.y + change, aim.y))
+        return found
 
     def _set_mean(
         self, path: str, layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor
@@ -217,28 +290,56 @@ class _Repair:
         module = None if norm is None else self._smaller.get_submodule(norm)
         return module if isinstance(module, Norm) else None
 
-    def _sums(self, node: fx.Node, layer: Layer, norm: Norm | None) -> _Sums:
-        """Of what the smaller network's layer receives (x), and should give (y)."""
-        path, reference = str(node.target), self._reference
-        units = self._graph.plan.layers[path].outputs
-        outputs = torch.from_numpy(np.flatnonzero(self._keep[units]))
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        total: _Sums | None = None
+    def _inputs(self, node: fx.Node, layer: Layer) -> list[Tensor]:
+        """What the smaller network's layer receives, a batch each, (groups, rows, columns)."""
+        reference, inputs = self._reference, []
         for batch, received in enumerate(self.run.values(node.all_input_nodes[0])):
             assert isinstance(received, Tensor)
             if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
                 received = layer._quantized_input(received)
             generator = reference.generator(batch)
-            x = input_rows(layer, received, generator, reference.positions)
-            target = reference.targets[path][batch]
+            inputs.append(input_rows(layer, received, generator, reference.positions))
+        return inputs
+
+    def _aims(self, node: fx.Node, layer: Layer, norm: Norm | None) -> list[_Aim]:
+        """What the smaller network's layer should give, a batch each."""
+        path = str(node.target)
+        units = self._graph.plan.layers[path].outputs
+        outputs = torch.from_numpy(np.flatnonzero(self._keep[units]))
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+        def grouped(y: Tensor) -> Tensor:
+            return y.reshape(len(y), groups, -1).transpose(0, 1)  # (groups, rows, outputs / groups)
+
+        aims = []
+        for batch, target in enumerate(self._reference.targets[path]):
             y = self._target(path, layer, target, outputs, norm, batch)
-            y = y.reshape(len(y), groups, -1).transpose(0, 1)  # (groups, rows, outputs / groups)
-            if total is None:
-                total = _Sums(x, y)
-            else:
-                total.add(x, y)
-        assert total is not None
-        return total
+            wanted = self._wanted(path, target, outputs, norm)
+            aims.append(_Aim(grouped(y), None if wanted is None else grouped(wanted)))
+        return aims
+
+    def _corrects(self, path: str, norm: Norm | None) -> bool:
+        """Whether the layer can repair the stream that its output is added to."""
+        if path not in self._stream_nodes:
+            return False
+        return norm is None or float(_factor(norm).abs().min()) >= SMALLEST_FACTOR
+
+    def _wanted(
+        self, path: str, target: Target, outputs: Tensor, norm: Norm | None
+    ) -> Tensor | None:
+        """What the original's activation receives, (rows, kept outputs); None: none that clips."""
+        if path not in self._reference.clips:
+            return None
+        wanted = target.output.index_select(1, outputs)
+        if path in self._norms:
+            original = self._graph.plan.module.get_submodule(self._norms[path])
+            assert isinstance(original, Norm)
+            wanted = _normalised(original, wanted, outputs)
+        if path not in self._reference.streams:
+            return wanted
+        if target.stream is None or not self._corrects(path, norm):
+            return None
+        return wanted + target.stream.index_select(1, outputs)
 
     def _target(
         self,
@@ -252,9 +353,7 @@ class _Repair:
         """What the layer should give, shape (rows, kept outputs)."""
         wanted = target.output.index_select(1, outputs)
         factor = None if norm is None else _factor(norm)
-        if target.stream is None or path not in self._stream_nodes:
-            return wanted
-        if factor is not None and float(factor.abs().min()) < SMALLEST_FACTOR:
+        if target.stream is None or not self._corrects(path, norm):
             return wanted
         ours = self.run.values(self._stream_nodes[path])[batch]
         assert isinstance(ours, Tensor)
@@ -281,12 +380,33 @@ def _factor(norm: Norm) -> Tensor:
     return factor * norm.weight if norm.affine else factor
 
 
-def _change_weight(layer: Layer, gram: Tensor, cross: Tensor, ridge: float, feedback: bool) -> None:
-    """Write the weight V that minimises E ||y - V x||^2 + ridge ||V - weight||^2."""
-    now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
-    right = cross - gram @ now.transpose(1, 2)
-    change = torch.cholesky_solve(right, cholesky(gram, ridge)).transpose(1, 2)
-    weight = (now + change).reshape(layer.weight.shape).to(layer.weight.dtype)
+def _normalised(norm: Norm, given: Tensor, channels: Tensor) -> Tensor:
+    """Some channels of what a batch normalisation makes of its input, (rows, channels)."""
+    assert norm.running_mean is not None
+    factor = _factor(norm)
+    shift = -norm.running_mean * factor
+    if norm.affine:
+        shift = shift + norm.bias
+    return given * factor[channels] + shift[channels]
+
+
+class _Solver:
+    """Gives the weight V that minimises E ||y - V x||^2 + ridge ||V - weight||^2."""
+
+    def __init__(self, layer: Layer, gram: Tensor, ridge: float) -> None:
+        self._now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
+        self._given = gram @ self._now.transpose(1, 2)
+        self._factor = cholesky(gram, ridge)
+
+    def __call__(self, cross: Tensor) -> Tensor:
+        """Shape (groups, outputs / groups, columns), from E[x y^T]."""
+        change = torch.cholesky_solve(cross - self._given, self._factor)
+        return self._now + change.transpose(1, 2)
+
+
+def _write_weight(layer: Layer, weight: Tensor, gram: Tensor, feedback: bool) -> None:
+    """Write a layer's weight, rounded where its bits are few."""
+    weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
     if isinstance(layer, (QuantizedConv2d, QuantizedLinear)) and layer.bits.weight != FLOAT_BITS:
         layer.weight_scale = weight_scale(weight, layer.bits.weight)
         grid = layer.weight_scale, layer.bits.weight

@@ -251,3 +251,56 @@ def test_same_seed_gives_the_same_weights(tiny_graph):
     one, two = (repaired(tiny_graph, {"conv1": [0, 1]}, seed=3) for _ in range(2))
     assert torch.equal(one.conv2.weight, two.conv2.weight)
     assert torch.equal(one.linear.bias, two.linear.bias)
+
+
+class Clipped(nn.Module):
+    """A branch whose sum with its stream passes a ReLU."""
+
+    def __init__(self, affine=True):
+        super().__init__()
+        self.start = nn.Conv2d(3, 6, 1)
+        self.middle = nn.Conv2d(6, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6, affine=affine)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.last(self.stream(x).mean((2, 3)))
+
+    def stream(self, x):
+        x = self.start(x)
+        return torch.relu(x + self.norm(self.branch(torch.relu(self.middle(x)))))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_rectified_repair_comes_closer_behind_the_relu(affine):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _with_statistics(Clipped(affine)).eval()
+    network.start.bias.data -= 1.0  # most sums are below zero
+    graph = graph_of(network, TINY_SHAPE)
+
+    def error(**options):
+        smaller, keep = cut(graph, {"middle": [0, 2, 3, 5]})
+        repair_sequentially(graph, smaller, keep, IMAGES, **options)
+        with torch.no_grad():
+            x = smaller.start(IMAGES)
+            x = x + smaller.norm(smaller.branch(torch.relu(smaller.middle(x))))
+            return float((torch.relu(x) - network.stream(IMAGES)).square().mean())
+
+    assert error() < 0.985 * error(rectified=False)
+
+
+def test_rectified_repair_leaves_a_channel_that_its_norm_switches_off():
+    network = seeded(Clipped)
+    network.norm.weight.data[2] = 0.0
+    graph = graph_of(network, TINY_SHAPE)
+    smaller = repaired(graph, {"middle": [0, 2, 3, 5]})
+    assert torch.isfinite(smaller.branch.weight).all()
+    assert smaller.branch.weight.abs().max() < 10 * network.branch.weight.abs().max()
+
+
+def test_whole_network_with_relus_stays_what_it_is():
+    network = seeded(Clipped)
+    graph = graph_of(network, TINY_SHAPE)
+    assert error_of(repaired(graph, {}), network) < 1e-8
