@@ -122,6 +122,7 @@ def search(
     space: SearchSpace | None = None,
     recovery: RecoverySettings | None = None,
     search_images: int = 1000,
+    bfloat16: bool | None = None,
     final_candidates: int = 5,
     observation: Sequence[str] | None = None,
     folder: str | Path | None = None,
@@ -145,6 +146,9 @@ def search(
         reward: Name of a reward, or a function of an `Outcome`.
         seed: Same seed, same machine, same prices: the same strategy.
         search_images: Images of the search split that each evaluation runs on.
+        bfloat16: Whether candidates without quantized layers are evaluated in bfloat16 (what is
+            kept is judged in float32); None: where the processor computes in it and the
+            original's outputs stay what they are.
         final_candidates: So many of the best are repaired and ranked on the whole search split.
         observation: Features that the agent sees; None: all of `envs.observation.FEATURES`.
         folder: Where to write the run; None writes nothing.
@@ -163,7 +167,7 @@ def search(
     Raises:
         AmcError: One of its kinds, for whatever does not fit; see `amc.errors`.
     """
-    check_task_arguments(network, data, space, recovery, search_images)
+    check_task_arguments(network, data, space, recovery, search_images, bfloat16)
     check_folder(folder)
     check_count("search.final_candidates", final_candidates)
     check_count("search.checkpoint_every", checkpoint_every)
@@ -179,7 +183,9 @@ def search(
         if place is not None:
             artifact.remove_leftovers(place)
         remembered = open_store(store)
-        task = _task(network, data, device, budget, space, recovery, search_images, remembered)
+        task = _task(
+            network, data, device, budget, space, recovery, search_images, bfloat16, remembered
+        )
         env = environment(task, reward, observation)
         _introduce(task)
         config = {
@@ -234,6 +240,7 @@ def apply_policy(
     space: SearchSpace | None = None,
     recovery: RecoverySettings | None = None,
     search_images: int = 1000,
+    bfloat16: bool | None = None,
     strengths: Sequence[float] | None = None,
     folder: str | Path | None = None,
     store: bool | str | Path = True,
@@ -256,14 +263,16 @@ def apply_policy(
     check_kind(
         "policy", policy, Policy, "amc.Policy.load(run_folder) reads one.", error=PolicyError
     )
-    check_task_arguments(network, data, space, recovery, search_images)
+    check_task_arguments(network, data, space, recovery, search_images, bfloat16)
     check_folder(folder)
     if strengths is None:
         strengths = policy.strengths
     policy.check_strengths(strengths)
     place = _writable(folder)
     remembered = open_store(store)
-    task = _task(network, data, device, budget, space, recovery, search_images, remembered)
+    task = _task(
+        network, data, device, budget, space, recovery, search_images, bfloat16, remembered
+    )
     known = [name for name in policy.observation_names if name in FEATURES]
     env = environment(task, DEFAULT_REWARD, known or None)
     _introduce(task)
@@ -524,6 +533,7 @@ def _task(
     space: SearchSpace | None,
     recovery: RecoverySettings | None,
     search_images: int,
+    bfloat16: bool | None,
     store: EvaluationStore | None,
 ) -> CompressionTask:
     loaded = as_device(device)
@@ -536,6 +546,7 @@ def _task(
             space=space,
             recovery=recovery,
             search_images=search_images,
+            bfloat16=bfloat16,
             store=store,
         )
 

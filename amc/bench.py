@@ -73,6 +73,7 @@ class Bench:
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
+        bfloat16: bool | None = None,
         final_candidates: int = 5,
         store: bool | str | Path = True,
     ) -> None:
@@ -94,6 +95,7 @@ class Bench:
             space=space,
             recovery=recovery,
             search_images=search_images,
+            bfloat16=bfloat16,
             store=open_store(store),
         )
         self.jury = Jury(self.task, by_agreement=self._reward.name == "agreement")

@@ -209,8 +209,8 @@ def compare(
         threads: CPU threads of PyTorch and BLAS; another number adds in another order.
         folder: Where to write table, CSV and picture after every search; None writes nothing.
         run: What runs the searches; None: one after the other in this process.
-        task_options: ``space``, ``recovery``, ``search_images``, ``final_candidates`` and
-            ``store``, as in `amc.api.search`.
+        task_options: ``space``, ``recovery``, ``search_images``, ``bfloat16``,
+            ``final_candidates`` and ``store``, as in `amc.api.search`.
 
     Raises:
         ConfigError: An unknown agent, a seed twice, or another option that cannot be.

@@ -65,14 +65,17 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __call__(self, network: nn.Module) -> Evaluation:
+    def __call__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Evaluation:
         """Evaluate a network, which is left in evaluation mode.
+
+        Args:
+            dtype: Of the network's weights, and of the images that it is given.
 
         Raises:
             EvaluationError: Its outputs are not finite, or not one score per class.
         """
         start = time.perf_counter()
-        logits = self._logits(network)
+        logits = self._logits(network, dtype)
         log_probabilities = functional.log_softmax(logits, 1)
         agreement = 0.0
         if self._reference is not None:
@@ -87,14 +90,15 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
-    def _logits(self, network: nn.Module) -> Tensor:
+    def _logits(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
         network.eval()
         outputs: list[Tensor] = []
         with torch.inference_mode():
             for start in range(0, len(self._images), BATCH):
                 batch = self._images[start : start + BATCH]
                 # A copy: networks may work in place, and these images are needed again.
-                outputs.append(_scores(network(batch.clone()), len(batch)))
+                scores = network(batch.to(dtype, copy=True))
+                outputs.append(_scores(scores, len(batch)).float())
         logits = torch.cat(outputs)
         if not bool(torch.isfinite(logits).all()):
             bad = int((~torch.isfinite(logits)).any(1).sum())

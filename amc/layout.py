@@ -1,4 +1,4 @@
-"""How images lie in memory while a network runs on them."""
+"""How images lie in memory, and in which type, while a network runs on them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def fast_layout(network: nn.Module, image_shape: tuple[int, int, int]) -> torch.
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16, and not only stores it."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return supported is not None and bool(supported())

@@ -34,7 +34,7 @@ from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
-from amc.layout import fast_layout
+from amc.layout import computes_in_bfloat16, fast_layout
 from amc.local import device_for_network
 from amc.networks import check_network
 from amc.recovery.errors import LayerErrors
@@ -42,6 +42,7 @@ from amc.store import EvaluationStore, evaluation_code
 from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
 
 log = logging.getLogger("amc")
+BFLOAT16_DIVERGENCE = 1e-3  # nats between the original in bfloat16 and in float: at most
 LOW_BITS = tuple(range(2, 9))  # on offer for metrics that count bits and need no device
 
 
@@ -131,7 +132,12 @@ def _are_widths(values: object) -> bool:
 
 
 def check_task_arguments(
-    network: object, data: object, space: object, recovery: object, search_images: int
+    network: object,
+    data: object,
+    space: object,
+    recovery: object,
+    search_images: int,
+    bfloat16: object = None,
 ) -> None:
     """Check that what a `CompressionTask` is given is of the kinds that it takes.
 
@@ -145,6 +151,8 @@ def check_task_arguments(
     check_kind("space", space, SearchSpace, optional=True)
     check_kind("recovery", recovery, RecoverySettings, optional=True)
     check_count("search.images", search_images)
+    if bfloat16 is not None and type(bfloat16) is not bool:
+        raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
 
 
 class CompressionTask:
@@ -159,6 +167,7 @@ class CompressionTask:
         reference: The original network as the graph that candidates are cut from.
         device: Prices latency; None where only formulas are needed.
         local: How a runtime on this machine is the device; None if none is.
+        bfloat16: Whether candidates without quantized layers are evaluated in bfloat16.
     """
 
     def __init__(
@@ -171,18 +180,21 @@ class CompressionTask:
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
+        bfloat16: bool | None = None,
         store: EvaluationStore | None = None,
     ) -> None:
         """
         Args:
             network: Trained; maps images of the data's shape to class scores. Not modified.
             search_images: Images of the search split that each evaluation runs on.
+            bfloat16: Whether float candidates are evaluated in bfloat16; None: where the
+                processor computes in it and the original's outputs stay what they are.
             store: Where evaluations are looked up and remembered.
 
         Raises:
             NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
         """
-        check_task_arguments(network, data, space, recovery, search_images)
+        check_task_arguments(network, data, space, recovery, search_images, bfloat16)
         check_metric(budget.metric, device)
         self.data, self.budget = data, budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
@@ -205,6 +217,7 @@ class CompressionTask:
         self.original = replace(
             self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
         )
+        self.bfloat16 = self._may_compute_in_bfloat16() if bfloat16 is None else bfloat16
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace
@@ -235,11 +248,31 @@ class CompressionTask:
         found = self._look_up(strategy)
         if found is None:
             start = time.perf_counter()
-            candidate = self.compressor.apply(strategy)
-            found = self._evaluator(fold_batch_norm(self.graph.plan, candidate.module))
+            candidate = fold_batch_norm(self.graph.plan, self.compressor.apply(strategy).module)
+            found = self._run(candidate, all(bits.is_float for bits in strategy.bits.values()))
             found = replace(found, seconds=time.perf_counter() - start)
             self._remember(strategy, found)
         return replace(found, costs=self.strategy_costs(strategy))
+
+    def _run(self, candidate: nn.Module, is_float: bool) -> Evaluation:
+        """Evaluate a candidate, which is not needed any more."""
+        if self.bfloat16 and is_float:  # a grid of 8 bits and more is finer than bfloat16
+            return self._evaluator(candidate.to(torch.bfloat16), torch.bfloat16)
+        return self._evaluator(candidate)
+
+    def _may_compute_in_bfloat16(self) -> bool:
+        if not computes_in_bfloat16():
+            return False
+        try:
+            found = self._run_original_in_bfloat16()
+        except (RuntimeError, AmcError):  # an operator that has no bfloat16
+            return False
+        return -found.agreement <= BFLOAT16_DIVERGENCE
+
+    def _run_original_in_bfloat16(self) -> Evaluation:
+        network = copy.deepcopy(self.reference)
+        folded = fold_batch_norm(self.graph.plan, network)
+        return self._evaluator(folded.to(torch.bfloat16), torch.bfloat16)
 
     def recall(self, evaluations: Mapping[Strategy, Evaluation]) -> None:
         """Take these evaluations, of a run of the same `evaluation_key`, for what they are."""
@@ -355,6 +388,7 @@ class CompressionTask:
             "data": self.data.fingerprint(),
             "recovery": repr(self._recovery),
             "search images": str(len(self._subset)),
+            "bfloat16": str(self.bfloat16),
         }
 
     @cached_property

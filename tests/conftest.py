@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc import task
 from amc.compress.verify import graph_of
 from amc.data import DataSet
 from amc.graph.graph import NetworkGraph
@@ -21,6 +22,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _float32() -> Iterator[None]:
+    """Candidates are evaluated in float32 unless a test asks: the same on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "computes_in_bfloat16", lambda: False)
         yield
 
 

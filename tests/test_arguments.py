@@ -94,6 +94,7 @@ def test_what_is_no_data_set_is_named(call: Call, data: amc.DataSet, tmp_path: P
         ({"folder": 3}, ConfigError, "folder must be a path, as text or pathlib.Path, or None"),
         ({"search_images": "all"}, ConfigError, "images must be a whole number, got 'all'"),
         ({"search_images": 0}, ConfigError, "images must be at least 1, got 0"),
+        ({"bfloat16": "auto"}, ConfigError, "bfloat16 must be true, false or null, got 'auto'"),
         ({"final_candidates": None}, ConfigError, "final_candidates must be a whole number, got N"),
         ({"checkpoint_every": 1.5}, ConfigError, "checkpoint_every must be a whole number"),
         ({"agent": 3}, ConfigError, "agent must be a name, or a mapping of its name and settings"),

@@ -111,3 +111,16 @@ def test_output_must_be_one_row_of_scores_for_each_image(function, returned):
 
     with pytest.raises(EvaluationError, match=rf"returned {returned} for 2 images; expected"):
         evaluator([0, 1])(Returns())
+
+
+def test_network_in_bfloat16_is_given_its_type_and_judged_in_float():
+    class Typed(Answers):
+        def forward(self, x):
+            assert x.dtype == torch.bfloat16
+            return super().forward(x.float())
+
+    network = Typed([ONE, TWO]).to(torch.bfloat16)
+    found = evaluator([0, 1])(network, torch.bfloat16)
+    three, seven = (math.exp(float(torch.tensor(math.log(k)).bfloat16())) for k in (3, 7))
+    loss = -(math.log(three / (1 + three)) + math.log(seven / (1 + seven))) / 2
+    assert found.loss == pytest.approx(loss, rel=1e-6)

@@ -268,6 +268,7 @@ def test_key_changes_with_all_that_an_evaluation_depends_on_and_with_nothing_els
         task_of(changed, data).evaluation_key(),
         task_of(Squared(tiny_net).eval(), data).evaluation_key(),
         task_of(tiny_net, data, search_images=21).evaluation_key(),
+        task_of(tiny_net, data, bfloat16=True).evaluation_key(),
         task_of(tiny_net, data, recovery=RecoverySettings(images=33)).evaluation_key(),
     ]
     monkeypatch.setattr(task_module, "evaluation_code", lambda: "other code")

@@ -1,8 +1,10 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
+from torch import nn
 
 from amc import task as task_module
 from amc.candidate import RecoverySettings
@@ -317,3 +319,46 @@ def test_fingerprint_changes_with_all_that_an_evaluation_depends_on(tiny_net, da
     assert len({task.fingerprint() for task in tasks}) == len(tasks)
     again = task_of(copy.deepcopy(tiny_net), data_of(), dataclasses.replace(DEVICE))
     assert again.fingerprint() == tasks[0].fingerprint()
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------
+
+
+def test_float_candidates_are_evaluated_in_bfloat16_and_quantized_ones_are_not(tiny_net, data):
+    half, full = (task_of(tiny_net, data, bfloat16=chosen) for chosen in (True, False))
+    smaller = Strategy({"conv1": 0.5}, {})
+    found, expected = half.evaluate(smaller), full.evaluate(smaller)
+    assert found.loss != expected.loss
+    assert found.loss == pytest.approx(expected.loss, rel=0.01)
+    quantized = Strategy({"conv1": 0.5}, {"conv2": Bits(8, 8)})
+    assert half.evaluate(quantized).loss == full.evaluate(quantized).loss
+    assert half.original == dataclasses.replace(full.original, seconds=half.original.seconds)
+
+
+class NoHalf(nn.Module):
+    """A network that computes in float32 whatever its weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.last(self.conv(x).float().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("computes", "most", "expected"), [(True, 1e-3, True), (False, 1e-3, False), (True, 0, False)]
+)
+def test_bfloat16_is_chosen_where_it_is_fast_and_the_outputs_stay(
+    tiny_net, data, monkeypatch, computes, most, expected
+):
+    monkeypatch.setattr(task_module, "computes_in_bfloat16", lambda: computes)
+    monkeypatch.setattr(task_module, "BFLOAT16_DIVERGENCE", most)
+    assert task_of(tiny_net, data).bfloat16 is expected
+
+
+def test_network_that_cannot_run_in_bfloat16_is_evaluated_in_float(data, monkeypatch):
+    monkeypatch.setattr(task_module, "computes_in_bfloat16", lambda: True)
+    task = task_of(NoHalf().eval(), data)
+    assert not task.bfloat16
+    assert math.isfinite(task.evaluate(Strategy({"conv": 0.5}, {})).agreement)

@@ -63,6 +63,7 @@ def run(config: DictConfig) -> bool:
         space=space,
         recovery=recovery,
         search_images=config.search.images,
+        bfloat16=config.search.bfloat16,
         strengths=strengths,
         folder=folder,
     )

@@ -84,6 +84,7 @@ OPTIONS: dict[str, _Kind] = {
     "temperature": _NUMBER,
     "search.evaluations": _AT_LEAST_1,
     "search.images": _AT_LEAST_1,
+    "search.bfloat16": _or_null(_SWITCH),
     "search.final_candidates": _AT_LEAST_1,
     "search.store": _SWITCH,
     "search.checkpoint_every": _AT_LEAST_1,

@@ -68,6 +68,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
         space=space,
         recovery=recovery,
         search_images=options["images"],
+        bfloat16=options["bfloat16"],
         final_candidates=options["final_candidates"],
         observation=settings["env"]["observation"],
         folder=folder,

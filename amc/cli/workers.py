@@ -43,6 +43,7 @@ def task_arguments(record: RunRecord) -> dict[str, Any]:
         "space": recipe.space_of(settings["env"]),
         "recovery": recipe.recovery_of(settings["recovery"]),
         "search_images": options["images"],
+        "bfloat16": options["bfloat16"],
         "final_candidates": options["final_candidates"],
         "store": options["store"],
     }

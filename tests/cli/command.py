@@ -15,6 +15,7 @@ SMALL = (
     "device=roofline_phone",
     "search.evaluations=3",
     "search.final_candidates=1",
+    "search.bfloat16=false",  # some are killed in processes of their own, and resumed in this one
     *REPAIR,
 )
 

@@ -30,6 +30,7 @@ SMALL = (
     "reward=agreement",
     "search.evaluations=3",
     "search.final_candidates=1",
+    "search.bfloat16=false",  # in processes of their own too
     *REPAIR,
 )
 FILES = {
