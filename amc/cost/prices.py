@@ -157,11 +157,19 @@ class FormulaPrices:
 
     def __init__(self, metric: str, parts: Sequence[Part], has_bias: bool) -> None:
         self._formula, self._parts, self._has_bias = FORMULAS[metric], parts, has_bias
+        self._known: dict[tuple[int, int, int], float] = {}  # walks ask the same again and again
         self.is_free = not any(part and part[0].is_layer for part in parts)
 
     def one(self, ins: int, outs: int, state: int) -> float:
-        part = self._parts[state]
-        return float(self._formula(part[0], ins, outs, part[1], self._has_bias)) if part else 0.0
+        key = ins, outs, state
+        cost = self._known.get(key)
+        if cost is None:
+            part = self._parts[state]
+            cost = (
+                float(self._formula(part[0], ins, outs, part[1], self._has_bias)) if part else 0.0
+            )
+            self._known[key] = cost
+        return cost
 
     def column(self, ins: IntArray, outs: IntArray, state: int) -> FloatArray:
         part = self._parts[state]
