@@ -114,29 +114,37 @@ INFORMED: dict[str, Callable[[LayerView], float]] = {
     "advised_activation_bits": lambda v: _log(v.advised_bits.activation, 32),
 }
 FEATURES = PLAIN | INFORMED
+# What an observation may name as one. Of the informed: what decisions cost in accuracy, what they
+# save, and what the program makes of both.
+FAMILIES = {
+    "all": tuple(FEATURES),
+    "plain": tuple(PLAIN),
+    "errors": tuple(name for name in INFORMED if "_error_" in name),
+    "savings": (*(name for name in INFORMED if "_saved_" in name), "budget_left"),
+    "advice": tuple(name for name in INFORMED if name.startswith("advised_")),
+}
 LOW, HIGH = -2.0, 4.0  # only what is left of a budget, near the end of a walk, comes near
 
 
 def feature_names(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Features by a list, or by the name of a set: "plain" (AMC's), "all" (None means it).
+    """Features by name, or by the name of a family of them ("plain": AMC's); None means all.
 
     Raises:
         ConfigError: A name is unknown, or there is none.
     """
-    if chosen is None or chosen == "all":
-        return tuple(FEATURES)
-    if chosen == "plain":
-        return tuple(PLAIN)
+    if chosen is None:
+        chosen = "all"
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
         chosen = (chosen,)
+    known = FAMILIES | {name: (name,) for name in FEATURES}
     names = tuple(chosen)
-    unknown = [name for name in names if name not in FEATURES]
+    unknown = [name for name in names if not (isinstance(name, str) and name in known)]
     if unknown or not names:
         raise ConfigError(
-            f"env.observation has unknown features {unknown}; "
-            f"choose all, plain, or a list of at least one of {', '.join(FEATURES)}."
+            f"env.observation has unknown features {unknown}; choose at least one of "
+            f"{', '.join(FAMILIES)}, or of {', '.join(FEATURES)}."
         )
-    return names
+    return tuple(dict.fromkeys(feature for name in names for feature in known[name]))
 
 
 def observe(view: LayerView, names: tuple[str, ...] = tuple(FEATURES)) -> npt.NDArray[np.float32]:

@@ -97,9 +97,7 @@ def test_all_agents_are_compared_unless_some_are_named(monkeypatch: pytest.Monke
     assert RunRecord.read(Path("out")).settings["agents"] == list(SEARCHERS)
 
 
-def test_shipped_experiment_compares_ddpg_with_the_way_of_amc(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def _cells_of_experiment(name: str, monkeypatch: pytest.MonkeyPatch) -> list[cells.Cell]:
     found: list[cells.Cell] = []
 
     def noted(*arguments: Any) -> list[cells.Cell]:
@@ -107,7 +105,26 @@ def test_shipped_experiment_compares_ddpg_with_the_way_of_amc(
         raise AmcError("no more")
 
     monkeypatch.setattr(recipe, "cells_of", noted)
-    assert amc("compare", "experiment=amc_features", "seeds=[0]") == 2
+    assert amc("compare", f"experiment={name}", "seeds=[0]") == 2
+    return found
+
+
+def test_shipped_experiment_takes_one_part_of_the_search_away_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, *parts = (cell.entry for cell in _cells_of_experiment("ablation", monkeypatch))
+    assert (whole.label, whole.settings, whole.evaluations) == ("ddpg", {}, 100)
+    assert {entry.name for entry in parts} == {"ddpg"}
+    assert all(entry.settings for entry in parts)
+    seen = {entry.label: len(entry.observation) for entry in parts}
+    assert seen["no_belief"] == len(FEATURES)
+    assert seen["sees_plain"] < seen["sees_plain_errors"] < seen["no_belief"]
+
+
+def test_shipped_experiment_compares_ddpg_with_the_way_of_amc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = _cells_of_experiment("amc_features", monkeypatch)
     ours, few, amcs = (cell.entry for cell in found)
     assert (ours.name, ours.observation) == ("ddpg", tuple(FEATURES))
     assert (few.name, few.label, few.settings) == ("ddpg", "ddpg_amc_features", {})

@@ -224,16 +224,41 @@ def test_smallest_errors_look_the_same():
         ("plain", PLAIN),
         (["rest", "advised_ratio"], ("rest", "advised_ratio")),
         ("stride", ("stride",)),
+        (["stride", "plain"], ("stride", *(name for name in PLAIN if name != "stride"))),
+        (
+            "errors",
+            (
+                *(f"removal_error_{share}" for share in (75, 50, 25)),
+                "bits_error_fewest",
+                "bits_error_middle",
+            ),
+        ),
+        (
+            ["advice", "savings"],
+            (
+                "advised_ratio",
+                "advised_weight_bits",
+                "advised_activation_bits",
+                *(f"removal_saved_{share}" for share in (75, 50, 25)),
+                "bits_saved_fewest",
+                "bits_saved_middle",
+                "budget_left",
+            ),
+        ),
     ],
 )
-def test_features_are_named_one_by_one_or_by_their_set(chosen, names):
+def test_features_are_named_one_by_one_or_by_their_family(chosen, names):
     assert feature_names(chosen) == tuple(names)
 
 
-@pytest.mark.parametrize("chosen", ["plains", ["stride", "plain"], [], (), 3])
+def test_families_make_up_all_features():
+    assert set(feature_names(["plain", "errors", "savings", "advice"])) == set(FEATURES)
+
+
+@pytest.mark.parametrize("chosen", ["plains", ["stride", "plains"], [], (), 3, [["plain"]]])
 def test_unknown_features_are_refused_with_all_that_there_are(chosen):
     with pytest.raises(
-        ConfigError, match=r"unknown features .* choose all, plain, or a list .*rest"
+        ConfigError, match=r"unknown features .* choose at least one of all, plain, .*rest"
     ):
         feature_names(chosen)
 
