@@ -55,7 +55,7 @@ class RecoverySettings:
         batch_norm: Recalibrate BN statistics.
         max_columns: Widest layer (inputs * kernel area) that is refitted.
         importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
-        sequential: Repair kept strategies layer by layer (`repair_sequentially`).
+        sequential: Repair kept strategies layer by layer (`amc.recovery.sequential`).
         stream_correction: In that, let each residual block repair what earlier ones broke.
         rectified: In that, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
     """

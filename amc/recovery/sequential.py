@@ -28,9 +28,8 @@ from amc.compress.quantization import (
 )
 from amc.compress.removal import KeepMask
 from amc.graph.graph import NetworkGraph
-from amc.progress import progress_bar
 from amc.recovery.least_squares import cholesky
-from amc.recovery.moments import POSITIONS_PER_IMAGE, columns_of, input_rows
+from amc.recovery.moments import columns_of, input_rows
 from amc.recovery.products import cross_moments, second_moments
 from amc.recovery.reference import (
     SMALLEST_FACTOR,
@@ -39,7 +38,6 @@ from amc.recovery.reference import (
     Norm,
     Reference,
     Target,
-    gather_reference,
     output_rows,
 )
 from amc.recovery.rounding import round_with_feedback
@@ -128,48 +126,6 @@ def _outer(x: Tensor, y: Tensor) -> Tensor:
     return x.unsqueeze(2) * y.unsqueeze(1)
 
 
-def repair_sequentially(
-    graph: NetworkGraph,
-    smaller: fx.GraphModule,
-    keep: KeepMask,
-    images: Tensor,
-    seed: int = 0,
-    max_columns: int = MAX_COLUMNS,
-    positions: int = POSITIONS_PER_IMAGE,
-    stream_correction: bool = True,
-    rectified: bool = True,
-) -> None:
-    """Refit every layer of ``smaller`` in place, in execution order.
-
-    Layers that are called more than once, and layers of more than ``max_columns`` inputs (times
-    kernel area) keep the weights that they have.
-
-    Args:
-        smaller: The network with channels removed (and layers quantized).
-        keep: The units that it kept.
-        images: Normalised calibration images, (n, channels, height, width).
-        positions: Output positions of each image that the moments are taken over.
-        stream_correction: Aim at the original sum of a residual addition, not at the layer's
-            own original output.
-        rectified: Do not aim at what a ReLU throws away.
-    """
-    with progress_bar("repairing", 2 * len(graph.plan.layers)) as bar:
-
-        def done(path: str) -> None:
-            bar.advance(note=path)
-
-        reference = gather_reference(
-            graph,
-            images,
-            positions=positions,
-            seed=seed,
-            stream_correction=stream_correction,
-            rectified=rectified,
-            on_layer=done,
-        )
-        refit_layers(graph, smaller, keep, reference, max_columns=max_columns, on_layer=done)
-
-
 def refit_layers(
     graph: NetworkGraph,
     smaller: fx.GraphModule,
@@ -182,9 +138,15 @@ def refit_layers(
     rectifications: int = RECTIFICATIONS,
     on_layer: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """As `repair_sequentially`, with what the original gives already known.
+    """Refit every layer of ``smaller`` in place, in execution order.
+
+    Layers that are called more than once, and layers of more than ``max_columns`` inputs (times
+    kernel area) keep the weights that they have.
 
     Args:
+        smaller: The network with channels removed (and layers quantized).
+        keep: The units that it kept.
+        reference: What the original's layers give (`amc.recovery.reference.gather_reference`).
         ridge: Pull towards the weights that the layers have, in mean input energies.
         feedback: Round weights with error feedback; else to the nearest, which is faster.
         rectifications: How often a layer before an activation that clips is solved anew.

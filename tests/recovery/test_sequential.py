@@ -7,7 +7,9 @@ from amc.compress.quantization import quantize_layer, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.recovery import reference
-from amc.recovery.sequential import repair_sequentially
+from amc.recovery.moments import POSITIONS_PER_IMAGE
+from amc.recovery.reference import gather_reference
+from amc.recovery.sequential import MAX_COLUMNS, refit_layers
 from amc.strategy import Bits
 from tests.conftest import TINY_SHAPE, randomise_norms
 from tests.graph.nets import CalledTwice
@@ -28,9 +30,15 @@ def cut(graph, kept):
     return remove_channels(graph.plan, keep), keep
 
 
+def repair(graph, smaller, keep, images, *, max_columns=MAX_COLUMNS, **options):
+    """Refit all layers of a smaller network to what the original gives on the images."""
+    found = gather_reference(graph, images, **{"positions": POSITIONS_PER_IMAGE, **options})
+    refit_layers(graph, smaller, keep, found, max_columns=max_columns)
+
+
 def repaired(graph, kept, images=IMAGES, **options):
     smaller, keep = cut(graph, kept)
-    repair_sequentially(graph, smaller, keep, images, **options)
+    repair(graph, smaller, keep, images, **options)
     return smaller
 
 
@@ -101,11 +109,11 @@ def test_branch_repairs_what_the_stream_lost():
     # Quantizing the stream's layer breaks the stream itself.
     smaller, keep = cut(graph, {})
     smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
-    repair_sequentially(graph, smaller, keep, IMAGES)
+    repair(graph, smaller, keep, IMAGES)
     with_stream = stream_error(network, smaller, range(6))
     smaller, keep = cut(graph, {})
     smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
-    repair_sequentially(graph, smaller, keep, IMAGES, stream_correction=False)
+    repair(graph, smaller, keep, IMAGES, stream_correction=False)
     assert with_stream < 0.9 * stream_error(network, smaller, range(6))
     assert torch.equal(network.start.weight, sequential_start)
 
@@ -153,7 +161,7 @@ def test_norm_is_undone_for_the_correction():
     graph = graph_of(network, TINY_SHAPE)
     smaller, keep = cut(graph, {})
     smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
-    repair_sequentially(graph, smaller, keep, IMAGES)
+    repair(graph, smaller, keep, IMAGES)
     with torch.no_grad():
         stream = network.start(IMAGES.mean((2, 3)))
         expected = stream + network.norm(network.branch(torch.relu(network.middle(stream))))
@@ -173,7 +181,7 @@ def test_channel_that_its_norm_switches_off_repairs_nothing():
     graph = graph_of(network, TINY_SHAPE)
     smaller, keep = cut(graph, {})
     smaller.start = quantize_layer(smaller.start, Bits(1, 32), None)
-    repair_sequentially(graph, smaller, keep, IMAGES)
+    repair(graph, smaller, keep, IMAGES)
     assert torch.isfinite(smaller.branch.weight).all()
     assert smaller.branch.weight.abs().max() < 10 * network.branch.weight.abs().max()
 
@@ -197,12 +205,12 @@ def test_depthwise_layers_are_refitted_channel_by_channel():
     graph = graph_of(network, TINY_SHAPE)
     smaller, keep = cut(graph, {})
     smaller.get_submodule("0").weight.data *= 0.5
-    repair_sequentially(graph, smaller, keep, IMAGES, max_columns=9, positions=10_000)
+    repair(graph, smaller, keep, IMAGES, max_columns=9, positions=10_000)
     first = smaller.get_submodule("0")  # 3 columns: repaired to what it was
     torch.testing.assert_close(first.weight, network[0].weight, rtol=1e-2, atol=1e-3)
     smaller, keep = cut(graph, {})
     smaller.get_submodule("1").weight.data *= 0.5
-    repair_sequentially(graph, smaller, keep, IMAGES, positions=10_000)
+    repair(graph, smaller, keep, IMAGES, positions=10_000)
     torch.testing.assert_close(
         smaller.get_submodule("1").weight, network[1].weight, rtol=1e-2, atol=1e-3
     )
@@ -231,7 +239,7 @@ def test_quantized_layers_are_repaired_on_their_grid(tiny_net, tiny_graph):
     for path, pair in bits.items():
         setattr(smaller, path, quantize_layer(smaller.get_submodule(path), pair, (0.2, 3)))
     before = error_of(smaller, tiny_net)
-    repair_sequentially(tiny_graph, smaller, keep, IMAGES)
+    repair(tiny_graph, smaller, keep, IMAGES)
     assert error_of(smaller, tiny_net) < before
     for path in ("conv2", "linear"):
         layer = smaller.get_submodule(path)
@@ -282,7 +290,7 @@ def test_rectified_repair_comes_closer_behind_the_relu(affine):
 
     def error(**options):
         smaller, keep = cut(graph, {"middle": [0, 2, 3, 5]})
-        repair_sequentially(graph, smaller, keep, IMAGES, **options)
+        repair(graph, smaller, keep, IMAGES, **options)
         with torch.no_grad():
             x = smaller.start(IMAGES)
             x = x + smaller.norm(smaller.branch(torch.relu(smaller.middle(x))))
