@@ -18,7 +18,7 @@ from agents.policy import Policy
 from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
 from agents.state import Checkpoints
-from amc import artifact
+from amc import artifact, blas
 from amc.aiming import (
     Aim,
     check_reaim,
@@ -179,7 +179,7 @@ def search(
         raise ConfigError("resume=True needs the folder of the run: folder=...")
     searcher = build_searcher(**settings)
     place = _writable(folder)
-    with closing(Journal(place, resume=resume)) as journal:
+    with closing(Journal(place, resume=resume)) as journal, blas.one_thread():
         if place is not None:
             artifact.remove_leftovers(place)
         remembered = open_store(store)

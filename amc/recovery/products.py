@@ -11,16 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amc.blas import one_thread_of_known
+
 
 def second_moments(x: Tensor) -> Tensor:
     """``x^T x`` for each group: (groups, rows, columns) -> (groups, columns, columns)."""
     if x.device.type != "cpu":
         return x.transpose(1, 2) @ x
-    return torch.from_numpy(np.stack([part.T @ part for part in x.numpy()]))
+    with one_thread_of_known():
+        return torch.from_numpy(np.stack([part.T @ part for part in x.numpy()]))
 
 
 def cross_moments(x: Tensor, y: Tensor) -> Tensor:
     """``x^T y`` for each group: (groups, rows, columns) and (groups, rows, outputs)."""
     if x.device.type != "cpu":
         return x.transpose(1, 2) @ y
-    return torch.from_numpy(x.numpy().swapaxes(1, 2) @ y.numpy())
+    with one_thread_of_known():
+        return torch.from_numpy(x.numpy().swapaxes(1, 2) @ y.numpy())
