@@ -33,15 +33,8 @@ class Clip:
     low: float
     high: float = math.inf
 
-    def loss(self, wanted: Tensor, received: Tensor) -> Tensor:
-        """The loss above, element by element: what `aims` never raises."""
-        beyond = torch.where(wanted <= self.low, (received - self.low).clamp(min=0), 0.0)
-        above = torch.where(wanted >= self.high, (self.high - received).clamp(min=0), 0.0)
-        between = (wanted > self.low) & (wanted < self.high)
-        return beyond**2 + above**2 + torch.where(between, received - wanted, 0.0) ** 2
-
     def aims(self, wanted: Tensor, received: Tensor) -> Tensor:
-        """What to aim at next.
+        """What to aim at next; the loss above, with ``high`` alike, is not higher there.
 
         Args:
             wanted: What the original's activation receives.
