@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from agents.searcher import Trial, build_searcher
-from amc import api
+from amc import api, blas
 from amc.arguments import check_count
 from amc.candidate import RecoverySettings
 from amc.cells import Cell, CellResult
@@ -237,7 +237,7 @@ def limited_threads(threads: int) -> Iterator[None]:
 
 
 def limit_threads(threads: int) -> threadpool_limits:
-    """Let PyTorch and BLAS take so many CPU threads.
+    """Let PyTorch take so many CPU threads, and BLAS one.
 
     Sums over another number of threads differ in their last bits, and a search makes other
     choices after them.
@@ -248,4 +248,4 @@ def limit_threads(threads: int) -> threadpool_limits:
     if type(threads) is not int or threads < 1:
         raise ConfigError(f"threads must be a whole number of at least 1, got {threads!r}.")
     torch.set_num_threads(threads)
-    return threadpool_limits(threads, user_api="blas")
+    return blas.one_thread()

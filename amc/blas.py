@@ -13,10 +13,9 @@ from functools import cache
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """One thread inside, for all libraries that are loaded by now; as before afterwards."""
-    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
-    return limits
+def one_thread() -> threadpool_limits:
+    """One thread from now on, for all libraries that are loaded; as a context: until its end."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def one_thread_of_known() -> AbstractContextManager[object]:

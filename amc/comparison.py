@@ -206,7 +206,7 @@ def compare(
             try). None: all that there are.
         evaluations: Strategies that each other search may try.
         observation: Features that agents see which name none of their own; None: all.
-        threads: CPU threads of PyTorch and BLAS; another number adds in another order.
+        threads: CPU threads of PyTorch; another number adds in another order.
         folder: Where to write table, CSV and picture after every search; None writes nothing.
         run: What runs the searches; None: one after the other in this process.
         task_options: ``space``, ``recovery``, ``search_images``, ``bfloat16``,

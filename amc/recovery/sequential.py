@@ -201,18 +201,13 @@ class _Repair:
         solve = _Solver(layer, gram, self._ridge)
         weight = solve(sums.cross(centred))
         if centred and path in self._reference.clips:
-            factor = self._factor(norm, weight)
+            factor = _factors(norm, weight)
             for _ in range(self._rectifications):
                 sums.aim_at(self._aims_behind(path, aims, sums.outputs(weight), factor))
                 weight = solve(sums.cross(centred))
         _write_weight(layer, weight, gram, self._feedback)
         if centred:
             self._set_mean(path, layer, norm, *sums.means())
-
-    def _factor(self, norm: Norm | None, weight: Tensor) -> Tensor:
-        """What the layer's outputs are multiplied by, (groups, 1, outputs / groups)."""
-        factor = torch.ones(weight.shape[:2]) if norm is None else _factor(norm)
-        return factor.reshape(len(weight), 1, -1)
 
     def _aims_behind(
         self, path: str, aims: Sequence[_Aim], outputs: Sequence[Tensor], factor: Tensor
@@ -340,6 +335,12 @@ def _factor(norm: Norm) -> Tensor:
     assert norm.running_var is not None
     factor = torch.rsqrt(norm.running_var + norm.eps)
     return factor * norm.weight if norm.affine else factor
+
+
+def _factors(norm: Norm | None, weight: Tensor) -> Tensor:
+    """What a layer's outputs are multiplied by after it, (groups, 1, outputs / groups)."""
+    factor = torch.ones(weight.shape[:2]) if norm is None else _factor(norm)
+    return factor.reshape(len(weight), 1, -1)
 
 
 def _normalised(norm: Norm, given: Tensor, channels: Tensor) -> Tensor:

@@ -87,9 +87,11 @@ class Block(nn.Module):
         self.last = nn.Linear(6, 5)
 
     def forward(self, x):
+        return self.last(self.stream(x).mean((2, 3)))
+
+    def stream(self, x):
         x = self.start(x)
-        x = x + self.norm(self.branch(torch.relu(self.middle(x))))
-        return self.last(x.mean((2, 3)))
+        return x + self.norm(self.branch(torch.relu(self.middle(x))))
 
 
 def stream_error(network, smaller, kept):
@@ -261,23 +263,11 @@ def test_same_seed_gives_the_same_weights(tiny_graph):
     assert torch.equal(one.linear.bias, two.linear.bias)
 
 
-class Clipped(nn.Module):
+class Clipped(Block):
     """A branch whose sum with its stream passes a ReLU."""
 
-    def __init__(self, affine=True):
-        super().__init__()
-        self.start = nn.Conv2d(3, 6, 1)
-        self.middle = nn.Conv2d(6, 8, 3, padding=1)
-        self.branch = nn.Conv2d(8, 6, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(6, affine=affine)
-        self.last = nn.Linear(6, 5)
-
-    def forward(self, x):
-        return self.last(self.stream(x).mean((2, 3)))
-
     def stream(self, x):
-        x = self.start(x)
-        return torch.relu(x + self.norm(self.branch(torch.relu(self.middle(x)))))
+        return torch.relu(super().stream(x))
 
 
 @pytest.mark.parametrize("affine", [True, False])
