@@ -34,3 +34,27 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Work that Ctrl-C must not break off, such as writing a file: it takes effect afterwards.
+
+    Outside the main thread, where Python delivers no signals, nothing is to be held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal pending
+        pending = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pending:
+            signal.raise_signal(signal.SIGINT)

@@ -25,7 +25,7 @@ from amc.data import DataSet
 from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
-from amc.progress import progress_bar
+from amc.progress import Bar, progress_bar
 from amc.strategy import FLOAT, IDENTITY, Strategy
 
 NETWORKS = 8  # measured whole, beside the original, in float
@@ -76,10 +76,12 @@ def time_in_onnx(
     threads: int = 1,
     images: Tensor | None = None,
     rounds: int = measure.ROUNDS,
+    bar: Bar | None = None,
 ) -> list[Timing]:
     """Networks exported, and timed in turn in ONNX Runtime on the CPU (`measure_latency`).
 
     Args:
+        bar: Told of each exported network: that takes longer than to time it.
         images: Normalised calibration images, (n, channels, height, width), with which what lies
             between quantized layers is computed in integers too (`amc.export.export_onnx`).
 
@@ -92,6 +94,8 @@ def time_in_onnx(
             path = Path(folder) / f"{index}.onnx"
             export_onnx(network, image_shape, path, images=images)
             exported.append(OnnxNetwork(path, threads=threads))
+            if bar is not None:
+                bar.advance()
     return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
 
 
@@ -120,8 +124,8 @@ def _corrected(
             threads=spec.threads,
             images=images if mixed else None,
             rounds=ROUNDS,
+            bar=bar,
         )
-        bar.advance(len(strategies))
     kinds = MIXED_KINDS if mixed else KINDS
     correction = fit_correction(
         [_by_kind(graph, strategy, device, kinds) for strategy in strategies],

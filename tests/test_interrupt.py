@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from amc.interrupt import stop_on_interrupt
+from amc.interrupt import hold_interrupts, stop_on_interrupt
 
 
 def test_first_ctrl_c_only_sets_the_event_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -47,3 +47,40 @@ def test_other_threads_get_an_event_that_is_never_set() -> None:
     thread.start()
     thread.join()
     assert seen == [False, True]
+
+
+def test_held_ctrl_c_takes_effect_once_the_work_is_done() -> None:
+    done = []
+
+    def work() -> None:
+        with hold_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            done.append("after the first")
+            signal.raise_signal(signal.SIGINT)
+            done.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["after the first", "after the second"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_held_ctrl_c_reaches_the_handler_that_was_there() -> None:
+    with stop_on_interrupt() as stop, hold_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.is_set()
+    assert stop.is_set()
+
+
+def test_work_that_is_not_interrupted_ends_quietly_even_in_another_thread() -> None:
+    done: list[bool] = []
+
+    def work() -> None:
+        with hold_interrupts():
+            done.append(True)
+
+    work()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [True, True]

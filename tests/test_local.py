@@ -130,3 +130,15 @@ def test_networks_are_timed_in_onnx_runtime(tiny_net: nn.Module) -> None:
     first, second = time_in_onnx([tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
     assert first.latency_ms > 0
     assert second.latency_ms > 0
+
+
+def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> None:
+    class Bar:
+        done = 0
+
+        def advance(self, steps: int = 1, note: str = "") -> None:
+            self.done += steps
+
+    bar = Bar()
+    time_in_onnx([tiny_net] * 3, TINY_SHAPE, rounds=2, bar=bar)
+    assert bar.done == 3

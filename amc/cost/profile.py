@@ -28,6 +28,7 @@ from amc.cost.torch_timer import TorchTimer, machine
 from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
 from amc.files import cache_folder, fingerprint, read_text, write_once
+from amc.interrupt import hold_interrupts
 from amc.progress import progress_bar
 from amc.strategy import FLOAT, Bits
 
@@ -219,10 +220,11 @@ def measure_table(
 
     def save() -> None:
         measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
-        if measured:
-            write_table(TableDevice(header, {**known, **measured}), path)
         unfinished = {key_of(r): ms for r, ms in samples.items() if 0 < len(ms) < rounds}
-        write_samples(path, header, begun | unfinished)
+        with hold_interrupts():  # one of the files without the other would lose samples
+            if measured:
+                write_table(TableDevice(header, {**known, **measured}), path)
+            write_samples(path, header, begun | unfinished)
 
     last_write = time.monotonic()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_interrupted_measurement_takes_no_sample_twice(tmp_path, stop_after):
         assert table.rows[request].latency_ms == statistics.median(taken)
     assert read_table(path).rows == table.rows
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]  # no samples are left
+
+
+def test_ctrl_c_while_the_table_is_written_loses_no_sample(tmp_path, monkeypatch):
+    def interrupted(table, path):
+        signal.raise_signal(signal.SIGINT)  # the samples are still to be written
+        write_table(table, path)
+
+    path = tmp_path / "t.csv"
+    first, second = FakeTimer(stop_after=10), FakeTimer()  # in the fourth round
+    monkeypatch.setattr(profile, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(REQUESTS, HEADER, path, first, rounds=6)
+    monkeypatch.setattr(profile, "write_table", write_table)
+    measure_table(REQUESTS, HEADER, path, second, rounds=6)
+    assert first.asked + second.asked == REQUESTS * 6
 
 
 def test_interruption_before_three_samples_keeps_the_samples_but_no_rows(tmp_path):
