@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc.compress.quantization import activation_range, quantize_weight, weight_scale
+from amc.compress.quantization import (
+    activation_range,
+    quantize_weight,
+    round_to_grid,
+    weight_scale,
+)
 from amc.graph.graph import NetworkGraph
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
@@ -156,11 +161,11 @@ def _rounded_weight(layer: nn.Module, width: int) -> OutputChange:
 
 
 def _rounded_input(values: Tensor, width: int) -> OutputChange:
-    scale, zero = activation_range(values, width)
+    scale, zero = map(torch.tensor, activation_range(values, width))
 
     def change(layer: nn.Module, received: Tensor) -> Tensor:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        rounded = torch.fake_quantize_per_tensor_affine(received, scale, zero, 0, 2**width - 1)
+        rounded = round_to_grid(received, scale, zero, width)
         return linear_change(layer.weight.detach())(layer, rounded - received)
 
     return change

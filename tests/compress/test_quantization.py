@@ -8,6 +8,7 @@ from amc.compress.quantization import (
     activation_range,
     quantize_layer,
     quantize_weight,
+    round_to_grid,
     weight_scale,
 )
 from amc.strategy import FLOAT, Bits
@@ -105,6 +106,30 @@ def test_more_activation_bits_never_round_worse():
         grid = torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, 2**bits - 1)
         errors.append(float((grid - values).square().mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("low", [0.0, -0.37, -8.0])
+def test_rounding_without_gradients_gives_what_rounding_with_them_gives(bits, low):
+    values = torch.rand(4, 8, 5, 5, generator=torch.Generator().manual_seed(bits)) * 9 + low
+    values = values.to(memory_format=torch.channels_last)
+    before = values.clone()
+    scale, zero = map(torch.tensor, activation_range(values.flatten()[:100], bits))
+    expected = round_to_grid(values, scale, zero, bits)
+    with torch.no_grad():
+        rounded = round_to_grid(values, scale, zero, bits)
+    assert torch.equal(rounded, expected)
+    assert rounded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(values, before)
+
+
+def test_rounding_keeps_what_is_not_a_number():
+    with torch.no_grad():
+        rounded = round_to_grid(
+            torch.tensor([float("nan"), 1.0]), torch.tensor(0.5), torch.tensor(3), 4
+        )
+    assert rounded[0].isnan()
+    assert rounded[1] == 1.0
 
 
 def test_constant_activations_of_zero_have_a_grid():
