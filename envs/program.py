@@ -115,10 +115,11 @@ class ProgramSolver:
         pairs = self._costs.starting_pairs
         sizes, layers = self._costs.graph.sizes(), len(self._costs.graph.layers)
         alike = [[pair] * layers for pair in pairs] if len(pairs) > 1 else []
-        return [
+        plans = [
             self.whole,
             *(self._plan(WalkCosts(self._costs, sizes, bits)) for bits in alike),
         ]
+        return [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
 
     def descend_to_bound(self, near: float | None = None) -> tuple[Plan, float]:
         """The best plan within the bound over prices, and its price: high enough, no higher.

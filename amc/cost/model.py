@@ -43,7 +43,7 @@ from amc.cost.prices import (
     states_of,
 )
 from amc.cost.states import Stated
-from amc.cost.walk import LevelCounts, WalkCosts, listed
+from amc.cost.walk import LevelCounts, LevelPrices, WalkCosts, listed
 from amc.errors import BudgetError, ConfigError, UnreachableBudgetError
 from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, IDENTITY, Strategy
@@ -105,7 +105,7 @@ class CostModel:
         self.states = states_of(graph, choices.pairs, budget.metric, device)
         self.priced = self._price_all()
         self.affected = self._find_affected()
-        self._counts: dict[tuple[int, int], tuple[LevelCounts, LevelCounts]] = {}
+        self._level_prices: dict[tuple[int, int], LevelPrices] = {}
         self._set_floor()
 
     # -- the original and the cheapest --------------------------------------------------------
@@ -258,16 +258,18 @@ class CostModel:
         forms, moved = self.states.after(layer, pairs, forms)
         return forms, {self._place[place] for place in moved if place in self._place}
 
-    def counts_of(self, layer: int, index: int) -> tuple[LevelCounts, LevelCounts]:
-        """Input and output channels of ``priced[index]`` at every level of a layer's step."""
-        if (layer, index) not in self._counts:
-            operator = self.priced[index].operator
+    def level_prices(self, layer: int, index: int) -> LevelPrices:
+        """Prices of ``priced[index]`` at every level of a layer's step."""
+        found = self._level_prices.get((layer, index))
+        if found is None:
+            priced = self.priced[index]
             decides, levels = self.graph.layers[layer].decides, self.levels[layer]
-            self._counts[layer, index] = (
-                LevelCounts.of(operator.inputs, decides, levels),
-                LevelCounts.of(operator.outputs, decides, levels),
+            found = self._level_prices[layer, index] = LevelPrices(
+                priced.prices,
+                LevelCounts.of(priced.operator.inputs, decides, levels),
+                LevelCounts.of(priced.operator.outputs, decides, levels),
             )
-        return self._counts[layer, index]
+        return found
 
     # -- whole strategies ---------------------------------------------------------------------
 

@@ -284,10 +284,12 @@ class PricedOperator:
 
     def cost(self, kept: Sequence[int], pairs: Sequence[int], forms: Sequence[int] = ()) -> float:
         """Cost with the channels of every group, and the bit pair of every layer."""
+        return self.cost_in(self.stated.rule(pairs, forms), kept)
+
+    def cost_in(self, state: int, kept: Sequence[int]) -> float:
+        """Cost in a state, with the channels of every group."""
         return self.prices.one(
-            self.operator.inputs.count(kept),
-            self.operator.outputs.count(kept),
-            self.stated.rule(pairs, forms),
+            self.operator.inputs.count(kept), self.operator.outputs.count(kept), state
         )
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amc.cost.choices import IntArray
-from amc.cost.prices import FloatArray
+from amc.cost.prices import FloatArray, PriceList
+from amc.cost.remember import key_of
 from amc.graph.types import ChannelCount
 
 if TYPE_CHECKING:
     from amc.cost.model import CostModel
+
+_LIMIT = 1024  # tables of one operator's prices that are remembered
 
 
 class WalkCosts:
@@ -38,6 +41,7 @@ class WalkCosts:
         self._model = model
         self.kept, self.pairs = listed(kept), listed(pairs)
         self._forms = model.states.forms(self.pairs)
+        self._states = [priced.stated.rule(self.pairs, self._forms) for priced in model.priced]
         self._costs = model.operator_costs(self.kept, self.pairs)
         self.total = math.fsum(self._costs)
 
@@ -68,7 +72,9 @@ class WalkCosts:
         """Take a decision."""
         if self._is_taken(layer, level, pair):
             return
-        self.kept, self.pairs, self._forms, self._costs = self._after(layer, level, pair)
+        self.kept, self.pairs, self._forms, self._states, self._costs = self._after(
+            layer, level, pair
+        )
         self.total = math.fsum(self._costs)
 
     def _is_taken(self, layer: int, level: int, pair: int) -> bool:
@@ -81,17 +87,19 @@ class WalkCosts:
 
     def _after(
         self, layer: int, level: int, pair: int
-    ) -> tuple[list[int], list[int], list[int], list[float]]:
-        """Kept channels, bit pairs, forms and costs once a decision is taken."""
+    ) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
+        """Kept channels, bit pairs, forms, states and costs once a decision is taken."""
         model = self._model
-        kept, costs = self.kept.copy(), self._costs.copy()
+        kept, states, costs = self.kept.copy(), self._states.copy(), self._costs.copy()
         decides = model.graph.layers[layer].decides
         for group, count in zip(decides, model.levels[layer][level].tolist(), strict=True):
             kept[group] = count
         pairs, forms, moved = self._with(layer, pair)
+        for index in moved:
+            states[index] = model.priced[index].stated.rule(pairs, forms)
         for index in moved.union(model.affected[layer]):
-            costs[index] = model.priced[index].cost(kept, pairs, forms)
-        return kept, pairs, forms, costs
+            costs[index] = model.priced[index].cost_in(states[index], kept)
+        return kept, pairs, forms, states, costs
 
     def _with(self, layer: int, pair: int) -> tuple[list[int], list[int], set[int]]:
         """Bit pairs and forms when a layer has another bit pair, and what else that moves."""
@@ -108,15 +116,23 @@ class WalkCosts:
         moving = {layer}.union(*(moved for _, _, moved in with_pair))
         others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
         moved = np.zeros((len(levels), len(with_pair)))
-        for index in dict.fromkeys((*model.affected[layer], *sorted(moving))):
-            prices, rule = model.priced[index].prices, model.priced[index].stated.rule
-            ins, outs = (counts.at(self.kept) for counts in model.counts_of(layer, index))
+        affected = model.affected[layer]
+        for index in dict.fromkeys((*affected, *sorted(moving))):
+            rule, now = model.priced[index].stated.rule, self._states[index]
             if index in moving:
-                states = [rule(pairs, forms) for pairs, forms, _ in with_pair]
-                moved += prices.table(ins, outs, states) - self._costs[index]
+                states = tuple(
+                    [
+                        rule(pairs, forms) if index in changes else now
+                        for pairs, forms, changes in with_pair
+                    ]
+                )
+                if index not in affected and states.count(now) == len(states):
+                    continue  # what may have moved has not
+                prices = model.level_prices(layer, index)
+                moved += prices.at(self.kept, states) - self._costs[index]
             else:
-                state = rule(self.pairs, self._forms)
-                others += prices.column(ins, outs, state) - self._costs[index]
+                prices = model.level_prices(layer, index)
+                others += prices.at(self.kept, (now,))[:, 0] - self._costs[index]
         totals: FloatArray = self.total + others[:, None] + moved
         return totals
 
@@ -150,6 +166,26 @@ class LevelCounts:
         """The counts, shape (levels,), when the other groups keep ``kept`` channels."""
         counts: IntArray = self.decided + sum(kept[group] * times for group, times in self.others)
         return counts
+
+
+class LevelPrices:
+    """What an operator costs at every level of a layer's step: walks ask the same again and again."""
+
+    def __init__(self, prices: PriceList, ins: LevelCounts, outs: LevelCounts) -> None:
+        self._prices, self._ins, self._outs = prices, ins, outs
+        self._key = key_of(group for counts in (ins, outs) for group, _ in counts.others)
+        self._known: dict[Hashable, FloatArray] = {}
+
+    def at(self, kept: Sequence[int], states: tuple[int, ...]) -> FloatArray:
+        """Costs, shape (levels, states), when the other groups keep ``kept`` channels."""
+        key = self._key(kept), states
+        costs = self._known.get(key)
+        if costs is None:
+            if len(self._known) >= _LIMIT:
+                self._known.clear()
+            costs = self._prices.table(self._ins.at(kept), self._outs.at(kept), states)
+            self._known[key] = costs
+        return costs
 
 
 def listed(numbers: Iterable[int]) -> list[int]:
