@@ -169,7 +169,7 @@ class LevelCounts:
 
 
 class LevelPrices:
-    """What an operator costs at every level of a layer's step: walks ask the same again and again."""
+    """What an operator costs at every level of a layer's step; walks ask the same often."""
 
     def __init__(self, prices: PriceList, ins: LevelCounts, outs: LevelCounts) -> None:
         self._prices, self._ins, self._outs = prices, ins, outs
