@@ -82,6 +82,8 @@ class CostModel:
         affected: For every layer, the indices in ``priced`` of what its step changes: itself
             first, then all that has channels of the groups it decides. On a device that prices
             conversions its bits change more (`after`).
+        known_decisions: What walks asked before: a layer, the channels of every group and the bit
+            pair of every layer -> the total after each of its decisions.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class CostModel:
         self.priced = self._price_all()
         self.affected = self._find_affected()
         self._level_prices: dict[tuple[int, int], LevelPrices] = {}
+        self.known_decisions: dict[tuple[int, ...], FloatArray] = {}
         self._set_floor()
 
     # -- the original and the cheapest --------------------------------------------------------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from amc.cost.model import CostModel
 
 _LIMIT = 1024  # tables of one operator's prices that are remembered
+_DECISIONS = 16384  # of one network: of ResNet-56 a few ten megabytes
 
 
 class WalkCosts:
@@ -62,7 +63,7 @@ class WalkCosts:
         if level is not None and pair is not None:
             costs = self._after(layer, level, pair)[-1]
             return np.array([[math.fsum(costs)]])
-        totals = self._all_decisions(layer)
+        totals = self._known_decisions(layer)
         rows = slice(None) if level is None else [level]
         columns = slice(None) if pair is None else [pair]
         chosen: FloatArray = totals[rows][:, columns]
@@ -108,6 +109,17 @@ class WalkCosts:
         pairs = self.pairs.copy()
         pairs[layer] = pair
         return pairs, *self._model.after(layer, pairs, self._forms)
+
+    def _known_decisions(self, layer: int) -> FloatArray:
+        """`_all_decisions`; descents at one price after another ask nearly all of it again."""
+        known, key = self._model.known_decisions, (layer, *self.kept, *self.pairs)
+        totals = known.get(key)
+        if totals is None:
+            if len(known) >= _DECISIONS:
+                known.clear()
+            totals = known[key] = self._all_decisions(layer)
+            totals.flags.writeable = False
+        return totals
 
     def _all_decisions(self, layer: int) -> FloatArray:
         """Total after every decision, shape (levels, pairs)."""

@@ -180,6 +180,21 @@ def test_every_decision_costs_what_it_leads_to(graph: NetworkGraph) -> None:
                     assert totals[level, pair] == pytest.approx(exact, rel=1e-12)
 
 
+def test_decisions_asked_again_cost_what_they_cost_at_first(graph: NetworkGraph) -> None:
+    device = device_of(graph)
+    model, other = model_of(graph, device), model_of(graph, device)
+    walk, rng = model.start(), np.random.default_rng(6)
+    for _ in range(80):  # back and forth: the same strategies are met from several sides
+        layer = int(rng.integers(3))
+        totals = walk.decision_costs(layer, None, None)
+        other.known_decisions.clear()
+        fresh = WalkCosts(other, walk.kept, walk.pairs).decision_costs(layer, None, None)
+        assert totals.tolist() == fresh.tolist()
+        walk.decide(layer, *(int(rng.integers(size)) for size in np.minimum(totals.shape, 2)))
+    with pytest.raises(ValueError, match="read-only"):
+        totals += 1
+
+
 def test_floor_is_found_where_every_single_step_towards_it_costs_more() -> None:
     graph = graph_of(built(Inverted), SHAPE)
 
