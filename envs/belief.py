@@ -71,6 +71,7 @@ class ErrorBelief:
         self._losses: list[float] = []
         self._within: list[bool] = []  # the budget
         self._known: _Told | None = None  # of what is noted; None: not worked out since
+        self._alike: FloatArray = np.empty((0, 0))  # covariance of g between what is noted
 
     @property
     def factors_count(self) -> int:
@@ -153,7 +154,10 @@ class ErrorBelief:
         if min(typical, median) <= 0:
             return None
         places = self._places(self._noted)
-        self._known = _Told(self._prior, parts / typical, places, lost / median, typical)
+        self._alike = grown(self._alike, places)
+        self._known = _Told(
+            self._prior, parts / typical, places, self._alike, lost / median, typical
+        )
         return self._known
 
     # -- proposals ----------------------------------------------------------------------------
@@ -252,13 +256,14 @@ class _Told:
         prior: FloatArray,
         parts: FloatArray,
         places: FloatArray,
+        alike: FloatArray,
         lost: FloatArray,
         typical: float,
     ) -> None:
         self._prior, self._parts, self._places = prior, parts, places
         self.lost, self.typical = lost, typical
         noise = np.square(NOISE * lost.clip(0) + FLOOR)
-        between = parts @ prior @ parts.T + departures(places, places)
+        between = parts @ prior @ parts.T + alike
         self._solver: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)
 
     @cached_property
@@ -292,6 +297,13 @@ def departures(places: FloatArray, others: FloatArray) -> FloatArray:
     apart = np.square(places[:, None] - others[None]).mean(2) if places.shape[1] else 0.0
     alike: FloatArray = np.exp(-apart / (2 * REACH**2)) * np.ones((len(places), len(others)))
     return DEPARTURE**2 * alike
+
+
+def grown(alike: FloatArray, places: FloatArray) -> FloatArray:
+    """`departures` between all places, when those between the first of them are known."""
+    known = len(alike)
+    further = departures(places[known:], places)
+    return np.block([[alike, further[:, :known].T], [further]])
 
 
 def expected_improvement(mean: FloatArray, deviation: FloatArray, least: float) -> FloatArray:

@@ -24,7 +24,9 @@ from envs.belief import (
     WIDTH,
     ErrorBelief,
     _root,
+    departures,
     expected_improvement,
+    grown,
     pieces,
 )
 from envs.program import program_strategy
@@ -480,3 +482,12 @@ def test_nothing_to_choose_is_proposed_as_it_is(tiny_graph):
     proposal = belief_of(costs).propose(np.random.default_rng(0))
     assert set(proposal.preserve_ratio.values()) == {1.0}
     assert set(proposal.bits.values()) == {Bits(8, 8)}
+
+
+def test_covariance_grows_to_what_it_is_from_scratch():
+    places = np.random.default_rng(0).random((7, 5))
+    alike = np.empty((0, 0))
+    for count in (2, 3, 3, 7):
+        alike = grown(alike, places[:count])
+        assert alike.tolist() == departures(places[:count], places[:count]).tolist()
+    assert grown(np.empty((0, 0)), np.empty((3, 0))).tolist() == [[DEPARTURE**2] * 3] * 3
