@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import block_diag, cho_factor, cho_solve
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from amc.cost.model import CostModel
 from amc.recovery.errors import LayerErrors
@@ -310,7 +310,8 @@ def expected_improvement(mean: FloatArray, deviation: FloatArray, least: float) 
     """By how much losses N(mean, deviation^2) are expected to be below the least so far."""
     improvement = least - mean
     z = improvement / deviation
-    gain: FloatArray = improvement * norm.cdf(z) + deviation * norm.pdf(z)
+    density = np.exp(-(z**2) / 2.0) / math.sqrt(2 * math.pi)
+    gain: FloatArray = improvement * ndtr(z) + deviation * density
     return gain
 
 
