@@ -18,6 +18,7 @@ from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS, Budget
+from amc.cost.choices import LEVELS
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
@@ -52,8 +53,8 @@ class SearchSpace:
 
     Attributes:
         min_preserve_ratio: Smallest fraction of a group's channels.
-        channel_step: Kept counts are multiples of it; None: the device's for its own metrics,
-            else 1.
+        channel_step: Kept counts are multiples of it; None: the device's for its own metrics
+            (in wide groups a multiple of it, `LEVELS`), else 1.
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
             latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
     """
@@ -112,14 +113,15 @@ class SearchSpace:
         Raises:
             ConfigError: As `pairs`, or ``min_preserve_ratio`` is not in (0, 1].
         """
-        step = self.channel_step
-        if step is None:
-            step = device.channel_step if metric in DEVICE_METRICS and device is not None else 1
+        step, levels = self.channel_step, None
+        if step is None and metric in DEVICE_METRICS and device is not None:
+            step, levels = device.channel_step, LEVELS
         return choices_for(
             graph,
             self.pairs(metric, device),
-            channel_step=step,
+            channel_step=step or 1,
             min_preserve_ratio=self.min_preserve_ratio,
+            levels=levels,
         )
 
 

@@ -2,12 +2,14 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from amc import task as task_module
 from amc.candidate import RecoverySettings
+from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import choices_for, requests_for
@@ -129,6 +131,17 @@ def test_step_is_the_devices_for_its_own_metrics(tiny_net, data):
     assert counts(device=DEVICE, space=third) == [[2, 3, 4], [2, 3, 4, 5, 6], [5]]
     space = SearchSpace(min_preserve_ratio=0.6, channel_step=1)
     assert counts(device=DEVICE, budget=LATENCY, space=space) == [[3, 4], [4, 5, 6], [5]]
+
+
+def test_levels_of_wide_groups_are_limited_where_rows_must_be_measured() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 320, 1), nn.ReLU(), nn.Conv2d(320, 4, 1), nn.Flatten())
+    graph = graph_of(network, (3, 8, 8))
+    on_device = SearchSpace().choices(graph, "latency_ms", SPEC)  # steps of 4
+    assert np.diff(on_device.kept[0]).tolist() == [20] * 14  # 16 counts, of which 20 is below 0.1
+    asked_for = SearchSpace(channel_step=4).choices(graph, "latency_ms", SPEC)
+    assert np.diff(asked_for.kept[0]).tolist() == [4] * 72
+    by_formula = SearchSpace().choices(graph, "macs", SPEC)
+    assert len(by_formula.kept[0]) == 320 - 32 + 1
 
 
 def test_table_must_price_the_network(tiny_net, data):

@@ -19,6 +19,10 @@ from amc.strategy import Bits
 
 IntArray = npt.NDArray[np.int64]
 
+# Counts of a group on a device. Tables hold the square of it for every convolution: in steps of 8,
+# MobileNetV1's would be 60,000 rows, and an hour to measure.
+LEVELS = 16
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -44,11 +48,14 @@ def choices_for(
     *,
     channel_step: int = 1,
     min_preserve_ratio: float = 0.1,
+    levels: int | None = None,
 ) -> Choices:
     """Channel counts in steps of the device, down to a smallest ratio.
 
     Args:
         channel_step: Kept counts are multiples of it, or the whole group.
+        levels: A group that would have more counts than these gets multiples of a larger step,
+            itself a multiple of ``channel_step``; None: every group keeps all.
 
     Raises:
         ConfigError: ``min_preserve_ratio`` is not in (0, 1].
@@ -58,7 +65,10 @@ def choices_for(
     kept = []
     for group in graph.groups:
         lowest = _lowest(group.size, min_preserve_ratio)
-        counts = [c for c in range(channel_step, group.size, channel_step) if c >= lowest]
+        step = channel_step
+        if levels is not None:
+            step *= math.ceil(group.size / (channel_step * levels))
+        counts = [c for c in range(step, group.size, step) if c >= lowest]
         kept.append(np.array([*counts, group.size] if group.is_free else [group.size], np.int64))
     return Choices(tuple(kept), tuple(dict.fromkeys(pairs)), min_preserve_ratio, channel_step)
 

@@ -103,6 +103,18 @@ def test_smallest_count_is_not_raised_by_rounding():
     assert choices.kept[0][0] == 55
 
 
+def test_wide_groups_have_larger_steps_where_levels_are_limited():
+    layers = [nn.Conv2d(3, 64, 1), nn.Conv2d(64, 72, 1), nn.Conv2d(72, 200, 1)]
+    network = nn.Sequential(*layers, nn.Conv2d(200, 4, 1), nn.Flatten())
+    choices = choices_for(
+        graph_of(network, SHAPE), (FLOAT,), channel_step=8, min_preserve_ratio=0.2, levels=8
+    )
+    assert choices.kept[0].tolist() == [16, 24, 32, 40, 48, 56, 64]  # eights: 8 would be below 0.2
+    assert choices.kept[1].tolist() == [16, 32, 48, 64, 72]  # nine eights are too many
+    assert choices.kept[2].tolist() == [64, 96, 128, 160, 192, 200]  # 40 or more, in 32s
+    assert choices.channel_step == 8
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1, math.nan])
 def test_smallest_ratio_must_be_a_fraction(tiny_graph, ratio):
     with pytest.raises(ConfigError, match=r"min_preserve_ratio must be in \(0, 1\], got"):
