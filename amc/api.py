@@ -452,6 +452,7 @@ def finetune(
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
     evaluator = Evaluator(data.search, data.mean, data.std)
+    mean, std = _normalisation(data)
     student, teacher = compressed.to(place), original.to(place).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
@@ -466,8 +467,8 @@ def finetune(
             student,
             data.train.images,
             data.train.labels,
-            mean=data.mean,
-            std=data.std,
+            mean=mean,
+            std=std,
             settings=settings,
             teacher=teacher,
             evaluate=accuracy,
@@ -488,19 +489,27 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
         return network.eval()
     log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
     evaluator = Evaluator(data.search, data.mean, data.std)
+    mean, std = _normalisation(data)
     with _said_on_interrupt("nothing is kept of an unfinished base training"):
         train(
             network,
             data.train.images,
             data.train.labels,
-            mean=data.mean,
-            std=data.std,
+            mean=mean,
+            std=std,
             settings=BASE_TRAINING,
             evaluate=lambda net: evaluator(net).accuracy,
             description=f"training {name}",
         )
     write_tensors(path, network.state_dict())
     return network.eval()
+
+
+def _normalisation(data: DataSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std for `train`, which normalises all that it is given: float images are already."""
+    if data.train.images.is_floating_point():
+        return (0.0,) * len(data.mean), (1.0,) * len(data.std)
+    return data.mean, data.std
 
 
 # -- what can be given in several forms ----------------------------------------------------

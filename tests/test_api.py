@@ -280,6 +280,30 @@ def test_finetuning_trains_every_weight_and_keeps_the_teacher(
     )
 
 
+def both_kinds(data: DataSet) -> tuple[DataSet, DataSet]:
+    """The same images as pixels, and as floats that are normalised already."""
+    pixels, labels = data.train.images, data.train.labels
+    floats = (pixels.float() / 255 - 0.3) / 0.2
+    first, second = (
+        DataSet.from_tensors(images, labels, mean=(0.3,), std=(0.2,)) for images in (pixels, floats)
+    )
+    return first, second
+
+
+def test_training_takes_float_images_as_normalised_already(
+    data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
+    monkeypatch.setattr(api, "BASE_TRAINING", replace(settings, distillation_weight=0.0))
+    finetuned, trained = [], []
+    for given in both_kinds(data):
+        student = copy.deepcopy(tiny_net)
+        finetuned.append(api.finetune(student, tiny_net, given, settings=settings).history)
+        trained.append(api.train_base(copy.deepcopy(tiny_net), given, "tiny").state_dict())
+    assert finetuned[0] == finetuned[1]
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
+
+
 def test_base_network_is_trained_once_and_then_comes_from_the_cache(
     data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
