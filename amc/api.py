@@ -18,6 +18,7 @@ from agents.policy import Policy
 from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
 from agents.state import Checkpoints
+from agents.trial import eligible
 from amc import artifact, blas
 from amc.aiming import (
     Aim,
@@ -204,7 +205,7 @@ def search(
             while True:
                 until = evaluations_until(aim.leg, evaluations)
                 aimed = environment(task, reward, observation, aim.costs)
-                recorder = Recorder(task, place, events, until, stop, journal)
+                recorder = Recorder(task, place, events, until, stop, journal, soft=env.is_soft)
                 with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
                     found = _run(searcher, aimed, until, seed, recorder.watch(bar), aim)
                 bound = None
@@ -223,7 +224,7 @@ def search(
             if place is not None:
                 _write_run(place, result, env)
             if events is not None:
-                _note_hparams(events, result, searcher.name, seed, hparams or {})
+                _note_hparams(events, result, env, searcher.name, seed, hparams or {})
         if not result.interrupted:
             journal.finish()
             checkpoint.remove()
@@ -601,8 +602,11 @@ def _run(
     checkpoints: Checkpoints,
 ) -> searchers.SearchResult:
     if isinstance(searcher, Resumable):
-        return searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
-    return searcher.search(env, evaluations, seed, on_trial)
+        found = searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
+    else:
+        found = searcher.search(env, evaluations, seed, on_trial)
+    found.soft = env.is_soft
+    return found
 
 
 def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.SearchResult:
@@ -711,7 +715,7 @@ def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         cost_label=metric,
     )
     plot_learning_curve(
-        [trial.reward for trial in result.trials if trial.meets_budget],
+        [trial.reward for trial in eligible(result.trials, soft=env.is_soft)],
         folder / artifact.CURVE_PICTURE,
         title=f"{type(result.task.network).__name__}: {result.task.budget}",
         warmup=_warmup(result.trials),
@@ -756,6 +760,7 @@ def _report(result: SearchResult) -> str:
 def _note_hparams(
     events: EventWriter,
     result: SearchResult,
+    env: CompressionEnv,
     agent: str,
     seed: int,
     more: Mapping[str, bool | int | float | str],
@@ -764,13 +769,13 @@ def _note_hparams(
     budget = costs.bound / costs.original
     # TensorBoard shows five columns unasked.
     columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
-    events.hparams(columns, _final_metrics(result))
+    events.hparams(columns, _final_metrics(result, soft=env.is_soft))
 
 
-def _final_metrics(result: SearchResult) -> dict[str, float]:
+def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
     best = result.comparison[-1]
     metrics = {
-        "final/best_reward": max(t.reward for t in result.trials if t.meets_budget),
+        "final/best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
         "final/test_accuracy": best.test_accuracy or 0.0,
         "final/search_accuracy": best.search_accuracy or 0.0,
     }

@@ -153,7 +153,8 @@ class Bench:
         def on_trial(trial: Trial) -> bool:
             nonlocal evaluating_s, ended
             before = best[-1] if best else None
-            better = trial.meets_budget and (before is None or trial.reward > before)
+            may_leave = trial.meets_budget or env.is_soft
+            better = may_leave and (before is None or trial.reward > before)
             best.append(trial.reward if better else before)
             evaluating_s += trial.evaluation.seconds
             ended = not go_on() and len(best) < entry.evaluations
@@ -166,6 +167,7 @@ class Bench:
         agent_s = time.perf_counter() - start - (self.task.evaluating_s - before_s)
         if ended:
             return None
+        found.soft = env.is_soft
         verdict = self.jury.verdict([t.strategy for t in found.top(self._candidates)])
         return CellResult(
             label=entry.label,

@@ -15,6 +15,7 @@ from amc.aiming import allowed_share, is_missed, measured_share
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
+from amc.cost.model import ROUNDING
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
 from amc.local import calibration_images, time_in_onnx
@@ -250,6 +251,14 @@ def _notes(
 ) -> list[str]:
     """What must not be read past."""
     notes = []
+    metric, bound = task.budget.metric, task.costs.bound
+    cost = task.strategy_costs(strategy).get(metric)
+    if cost is not None and cost > bound * (1 + ROUNDING):
+        notes.append(
+            f"The budget is exceeded: {metric} is {cost:,.6g} {task.budget.unit}, the bound is "
+            f"{bound:,.6g}. The reward prices the cost and does not keep to the bound, as "
+            "reward=agreement does."
+        )
     quantized = _is_quantized(strategy)
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:

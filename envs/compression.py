@@ -66,7 +66,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     (Euclidean distance between actions). ``info["clamped"]`` says so and
     ``info["executed_action"]`` says which; parts that are ignored stay as they were asked. As the
     cheapest completion fits at the start (else `UnreachableBudgetError`), there always is one.
-    With a reward that prices the cost itself (``hard=False``) nothing is clamped.
+    With a reward that prices the cost itself (``hard=False``) nothing is clamped, and a strategy
+    may exceed the budget.
 
     ### Observations: ``Box(-2, 4, (n,), float32)``
 
@@ -78,8 +79,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
     ### End
 
-    Terminates after the last layer; never truncates. ``info`` of the last step holds ``strategy``
-    and ``evaluation``.
+    Terminates after the last layer; never truncates. ``info`` of the last step holds ``strategy``,
+    ``evaluation`` and ``meets_budget``.
 
     ### Determinism
 
@@ -137,6 +138,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     @property
     def reward_name(self) -> str:
         return self._reward.name
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the reward prices the cost itself: strategies may then exceed the budget."""
+        return not self._reward.hard
 
     @property
     def bound(self) -> float:
@@ -361,6 +367,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         assert walk is not None
         info["strategy"] = self.costs.decode(walk.kept, walk.pairs)
         info["evaluation"], reward = self.evaluate(info["strategy"])
+        info["meets_budget"] = walk.total <= self.costs.bound
         return reward
 
     def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:

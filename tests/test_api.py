@@ -34,7 +34,7 @@ from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
 from amc.task import CompressionTask, SearchSpace
-from envs.reward import Outcome
+from envs.reward import Outcome, Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
@@ -121,6 +121,21 @@ def test_reward_may_be_a_function_of_the_user(find: Any) -> None:
     assert [trial.reward for trial in result.trials] == [
         -trial.evaluation.costs["macs"] for trial in result.trials
     ]
+
+
+def test_result_above_the_budget_is_said_where_the_reward_prices_the_cost(
+    find: Any, tmp_path: Path
+) -> None:
+    dear = Reward("dear", lambda outcome: outcome.cost, hard=False)
+    result = find(agent="random", reward=dear, folder=tmp_path / "run")
+    bound = result.task.costs.bound
+    costs = [trial.evaluation.costs["macs"] for trial in result.trials]
+    assert [trial.meets_budget for trial in result.trials] == [cost <= bound for cost in costs]
+    assert max(costs) > bound
+    (note,) = [note for note in result.notes if "exceeded" in note]
+    assert note.startswith(f"The budget is exceeded: macs is {max(costs):,.6g} ")
+    assert result.task.strategy_costs(result.strategy)["macs"] == max(costs)
+    assert not any("exceeded" in note for note in find(agent="random").notes)
 
 
 def test_agent_may_be_given_with_its_settings(find: Any) -> None:

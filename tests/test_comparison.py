@@ -27,6 +27,7 @@ from amc.progress import Bar, progress_bar
 from amc.report.curves import plot_curves
 from amc.task import CompressionTask
 from envs.compression import CompressionEnv
+from envs.reward import Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
 Find = Callable[..., Comparison]
@@ -202,6 +203,15 @@ def test_trials_above_the_budget_do_not_count(find: Find, script: Callable[..., 
     best = found.results[0].best_so_far
     assert best[:2] == (None, None)
     assert None not in best[2:]
+
+
+def test_trials_above_the_budget_count_where_the_reward_prices_the_cost(
+    find: Find, script: Callable[..., None]
+) -> None:
+    script(over_budget=2)
+    soft = Reward("constant", lambda outcome: 0.25, hard=False)
+    found = find(agents=["scripted"], seeds=[0], evaluations=2, reward=soft)
+    assert found.results[0].best_so_far == (0.25, 0.25)
 
 
 def test_original_is_a_level_of_rewards_that_do_not_judge_the_cost(find: Find) -> None:
