@@ -585,8 +585,8 @@ def _take_up(
 ) -> int | None:
     """Recall what the journal holds; gives the evaluation to go on with, None at the start."""
     origin = origin_of(task.fingerprints(), config)
-    if journal.begin(origin, task.evaluation_key(), force=force):
-        task.recall(journal.evaluations())
+    journal.begin(origin, task.evaluation_key(), force=force)
+    task.recall(journal.evaluations())
     if not journal.trials:
         return None
     log.info("resuming after %d evaluations", len(journal.trials))
