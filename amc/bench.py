@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ from amc.arguments import check_count
 from amc.candidate import RecoverySettings
 from amc.cells import Cell, CellResult
 from amc.conclusion import Jury
+from amc.conditions import code_digests, machine_and_libraries
 from amc.cost.budget import Budget
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
+from amc.files import fingerprint
 from amc.store import open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace
@@ -112,8 +115,13 @@ class Bench:
             **cell.conditions(),
             "reward": self._reward.name,
             "final candidates": str(self._candidates),
-            "threads": str(torch.get_num_threads()),
+            **{name: str(value) for name, value in machine_and_libraries().items()},
+            "code": self._code,
         }
+
+    @cached_property
+    def _code(self) -> str:
+        return fingerprint(*(part for item in code_digests().items() for part in item))
 
     def original(self) -> Level:
         """The original network's level."""

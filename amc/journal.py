@@ -11,19 +11,17 @@ import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents.trial import Trial
 from amc import artifact
+from amc.conditions import code_digests, machine_and_libraries
 from amc.errors import AmcError, ArtifactError
 from amc.evaluate import Evaluation
 from amc.runs import JOURNAL_FILE
-from amc.store import connect, explained, sources
+from amc.store import connect, explained
 from amc.strategy import Strategy
 
 Origin = Mapping[str, Mapping[str, Any]]
@@ -42,7 +40,6 @@ _TABLES = """
 _APPEND = "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)"
 _NOTE = "INSERT OR REPLACE INTO about VALUES (?, ?)"
 _MEASURED = ("accuracy", "loss", "agreement", "seconds")
-_LIBRARIES = ("numpy", "stable-baselines3")  # draw the agent's numbers, and train it
 _LISTED = 4  # changed files named in a message
 
 
@@ -305,16 +302,8 @@ def origin_of(task: Mapping[str, str], config: Mapping[str, Any]) -> Origin:
         task: `CompressionTask.fingerprints`.
         config: The search's own settings.
     """
-    home = Path(__file__).parents[1]
-    code = [sources(home / package) for package in ("agents", "amc", "envs")]
-    machine = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        **{library: version(library) for library in _LIBRARIES},
-    }
-    merged = {file: digest for files in code for file, digest in files.items()}
-    return {"task": task, "config": config, "machine": machine, "code": merged}
+    machine = machine_and_libraries()
+    return {"task": task, "config": config, "machine": machine, "code": code_digests()}
 
 
 # -- what changed --------------------------------------------------------------------------

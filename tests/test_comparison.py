@@ -16,7 +16,7 @@ from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
-from amc import bench, comparison
+from amc import bench, comparison, conditions
 from amc.bench import Bench
 from amc.candidate import RecoverySettings
 from amc.comparison import Comparison, compare
@@ -290,6 +290,22 @@ def test_a_folder_of_other_conditions_is_refused(find: Find, tmp_path: Path) -> 
     find(folder=tmp_path, agents=["uniform"], seeds=[0])
     with pytest.raises(ArtifactError, match="other conditions: evaluations changed"):
         find(folder=tmp_path, agents=["uniform"], seeds=[0], evaluations=5)
+
+
+def test_a_folder_of_other_libraries_or_code_is_refused(
+    find: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"folder": tmp_path, "agents": ["uniform"], "seeds": [0]}
+    find(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr(conditions, "_version", lambda library: "99")
+        with pytest.raises(ArtifactError, match=r"other conditions: .*numpy, optuna, .* changed"):
+            find(**options)
+    sources = conditions.sources
+    other = {"amc/api.py": "0" * 16}
+    monkeypatch.setattr(conditions, "sources", lambda place: sources(place) | other)
+    with pytest.raises(ArtifactError, match="other conditions: code changed"):
+        find(**options)
 
 
 # -- failures and Ctrl-C -------------------------------------------------------------------

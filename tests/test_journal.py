@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scipy
 
 from agents.trial import Trial
 from amc.errors import ArtifactError, StorageError
@@ -263,4 +264,6 @@ def test_origin_holds_every_source_file_and_the_machine() -> None:
     origin = origin_of({"budget": "half"}, {"seed": 0})
     assert {"agents/trial.py", "amc/journal.py", "envs/compression.py"} <= set(origin["code"])
     assert origin["machine"]["threads"] >= 1
+    assert origin["machine"]["scipy"] == scipy.__version__
+    assert {"torch", "cpu", "numpy", "optuna", "cmaes", "sb3-contrib"} <= set(origin["machine"])
     assert origin["config"] == {"seed": 0}
