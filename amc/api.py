@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -93,6 +94,7 @@ class SearchResult:
         task: The prepared network, for further evaluations.
         compressed: The smaller network with what it was made from.
         interrupted: Whether Ctrl-C was pressed; then there may be fewer trials than asked for.
+        evaluations: How many a search was asked for, those of later aims included.
     """
 
     strategy: Strategy
@@ -104,6 +106,7 @@ class SearchResult:
     task: CompressionTask
     compressed: CompressedNetwork
     interrupted: bool = False
+    evaluations: int = 0
 
     def __str__(self) -> str:
         """The comparison as a Markdown table, and the notes."""
@@ -208,10 +211,8 @@ def search(
                 recorder = Recorder(task, place, events, until, stop, journal, soft=env.is_soft)
                 with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
                     found = _run(searcher, aimed, until, seed, recorder.watch(bar), aim)
-                bound = None
-                if aim.leg < len(journal.aims) and not stop.is_set():
-                    bound = journal.aims[aim.leg]
-                else:
+                bound = _recorded_bound(journal, aim.leg, found, stop)
+                if bound is None:
                     with recorder.kept():
                         result = _conclude(task, env, _within(found, task), final_candidates)
                     result.interrupted = stop.is_set()
@@ -220,7 +221,8 @@ def search(
                 if bound is None:
                     break
                 aim = aim.next(bound, found.trials)
-            result.notes += _aiming_notes(task, journal.aims)
+            result.evaluations = evaluations_until(len(journal.aims), evaluations)
+            result.notes += _aiming_notes(task, _held(journal.aims, result.trials, evaluations))
             if place is not None:
                 _write_run(place, result, env)
             if events is not None:
@@ -629,6 +631,31 @@ def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -
     elif is_missed(task, result.comparison):
         result.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
     return bound
+
+
+def _recorded_bound(
+    journal: Journal, leg: int, found: searchers.SearchResult, stop: threading.Event
+) -> float | None:
+    """Where the search aimed after this leg before it was resumed; None if it did not.
+
+    After Ctrl-C, only if it has tried something there: what is recorded is not thrown away.
+    """
+    if leg < len(journal.aims) and not (stop.is_set() and len(journal.trials) <= len(found.trials)):
+        return journal.aims[leg]
+    return None
+
+
+def _held(bounds: Sequence[float], trials: Sequence[Trial], evaluations: int) -> list[float]:
+    """The bounds that any of the trials were held to.
+
+    Args:
+        evaluations: Of the first leg.
+    """
+    return [
+        bound
+        for leg, bound in enumerate(bounds)
+        if len(trials) > evaluations_until(leg, evaluations)
+    ]
 
 
 def _aiming_notes(task: CompressionTask, bounds: Sequence[float]) -> list[str]:

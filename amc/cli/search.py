@@ -78,7 +78,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
         hparams={"target": f"{record.network['name']} on {(device or {}).get('name', 'table')}"},
         **resuming,
     )
-    recipe.show(result, folder, options["evaluations"])
+    recipe.show(result, folder)
     if result.interrupted:
         print(f"the rest: amc search resume={folder}{recipe.network_again(record.network)}")
     return result.interrupted
