@@ -47,17 +47,18 @@ class RecoverySettings:
     Attributes:
         images: Calibration images for moments.
         repair_images: Calibration images for the repair of kept strategies.
-        quick_images: Of these, how many the quick repair of every candidate sees; 0: none, and
-            BN is recalibrated instead.
-        batch_norm_images: Of these, how many BN recalibration sees per candidate.
-        error_images: Of these, how many the errors of single decisions are estimated on.
+        quick_images: Of ``images``, how many the quick repair of every candidate sees; 0: none,
+            and BN is recalibrated instead.
+        batch_norm_images: Of ``images``, how many BN recalibration sees per candidate.
+        error_images: Of ``images``, how many the errors of single decisions are estimated on.
         least_squares: Refit the weights that lost inputs; without it, nothing is repaired.
-        batch_norm: Recalibrate BN statistics.
+        batch_norm: Recalibrate BN statistics, of what is not repaired layer by layer.
         max_columns: Widest layer (inputs * kernel area) that is refitted.
         importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
-        sequential: Repair kept strategies layer by layer (`amc.recovery.sequential`).
-        stream_correction: In that, let each residual block repair what earlier ones broke.
-        rectified: In that, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
+        sequential: Repair layer by layer (`amc.recovery.sequential`): kept strategies, and with
+            ``quick_images`` every candidate. Without it neither is.
+        stream_correction: In both repairs, let each residual block repair what earlier ones broke.
+        rectified: In both, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
     """
 
     images: int = 1024
@@ -163,8 +164,8 @@ class Compressor:
     def apply(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network: remove, refit, quantize, and repair it quickly.
 
-        With ``settings.quick_images``, every layer is refitted once more to what it receives from
-        those before it, on few images; else BN is recalibrated.
+        Where ``settings.repairs_candidates``, every layer is refitted once more to what it
+        receives from those before it, on few images; else BN is recalibrated.
 
         Raises:
             StrategyError: The strategy does not fit the network.
