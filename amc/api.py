@@ -69,7 +69,7 @@ from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments
 from envs.compression import CompressionEnv
-from envs.observation import FEATURES
+from envs.observation import feature_names
 from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
@@ -177,7 +177,7 @@ def search(
     check_count("search.checkpoint_every", checkpoint_every)
     check_count("search.reaim", reaim, least=0)
     settings = _agent_settings(agent)
-    check_search(settings, reward, device, budget, reaim)
+    check_search(settings, reward, device, budget, reaim, observation)
     episode.check_search(evaluations, seed)
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
@@ -271,13 +271,13 @@ def apply_policy(
     if strengths is None:
         strengths = policy.strengths
     policy.check_strengths(strengths)
+    policy.check_features()
     place = _writable(folder)
     remembered = open_store(store)
     task = _task(
         network, data, device, budget, space, recovery, search_images, bfloat16, remembered
     )
-    known = [name for name in policy.observation_names if name in FEATURES]
-    env = environment(task, DEFAULT_REWARD, known or None)
+    env = environment(task, DEFAULT_REWARD, policy.observation_names)
     _introduce(task)
     trials = []
     with progress_bar("applying the policy", len(strengths)) as bar:
@@ -299,13 +299,15 @@ def check_search(
     device: DeviceLike,
     budget: BudgetLike,
     reaim: int = 0,
+    observation: str | Sequence[str] | None = None,
 ) -> None:
     """Check what can be checked before anything long is started.
 
     Raises:
-        AmcError: The agent, the reward or the device is not one that amc knows, the device has
-            no cost in the budget's metric, or these cannot be aimed anew.
+        AmcError: The agent, the reward, the device or a feature is not one that amc knows, the
+            device has no cost in the budget's metric, or these cannot be aimed anew.
     """
+    feature_names(observation)
     searcher = build_searcher(**agent)
     hard = build_reward(reward).hard
     loaded, metric = as_device(device), as_budget(budget).metric

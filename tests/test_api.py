@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents.policy import Policy
 from agents.searcher import Trial
 from amc import api, conclusion
 from amc.api import SearchResult, search
@@ -26,6 +27,7 @@ from amc.errors import (
     ConfigError,
     DeviceError,
     NetworkError,
+    PolicyError,
     UnreachableBudgetError,
 )
 from amc.evaluate import Evaluation
@@ -164,6 +166,7 @@ def test_search_from_another_thread_works_without_ctrl_c(find: Any) -> None:
     [
         ({"agent": "dpg"}, ConfigError, "Unknown agent 'dpg'"),
         ({"agent": {"name": "ddpg", "layers": 3}}, ConfigError, "'layers'"),
+        ({"observation": ["colour"]}, ConfigError, r"unknown features \['colour'\]"),
         ({"reward": "acuracy"}, ConfigError, "Did you mean 'accuracy'"),
         ({"evaluations": 0}, ConfigError, "at least 1 evaluation"),
         ({"seed": -1}, ConfigError, "seed=-1"),
@@ -218,6 +221,16 @@ def test_policy_is_applied_to_the_same_network_without_a_search(
     assert [row.name for row in result.comparison] == ["original", "uniform", "policy"]
     assert result.comparison[-1].macs <= 0.4 * result.comparison[0].macs
     assert len(result.trials) == 1
+
+
+def test_policy_of_unknown_features_is_refused_before_the_network_is_traced(
+    data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "CompressionTask", None)
+    layer = torch.zeros(3, 2), torch.zeros(3)
+    policy = Policy("ddpg", ("stride", "colour"), (layer,))
+    with pytest.raises(PolicyError, match="missing here: colour"):
+        api.apply_policy(policy, tiny_net, data)
 
 
 def test_policy_is_tried_at_several_strengths_and_the_best_walk_is_kept(

@@ -27,6 +27,7 @@ def run(config: DictConfig) -> bool:
     policy = _policy(source)
     strengths = policy.strengths if config.strengths is None else list(config.strengths)
     policy.check_strengths(strengths)
+    policy.check_features()
     device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
     env = recipe.plain(config.env) if config.get("env") else _choices(source, learned)

@@ -143,7 +143,9 @@ def test_policy_of_unknown_observations_is_refused(copied: Path, capsys: Output)
     description["observation_names"][0] = "phase_of_the_moon"
     (copied / "policy.json").write_text(json.dumps(description))
     assert apply(copied) == 2
-    assert "missing here: phase_of_the_moon" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "missing here: phase_of_the_moon" in said
+    assert "calibrating" not in said  # before the work
 
 
 @pytest.mark.parametrize(
