@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -440,10 +441,13 @@ def finetune(
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
-        original: The teacher. Not modified.
+        original: The teacher. Not modified, nor moved.
         settings: `TrainingSettings`, of which ``epochs`` has no usual value.
         folder: Where each epoch's state is kept; None keeps nothing.
         on_epoch: Called after every epoch.
+
+    Returns:
+        The result; its network is ``compressed``, on the CPU.
 
     Raises:
         AmcError: An argument is of another kind, the folder holds a training with other
@@ -458,7 +462,7 @@ def finetune(
     place = "cuda" if on_gpu else "cpu"
     evaluator = Evaluator(data.search, data.mean, data.std)
     mean, std = _normalisation(data)
-    student, teacher = compressed.to(place), original.to(place).eval()
+    student, teacher = compressed.to(place), copy.deepcopy(original).to(place).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
@@ -467,21 +471,24 @@ def finetune(
         network.to(place)
         return found
 
-    with stop_on_interrupt() as stop:
-        return train(
-            student,
-            data.train.images,
-            data.train.labels,
-            mean=mean,
-            std=std,
-            settings=settings,
-            teacher=teacher,
-            evaluate=accuracy,
-            checkpoint_folder=None if folder is None else Path(folder),
-            on_epoch=on_epoch,
-            should_stop=stop.is_set,
-            description="fine-tuning",
-        )
+    try:
+        with stop_on_interrupt() as stop:
+            return train(
+                student,
+                data.train.images,
+                data.train.labels,
+                mean=mean,
+                std=std,
+                settings=settings,
+                teacher=teacher,
+                evaluate=accuracy,
+                checkpoint_folder=None if folder is None else Path(folder),
+                on_epoch=on_epoch,
+                should_stop=stop.is_set,
+                description="fine-tuning",
+            )
+    finally:
+        compressed.cpu()
 
 
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:

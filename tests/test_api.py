@@ -26,6 +26,7 @@ from amc.errors import (
     BudgetError,
     ConfigError,
     DeviceError,
+    EvaluationError,
     NetworkError,
     PolicyError,
     UnreachableBudgetError,
@@ -306,6 +307,22 @@ def test_finetuning_trains_every_weight_and_keeps_the_teacher(
         not torch.equal(tensor.cpu(), start[name])
         for name, tensor in trained.network.state_dict().items()
     )
+
+
+def test_finetuning_leaves_the_teacher_in_its_mode_and_its_place_and_gives_a_network_on_the_cpu(
+    data: DataSet, tiny_net: nn.Module
+) -> None:
+    student, teacher = copy.deepcopy(tiny_net), copy.deepcopy(tiny_net).train()
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
+    trained = api.finetune(student, teacher, data, settings=settings)
+    assert all(module.training for module in teacher.modules())
+    assert trained.network is student
+    for network in (student, teacher):  # where there is a GPU, that is where they were trained
+        assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
+    broken = replace(settings, learning_rate=1e30)
+    with pytest.raises(EvaluationError, match="loss became"):
+        api.finetune(student, teacher, data, settings=broken)
+    assert {tensor.device.type for tensor in student.state_dict().values()} == {"cpu"}
 
 
 def both_kinds(data: DataSet) -> tuple[DataSet, DataSet]:
