@@ -41,7 +41,7 @@ from amc.arguments import (
 from amc.candidate import CompressedNetwork, RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
-from amc.conclusion import conclude
+from amc.conclusion import Conclusion, conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
 from amc.cost.model import CostModel, check_metric
@@ -215,12 +215,14 @@ def search(
                 bound = _recorded_bound(journal, aim.leg, found, stop)
                 if bound is None:
                     with recorder.kept():
-                        result = _conclude(task, env, _within(found, task), final_candidates)
-                    result.interrupted = stop.is_set()
-                    if aim.leg < reaim and not stop.is_set():
-                        bound = _next_bound(task, result, journal)
-                if bound is None:
-                    break
+                        within = _within(found, task)
+                        end = _conclude(task, env, within, final_candidates)
+                        if aim.leg < reaim and not stop.is_set():
+                            bound = _next_bound(task, end, journal)
+                        if bound is None:
+                            result = _result(task, end.tested(task), within)
+                            result.interrupted = stop.is_set()
+                            break
                 aim = aim.next(bound, found.trials)
             result.evaluations = evaluations_until(len(journal.aims), evaluations)
             result.notes += _aiming_notes(task, _held(journal.aims, result.trials, evaluations))
@@ -286,7 +288,8 @@ def apply_policy(
             trials.append(policy.walk(env, strength, index))
             bar.advance()
     found = searchers.SearchResult("policy", trials, policy)
-    result = _conclude(task, env, found, 1, name="policy")
+    end = _conclude(task, env, found, 1, name="policy")
+    result = _result(task, end.tested(task), found)
     if len(strengths) > 1:
         result.notes.append(_strength_note(strengths, trials, found.best))
     if place is not None:
@@ -627,9 +630,9 @@ def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.S
     return replace(found, trials=judged(found.trials, task.costs))
 
 
-def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -> float | None:
-    """Where to aim after a result that misses the budget; recorded, as it came from a clock."""
-    bound = tightened_bound(task, result.comparison)
+def _next_bound(task: CompressionTask, end: Conclusion, journal: Journal) -> float | None:
+    """Where to aim after an end that misses the budget; recorded, as it came from a clock."""
+    bound = tightened_bound(task, end.comparison)
     if bound is not None:
         log.info(
             "measured, the budget is missed: going on with predictions of at most %.3f of the "
@@ -637,8 +640,8 @@ def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -
             bound / task.costs.original,
         )
         journal.aim(bound)
-    elif is_missed(task, result.comparison):
-        result.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
+    elif is_missed(task, end.comparison):
+        end.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
     return bound
 
 
@@ -700,11 +703,14 @@ def _conclude(
     found: searchers.SearchResult,
     final_candidates: int,
     name: str = "best found",
-) -> SearchResult:
+) -> Conclusion:
     by_agreement = env.reward_name == "agreement"
     uniform = _best_uniform(task, env, found, by_agreement)
     candidates = found.top(final_candidates)
-    end = conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+    return conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+
+
+def _result(task: CompressionTask, end: Conclusion, found: searchers.SearchResult) -> SearchResult:
     return SearchResult(
         strategy=end.best.strategy,
         network=end.best.network.module,

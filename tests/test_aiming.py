@@ -19,9 +19,9 @@ from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import Request
 from amc.cost.profile import Sampler, TorchDeviceSpec
-from amc.data import DataSet
+from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
-from amc.evaluate import Evaluation
+from amc.evaluate import Evaluation, Evaluator
 from amc.journal import Journal
 from amc.measure import Timing
 from amc.report.tables import ComparisonRow
@@ -218,6 +218,32 @@ def test_search_aims_no_more_often_than_it_may_and_says_that_it_missed(
     assert not left
     assert len(result.trials) == EVALUATIONS + 4
     assert [note for note in result.notes if "missed by measurement (0.73)" in note]
+
+
+def test_test_split_is_touched_once_after_the_last_aim(
+    find: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []  # evaluations that were done when an evaluator of the test split was made
+    evaluator = CompressionTask.evaluator
+
+    def noted(self: CompressionTask, split: Split) -> Evaluator:
+        if split is self.data.test:
+            asked.append(len(tried))
+        return evaluator(self, split)
+
+    tried: list[int] = []
+    note = recording.Recorder._note
+
+    def noting(self: recording.Recorder, trial: Trial, *rest: Any) -> None:
+        note(self, trial, *rest)
+        tried.append(trial.index)
+
+    monkeypatch.setattr(CompressionTask, "evaluator", noted)
+    monkeypatch.setattr(recording.Recorder, "_note", noting)
+    measure(monkeypatch, 0.75, 0.74, 0.73)
+    result = find(reaim=2)
+    assert asked == [len(tried)]
+    assert [row.test_accuracy is None for row in result.comparison] == [False] * 3
 
 
 def test_search_says_where_nothing_is_predicted_to_be_fast_enough(
