@@ -203,6 +203,14 @@ class Failure:
     message: str
     details: str = ""
 
+    @classmethod
+    def of(cls, cell: Cell, error: Exception) -> Failure:
+        """What an error makes of a search."""
+        if isinstance(error, AmcError):
+            return cls(cell, " ".join(str(error).split()))
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return cls(cell, message, "".join(traceback.format_exception(error)))
+
 
 def attempt(
     bench: Bench, cell: Cell, advance: Callable[[int], None], stopped: Callable[[], bool]
@@ -224,11 +232,8 @@ def attempt(
     outcome: CellResult | Failure | None
     try:
         outcome = bench.run(cell, go_on)
-    except AmcError as error:
-        outcome = Failure(cell, " ".join(str(error).split()))
     except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        outcome = Failure(cell, message, traceback.format_exc())
+        outcome = Failure.of(cell, error)
     if left:
         advance(left)
     return outcome
