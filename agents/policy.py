@@ -18,6 +18,7 @@ from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
 from amc.errors import PolicyError
 from amc.files import fingerprint, read_tensors, read_text, write_tensors, write_text
+from envs.action import ACTION_NAMES
 from envs.observation import FEATURES
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 FORMAT = "amc-policy"
 FORMAT_VERSION = 2  # 2: anchor
-ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
 ANCHORS = ("program", "none")
 STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # at which an anchored policy is tried on another network
 DESCRIPTION_FILE = "policy.json"

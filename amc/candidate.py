@@ -106,11 +106,6 @@ class CompressedNetwork:
     strategy: Strategy
     kept: Mapping[str, tuple[int, ...]]
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights, biases and BN factors."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
-
 
 class Compressor:
     """Applies strategies to one network; everything that can be known before is gathered once."""
@@ -331,10 +326,10 @@ class Compressor:
         moments = self.statistics.moments[path]
         columns = column_units(layer, self.graph.plan.layers[path].inputs)
         kept = torch.from_numpy(np.flatnonzero(keep[columns]))
-        groups = moments.gram.shape[0]
+        groups = len(moments.mean)
         weight = layer.weight.detach().reshape(groups, -1, len(columns))
         centred = absorbs_shift(self.graph, path)
-        gram = moments.centred() if centred else moments.gram
+        gram = moments.covariance if centred else moments.gram
         fitted = refit_weight(weight, gram, kept)
         shift = None
         if centred:
@@ -364,11 +359,6 @@ class Compressor:
 def _shape_of(images: Tensor) -> tuple[int, int, int]:
     _, channels, height, width = images.shape
     return channels, height, width
-
-
-def apply_strategy(compressor: Compressor, strategy: Strategy) -> CompressedNetwork:
-    """The smaller network of a strategy (`Compressor.apply`)."""
-    return compressor.apply(strategy)
 
 
 def rebuild(

@@ -28,6 +28,7 @@ from amc.task import CompressionTask
 from envs.action import BitChoice, from_ratio, to_ratio
 from envs.belief import ErrorBelief
 from envs.guide import Guide
+from envs.levels import nearest_level
 from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
 from envs.outlook import Outlook, outlooks
 from envs.program import program_strategy
@@ -224,9 +225,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         kept, pairs = self.costs.encode(strategy)
         actions = []
         for layer in self._graph.layers:
-            wanted = kept[list(layer.decides)]
-            distance = np.abs(self.costs.levels[layer.index] - wanted).sum(1)
-            level = int(distance.argmin())
+            level = nearest_level(self.costs, kept, layer.index)
             actions.append(self._action_of(layer.index, level, int(pairs[layer.index])))
         return [action.astype(np.float32) for action in actions]
 
@@ -312,8 +311,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         walk, advice = self.costs.start(), []
         for layer in self._graph.layers:
             advice.append(self._action_of(layer.index, *self.guide.decision(layer.index, walk)))
-            distance = np.abs(self.costs.levels[layer.index] - kept[list(layer.decides)]).sum(1)
-            walk.decide(layer.index, int(distance.argmin()), int(pairs[layer.index]))
+            level = nearest_level(self.costs, kept, layer.index)
+            walk.decide(layer.index, level, int(pairs[layer.index]))
         return advice
 
     def _advice(self) -> tuple[int, int]:
