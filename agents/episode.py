@@ -70,6 +70,7 @@ def run_episode(
         evaluation=info["evaluation"],
         reward=checked_reward(reward, index, info["evaluation"]),
         diagnostics={"clamped_steps": float(clamped)},
+        meets_budget=info["meets_budget"],
     )
     return Episode(np.stack(observations), np.stack(actions), trial)
 

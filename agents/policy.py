@@ -18,13 +18,14 @@ from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
 from amc.errors import PolicyError
 from amc.files import fingerprint, read_tensors, read_text, write_tensors, write_text
+from envs.action import ACTION_NAMES
+from envs.observation import FEATURES
 
 if TYPE_CHECKING:
     from envs.compression import CompressionEnv
 
 FORMAT = "amc-policy"
 FORMAT_VERSION = 2  # 2: anchor
-ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
 ANCHORS = ("program", "none")
 STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # at which an anchored policy is tried on another network
 DESCRIPTION_FILE = "policy.json"
@@ -110,6 +111,15 @@ class Policy:
                 "strengths weakens departures from the program's advice, and this policy was "
                 f"learned with agent.anchor=none: leave it out, or give [1], got {strengths!r}."
             )
+
+    def check_features(self) -> None:
+        """Check that there is a feature for everything that the policy observes.
+
+        Raises:
+            PolicyError: There is not.
+        """
+        known = [name for name in self.observation_names if name in FEATURES]
+        check_observations(self.observation_names, known)
 
     def walk(self, env: CompressionEnv, strength: float = 1.0, index: int = 1) -> Trial:
         """Compress the environment's network by one walk without noise: one evaluation.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,8 @@ class Trial:
             ``noise`` (standard deviation, on actions in [-1, 1]), ``actor_loss``,
             ``critic_loss``, ``entropy_weight``. Holds wall-clock times, so it takes no part in
             equality.
-        meets_budget: Whether the strategy may leave the search: False for what lies on the way
-            to the budget (NetAdapt).
+        meets_budget: Whether the strategy does: False for what lies on the way to the budget
+            (NetAdapt), and for what a reward that prices the cost itself lets through.
     """
 
     index: int
@@ -44,6 +44,15 @@ OnTrial = Callable[[Trial], bool]
 """Called after every evaluation; returning False ends the search with what it has."""
 
 
+def eligible(trials: Sequence[Trial], *, soft: bool) -> list[Trial]:
+    """The trials that a search may end with.
+
+    Args:
+        soft: Whether the reward prices the cost itself: then what exceeds the budget may too.
+    """
+    return [trial for trial in trials if soft or trial.meets_budget]
+
+
 @dataclass
 class SearchResult:
     """Everything a search found.
@@ -53,15 +62,17 @@ class SearchResult:
         trials: All of them, in the order they were evaluated.
         policy: The learned policy; None where nothing was learned (baselines, or a search
             that ended within its warm-up).
+        soft: Whether the reward prices the cost itself: the best may then exceed the budget.
     """
 
     searcher: str
     trials: list[Trial]
     policy: Policy | None = None
+    soft: bool = False
 
     @property
     def best(self) -> Trial:
-        """The trial with the highest reward that meets the budget; the first of equals.
+        """The eligible trial with the highest reward; the first of equals.
 
         Raises:
             BudgetError: None meets it.
@@ -69,18 +80,20 @@ class SearchResult:
         return self.top(1)[0]
 
     def top(self, k: int) -> list[Trial]:
-        """The best trials that meet the budget, of at most ``k`` distinct strategies, best first.
+        """The best trials, of at most ``k`` distinct strategies, best first.
+
+        Only those that meet the budget, unless the reward is soft.
 
         Raises:
             BudgetError: None meets it.
         """
         distinct: dict[str, Trial] = {}
-        for trial in sorted(self._within_budget(), key=lambda trial: -trial.reward):
+        for trial in sorted(self._eligible(), key=lambda trial: -trial.reward):
             distinct.setdefault(trial.strategy.to_json(), trial)
         return list(distinct.values())[:k]
 
-    def _within_budget(self) -> list[Trial]:
-        within = [trial for trial in self.trials if trial.meets_budget]
+    def _eligible(self) -> list[Trial]:
+        within = eligible(self.trials, soft=self.soft)
         if not within:
             raise BudgetError(
                 f"None of the {len(self.trials)} strategies that agent={self.searcher} evaluated "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from agents.policy import Policy
 from agents.searcher import OnTrial, Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
 from agents.state import Checkpoints
+from agents.trial import eligible
 from amc import artifact, blas
 from amc.aiming import (
     Aim,
@@ -38,7 +41,7 @@ from amc.arguments import (
 from amc.candidate import CompressedNetwork, RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
-from amc.conclusion import conclude
+from amc.conclusion import Conclusion, conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
 from amc.cost.model import CostModel, check_metric
@@ -67,7 +70,7 @@ from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments
 from envs.compression import CompressionEnv
-from envs.observation import FEATURES
+from envs.observation import feature_names
 from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
@@ -92,6 +95,7 @@ class SearchResult:
         task: The prepared network, for further evaluations.
         compressed: The smaller network with what it was made from.
         interrupted: Whether Ctrl-C was pressed; then there may be fewer trials than asked for.
+        evaluations: How many a search was asked for, those of later aims included.
     """
 
     strategy: Strategy
@@ -103,6 +107,7 @@ class SearchResult:
     task: CompressionTask
     compressed: CompressedNetwork
     interrupted: bool = False
+    evaluations: int = 0
 
     def __str__(self) -> str:
         """The comparison as a Markdown table, and the notes."""
@@ -173,7 +178,7 @@ def search(
     check_count("search.checkpoint_every", checkpoint_every)
     check_count("search.reaim", reaim, least=0)
     settings = _agent_settings(agent)
-    check_search(settings, reward, device, budget, reaim)
+    check_search(settings, reward, device, budget, reaim, observation)
     episode.check_search(evaluations, seed)
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
@@ -204,26 +209,27 @@ def search(
             while True:
                 until = evaluations_until(aim.leg, evaluations)
                 aimed = environment(task, reward, observation, aim.costs)
-                recorder = Recorder(task, place, events, until, stop, journal)
+                recorder = Recorder(task, place, events, until, stop, journal, soft=env.is_soft)
                 with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
                     found = _run(searcher, aimed, until, seed, recorder.watch(bar), aim)
-                bound = None
-                if aim.leg < len(journal.aims) and not stop.is_set():
-                    bound = journal.aims[aim.leg]
-                else:
-                    with recorder.kept():
-                        result = _conclude(task, env, _within(found, task), final_candidates)
-                    result.interrupted = stop.is_set()
-                    if aim.leg < reaim and not stop.is_set():
-                        bound = _next_bound(task, result, journal)
+                bound = _recorded_bound(journal, aim.leg, found, stop)
                 if bound is None:
-                    break
+                    with recorder.kept():
+                        within = _within(found, task)
+                        end = _conclude(task, env, within, final_candidates)
+                        if aim.leg < reaim and not stop.is_set():
+                            bound = _next_bound(task, end, journal)
+                        if bound is None:
+                            result = _result(task, end.tested(task), within)
+                            result.interrupted = stop.is_set()
+                            break
                 aim = aim.next(bound, found.trials)
-            result.notes += _aiming_notes(task, journal.aims)
+            result.evaluations = evaluations_until(len(journal.aims), evaluations)
+            result.notes += _aiming_notes(task, _held(journal.aims, result.trials, evaluations))
             if place is not None:
                 _write_run(place, result, env)
             if events is not None:
-                _note_hparams(events, result, searcher.name, seed, hparams or {})
+                _note_hparams(events, result, env, searcher.name, seed, hparams or {})
         if not result.interrupted:
             journal.finish()
             checkpoint.remove()
@@ -268,13 +274,13 @@ def apply_policy(
     if strengths is None:
         strengths = policy.strengths
     policy.check_strengths(strengths)
+    policy.check_features()
     place = _writable(folder)
     remembered = open_store(store)
     task = _task(
         network, data, device, budget, space, recovery, search_images, bfloat16, remembered
     )
-    known = [name for name in policy.observation_names if name in FEATURES]
-    env = environment(task, DEFAULT_REWARD, known or None)
+    env = environment(task, DEFAULT_REWARD, policy.observation_names)
     _introduce(task)
     trials = []
     with progress_bar("applying the policy", len(strengths)) as bar:
@@ -282,7 +288,8 @@ def apply_policy(
             trials.append(policy.walk(env, strength, index))
             bar.advance()
     found = searchers.SearchResult("policy", trials, policy)
-    result = _conclude(task, env, found, 1, name="policy")
+    end = _conclude(task, env, found, 1, name="policy")
+    result = _result(task, end.tested(task), found)
     if len(strengths) > 1:
         result.notes.append(_strength_note(strengths, trials, found.best))
     if place is not None:
@@ -296,13 +303,15 @@ def check_search(
     device: DeviceLike,
     budget: BudgetLike,
     reaim: int = 0,
+    observation: str | Sequence[str] | None = None,
 ) -> None:
     """Check what can be checked before anything long is started.
 
     Raises:
-        AmcError: The agent, the reward or the device is not one that amc knows, the device has
-            no cost in the budget's metric, or these cannot be aimed anew.
+        AmcError: The agent, the reward, the device or a feature is not one that amc knows, the
+            device has no cost in the budget's metric, or these cannot be aimed anew.
     """
+    feature_names(observation)
     searcher = build_searcher(**agent)
     hard = build_reward(reward).hard
     loaded, metric = as_device(device), as_budget(budget).metric
@@ -435,10 +444,13 @@ def finetune(
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
-        original: The teacher. Not modified.
+        original: The teacher. Not modified, nor moved.
         settings: `TrainingSettings`, of which ``epochs`` has no usual value.
         folder: Where each epoch's state is kept; None keeps nothing.
         on_epoch: Called after every epoch.
+
+    Returns:
+        The result; its network is ``compressed``, on the CPU.
 
     Raises:
         AmcError: An argument is of another kind, the folder holds a training with other
@@ -452,7 +464,8 @@ def finetune(
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
     evaluator = Evaluator(data.search, data.mean, data.std)
-    student, teacher = compressed.to(place), original.to(place).eval()
+    mean, std = _normalisation(data)
+    student, teacher = compressed.to(place), copy.deepcopy(original).to(place).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
@@ -461,21 +474,24 @@ def finetune(
         network.to(place)
         return found
 
-    with stop_on_interrupt() as stop:
-        return train(
-            student,
-            data.train.images,
-            data.train.labels,
-            mean=data.mean,
-            std=data.std,
-            settings=settings,
-            teacher=teacher,
-            evaluate=accuracy,
-            checkpoint_folder=None if folder is None else Path(folder),
-            on_epoch=on_epoch,
-            should_stop=stop.is_set,
-            description="fine-tuning",
-        )
+    try:
+        with stop_on_interrupt() as stop:
+            return train(
+                student,
+                data.train.images,
+                data.train.labels,
+                mean=mean,
+                std=std,
+                settings=settings,
+                teacher=teacher,
+                evaluate=accuracy,
+                checkpoint_folder=None if folder is None else Path(folder),
+                on_epoch=on_epoch,
+                should_stop=stop.is_set,
+                description="fine-tuning",
+            )
+    finally:
+        compressed.cpu()
 
 
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
@@ -488,19 +504,27 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
         return network.eval()
     log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
     evaluator = Evaluator(data.search, data.mean, data.std)
+    mean, std = _normalisation(data)
     with _said_on_interrupt("nothing is kept of an unfinished base training"):
         train(
             network,
             data.train.images,
             data.train.labels,
-            mean=data.mean,
-            std=data.std,
+            mean=mean,
+            std=std,
             settings=BASE_TRAINING,
             evaluate=lambda net: evaluator(net).accuracy,
             description=f"training {name}",
         )
     write_tensors(path, network.state_dict())
     return network.eval()
+
+
+def _normalisation(data: DataSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std for `train`, which normalises all that it is given: float images are already."""
+    if data.train.images.is_floating_point():
+        return (0.0,) * len(data.mean), (1.0,) * len(data.std)
+    return data.mean, data.std
 
 
 # -- what can be given in several forms ----------------------------------------------------
@@ -575,8 +599,8 @@ def _take_up(
 ) -> int | None:
     """Recall what the journal holds; gives the evaluation to go on with, None at the start."""
     origin = origin_of(task.fingerprints(), config)
-    if journal.begin(origin, task.evaluation_key(), force=force):
-        task.recall(journal.evaluations())
+    journal.begin(origin, task.evaluation_key(), force=force)
+    task.recall(journal.evaluations())
     if not journal.trials:
         return None
     log.info("resuming after %d evaluations", len(journal.trials))
@@ -592,8 +616,11 @@ def _run(
     checkpoints: Checkpoints,
 ) -> searchers.SearchResult:
     if isinstance(searcher, Resumable):
-        return searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
-    return searcher.search(env, evaluations, seed, on_trial)
+        found = searcher.search_on(env, evaluations, seed, on_trial, checkpoints)
+    else:
+        found = searcher.search(env, evaluations, seed, on_trial)
+    found.soft = env.is_soft
+    return found
 
 
 def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.SearchResult:
@@ -603,9 +630,9 @@ def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.S
     return replace(found, trials=judged(found.trials, task.costs))
 
 
-def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -> float | None:
-    """Where to aim after a result that misses the budget; recorded, as it came from a clock."""
-    bound = tightened_bound(task, result.comparison)
+def _next_bound(task: CompressionTask, end: Conclusion, journal: Journal) -> float | None:
+    """Where to aim after an end that misses the budget; recorded, as it came from a clock."""
+    bound = tightened_bound(task, end.comparison)
     if bound is not None:
         log.info(
             "measured, the budget is missed: going on with predictions of at most %.3f of the "
@@ -613,9 +640,34 @@ def _next_bound(task: CompressionTask, result: SearchResult, journal: Journal) -
             bound / task.costs.original,
         )
         journal.aim(bound)
-    elif is_missed(task, result.comparison):
-        result.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
+    elif is_missed(task, end.comparison):
+        end.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
     return bound
+
+
+def _recorded_bound(
+    journal: Journal, leg: int, found: searchers.SearchResult, stop: threading.Event
+) -> float | None:
+    """Where the search aimed after this leg before it was resumed; None if it did not.
+
+    After Ctrl-C, only if it has tried something there: what is recorded is not thrown away.
+    """
+    if leg < len(journal.aims) and not (stop.is_set() and len(journal.trials) <= len(found.trials)):
+        return journal.aims[leg]
+    return None
+
+
+def _held(bounds: Sequence[float], trials: Sequence[Trial], evaluations: int) -> list[float]:
+    """The bounds that any of the trials were held to.
+
+    Args:
+        evaluations: Of the first leg.
+    """
+    return [
+        bound
+        for leg, bound in enumerate(bounds)
+        if len(trials) > evaluations_until(leg, evaluations)
+    ]
 
 
 def _aiming_notes(task: CompressionTask, bounds: Sequence[float]) -> list[str]:
@@ -651,11 +703,14 @@ def _conclude(
     found: searchers.SearchResult,
     final_candidates: int,
     name: str = "best found",
-) -> SearchResult:
+) -> Conclusion:
     by_agreement = env.reward_name == "agreement"
     uniform = _best_uniform(task, env, found, by_agreement)
     candidates = found.top(final_candidates)
-    end = conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+    return conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+
+
+def _result(task: CompressionTask, end: Conclusion, found: searchers.SearchResult) -> SearchResult:
     return SearchResult(
         strategy=end.best.strategy,
         network=end.best.network.module,
@@ -702,7 +757,7 @@ def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         cost_label=metric,
     )
     plot_learning_curve(
-        [trial.reward for trial in result.trials if trial.meets_budget],
+        [trial.reward for trial in eligible(result.trials, soft=env.is_soft)],
         folder / artifact.CURVE_PICTURE,
         title=f"{type(result.task.network).__name__}: {result.task.budget}",
         warmup=_warmup(result.trials),
@@ -747,6 +802,7 @@ def _report(result: SearchResult) -> str:
 def _note_hparams(
     events: EventWriter,
     result: SearchResult,
+    env: CompressionEnv,
     agent: str,
     seed: int,
     more: Mapping[str, bool | int | float | str],
@@ -755,13 +811,13 @@ def _note_hparams(
     budget = costs.bound / costs.original
     # TensorBoard shows five columns unasked.
     columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
-    events.hparams(columns, _final_metrics(result))
+    events.hparams(columns, _final_metrics(result, soft=env.is_soft))
 
 
-def _final_metrics(result: SearchResult) -> dict[str, float]:
+def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
     best = result.comparison[-1]
     metrics = {
-        "final/best_reward": max(t.reward for t in result.trials if t.meets_budget),
+        "final/best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
         "final/test_accuracy": best.test_accuracy or 0.0,
         "final/search_accuracy": best.search_accuracy or 0.0,
     }

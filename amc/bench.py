@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ from amc.arguments import check_count
 from amc.candidate import RecoverySettings
 from amc.cells import Cell, CellResult
 from amc.conclusion import Jury
+from amc.conditions import code_digests, machine_and_libraries
 from amc.cost.budget import Budget
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
+from amc.files import fingerprint
 from amc.store import open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace
@@ -112,8 +115,13 @@ class Bench:
             **cell.conditions(),
             "reward": self._reward.name,
             "final candidates": str(self._candidates),
-            "threads": str(torch.get_num_threads()),
+            **{name: str(value) for name, value in machine_and_libraries().items()},
+            "code": self._code,
         }
+
+    @cached_property
+    def _code(self) -> str:
+        return fingerprint(*(part for item in code_digests().items() for part in item))
 
     def original(self) -> Level:
         """The original network's level."""
@@ -153,7 +161,8 @@ class Bench:
         def on_trial(trial: Trial) -> bool:
             nonlocal evaluating_s, ended
             before = best[-1] if best else None
-            better = trial.meets_budget and (before is None or trial.reward > before)
+            may_leave = trial.meets_budget or env.is_soft
+            better = may_leave and (before is None or trial.reward > before)
             best.append(trial.reward if better else before)
             evaluating_s += trial.evaluation.seconds
             ended = not go_on() and len(best) < entry.evaluations
@@ -166,6 +175,7 @@ class Bench:
         agent_s = time.perf_counter() - start - (self.task.evaluating_s - before_s)
         if ended:
             return None
+        found.soft = env.is_soft
         verdict = self.jury.verdict([t.strategy for t in found.top(self._candidates)])
         return CellResult(
             label=entry.label,
@@ -193,6 +203,14 @@ class Failure:
     message: str
     details: str = ""
 
+    @classmethod
+    def of(cls, cell: Cell, error: Exception) -> Failure:
+        """What an error makes of a search."""
+        if isinstance(error, AmcError):
+            return cls(cell, " ".join(str(error).split()))
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return cls(cell, message, "".join(traceback.format_exception(error)))
+
 
 def attempt(
     bench: Bench, cell: Cell, advance: Callable[[int], None], stopped: Callable[[], bool]
@@ -214,11 +232,8 @@ def attempt(
     outcome: CellResult | Failure | None
     try:
         outcome = bench.run(cell, go_on)
-    except AmcError as error:
-        outcome = Failure(cell, " ".join(str(error).split()))
     except Exception as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        outcome = Failure(cell, message, traceback.format_exc())
+        outcome = Failure.of(cell, error)
     if left:
         advance(left)
     return outcome

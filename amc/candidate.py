@@ -47,17 +47,18 @@ class RecoverySettings:
     Attributes:
         images: Calibration images for moments.
         repair_images: Calibration images for the repair of kept strategies.
-        quick_images: Of these, how many the quick repair of every candidate sees; 0: none, and
-            BN is recalibrated instead.
-        batch_norm_images: Of these, how many BN recalibration sees per candidate.
-        error_images: Of these, how many the errors of single decisions are estimated on.
+        quick_images: Of ``images``, how many the quick repair of every candidate sees; 0: none,
+            and BN is recalibrated instead.
+        batch_norm_images: Of ``images``, how many BN recalibration sees per candidate.
+        error_images: Of ``images``, how many the errors of single decisions are estimated on.
         least_squares: Refit the weights that lost inputs; without it, nothing is repaired.
-        batch_norm: Recalibrate BN statistics.
+        batch_norm: Recalibrate BN statistics, of what is not repaired layer by layer.
         max_columns: Widest layer (inputs * kernel area) that is refitted.
         importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
-        sequential: Repair kept strategies layer by layer (`amc.recovery.sequential`).
-        stream_correction: In that, let each residual block repair what earlier ones broke.
-        rectified: In that, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
+        sequential: Repair layer by layer (`amc.recovery.sequential`): kept strategies, and with
+            ``quick_images`` every candidate. Without it neither is.
+        stream_correction: In both repairs, let each residual block repair what earlier ones broke.
+        rectified: In both, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
     """
 
     images: int = 1024
@@ -104,11 +105,6 @@ class CompressedNetwork:
     module: fx.GraphModule
     strategy: Strategy
     kept: Mapping[str, tuple[int, ...]]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, biases and BN factors."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
 
 
 class Compressor:
@@ -163,8 +159,8 @@ class Compressor:
     def apply(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network: remove, refit, quantize, and repair it quickly.
 
-        With ``settings.quick_images``, every layer is refitted once more to what it receives from
-        those before it, on few images; else BN is recalibrated.
+        Where ``settings.repairs_candidates``, every layer is refitted once more to what it
+        receives from those before it, on few images; else BN is recalibrated.
 
         Raises:
             StrategyError: The strategy does not fit the network.
@@ -330,10 +326,10 @@ class Compressor:
         moments = self.statistics.moments[path]
         columns = column_units(layer, self.graph.plan.layers[path].inputs)
         kept = torch.from_numpy(np.flatnonzero(keep[columns]))
-        groups = moments.gram.shape[0]
+        groups = len(moments.mean)
         weight = layer.weight.detach().reshape(groups, -1, len(columns))
         centred = absorbs_shift(self.graph, path)
-        gram = moments.centred() if centred else moments.gram
+        gram = moments.covariance if centred else moments.gram
         fitted = refit_weight(weight, gram, kept)
         shift = None
         if centred:
@@ -363,11 +359,6 @@ class Compressor:
 def _shape_of(images: Tensor) -> tuple[int, int, int]:
     _, channels, height, width = images.shape
     return channels, height, width
-
-
-def apply_strategy(compressor: Compressor, strategy: Strategy) -> CompressedNetwork:
-    """The smaller network of a strategy (`Compressor.apply`)."""
-    return compressor.apply(strategy)
 
 
 def rebuild(

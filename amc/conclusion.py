@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import nn
@@ -15,6 +15,7 @@ from amc.aiming import allowed_share, is_missed, measured_share
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
+from amc.cost.model import ROUNDING
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
 from amc.local import calibration_images, time_in_onnx
@@ -105,7 +106,7 @@ class Conclusion:
 
     Attributes:
         best, uniform: The winner, and the best uniform strategy, finished in the same way.
-        comparison: Original, uniform and best on the test split; timed if asked for.
+        comparison: Original, uniform and best; timed if asked for.
         notes: What the user should know of the result.
     """
 
@@ -113,6 +114,16 @@ class Conclusion:
     uniform: Finalist
     comparison: list[ComparisonRow]
     notes: list[str]
+
+    def tested(self, task: CompressionTask) -> Conclusion:
+        """With accuracies on the test split, which is touched here and nowhere else."""
+        test = task.evaluator(task.data.test)
+        networks = task.reference, self.uniform.network.module, self.best.network.module
+        rows = [
+            replace(row, test_accuracy=test(network).accuracy)
+            for row, network in zip(self.comparison, networks, strict=True)
+        ]
+        return replace(self, comparison=rows)
 
 
 def conclude(
@@ -124,10 +135,12 @@ def conclude(
     name: str = "best found",
     measure: bool = True,
 ) -> Conclusion:
-    """Rank the last candidates on images that no reward came from, and test the winner once.
+    """Rank the last candidates on the whole search split, after the full repair.
 
-    The best of many rewards on few images is partly luck; the whole search split, after the full
-    repair, is less easily fooled. The test split is touched here and nowhere else.
+    The best of many rewards on few images is partly luck. The whole split is less easily fooled:
+    it has more images, where the rewards' are a part of it (`search_images`), and what is ranked
+    is the repaired network. Nothing is tested yet: a search may go on from here
+    (`Conclusion.tested`).
 
     Args:
         candidates: The best trials of the search, best first.
@@ -144,14 +157,14 @@ def conclude(
     even = finalists[uniform.to_json()]
     original = jury.judge(task.reference)
     named = [
-        ("original", task.reference, original, None),
-        ("uniform", even.network.module, even.evaluation, even),
-        (name, best.network.module, best.evaluation, best),
+        ("original", original, None),
+        ("uniform", even.evaluation, even),
+        (name, best.evaluation, best),
     ]
     times = _time(task, even, best) if measure else _Times([None] * len(named))
     rows = [
-        _row(task, label, jury.test, module, found, finalist, timing)
-        for (label, module, found, finalist), timing in zip(named, times.rows, strict=True)
+        _row(task, label, found, finalist, timing)
+        for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
     notes = _notes(task, best.strategy, rows, times.in_float)
     if best is even:
@@ -162,8 +175,6 @@ def conclude(
 def _row(
     task: CompressionTask,
     name: str,
-    test: Evaluator,
-    module: nn.Module,
     found: Evaluation,
     finalist: Finalist | None,
     timing: Timing | None,
@@ -173,7 +184,6 @@ def _row(
         costs = task.strategy_costs(finalist.strategy)
     return ComparisonRow(
         name=name,
-        test_accuracy=test(module).accuracy,
         search_accuracy=found.accuracy,
         predicted_ms=costs.get("latency_ms"),
         measured_ms=timing.latency_ms if timing else None,
@@ -250,6 +260,14 @@ def _notes(
 ) -> list[str]:
     """What must not be read past."""
     notes = []
+    metric, bound = task.budget.metric, task.costs.bound
+    cost = task.strategy_costs(strategy).get(metric)
+    if cost is not None and cost > bound * (1 + ROUNDING):
+        notes.append(
+            f"The budget is exceeded: {metric} is {cost:,.6g} {task.budget.unit}, the bound is "
+            f"{bound:,.6g}. The reward prices the cost and does not keep to the bound, as "
+            "reward=agreement does."
+        )
     quantized = _is_quantized(strategy)
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:

@@ -11,19 +11,17 @@ import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents.trial import Trial
 from amc import artifact
+from amc.conditions import code_digests, machine_and_libraries
 from amc.errors import AmcError, ArtifactError
 from amc.evaluate import Evaluation
 from amc.runs import JOURNAL_FILE
-from amc.store import connect, explained, sources
+from amc.store import connect, explained
 from amc.strategy import Strategy
 
 Origin = Mapping[str, Mapping[str, Any]]
@@ -40,8 +38,8 @@ _TABLES = """
     );
 """
 _APPEND = "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)"
+_NOTE = "INSERT OR REPLACE INTO about VALUES (?, ?)"
 _MEASURED = ("accuracy", "loss", "agreement", "seconds")
-_LIBRARIES = ("numpy", "stable-baselines3")  # draw the agent's numbers, and train it
 _LISTED = 4  # changed files named in a message
 
 
@@ -64,7 +62,8 @@ class Journal:
             StorageError: The file cannot be written, or another process runs the search.
         """
         self._path = folder / JOURNAL_FILE if folder is not None else None
-        self._forced = False
+        self._stale = 0  # so many first trials were evaluated under other conditions,
+        self._replaceable = 0  # and so many may come out differently after a forced resume
         self.trials: list[Trial] = []
         self.aims: list[float] = []
         try:
@@ -75,6 +74,8 @@ class Journal:
             self._lock()
             self.trials = [_trial(row) for row in self._rows("SELECT * FROM trials ORDER BY 1")]
             self.aims = _bounds(self._about("aims"))
+            self._stale = int(self._about("stale") or 0)
+            self._replaceable = int(self._about("replaceable") or 0)
             self._check(resume)
         except (sqlite3.Error, ValueError, TypeError) as error:
             self.close()
@@ -111,7 +112,8 @@ class Journal:
                 takes the place of the recorded one, and of all that came after it.
 
         Returns:
-            Whether recorded evaluations still hold.
+            Whether all recorded evaluations still hold. Those that do not are left out of
+            `evaluations`, here and after a kill, until they are replaced.
 
         Raises:
             ArtifactError: Something changed that the outcome depends on; names it.
@@ -119,7 +121,7 @@ class Journal:
         recorded = self._about("origin")
         plain = json.loads(json.dumps(origin))
         if recorded is None or not self.trials:
-            self._note_about(origin=json.dumps(plain), evaluation_key=evaluation_key)
+            self._note_begun(plain, evaluation_key)
             return True
         changed = differences(json.loads(recorded), plain)
         if changed and not force:
@@ -128,41 +130,64 @@ class Journal:
                 "Resumed, it would not end as it would have. Undo the change, search again in "
                 "another folder, or go on anyway with resume_force=true."
             )
-        self._forced = bool(changed)
-        holds = self._about("evaluation_key") == evaluation_key
+        if self._about("evaluation_key") != evaluation_key:
+            self._stale = len(self.trials)
         if changed:
-            self._note_about(origin=json.dumps(plain), evaluation_key=evaluation_key)
-        return holds
+            self._replaceable = len(self.trials)
+            self._note_begun(plain, evaluation_key)
+        return self._stale == 0
+
+    def _note_begun(self, origin: Origin, evaluation_key: str) -> None:
+        # In one transaction: with the new key alone, a search that is killed before it has
+        # replaced a trial would be resumed from the old numbers.
+        self._note_about(
+            origin=json.dumps(origin),
+            evaluation_key=evaluation_key,
+            stale=str(self._stale),
+            replaceable=str(self._replaceable),
+        )
 
     def evaluations(self) -> dict[Strategy, Evaluation]:
-        """What was found of every strategy in the journal."""
-        return {trial.strategy: trial.evaluation for trial in self.trials}
+        """What was found of every strategy in the journal, as far as it still holds."""
+        return {trial.strategy: trial.evaluation for trial in self.trials[self._stale :]}
 
     def is_new(self, trial: Trial) -> bool:
         """Whether a trial is not recorded yet.
 
         Raises:
             ArtifactError: Another one is recorded in its place.
+            StorageError: That one is to be replaced, and the file cannot be written.
         """
         if trial.index > len(self.trials):
             return True
         recorded = self.trials[trial.index - 1]
         if (recorded.strategy, recorded.reward) == (trial.strategy, trial.reward):
             return False
-        if not self._forced:
+        if trial.index > self._replaceable:
             raise ArtifactError(
                 f"Evaluation {trial.index} of the run in {self._folder} came out differently than "
                 f"it is recorded (reward {trial.reward!r}, not {recorded.reward!r}). The run is "
                 "left as it was; this machine does not repeat its computations to the bit, or "
                 "the journal was changed. Search again in another folder."
             )
-        with self._database:
-            self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (trial.index,))
-            # What was aimed at was measured of trials that no longer hold.
-            self._database.execute("DELETE FROM about WHERE name = 'aims'")
-        del self.trials[trial.index - 1 :]
-        self.aims.clear()
+        self._take_back(trial.index)
         return True
+
+    def _take_back(self, index: int) -> None:
+        """Remove a trial and all that came after it."""
+        stale, replaceable = (min(n, index - 1) for n in (self._stale, self._replaceable))
+        left = {"stale": str(stale), "replaceable": str(replaceable)}
+        try:
+            with self._database:
+                self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (index,))
+                # What was aimed at was measured of trials that no longer hold.
+                self._database.execute("DELETE FROM about WHERE name = 'aims'")
+                self._database.executemany(_NOTE, left.items())
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        self._stale, self._replaceable = stale, replaceable
+        del self.trials[index - 1 :]
+        self.aims.clear()
 
     def append(self, trial: Trial) -> None:
         """Record a trial; when this returns, it is on the disk.
@@ -201,9 +226,7 @@ class Journal:
     def _note_about(self, **values: str) -> None:
         try:
             with self._database:
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO about VALUES (?, ?)", values.items()
-                )
+                self._database.executemany(_NOTE, values.items())
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
@@ -279,16 +302,8 @@ def origin_of(task: Mapping[str, str], config: Mapping[str, Any]) -> Origin:
         task: `CompressionTask.fingerprints`.
         config: The search's own settings.
     """
-    home = Path(__file__).parents[1]
-    code = [sources(home / package) for package in ("agents", "amc", "envs")]
-    machine = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        **{library: version(library) for library in _LIBRARIES},
-    }
-    merged = {file: digest for files in code for file, digest in files.items()}
-    return {"task": task, "config": config, "machine": machine, "code": merged}
+    machine = machine_and_libraries()
+    return {"task": task, "config": config, "machine": machine, "code": code_digests()}
 
 
 # -- what changed --------------------------------------------------------------------------

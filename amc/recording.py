@@ -39,7 +39,14 @@ class Recorder:
         evaluations: int,
         stop: threading.Event,
         journal: Journal,
+        *,
+        soft: bool = False,
     ) -> None:
+        """
+        Args:
+            soft: Whether the reward prices the cost itself: the best may exceed the budget.
+        """
+        self._soft = soft
         self._task, self._folder, self._events, self._stop = task, folder, events, stop
         self._journal = journal
         self._evaluations = evaluations
@@ -51,7 +58,8 @@ class Recorder:
 
         def on_trial(trial: Trial) -> bool:
             new = self._journal.is_new(trial)
-            better = trial.meets_budget and (self._best is None or trial.reward > self._best.reward)
+            may_leave = trial.meets_budget or self._soft
+            better = may_leave and (self._best is None or trial.reward > self._best.reward)
             if better:
                 self._best = trial
             self._note(trial, better, new)

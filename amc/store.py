@@ -19,8 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from amc.conditions import COMPUTING, machine_and_libraries, sources
 from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.files import cache_folder, fingerprint, storage_error
@@ -169,14 +168,9 @@ def open_store(store: bool | str | Path) -> EvaluationStore | None:
 
 
 def evaluation_code() -> str:
-    """Changes with the code that an evaluation runs through, with PyTorch, and with the CPU.
-
-    Another number of threads, or another instruction set, adds in another order.
-    """
-    capability = torch.backends.cpu.get_cpu_capability()
-    return fingerprint(
-        _evaluating_sources(), torch.__version__, str(torch.get_num_threads()), capability
-    )
+    """Changes with the code that an evaluation runs through, with its libraries, and the CPU."""
+    machine = machine_and_libraries(COMPUTING)
+    return fingerprint(_evaluating_sources(), repr(machine))
 
 
 @cache
@@ -184,14 +178,6 @@ def _evaluating_sources() -> str:
     home = Path(__file__).parent
     found = [sources(home / name) for name in _EVALUATING]
     return fingerprint(*(part for digests in found for item in digests.items() for part in item))
-
-
-def sources(place: Path) -> dict[str, str]:
-    """Digest of every Python file in a folder, or of one file: relative path -> hex digits."""
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-    return {
-        file.relative_to(place.parent).as_posix(): fingerprint(file.read_bytes()) for file in files
-    }
 
 
 # -- SQLite, as the journal of a run needs it too ------------------------------------------

@@ -341,15 +341,6 @@ class CompressionTask:
     def _total(self, metric: str, strategy: Strategy) -> float:
         return math.fsum(operator_prices(self.graph, strategy, metric, self.device))
 
-    def layer_costs(self, strategy: Strategy) -> list[float]:
-        """Cost of every layer in the budget's metric, in execution order.
-
-        Raises:
-            DeviceError: The device has no price for the strategy's bits.
-        """
-        costs = operator_prices(self.graph, strategy, self.budget.metric, self.device)
-        return costs[: len(self.graph.layers)]
-
     def simulated_bits(self, strategy: Strategy) -> tuple[Bits, ...]:
         """Bit pairs of a strategy that the device has no cost for: fewer bits, no less time."""
         real = set(self.device.supported_bits) if self.device is not None else {FLOAT}

@@ -28,6 +28,7 @@ from amc.task import CompressionTask
 from envs.action import BitChoice, from_ratio, to_ratio
 from envs.belief import ErrorBelief
 from envs.guide import Guide
+from envs.levels import nearest_level
 from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
 from envs.outlook import Outlook, outlooks
 from envs.program import program_strategy
@@ -66,7 +67,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     (Euclidean distance between actions). ``info["clamped"]`` says so and
     ``info["executed_action"]`` says which; parts that are ignored stay as they were asked. As the
     cheapest completion fits at the start (else `UnreachableBudgetError`), there always is one.
-    With a reward that prices the cost itself (``hard=False``) nothing is clamped.
+    With a reward that prices the cost itself (``hard=False``) nothing is clamped, and a strategy
+    may exceed the budget.
 
     ### Observations: ``Box(-2, 4, (n,), float32)``
 
@@ -78,8 +80,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
     ### End
 
-    Terminates after the last layer; never truncates. ``info`` of the last step holds ``strategy``
-    and ``evaluation``.
+    Terminates after the last layer; never truncates. ``info`` of the last step holds ``strategy``,
+    ``evaluation`` and ``meets_budget``.
 
     ### Determinism
 
@@ -137,6 +139,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     @property
     def reward_name(self) -> str:
         return self._reward.name
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the reward prices the cost itself: strategies may then exceed the budget."""
+        return not self._reward.hard
 
     @property
     def bound(self) -> float:
@@ -218,9 +225,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         kept, pairs = self.costs.encode(strategy)
         actions = []
         for layer in self._graph.layers:
-            wanted = kept[list(layer.decides)]
-            distance = np.abs(self.costs.levels[layer.index] - wanted).sum(1)
-            level = int(distance.argmin())
+            level = nearest_level(self.costs, kept, layer.index)
             actions.append(self._action_of(layer.index, level, int(pairs[layer.index])))
         return [action.astype(np.float32) for action in actions]
 
@@ -306,8 +311,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         walk, advice = self.costs.start(), []
         for layer in self._graph.layers:
             advice.append(self._action_of(layer.index, *self.guide.decision(layer.index, walk)))
-            distance = np.abs(self.costs.levels[layer.index] - kept[list(layer.decides)]).sum(1)
-            walk.decide(layer.index, int(distance.argmin()), int(pairs[layer.index]))
+            level = nearest_level(self.costs, kept, layer.index)
+            walk.decide(layer.index, level, int(pairs[layer.index]))
         return advice
 
     def _advice(self) -> tuple[int, int]:
@@ -361,6 +366,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         assert walk is not None
         info["strategy"] = self.costs.decode(walk.kept, walk.pairs)
         info["evaluation"], reward = self.evaluate(info["strategy"])
+        info["meets_budget"] = walk.total <= self.costs.bound
         return reward
 
     def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from amc.cost.model import CostModel, WalkCosts
 from amc.recovery.errors import LayerErrors
+from envs.levels import nearest_level
 from envs.program import Plan, ProgramSolver
 
 PLANS = 48  # allocations beside the cheapest, the best and the whole network
@@ -27,7 +28,8 @@ class Guide:
         for layer in layers:
             self._decided_at[list(layer.decides)] = layer.index
         self._levels = [
-            [_level(costs, plan, layer.index) for layer in layers] for plan in self._plans
+            [nearest_level(costs, plan.kept, layer.index) for layer in layers]
+            for plan in self._plans
         ]
 
     def decision(self, step: int, walk: WalkCosts) -> tuple[int, int]:
@@ -55,11 +57,6 @@ class Guide:
         ]
         cost = self._costs.cost(kept, walk.pairs[:step] + plan.pairs[step:])
         return cost <= self._costs.bound
-
-
-def _level(costs: CostModel, plan: Plan, layer: int) -> int:
-    wanted = np.array([plan.kept[group] for group in costs.graph.layers[layer].decides])
-    return int(np.abs(costs.levels[layer] - wanted).sum(1).argmin())
 
 
 def _plans(costs: CostModel, errors: LayerErrors) -> list[Plan]:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc.cost.model import CostModel, WalkCosts
+from envs.levels import level_at
 
 Choice = tuple[tuple[int, ...], tuple[int, ...]]
 """(channels kept of every group, bit pair of every layer)."""
@@ -46,17 +47,11 @@ def neighbour(
     return tuple(walk.kept), tuple(walk.pairs)
 
 
-def _level(costs: CostModel, walk: WalkCosts, layer: int) -> int:
-    """Index of the level at which a layer is."""
-    kept = [walk.kept[group] for group in costs.graph.layers[layer].decides]
-    return int((costs.levels[layer] == kept).all(1).argmax())
-
-
 def _changed(
     costs: CostModel, walk: WalkCosts, layer: int, rng: np.random.Generator
 ) -> tuple[int, int]:
     """Another level, or another bit pair, or both."""
-    level, pair = _level(costs, walk, layer), walk.pairs[layer]
+    level, pair = level_at(costs, walk.kept, layer), walk.pairs[layer]
     levels, pairs = len(costs.levels[layer]), len(costs.choices.pairs)
     both = rng.random() < 0.5
     if levels > 1 and (pairs == 1 or both or rng.random() < 0.5):
@@ -80,7 +75,7 @@ def _give_way(costs: CostModel, walk: WalkCosts, layer: int) -> None:
 
 def _take(costs: CostModel, walk: WalkCosts, layer: int, table: FloatArray) -> None:
     """Take a layer's decision of least estimated error that still fits."""
-    now = table[_level(costs, walk, layer), walk.pairs[layer]]
+    now = table[level_at(costs, walk.kept, layer), walk.pairs[layer]]
     if now <= table.min():
         return
     fits = walk.decision_costs(layer, None, None) <= costs.bound

@@ -19,9 +19,9 @@ from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import Request
 from amc.cost.profile import Sampler, TorchDeviceSpec
-from amc.data import DataSet
+from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
-from amc.evaluate import Evaluation
+from amc.evaluate import Evaluation, Evaluator
 from amc.journal import Journal
 from amc.measure import Timing
 from amc.report.tables import ComparisonRow
@@ -220,6 +220,32 @@ def test_search_aims_no_more_often_than_it_may_and_says_that_it_missed(
     assert [note for note in result.notes if "missed by measurement (0.73)" in note]
 
 
+def test_test_split_is_touched_once_after_the_last_aim(
+    find: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []  # evaluations that were done when an evaluator of the test split was made
+    evaluator = CompressionTask.evaluator
+
+    def noted(self: CompressionTask, split: Split) -> Evaluator:
+        if split is self.data.test:
+            asked.append(len(tried))
+        return evaluator(self, split)
+
+    tried: list[int] = []
+    note = recording.Recorder._note
+
+    def noting(self: recording.Recorder, trial: Trial, *rest: Any) -> None:
+        note(self, trial, *rest)
+        tried.append(trial.index)
+
+    monkeypatch.setattr(CompressionTask, "evaluator", noted)
+    monkeypatch.setattr(recording.Recorder, "_note", noting)
+    measure(monkeypatch, 0.75, 0.74, 0.73)
+    result = find(reaim=2)
+    assert asked == [len(tried)]
+    assert [row.test_accuracy is None for row in result.comparison] == [False] * 3
+
+
 def test_search_says_where_nothing_is_predicted_to_be_fast_enough(
     find: Find, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +331,52 @@ def test_ctrl_c_before_the_first_evaluation_of_a_new_aim_keeps_what_was_found_be
     assert not resumed.interrupted
     assert len(resumed.trials) == EVALUATIONS + 2
     assert strategies(resumed.trials[:EVALUATIONS]) == strategies(plain.trials)
+
+
+@pytest.mark.parametrize("moment", [8, 9])
+def test_ctrl_c_while_an_earlier_leg_is_walked_through_again_loses_nothing(
+    moment: int, find: Find, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    append, aimed, note = Journal.append, Journal.aim, recording.Recorder._note
+
+    def kill(folder: Path) -> None:
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "checkpoint.safetensors").unlink()  # so that all is walked through again
+
+    def appending(self: Journal, trial: Trial) -> None:
+        append(self, trial)
+        if trial.index == moment > EVALUATIONS:
+            kill(tmp_path / "killed")
+
+    def aiming(self: Journal, bound: float) -> None:
+        aimed(self, bound)
+        if moment == EVALUATIONS:  # an aim is recorded, and nothing was tried there
+            kill(tmp_path / "killed")
+
+    def stopping(self: recording.Recorder, trial: Trial, *rest: Any) -> None:
+        note(self, trial, *rest)
+        if trial.index == 3:
+            self._stop.set()
+
+    measure(monkeypatch, 0.8, 0.69)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", appending)
+        patch.setattr(Journal, "aim", aiming)
+        whole = find(tmp_path / "whole", reaim=1)
+    assert whole.evaluations == EVALUATIONS + 2
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recorder, "_note", stopping)
+        measure(monkeypatch, 0.69)
+        early = find(tmp_path / "killed", reaim=1, resume=True)
+    assert early.interrupted
+    assert (len(early.trials), early.evaluations) == (moment, EVALUATIONS + 2)
+    assert strategies(early.trials) == strategies(whole.trials[:moment])
+    said = any(note.startswith("Aimed anew") for note in early.notes)
+    assert said == (moment > EVALUATIONS)
+    measure(monkeypatch, 0.69)
+    resumed = find(tmp_path / "killed", reaim=1, resume=True)
+    assert strategies(resumed.trials) == strategies(whole.trials)
+    assert resumed.notes == whole.notes
 
 
 def test_trials_that_come_out_differently_take_the_aims_with_them(tmp_path: Path) -> None:

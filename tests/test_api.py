@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from agents.policy import Policy
 from agents.searcher import Trial
 from amc import api, conclusion
 from amc.api import SearchResult, search
@@ -25,7 +26,9 @@ from amc.errors import (
     BudgetError,
     ConfigError,
     DeviceError,
+    EvaluationError,
     NetworkError,
+    PolicyError,
     UnreachableBudgetError,
 )
 from amc.evaluate import Evaluation
@@ -34,7 +37,7 @@ from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
 from amc.task import CompressionTask, SearchSpace
-from envs.reward import Outcome
+from envs.reward import Outcome, Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
@@ -123,6 +126,21 @@ def test_reward_may_be_a_function_of_the_user(find: Any) -> None:
     ]
 
 
+def test_result_above_the_budget_is_said_where_the_reward_prices_the_cost(
+    find: Any, tmp_path: Path
+) -> None:
+    dear = Reward("dear", lambda outcome: outcome.cost, hard=False)
+    result = find(agent="random", reward=dear, folder=tmp_path / "run")
+    bound = result.task.costs.bound
+    costs = [trial.evaluation.costs["macs"] for trial in result.trials]
+    assert [trial.meets_budget for trial in result.trials] == [cost <= bound for cost in costs]
+    assert max(costs) > bound
+    (note,) = [note for note in result.notes if "exceeded" in note]
+    assert note.startswith(f"The budget is exceeded: macs is {max(costs):,.6g} ")
+    assert result.task.strategy_costs(result.strategy)["macs"] == max(costs)
+    assert not any("exceeded" in note for note in find(agent="random").notes)
+
+
 def test_agent_may_be_given_with_its_settings(find: Any) -> None:
     result = find(agent={"name": "ddpg", "hidden": [8], "warm_start": "none", "warmup": 1})
     assert result.policy is not None
@@ -149,6 +167,7 @@ def test_search_from_another_thread_works_without_ctrl_c(find: Any) -> None:
     [
         ({"agent": "dpg"}, ConfigError, "Unknown agent 'dpg'"),
         ({"agent": {"name": "ddpg", "layers": 3}}, ConfigError, "'layers'"),
+        ({"observation": ["colour"]}, ConfigError, r"unknown features \['colour'\]"),
         ({"reward": "acuracy"}, ConfigError, "Did you mean 'accuracy'"),
         ({"evaluations": 0}, ConfigError, "at least 1 evaluation"),
         ({"seed": -1}, ConfigError, "seed=-1"),
@@ -203,6 +222,16 @@ def test_policy_is_applied_to_the_same_network_without_a_search(
     assert [row.name for row in result.comparison] == ["original", "uniform", "policy"]
     assert result.comparison[-1].macs <= 0.4 * result.comparison[0].macs
     assert len(result.trials) == 1
+
+
+def test_policy_of_unknown_features_is_refused_before_the_network_is_traced(
+    data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "CompressionTask", None)
+    layer = torch.zeros(3, 2), torch.zeros(3)
+    policy = Policy("ddpg", ("stride", "colour"), (layer,))
+    with pytest.raises(PolicyError, match="missing here: colour"):
+        api.apply_policy(policy, tiny_net, data)
 
 
 def test_policy_is_tried_at_several_strengths_and_the_best_walk_is_kept(
@@ -278,6 +307,46 @@ def test_finetuning_trains_every_weight_and_keeps_the_teacher(
         not torch.equal(tensor.cpu(), start[name])
         for name, tensor in trained.network.state_dict().items()
     )
+
+
+def test_finetuning_leaves_the_teacher_in_its_mode_and_its_place_and_gives_a_network_on_the_cpu(
+    data: DataSet, tiny_net: nn.Module
+) -> None:
+    student, teacher = copy.deepcopy(tiny_net), copy.deepcopy(tiny_net).train()
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
+    trained = api.finetune(student, teacher, data, settings=settings)
+    assert all(module.training for module in teacher.modules())
+    assert trained.network is student
+    for network in (student, teacher):  # where there is a GPU, that is where they were trained
+        assert {tensor.device.type for tensor in network.state_dict().values()} == {"cpu"}
+    broken = replace(settings, learning_rate=1e30)
+    with pytest.raises(EvaluationError, match="loss became"):
+        api.finetune(student, teacher, data, settings=broken)
+    assert {tensor.device.type for tensor in student.state_dict().values()} == {"cpu"}
+
+
+def both_kinds(data: DataSet) -> tuple[DataSet, DataSet]:
+    """The same images as pixels, and as floats that are normalised already."""
+    pixels, labels = data.train.images, data.train.labels
+    floats = (pixels.float() / 255 - 0.3) / 0.2
+    first, second = (
+        DataSet.from_tensors(images, labels, mean=(0.3,), std=(0.2,)) for images in (pixels, floats)
+    )
+    return first, second
+
+
+def test_training_takes_float_images_as_normalised_already(
+    data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
+    monkeypatch.setattr(api, "BASE_TRAINING", replace(settings, distillation_weight=0.0))
+    finetuned, trained = [], []
+    for given in both_kinds(data):
+        student = copy.deepcopy(tiny_net)
+        finetuned.append(api.finetune(student, tiny_net, given, settings=settings).history)
+        trained.append(api.train_base(copy.deepcopy(tiny_net), given, "tiny").state_dict())
+    assert finetuned[0] == finetuned[1]
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
 
 def test_base_network_is_trained_once_and_then_comes_from_the_cache(

@@ -16,7 +16,7 @@ from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
-from amc import bench, comparison
+from amc import bench, comparison, conditions
 from amc.bench import Bench
 from amc.candidate import RecoverySettings
 from amc.comparison import Comparison, compare
@@ -27,6 +27,7 @@ from amc.progress import Bar, progress_bar
 from amc.report.curves import plot_curves
 from amc.task import CompressionTask
 from envs.compression import CompressionEnv
+from envs.reward import Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
 Find = Callable[..., Comparison]
@@ -204,6 +205,15 @@ def test_trials_above_the_budget_do_not_count(find: Find, script: Callable[..., 
     assert None not in best[2:]
 
 
+def test_trials_above_the_budget_count_where_the_reward_prices_the_cost(
+    find: Find, script: Callable[..., None]
+) -> None:
+    script(over_budget=2)
+    soft = Reward("constant", lambda outcome: 0.25, hard=False)
+    found = find(agents=["scripted"], seeds=[0], evaluations=2, reward=soft)
+    assert found.results[0].best_so_far == (0.25, 0.25)
+
+
 def test_original_is_a_level_of_rewards_that_do_not_judge_the_cost(find: Find) -> None:
     options = {"agents": ["uniform"], "seeds": [0], "evaluations": 1}
     found = find(**options, reward="accuracy")
@@ -280,6 +290,22 @@ def test_a_folder_of_other_conditions_is_refused(find: Find, tmp_path: Path) -> 
     find(folder=tmp_path, agents=["uniform"], seeds=[0])
     with pytest.raises(ArtifactError, match="other conditions: evaluations changed"):
         find(folder=tmp_path, agents=["uniform"], seeds=[0], evaluations=5)
+
+
+def test_a_folder_of_other_libraries_or_code_is_refused(
+    find: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"folder": tmp_path, "agents": ["uniform"], "seeds": [0]}
+    find(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr(conditions, "_version", lambda library: "99")
+        with pytest.raises(ArtifactError, match=r"other conditions: .*numpy, optuna, .* changed"):
+            find(**options)
+    sources = conditions.sources
+    other = {"amc/api.py": "0" * 16}
+    monkeypatch.setattr(conditions, "sources", lambda place: sources(place) | other)
+    with pytest.raises(ArtifactError, match="other conditions: code changed"):
+        find(**options)
 
 
 # -- failures and Ctrl-C -------------------------------------------------------------------

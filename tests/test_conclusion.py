@@ -61,6 +61,8 @@ def test_rows_are_original_uniform_and_best_on_the_test_split(
     _timed(monkeypatch, 4.0, 3.0, 2.0)
     task = _task(tiny_net, data)
     end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, by_agreement=False, name="mine")
+    assert [row.test_accuracy for row in end.comparison] == [None] * 3
+    end = end.tested(task)
     original, uniform, best = end.comparison
     assert [row.name for row in end.comparison] == ["original", "uniform", "mine"]
     assert [row.measured_ms for row in end.comparison] == [4.0, 3.0, 2.0]
@@ -98,7 +100,8 @@ def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
     end = conclude(task, _trials(task, UNIFORM), UNIFORM, by_agreement=False, measure=False)
     assert end.best is end.uniform
     assert finished == [UNIFORM]
-    assert end.comparison[1].test_accuracy == end.comparison[2].test_accuracy
+    _, uniform, best = end.tested(task).comparison
+    assert uniform.test_accuracy == best.test_accuracy
 
 
 @pytest.mark.parametrize("by_agreement", [False, True])
@@ -112,7 +115,7 @@ def test_jury_gives_the_verdict_that_a_search_concludes_with(
     verdict = Jury(task, by_agreement=by_agreement).verdict([WIDE, NARROW])
     assert verdict.strategy == end.best.strategy
     assert verdict.evaluation.accuracy == end.comparison[-1].search_accuracy
-    assert verdict.test_accuracy == end.comparison[-1].test_accuracy
+    assert verdict.test_accuracy == end.tested(task).comparison[-1].test_accuracy
 
 
 def test_jury_repairs_no_strategy_twice_for_its_verdicts(

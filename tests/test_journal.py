@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scipy
 
 from agents.trial import Trial
 from amc.errors import ArtifactError, StorageError
@@ -160,6 +161,69 @@ def test_forced_resume_takes_back_what_comes_out_differently(run: Path) -> None:
     assert resumed(run).trials == [trial(1), other]
 
 
+def test_search_killed_after_a_forced_resume_does_not_take_old_evaluations_for_new(
+    run: Path,
+) -> None:
+    changed = ORIGIN | {"task": {"budget": "third"}}
+    for force in (True, False, False):  # killed before any trial was replaced
+        journal = resumed(run)
+        assert not journal.begin(changed, "new key", force=force)
+        assert journal.evaluations() == {}
+        journal.close()
+    journal = resumed(run)
+    journal.begin(changed, "new key")
+    assert journal.is_new(trial(1, reward=0.7))  # nor does the next resume refuse what comes out
+    journal.append(trial(1, reward=0.7))
+    journal.close()
+    journal = resumed(run)
+    assert journal.begin(changed, "new key")
+    assert journal.trials == [trial(1, reward=0.7)]
+
+
+def test_only_what_was_replaced_holds_after_a_forced_resume(run: Path) -> None:
+    changed, journal = ORIGIN | {"task": {"budget": "third"}}, resumed(run)
+    journal.begin(changed, "new key", force=True)
+    second = trial(2, reward=0.7)
+    assert journal.is_new(second)
+    journal.append(second)
+    journal.close()
+    journal = resumed(run)
+    assert not journal.begin(changed, "new key")  # the first is of the old conditions still
+    assert journal.evaluations() == {second.strategy: second.evaluation}
+    with pytest.raises(ArtifactError, match=r"Evaluation 2 of the run .* came out differently"):
+        journal.is_new(trial(2, reward=0.8))
+
+
+def test_full_disk_is_said_when_a_trial_is_taken_back(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A database of which nothing can be removed."""
+
+        def __init__(self, database: sqlite3.Connection) -> None:
+            self._database = database
+
+        def __enter__(self) -> None:
+            self._database.__enter__()
+
+        def __exit__(self, *error: object) -> None:
+            self._database.__exit__(*error)
+
+        def execute(self, query: str, values: object = ()) -> object:
+            if query.startswith("DELETE"):
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return self._database.execute(query, values)
+
+    journal = resumed(run)
+    journal.begin(ORIGIN | {"config": {"seed": 1}}, "key", force=True)
+    monkeypatch.setattr(journal, "_database", Full(journal._database))
+    with pytest.raises(StorageError, match="no space left on the disk"):
+        journal.is_new(trial(2, reward=0.7))
+    assert journal.trials == [trial(1), trial(2), trial(3)]
+
+
 # -- what a run is started with ------------------------------------------------------------
 
 
@@ -200,4 +264,6 @@ def test_origin_holds_every_source_file_and_the_machine() -> None:
     origin = origin_of({"budget": "half"}, {"seed": 0})
     assert {"agents/trial.py", "amc/journal.py", "envs/compression.py"} <= set(origin["code"])
     assert origin["machine"]["threads"] >= 1
+    assert origin["machine"]["scipy"] == scipy.__version__
+    assert {"torch", "cpu", "numpy", "optuna", "cmaes", "sb3-contrib"} <= set(origin["machine"])
     assert origin["config"] == {"seed": 0}

@@ -27,3 +27,12 @@ def test_strategy_above_the_budget_is_recorded_but_never_the_best(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["reward"] for row in rows] == ["0.8", "0.6", "0.7"]
     assert [row["best_reward"] for row in rows] == ["", "0.6", "0.6"]
+
+
+def test_where_the_reward_prices_the_cost_the_best_may_exceed_the_budget(tmp_path):
+    recorder = Recorder(None, tmp_path, None, 2, threading.Event(), Journal(None), soft=True)
+    with progress_bar("", 2, enabled=False) as bar, recorder.kept():
+        on_trial = recorder.watch(bar)
+        on_trial(trial(1, 0.9, 0.8, meets_budget=False))
+        on_trial(trial(2, 0.5, 0.6, meets_budget=True))
+    assert artifact.read_strategy(tmp_path).preserve_ratio == {"g": 0.9}

@@ -21,8 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, checkpoint, conclusion, files, recording
-from amc import journal as journal_module
+from amc import api, candidate, checkpoint, conclusion, conditions, files, recording
 from amc.candidate import RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.data import DataSet
@@ -288,9 +287,9 @@ def test_what_changed_is_named_and_nothing_touched(
 def test_changed_code_is_named(
     find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = journal_module.sources
+    sources = conditions.sources
     monkeypatch.setattr(
-        journal_module, "sources", lambda place: sources(place) | {"amc/api.py": "0" * 16}
+        conditions, "sources", lambda place: sources(place) | {"amc/api.py": "0" * 16}
     )
     with pytest.raises(ArtifactError, match=r"started otherwise: code changed: amc/api\.py\."):
         find(whole.killed("after 4", tmp_path), resume=True)

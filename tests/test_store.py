@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from amc import conditions
 from amc import store as store_module
 from amc import task as task_module
 from amc.candidate import RecoverySettings
@@ -278,7 +279,7 @@ def test_key_changes_with_all_that_an_evaluation_depends_on_and_with_nothing_els
     assert task_of(tiny_net, data, budget=Budget("params", 0.7)).evaluation_key() == base
 
 
-def test_code_of_an_evaluation_counts_threads_and_files(
+def test_code_of_an_evaluation_counts_threads_libraries_and_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = evaluation_code()
@@ -289,11 +290,15 @@ def test_code_of_an_evaluation_counts_threads_and_files(
     finally:
         torch.set_num_threads(threads)
     assert evaluation_code() == now
+    with monkeypatch.context() as patch:
+        patch.setattr(conditions, "_version", lambda library: f"{library} of tomorrow")
+        assert evaluation_code() != now
+    assert evaluation_code() == now
     (tmp_path / "room").mkdir()
     (tmp_path / "room" / "a.py").write_text("x = 1\n")
-    before = store_module.sources(tmp_path / "room")
+    before = conditions.sources(tmp_path / "room")
     (tmp_path / "room" / "a.py").write_text("x = 2\n")
-    after = store_module.sources(tmp_path / "room")
+    after = conditions.sources(tmp_path / "room")
     assert list(before) == list(after) == ["room/a.py"]
     assert before != after
 

@@ -12,7 +12,7 @@ from amc.candidate import RecoverySettings
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
-from amc.cost.model import choices_for, requests_for
+from amc.cost.model import choices_for, operator_prices, requests_for
 from amc.cost.profile import TorchDeviceSpec
 from amc.cost.roofline import Energy, RooflineDevice
 from amc.data import DataSet
@@ -289,8 +289,8 @@ def test_costs_in_every_metric_by_hand(tiny_net, data):
     assert costs["size_bytes"] == 4 * params - 3 * (9 * 2 * 3) + 4 * 3
 
 
-def test_layer_costs_are_in_the_budgets_metric(tiny_net, data):
-    assert task_of(tiny_net, data).layer_costs(HALF) == [
+def test_prices_of_layers_come_first_in_execution_order(tiny_net, data):
+    assert operator_prices(task_of(tiny_net, data).graph, HALF, "macs", None)[:4] == [
         64 * 27 * 2,
         16 * 9 * 2 * 3,
         16 * 9 * 3 * 3,
@@ -298,7 +298,8 @@ def test_layer_costs_are_in_the_budgets_metric(tiny_net, data):
     ]
     space = SearchSpace(weight_bits=(8,))  # float is not on offer, and has a price
     task = task_of(tiny_net, data, DEVICE, LATENCY, space=space)
-    assert task.layer_costs(IDENTITY) == task.costs.original_costs.tolist()
+    prices = operator_prices(task.graph, IDENTITY, "latency_ms", task.device)
+    assert prices[:4] == task.costs.original_costs.tolist()
 
 
 def test_walks_and_tasks_agree_on_costs(tiny_net, data):

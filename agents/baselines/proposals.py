@@ -10,6 +10,7 @@ import numpy as np
 from amc.cost.model import ROUNDING, CostModel, WalkCosts, reference_bits
 from amc.cost.prices import FloatArray
 from amc.recovery.errors import LayerErrors
+from envs.levels import level_at
 
 
 class Unit(NamedTuple):
@@ -92,7 +93,7 @@ class Proposals:
     def _move(self, walk: WalkCosts, unit: Unit, target: float) -> Move | None:
         """The unit's change of least error that reaches the target; else its cheapest, if any."""
         layer = unit.layer
-        pair, level = walk.pairs[layer], self._level(walk, layer)
+        pair, level = walk.pairs[layer], level_at(self._costs, walk.kept, layer)
         along = self._errors.bits[layer] if unit.is_bits else self._removal(layer)
         chosen = pair if unit.is_bits else level
         totals = walk.decision_costs(
@@ -117,11 +118,6 @@ class Proposals:
             error=float(along[option] - along[chosen]),
             saved=float(walk.total - totals[option]),
         )
-
-    def _level(self, walk: WalkCosts, layer: int) -> int:
-        """Which of the layer's levels its groups are at."""
-        kept = [walk.kept[group] for group in self._costs.graph.layers[layer].decides]
-        return int((self._costs.levels[layer] == kept).all(1).argmax())
 
     def _removal(self, layer: int) -> FloatArray:
         """Estimated error of every level, shape (levels,)."""

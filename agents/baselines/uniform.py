@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from agents.episode import check_search, collect_trials, warm_walks
 from agents.trial import OnTrial, SearchResult
-from amc.errors import BudgetError
 
 if TYPE_CHECKING:
     from envs.compression import CompressionEnv
@@ -24,17 +23,11 @@ class UniformSearch:
     ) -> SearchResult:
         """Evaluate the uniform strategies, ``evaluations`` of them at most.
 
-        Raises:
-            BudgetError: No uniform strategy meets the budget.
+        Where none can meet the budget, the cheapest strategy there is
+        (`envs.uniform.uniform_strategies`).
         """
         check_search(evaluations, seed)
         walks = warm_walks(env, "uniform")
-        if not walks:
-            raise BudgetError(
-                "No strategy with one preserve ratio and one bit pair for all layers meets the "
-                "budget. Raise the budget, or use an agent that decides layer by layer, such as "
-                "agent=ddpg."
-            )
         trials = collect_trials(
             env, min(evaluations, len(walks)), seed, on_trial, lambda index: walks[index - 1]
         )

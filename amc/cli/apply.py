@@ -12,7 +12,7 @@ from agents.policy import DESCRIPTION_FILE, Policy
 from amc import api, artifact
 from amc.cli import recipe
 from amc.cli.check import check_options
-from amc.cost.budget import Budget
+from amc.cost.budget import METRICS, Budget
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.runs import RUN_FILE
 
@@ -27,6 +27,7 @@ def run(config: DictConfig) -> bool:
     policy = _policy(source)
     strengths = policy.strengths if config.strengths is None else list(config.strengths)
     policy.check_strengths(strengths)
+    policy.check_features()
     device = recipe.device_of(config) or _learned(learned.device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
     env = recipe.plain(config.env) if config.get("env") else _choices(source, learned)
@@ -105,9 +106,20 @@ def _policy(source: Path) -> Policy:
 
 
 def _budget(given: Mapping[str, Any], learned: Mapping[str, Any]) -> Budget:
-    """What was given; the rest from the run that learned the policy."""
+    """What was given; the rest from the run that learned the policy.
+
+    Raises:
+        ConfigError: Another metric is given than the run's, without a bound: that run's would mean
+            something else in it.
+    """
     metric = given["metric"] or learned.get("metric")
     bound = given
     if given["fraction"] is None and given["absolute"] is None:
+        if given["metric"] in METRICS and metric != learned.get("metric"):
+            raise ConfigError(
+                f"budget.metric={metric} needs a bound: the policy was learned with one on "
+                f"{learned.get('metric')}, which is not one on {metric}. Add budget.fraction=... "
+                "(of the original's) or budget.absolute=..."
+            )
         bound = learned
     return recipe.budget_of({**bound, "metric": metric})

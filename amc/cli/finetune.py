@@ -48,12 +48,12 @@ def run(config: DictConfig) -> bool:
             folder=folder,
             on_epoch=lambda epoch: _note(events, epoch, done),
         )
-    network = trained.network.cpu()
+    network = trained.network
     assert isinstance(network, fx.GraphModule)
     finetuned = CompressedNetwork(network, compressed.strategy, compressed.kept)
     artifact.write_compressed(folder, finetuned)
     artifact.write_strategy(folder, finetuned.strategy)
-    accuracies = before, test(network).accuracy, test(original.cpu()).accuracy
+    accuracies = before, test(network).accuracy, test(original).accuracy
     _show(*accuracies, trained.history, folder, augmented=bool(settings.augment))
     gained = trained.best_epoch > 0 or not trained.history
     for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):

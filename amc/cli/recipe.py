@@ -138,18 +138,14 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def show(result: api.SearchResult, folder: Path, evaluations: int | None = None) -> None:
-    """Print the table, the notes, and where everything is.
-
-    Args:
-        evaluations: How many were asked for.
-    """
+def show(result: api.SearchResult, folder: Path) -> None:
+    """Print the table, the notes, and where everything is."""
     console = console_for_tables()
     console.print(comparison_table(result.comparison))
     for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if result.interrupted and evaluations is not None and len(result.trials) < evaluations:
-        tried = f"{len(result.trials)} of {evaluations} evaluations"
+    if result.interrupted and len(result.trials) < result.evaluations:
+        tried = f"{len(result.trials)} of {result.evaluations} evaluations"
         unlearned = "" if result.policy else "; the agent had learned nothing yet: no policy"
         console.print(f"ended early by Ctrl-C after {tried}{unlearned}", highlight=False)
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)

@@ -53,7 +53,10 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
     device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
     space = recipe.space_of(settings["env"])
     recovery = recipe.recovery_of(settings["recovery"])
-    api.check_search(settings["agent"], settings["reward"], device, budget, options["reaim"])
+    observation = settings["env"]["observation"]
+    api.check_search(
+        settings["agent"], settings["reward"], device, budget, options["reaim"], observation
+    )
     data = recipe.data_of(record.data)
     network = recipe.network_of(record.network, data)
     result = api.search(
@@ -70,7 +73,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
         search_images=options["images"],
         bfloat16=options["bfloat16"],
         final_candidates=options["final_candidates"],
-        observation=settings["env"]["observation"],
+        observation=observation,
         folder=folder,
         store=options["store"],
         checkpoint_every=options["checkpoint_every"],
@@ -78,7 +81,7 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
         hparams={"target": f"{record.network['name']} on {(device or {}).get('name', 'table')}"},
         **resuming,
     )
-    recipe.show(result, folder, options["evaluations"])
+    recipe.show(result, folder)
     if result.interrupted:
         print(f"the rest: amc search resume={folder}{recipe.network_again(record.network)}")
     return result.interrupted

@@ -130,14 +130,23 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 # -- in the process ------------------------------------------------------------------------
 
-_here: dict[str, Any] = {}  # bench, done, ended: of the process, for all its searches
+_here: dict[str, Any] = {}  # bench (or error), done, ended: of the process, for all its searches
 
 
 def _prepare(record: RunRecord, done: Any, ended: Any) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (one bar is enough; a crash is seen anyway)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    limit_threads(record.settings["threads"])
-    _here.update(bench=Bench(**task_arguments(record)), done=done, ended=ended)
+    _build(record, done, ended)
+
+
+def _build(record: RunRecord, done: Any, ended: Any) -> None:
+    """Make the bench. An error must not leave the process: nothing would be known but its death."""
+    _here.update(bench=None, error=None, done=done, ended=ended)
+    try:
+        limit_threads(record.settings["threads"])
+        _here["bench"] = Bench(**task_arguments(record))
+    except Exception as error:
+        _here["error"] = error
 
 
 def _end_with_parent() -> None:
@@ -154,4 +163,9 @@ def _search(cell: Cell) -> CellResult | Failure | None:
         with done.get_lock():
             done.value += steps
 
-    return None if ended.is_set() else attempt(_here["bench"], cell, advance, ended.is_set)
+    if ended.is_set():
+        return None
+    if _here["error"] is not None:
+        advance(cell.entry.evaluations)
+        return Failure.of(cell, _here["error"])
+    return attempt(_here["bench"], cell, advance, ended.is_set)

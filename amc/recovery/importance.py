@@ -88,6 +88,9 @@ def removal_paths(
 
     Returns:
         Group index -> path.
+
+    Raises:
+        CalibrationError: The moments are not finite.
     """
     paths = {}
     with progress_bar("ranking channels", len(graph.free_groups)) as bar:
@@ -142,8 +145,8 @@ def _readers(
         columns = column_units(layer, units.inputs)
         rows = layer.weight.double().flatten(1) * sensitivities[path].sqrt()[:, None]
         weight = rows.reshape(len(moments.mean), -1, len(columns))
-        gram = (moments.centred() if absorbs_shift(graph, path) else moments.gram).double()
-        inverse = torch.cholesky_inverse(cholesky(gram, RIDGE))
+        gram = (moments.covariance if absorbs_shift(graph, path) else moments.gram).double()
+        inverse = torch.cholesky_inverse(cholesky(gram, RIDGE, f"the inputs of layer {path!r}"))
         where = np.stack([np.flatnonzero(columns == unit) for unit in members])
         readers.append(_Reader(inverse, weight, torch.from_numpy(where)))
     return readers

@@ -34,20 +34,40 @@ def refit_weight(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float = RIDG
     gone[kept] = False
     system = gram[:, kept][:, :, kept].double()
     right = (weight[:, :, gone].double() @ gram[:, gone][:, :, kept].double()).transpose(1, 2)
-    try:
-        change = torch.cholesky_solve(right, cholesky(system, ridge))
-    except RuntimeError as error:
-        raise CalibrationError(
-            f"Least squares over {len(kept)} of {weight.shape[2]} inputs has no solution: {error}. "
-            "The calibration activations are not finite; check the network's weights."
-        ) from error
+    factor = cholesky(system, ridge, f"{len(kept)} of {weight.shape[2]} inputs")
+    change = torch.cholesky_solve(right, factor)
     return weight[:, :, kept] + change.transpose(1, 2).to(weight.dtype)
 
 
-def cholesky(system: Tensor, ridge: float) -> Tensor:
-    """Cholesky factor of ``system + ridge * mean(diagonal) * I``, shape as ``system``."""
+def cholesky(system: Tensor, ridge: float, what: str) -> Tensor:
+    """Cholesky factor of ``system + ridge * mean(diagonal) * I``, shape as ``system``.
+
+    Args:
+        what: The inputs whose moments these are, for the error.
+
+    Raises:
+        CalibrationError: There is none.
+    """
     diagonal = torch.diagonal(system, dim1=-2, dim2=-1)
     strength = ridge * diagonal.mean(-1).clamp_min(1e-12)
     eye = torch.eye(system.shape[-1], dtype=system.dtype)
-    factor: Tensor = torch.linalg.cholesky(system + strength[..., None, None] * eye)
+    return factor_of(system + strength[..., None, None] * eye, what)
+
+
+def factor_of(matrix: Tensor, what: str, *, upper: bool = False) -> Tensor:
+    """Cholesky factor of a positive definite matrix.
+
+    Args:
+        what: As for `cholesky`.
+
+    Raises:
+        CalibrationError: It is not positive definite, or not finite.
+    """
+    try:
+        factor: Tensor = torch.linalg.cholesky(matrix, upper=upper)
+    except RuntimeError as error:
+        raise CalibrationError(
+            f"Least squares over {what} has no solution: {error}. The calibration activations are "
+            "not finite, or too large for it; check the network's weights and the data's mean/std."
+        ) from error
     return factor

@@ -38,10 +38,6 @@ class Moments:
         """E[x x^T], shape (groups, columns, columns)."""
         return self.covariance + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
-    def centred(self) -> Tensor:
-        """Covariance of x, shape (groups, columns, columns)."""
-        return self.covariance
-
 
 @dataclass(frozen=True)
 class CalibrationStatistics:

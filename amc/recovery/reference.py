@@ -153,11 +153,11 @@ def gather_reference(
         run = Execution(module, batches)
         for node in run.nodes:
             path = str(node.target)
+            run.advance(node)
             if node.op == "call_module" and path in graph.plan.layers and path not in targets:
-                # Before the node itself runs: what the stream holds may be changed in place.
+                # Before later nodes run: they may change in place what the stream holds.
                 targets[path] = _targets(run, node, reference)
                 on_layer(path)
-            run.advance(node)
     return replace(reference, targets=targets)
 
 
@@ -165,8 +165,8 @@ def _targets(run: Execution, node: fx.Node, reference: Reference) -> list[Target
     layer = run._network.get_submodule(str(node.target))
     stream = reference.streams.get(str(node.target))
     found = []
-    for batch, received in enumerate(run.values(node.all_input_nodes[0])):
-        output = layer(received)
+    for batch, output in enumerate(run.values(node)):
+        assert isinstance(output, Tensor)
         other = None if stream is None else run.values(stream.other)[batch]
         rows = output_rows(layer, output, reference.generator(batch), reference.positions)
         if isinstance(other, Tensor) and other.shape == output.shape:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amc.recovery.least_squares import cholesky
+from amc.recovery.least_squares import cholesky, factor_of
 
 RIDGE = 1e-2  # of the mean input energy (GPTQ, section 3.3)
 BLOCK = 64  # columns rounded before their errors are passed on to all others (GPTQ, section 3.2)
@@ -26,6 +26,9 @@ def round_with_feedback(weight: Tensor, gram: Tensor, scale: Tensor, bits: int) 
 
     Returns:
         Of the shape and type of ``weight``.
+
+    Raises:
+        CalibrationError: The moments are not finite.
     """
     groups, columns = gram.shape[:2]
     energy = torch.diagonal(gram, dim1=1, dim2=2)
@@ -36,8 +39,9 @@ def round_with_feedback(weight: Tensor, gram: Tensor, scale: Tensor, bits: int) 
     rows = order.unsqueeze(2).expand(-1, -1, columns)
     system = gram.double().gather(1, rows)
     system = system.gather(2, order.unsqueeze(1).expand_as(system))
-    inverse = torch.cholesky_inverse(cholesky(system, RIDGE))
-    factor = torch.linalg.cholesky(inverse, upper=True)  # (groups, columns, columns)
+    what = f"the {columns} inputs of a layer whose weights are rounded"
+    inverse = torch.cholesky_inverse(cholesky(system, RIDGE, what))
+    factor = factor_of(inverse, what, upper=True)  # (groups, columns, columns)
     steps = scale.double().view(groups, -1)
     for start in range(0, columns, BLOCK):
         block = slice(start, min(start + BLOCK, columns))

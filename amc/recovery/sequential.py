@@ -151,6 +151,9 @@ def refit_layers(
         feedback: Round weights with error feedback; else to the nearest, which is faster.
         rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
+
+    Raises:
+        CalibrationError: What a layer receives is not finite.
     """
     repair = _Repair(graph, smaller, keep, reference, max_columns, ridge, feedback, rectifications)
     left = set(graph.plan.layers)
@@ -198,7 +201,7 @@ class _Repair:
         sums = _Sums(self._inputs(node, layer), [aim.y for aim in aims])
         centred = layer.bias is not None or norm is not None
         gram = sums.gram(centred)
-        solve = _Solver(layer, gram, self._ridge)
+        solve = _Solver(layer, gram, self._ridge, f"the inputs of layer {path!r}")
         weight = solve(sums.cross(centred))
         if centred and path in self._reference.clips:
             factor = _factors(norm, weight)
@@ -356,10 +359,10 @@ def _normalised(norm: Norm, given: Tensor, channels: Tensor) -> Tensor:
 class _Solver:
     """Gives the weight V that minimises E ||y - V x||^2 + ridge ||V - weight||^2."""
 
-    def __init__(self, layer: Layer, gram: Tensor, ridge: float) -> None:
+    def __init__(self, layer: Layer, gram: Tensor, ridge: float, what: str) -> None:
         self._now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
         self._given = gram @ self._now.transpose(1, 2)
-        self._factor = cholesky(gram, ridge)
+        self._factor = cholesky(gram, ridge, what)
 
     def __call__(self, cross: Tensor) -> Tensor:
         """Shape (groups, outputs / groups, columns), from E[x y^T]."""

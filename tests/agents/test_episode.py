@@ -31,6 +31,16 @@ def test_a_reward_that_is_not_finite_is_refused():
         run_episode(env, follow([HIGH, HIGH]), index=3)
 
 
+def test_trial_says_whether_its_walk_met_the_budget():
+    class Unbounded(ToyWalk):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, info | {"meets_budget": False}
+
+    assert run_episode(ToyWalk(1), follow([HIGH])).trial.meets_budget
+    assert not run_episode(Unbounded(1), follow([HIGH])).trial.meets_budget
+
+
 def test_environment_is_seeded_once():
     seeds = []
 

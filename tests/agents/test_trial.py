@@ -1,6 +1,6 @@
 import pytest
 
-from agents.trial import SearchResult, Trial
+from agents.trial import SearchResult, Trial, eligible
 from amc.errors import BudgetError
 from amc.strategy import Strategy
 
@@ -29,6 +29,14 @@ def test_what_lies_above_the_budget_is_neither_best_nor_among_the_top():
     result = SearchResult("x", [over(1, 1.0, 9.0), trial(2, 0.2, 0.5), over(3, 0.9, 8.0)])
     assert result.best is result.trials[1]
     assert result.top(3) == [result.trials[1]]
+
+
+def test_where_the_reward_prices_the_cost_the_best_may_exceed_the_budget():
+    trials = [over(1, 1.0, 9.0), trial(2, 0.2, 0.5), over(3, 0.9, 8.0)]
+    result = SearchResult("x", trials, soft=True)
+    assert result.best is trials[0]
+    assert [t.index for t in result.top(3)] == [1, 3, 2]
+    assert eligible(trials, soft=False) == [trials[1]]
 
 
 def test_search_that_was_stopped_above_the_budget_says_so():

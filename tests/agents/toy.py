@@ -62,7 +62,11 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
         walk = np.stack(self.executed)
         self.episodes.append(walk)
         reward = -float(((walk - self.targets) ** 2).sum())
-        info |= {"strategy": strategy_of(walk), "evaluation": ToyEvaluation(reward)}
+        info |= {
+            "strategy": strategy_of(walk),
+            "evaluation": ToyEvaluation(reward),
+            "meets_budget": True,
+        }
         return self._observe(), reward, True, False, info
 
     def encode(self, strategy: Strategy) -> list[np.ndarray]:

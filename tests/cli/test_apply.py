@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from amc.cli.apply import _budget
+from amc.cost.budget import Budget
+from amc.errors import BudgetError
 from tests.cli.command import NETWORK, REPAIR, amc
 
 Output = pytest.CaptureFixture[str]
@@ -44,6 +47,22 @@ def test_budget_and_device_may_be_others_than_those_of_the_run(searched: Path) -
     assert record["kind"] == "apply"
     assert record["device"]["name"] == "torch_cpu"
     assert record["budget"] == {"metric": "macs", "fraction": 0.4, "absolute": None}
+
+
+def test_another_metric_needs_a_bound_of_its_own(searched: Path, capsys: Output) -> None:
+    assert apply(searched, "budget.metric=macs") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: budget.metric=macs needs a bound: the policy was learned with")
+    assert "one on latency_ms" in said
+    assert "Add budget.fraction=" in said
+    learned = {"metric": "latency_ms", "fraction": 0.6, "absolute": None}
+    given = {"metric": None, "fraction": None, "absolute": None}
+    for metric in (None, "latency_ms"):
+        assert _budget(given | {"metric": metric}, learned) == Budget("latency_ms", fraction=0.6)
+    with pytest.raises(BudgetError, match="Did you mean 'latency_ms'"):
+        _budget(given | {"metric": "latency"}, learned)
+    other = _budget({"metric": "macs", "fraction": None, "absolute": 7}, learned)
+    assert other == Budget("macs", absolute=7)
 
 
 def test_data_are_those_of_the_run_unless_others_are_given(searched: Path, capsys: Output) -> None:
@@ -143,7 +162,9 @@ def test_policy_of_unknown_observations_is_refused(copied: Path, capsys: Output)
     description["observation_names"][0] = "phase_of_the_moon"
     (copied / "policy.json").write_text(json.dumps(description))
     assert apply(copied) == 2
-    assert "missing here: phase_of_the_moon" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "missing here: phase_of_the_moon" in said
+    assert "calibrating" not in said  # before the work
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,33 @@ def test_a_process_that_dies_is_said_with_what_to_do(monkeypatch: pytest.MonkeyP
         _run_in(_Pool, monkeypatch, threading.Event())
 
 
+@pytest.mark.parametrize(
+    ("error", "said", "details"),
+    [
+        (AmcError("no room\nfor the data"), "no room for the data", ""),
+        (MemoryError("9 GB"), "MemoryError: 9 GB", "Traceback"),
+    ],
+)
+def test_what_ends_a_process_in_its_preparation_is_each_of_its_searches_failure(
+    error: Exception, said: str, details: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(record: RunRecord) -> Any:
+        raise error
+
+    monkeypatch.setattr(workers, "_here", {})
+    monkeypatch.setattr(workers, "task_arguments", failing)
+    monkeypatch.setattr(workers, "limit_threads", lambda threads: None)
+    done, ended = multiprocessing.Value("q", 0), threading.Event()
+    workers._build(RunRecord("compare", {}, {}, {}, {}, {"threads": 1}), done, ended)
+    (cell,) = cells.cells_of(["random"], [0], 3)
+    outcome = workers._search(cell)
+    assert isinstance(outcome, Failure)
+    assert (outcome.cell, outcome.message) == (cell, said)
+    assert outcome.details.startswith(details)
+    assert bool(outcome.details) == bool(details)
+    assert done.value == 3  # none of them is waited for
+
+
 @pytest.fixture
 def listening() -> Iterator[None]:
     """Ctrl-C raises, also where the tests were started in the background, deaf to it."""

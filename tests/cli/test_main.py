@@ -133,6 +133,7 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("budget.metric=latency", "budget.metric must be one of latency_ms"),
         ("+budget.ms=2", "A budget has metric, fraction, absolute; got ms"),
         ("env.weight_bits=8", "env.weight_bits must be a list such as [8,32], or null, got 8"),
+        ("env.observation=[colour]", "env.observation has unknown features ['colour']"),
         ("recovery.images=1", "recovery.images must be at least 2"),
         ("agent.name=dpg", "Unknown agent 'dpg'. Did you mean 'ddpg'?"),
         ("device=table", "device.path must name a device table (CSV), got None"),

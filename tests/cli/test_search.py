@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 from amc import api, recording, task
 from amc.artifact import RunRecord, read_strategy
+from amc.cli import recipe
 from amc.cli.recipe import data_of
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.cost.table import write_table
@@ -219,6 +221,16 @@ def _press_ctrl_c(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(recording.Recorder, "_note", noted)
+
+
+def test_evaluations_that_a_later_aim_asked_for_count_as_left(
+    tmp_path: Path, capsys: Output
+) -> None:
+    found = SimpleNamespace(comparison=[], notes=[], trials=[None] * 65, policy=object())
+    recipe.show(SimpleNamespace(**vars(found), interrupted=True, evaluations=75), tmp_path)
+    assert "ended early by Ctrl-C after 65 of 75 evaluations\n" in capsys.readouterr().out
+    recipe.show(SimpleNamespace(**vars(found), interrupted=True, evaluations=65), tmp_path)
+    assert "ended early" not in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_a_search_early_with_all_its_files(

@@ -238,6 +238,17 @@ def test_soft_reward_is_not_clamped(tiny_graph):
     assert not any(info["clamped"] for info in infos)
     assert set(strategy.preserve_ratio.values()) == {1.0}
     assert reward == pytest.approx(0.5 * 2**-0.07)
+    assert env.is_soft
+    assert not infos[-1]["meets_budget"]
+
+
+def test_end_of_a_walk_says_that_the_budget_is_met(tiny_graph):
+    soft, hard = (env_of(tiny_graph, fraction=0.5, reward=r) for r in ("mnasnet", "accuracy"))
+    *_, infos = walk(soft, lambda step: -np.ones(3, np.float32))
+    assert infos[-1]["meets_budget"]
+    *_, infos = walk(hard, lambda step: np.ones(3, np.float32))  # clamped
+    assert infos[-1]["meets_budget"]
+    assert not hard.is_soft
 
 
 def test_reward_sees_the_outcome(tiny_graph):

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from amc.compress.verify import graph_of
+from amc.errors import CalibrationError
 from amc.recovery import importance
 from amc.recovery.importance import absorbs_shift, column_units, removal_paths
 from amc.recovery.moments import CalibrationStatistics, gather_statistics, input_rows
@@ -256,3 +258,12 @@ def test_constant_is_absorbed_by_a_bias_or_by_the_norm_that_follows(tiny_graph):
     assert absorbs_shift(tiny_graph, "linear")  # its bias
     bare = Sequence(nn.Conv2d(8, 6, 3, bias=False), features=6)
     assert not absorbs_shift(graph_of(bare, SHAPE), "middle.0")
+
+
+def test_layer_whose_moments_have_no_inverse_is_named(tiny_graph):
+    batch = images()
+    statistics = gather_statistics(tiny_graph, batch)
+    wrong = replace(statistics.moments["conv2"], covariance=-statistics.moments["conv2"].covariance)
+    statistics = replace(statistics, moments={**statistics.moments, "conv2": wrong})
+    with pytest.raises(CalibrationError, match="the inputs of layer 'conv2' has no solution"):
+        removal_paths(tiny_graph, statistics, equally(tiny_graph))

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from amc.errors import CalibrationError
-from amc.recovery.least_squares import refit_weight
+from amc.recovery.least_squares import cholesky, factor_of, refit_weight
+from amc.recovery.rounding import round_with_feedback
 
 
 def problem(groups: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,3 +76,24 @@ def test_moments_that_are_not_finite_are_an_error():
     gram[0, 0, 0] = float("nan")
     with pytest.raises(CalibrationError, match=r"3 of 7 inputs has no solution.*not finite"):
         refit_weight(weight, gram, torch.tensor([0, 1, 2]))
+
+
+def test_matrix_without_a_factor_is_one_clear_error():
+    for factor in (lambda m: cholesky(m, 1e-4, "4 inputs"), lambda m: factor_of(m, "4 inputs")):
+        with pytest.raises(CalibrationError, match="Least squares over 4 inputs has no solution"):
+            factor(-torch.eye(4, dtype=torch.float64))
+
+
+def test_factor_times_its_transpose_is_the_system_with_its_ridge():
+    system = torch.tensor([[4.0, 2.0], [2.0, 2.0]], dtype=torch.float64)
+    factor = cholesky(system, 0.1, "2 inputs")  # the diagonal's mean is 3
+    ridged = torch.tensor([[4.3, 2.0], [2.0, 2.3]], dtype=torch.float64)
+    assert torch.allclose(factor @ factor.T, ridged)
+    upper = factor_of(system, "2 inputs", upper=True)
+    assert torch.allclose(upper, torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64))
+
+
+def test_moments_that_are_not_finite_cannot_be_rounded_by():
+    weight, gram = torch.ones(2, 3), torch.full((1, 3, 3), float("nan"))
+    with pytest.raises(CalibrationError, match="3 inputs of a layer whose weights are rounded"):
+        round_with_feedback(weight, gram, torch.ones(2), 4)

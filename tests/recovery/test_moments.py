@@ -56,7 +56,7 @@ def test_moments_are_those_of_the_unfolded_inputs(tiny_net, tiny_graph, images):
     assert torch.allclose(moments.mean[0].double(), rows.mean(0), atol=1e-5)
     assert torch.allclose(moments.gram[0].double(), rows.T @ rows / len(rows), atol=1e-4)
     covariance = torch.cov(rows.T, correction=0)
-    assert torch.allclose(moments.centred()[0].double(), covariance, atol=1e-5)
+    assert torch.allclose(moments.covariance[0].double(), covariance, atol=1e-5)
 
 
 def test_small_variation_about_a_large_mean_keeps_its_digits():
@@ -65,7 +65,7 @@ def test_small_variation_about_a_large_mean_keeps_its_digits():
     images = noise + 50
     moments = gather_statistics(graph_of(network, SHAPE), images).moments["1"]
     expected = torch.cov(images.flatten(1).double().T, correction=0)
-    assert torch.allclose(moments.centred()[0].double(), expected, atol=1e-3 * 1e-4)
+    assert torch.allclose(moments.covariance[0].double(), expected, atol=1e-3 * 1e-4)
 
 
 def test_sampled_values_are_inputs_of_the_layer(tiny_net, tiny_graph, images):

@@ -6,6 +6,7 @@ from torch import nn
 from amc.compress.quantization import quantize_layer, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
+from amc.errors import CalibrationError
 from amc.recovery import reference
 from amc.recovery.moments import POSITIONS_PER_IMAGE
 from amc.recovery.reference import gather_reference
@@ -247,6 +248,14 @@ def test_quantized_layers_are_repaired_on_their_grid(tiny_net, tiny_graph):
         layer = smaller.get_submodule(path)
         on_grid = quantize_weight(layer.weight, layer.weight_scale, bits[path].weight)
         torch.testing.assert_close(layer.weight.data, on_grid, rtol=1e-6, atol=1e-7)
+
+
+def test_layer_that_receives_what_is_not_finite_is_named(tiny_graph):
+    smaller, keep = cut(tiny_graph, {"conv1": [0, 2]})
+    found = gather_reference(tiny_graph, IMAGES, positions=POSITIONS_PER_IMAGE)
+    smaller.get_submodule("bn1").weight.data.fill_(float("inf"))
+    with pytest.raises(CalibrationError, match=r"the inputs of layer 'conv2' has no solution"):
+        refit_layers(tiny_graph, smaller, keep, found)
 
 
 def test_fewer_images_are_used_where_activations_are_large(tiny_graph, monkeypatch):
