@@ -29,7 +29,7 @@ from amc.progress import Bar, progress_bar
 from amc.strategy import FLOAT, IDENTITY, Strategy
 
 NETWORKS = 8  # measured whole, beside the original, in float
-MIXED_NETWORKS = 16  # and with random bits, where the search may choose them
+MIXED_NETWORKS = 16  # and with random bits, where the search may choose other bits than float
 ROUNDS = 7
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
@@ -47,7 +47,7 @@ def device_for_network(
 
     ONNX Runtime on this machine is timed on whole networks too: the first network that a table is
     made for gives its correction (`amc.cost.correction`), all further ones keep it; the first that
-    is searched with several bit pairs gives one that knows mixed bits.
+    is searched with other bits than float gives one that knows mixed bits.
 
     Raises:
         TableError, DeviceError, StorageError: As `device_for`.
@@ -60,7 +60,7 @@ def device_for_network(
         return device
     assert isinstance(device, TableDevice)
     known = device.header.correction
-    if known is not None and (len(choices.pairs) == 1 or known.kinds == MIXED_KINDS):
+    if known is not None and (not _is_mixed(choices) or known.kinds == MIXED_KINDS):
         return device
     as_measured = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
     corrected = _corrected(as_measured, loaded, graph, choices, image_shape)
@@ -113,7 +113,7 @@ def _corrected(
     choices: Choices,
     image_shape: tuple[int, int, int],
 ) -> TableDevice:
-    mixed = len(choices.pairs) > 1
+    mixed = _is_mixed(choices)
     strategies = [IDENTITY, *_random_strategies(graph, choices)]
     images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(_SEED))
     with progress_bar(f"measuring networks on {spec.name}", len(strategies)) as bar:
@@ -135,17 +135,29 @@ def _corrected(
     return TableDevice(dataclasses.replace(device.header, correction=correction), device.rows)
 
 
+def _is_mixed(choices: Choices) -> bool:
+    """Whether a search may choose other bits than float: the original is in float anyway."""
+    return any(bits != FLOAT for bits in choices.pairs)
+
+
 def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
-    """In float; then, where there are other bits, with ever more layers in them."""
+    """In float; then, where there are other bits, with ever more layers in them.
+
+    Where float is not on offer it has prices for all channels alone. Then the first have no layer
+    in float, and the others, with ever fewer of them, have all channels.
+    """
     generator = np.random.default_rng(_SEED)
-    shares = [0.0] * NETWORKS
-    if len(choices.pairs) > 1:
-        shares += [(index + 1) / MIXED_NETWORKS for index in range(MIXED_NETWORKS)]
+    sizes = tuple(np.array([group.size]) for group in graph.groups)
+    in_float = FLOAT in choices.pairs
+    networks = [(choices.kept, 0.0 if in_float else 1.0)] * NETWORKS
+    if _is_mixed(choices):
+        kept = choices.kept if in_float else sizes
+        networks += [(kept, (index + 1) / MIXED_NETWORKS) for index in range(MIXED_NETWORKS)]
     others = [bits for bits in choices.pairs if bits != FLOAT]
     strategies = []
-    for share in shares:
+    for counts, share in networks:
         ratios = {
-            group.name: int(generator.choice(choices.kept[group.index])) / group.size
+            group.name: int(generator.choice(counts[group.index])) / group.size
             for group in graph.free_groups
         }
         bits = {

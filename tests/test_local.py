@@ -9,14 +9,15 @@ import pytest
 from torch import nn
 
 from amc import local
-from amc.cost.choices import choices_for
+from amc.cost.choices import choices_for, requests_for
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import TableDevice
+from amc.cost.device import Measurement, Request, TableDevice
 from amc.cost.prices import operator_prices
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.cost.table import read_table, write_table
 from amc.graph.graph import NetworkGraph
+from amc.graph.types import Signature
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
@@ -92,6 +93,49 @@ def test_networks_of_mixed_bits_have_ever_more_of_them(tiny_graph: NetworkGraph)
     assert counts[:8] == [0] * 8
     assert sum(counts[8:16]) < sum(counts[16:])
     assert counts[-1] == 4
+
+
+INT8 = Bits(8, 8)
+
+
+def test_search_in_8_bits_alone_corrects_by_networks_of_mixed_bits(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    in_float = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    choices = choices_for(tiny_graph, [INT8], channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    assert timed == [9, 9 + 16]
+    assert device.header.correction is not None
+    assert device.header.correction.kinds == MIXED_KINDS
+
+
+@pytest.mark.parametrize("pairs", [[INT8], [INT8, FLOAT], [FLOAT]])
+def test_networks_that_correct_a_table_ask_for_nothing_that_was_not_measured(
+    tiny_graph: NetworkGraph, pairs: list[Bits]
+) -> None:
+    choices = choices_for(tiny_graph, pairs, channel_step=2, min_preserve_ratio=0.3)
+    wanted = requests_for(tiny_graph, choices, FLOAT, SPEC.fuses, SPEC.converts)
+    asked: set[Request] = set()
+
+    class Recording(TableDevice):
+        def price(
+            self, metric: str, signature: Signature, in_channels: int, out_channels: int, bits: Bits
+        ) -> float:
+            asked.add(Request(signature, in_channels, out_channels, bits))
+            return super().price(metric, signature, in_channels, out_channels, bits)
+
+    device = Recording(SPEC.header(), dict.fromkeys(wanted, Measurement(1.0, 0.0, 7)))
+    strategies = local._random_strategies(tiny_graph, choices)
+    for strategy in [IDENTITY, *strategies]:
+        local._by_kind(tiny_graph, strategy, device, MIXED_KINDS)
+    assert asked <= set(wanted)
+    assert {bits for strategy in strategies for bits in strategy.bits.values()} == {*pairs} - {
+        FLOAT
+    }
+    reduced = [strategy for strategy in strategies if min(strategy.preserve_ratio.values()) < 1]
+    assert len(reduced) >= 6  # of eight and more, each with two counts of three and more
 
 
 def test_table_measured_before_conversions_had_prices_is_corrected_anew(
