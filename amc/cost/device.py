@@ -234,18 +234,41 @@ class TableDevice:
         """The requests that the table cannot price, without repetitions, in their order."""
         return [request for request in dict.fromkeys(requests) if not self._has(request)]
 
-    def fingerprint(self) -> str:
-        """Changes whenever a price or the header changes."""
+    def fingerprint(self, requests: Iterable[Request] | None = None) -> str:
+        """Changes whenever a price or the header changes.
+
+        Args:
+            requests: All that will be asked: prices of anything else, which a table has or gets
+                for other networks, then make no difference. None: all rows.
+
+        Raises:
+            TableError: The table cannot price a request.
+        """
         covers = () if self.header.covers == "all" else (self.header.covers,)
         correction = () if self.header.correction is None else (repr(self.header.correction),)
         return fingerprint(
             repr(self.header),
-            repr(self.rows),
+            repr(self.rows if requests is None else self._prices_of(requests)),
             *covers,
             *self.header.fuses,
             *self.header.converts,
             *correction,
         )
+
+    def _prices_of(self, requests: Iterable[Request]) -> list[tuple[Request, list[float]]]:
+        """Prices as they were measured where there is a row, else as they are looked up."""
+        return [
+            (r, [getattr(self.rows[r], metric) for metric in self.metrics])
+            if r in self.rows
+            else (
+                r,
+                [
+                    self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
+                    for metric in self.metrics
+                ],
+            )
+            for r in sorted(set(requests))
+        ]
 
     def _has(self, request: Request) -> bool:
         try:

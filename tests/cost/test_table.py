@@ -259,6 +259,20 @@ def test_fingerprint_changes_with_a_price():
     assert other.fingerprint() != make_table(GRID).fingerprint()
 
 
+def test_fingerprint_of_what_is_asked_changes_with_its_prices_alone():
+    asked = [Request(CONV, 8, 16, FLOAT), Request(CONV, 12, 8, FLOAT)]  # the latter costs (16, 8)
+
+    def of(prices, header=HEADER):
+        return make_table(prices, header=header).fingerprint(asked)
+
+    assert of(GRID) == of(GRID | {(8, 8): 9.0, (16, 16): 9.0, (24, 8): 9.0})
+    others = [of(GRID | change) for change in ({(8, 16): 2.5}, {(16, 8): 3.5}, {(12, 8): 2.9})]
+    others += [of(GRID, dataclasses.replace(HEADER, batch=HEADER.batch + 1)), of(GRID, CORRECTED)]
+    assert len({of(GRID), *others}) == 6
+    with pytest.raises(TableError, match="no price for"):
+        make_table(GRID).fingerprint([Request(CONV, 8, 32, FLOAT)])
+
+
 # --- What a runtime fuses, and what whole networks correct ------------------------------------
 
 CORRECTION = Correction((0.9, 1.1, 1.0, 0.5), 0.03, 9)
