@@ -18,12 +18,12 @@ from amc.export import export_onnx
 from amc.export.runtime import open_session
 from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, Bits
-from tests.export.joins import Concatenated, Inverted, Residual, built
+from tests.export.joins import Concatenated, Inverted, Padded, Residual, built
 from tests.export.nets import SHAPE, pictures, quantized
 
 INT8 = Bits(8, 8)
 PAIRS = (FLOAT, INT8, Bits(8, 4), Bits(4, 8), Bits(8, 32))
-KINDS = [Residual, Inverted, Concatenated]
+KINDS = [Residual, Inverted, Concatenated, Padded]
 
 
 def converted(forms: Forms, pairs: list[int], count: int) -> list[dict[str, int]]:
