@@ -19,8 +19,7 @@ from amc.cost.choices import Choices, reference_bits, requests_for
 from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, fit_correction, kind_of
 from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
-from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for
-from amc.cost.table import write_table
+from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
 from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
@@ -64,8 +63,7 @@ def device_for_network(
         return device
     as_measured = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
     corrected = _corrected(as_measured, loaded, graph, choices, image_shape)
-    write_table(corrected, loaded.table_path())
-    return corrected
+    return keep_table(corrected, loaded.table_path())
 
 
 def time_in_onnx(
