@@ -38,7 +38,7 @@ def follow_tensors(
 
     Args:
         module: A graph whose nodes' ``meta["value"]`` hold their values on a batch of one.
-        layers: The layers by the nodes that call them first.
+        layers: The layers by the nodes that call them.
         operators: What costs beside them, by name.
         folds: Normalisations that are folded -> the layers before them.
     """

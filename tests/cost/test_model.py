@@ -195,24 +195,40 @@ def test_weights_of_a_layer_that_is_called_twice_are_stored_once():
     assert model_of(graph, "macs", 0.9).original == macs
 
 
+def test_every_call_of_a_shared_layer_has_its_bits():
+    graph = graph_of(CalledTwice().eval(), SHAPE)
+    # first, shared (twice), free, last: at 8x8 with 3x3 kernels
+    macs = 64 * 9 * (3 * 8 + 8 * 6) + 6 * 5
+    shared = 64 * 9 * 8 * 8
+    strategy = Strategy({}, {"shared": Bits(4, 8)})
+    total = 2 * shared * 4 * 8 + macs * 32 * 32
+    assert sum(operator_prices(graph, strategy, "bops", None)) == total
+    model = model_of(graph, "bops", 0.9, None, PAIRS)
+    assert model.cost_of(strategy) == total
+    walk = model.start()
+    for layer in graph.layers:
+        of_pairs = walk.decision_costs(layer.index, None, None)[-1]
+        if layer.name == "shared":
+            difference = of_pairs[0] - of_pairs[2]
+            assert difference == 2 * shared * (32 * 32 - 4 * 8)
+
+
 @pytest.mark.parametrize("metric", ["latency_ms", "energy_mj"])
 def test_device_costs_are_the_sum_over_all_operators(graph, metric):
     model = model_of(graph, metric, 0.9, DEVICE, PAIRS)
     rng = np.random.default_rng(1)
     kept = np.array([rng.choice(counts) for counts in model.choices.kept])
     pairs = rng.integers(3, size=len(graph.layers))
+    bits = {la.name: PAIRS[pairs[la.index]] for la in graph.layers}  # at every call of a layer
     expected = sum(
         DEVICE.price(
             metric,
-            la.signature,
-            la.inputs.count(kept),
-            la.outputs.count(kept),
-            PAIRS[pairs[la.index]],
+            op.signature,
+            op.inputs.count(kept),
+            op.outputs.count(kept),
+            bits.get(op.name, FLOAT),
         )
-        for la in graph.layers
-    ) + sum(
-        DEVICE.price(metric, op.signature, op.inputs.count(kept), op.outputs.count(kept), FLOAT)
-        for op in graph.operators
+        for op in (*graph.layers, *graph.operators)
     )
     assert model.cost(kept, pairs) == pytest.approx(expected, rel=1e-12)
 

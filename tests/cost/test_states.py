@@ -21,7 +21,7 @@ from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from tests.export.joins import Concatenated, Inverted, Residual, built
+from tests.export.joins import Concatenated, Inverted, Residual, Shared, built
 from tests.export.nets import SHAPE
 
 INT8, WITHOUT_INTEGERS = Bits(8, 8), Bits(8, 32)
@@ -50,7 +50,7 @@ def model_of(graph: NetworkGraph, device: TableDevice) -> CostModel:
     return CostModel(graph, choices, Budget("latency_ms", fraction=0.95), device)
 
 
-@pytest.fixture(params=[Residual, Inverted, Concatenated])
+@pytest.fixture(params=[Residual, Inverted, Concatenated, Shared])
 def graph(request: pytest.FixtureRequest) -> NetworkGraph:
     return graph_of(built(request.param), SHAPE)
 

@@ -92,6 +92,24 @@ class Padded(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class Shared(nn.Module):
+    """Images (N, 3, 8, 8) -> scores (N, 5): a layer that is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.wide, self.last = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 6, 3)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared(torch.relu(self.stem(x)))
+        x = torch.sigmoid(self.shared(torch.relu(x)))
+        x = torch.relu(self.wide(torch.relu(self.shared(x))))
+        x = torch.relu(self.last(x))
+        return self.linear(x.mean((2, 3)))
+
+
 def built(kind: Callable[[], nn.Module]) -> nn.Module:
     """A network with fixed weights, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
