@@ -18,9 +18,9 @@ from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.cost.shipped import as_device
-from amc.cost.table import write_table
+from amc.cost.table import read_table, write_table
 from amc.cost.todo import write_todo
-from amc.errors import ConfigError, DeviceError
+from amc.errors import ConfigError, DeviceError, TableError
 from amc.task import SearchSpace
 
 Shape = tuple[int, int, int]
@@ -33,6 +33,7 @@ def run(config: DictConfig) -> bool:
     device = as_device(recipe.device_of(config))
     if not config.todo:
         _check_source(device, config)
+        _check_output(config)
     data = recipe.data_of(recipe.plain(config.data))
     network = recipe.network_of(recipe.plain(config.network), data, trained=False)
     space = recipe.space_of(recipe.plain(config.env))
@@ -70,6 +71,20 @@ def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None
             f"Device {name!r} is not measured on this machine. Choose device=onnxruntime_cpu, "
             "torch_cpu or torch_cuda; or list what is to be measured elsewhere: todo=<file>.csv."
         )
+
+
+def _check_output(config: DictConfig) -> None:
+    """Find out before anything is measured whether what is there may be written over."""
+    path = Path(config.output or "").expanduser()
+    if not config.output or not path.exists():
+        return
+    try:
+        read_table(path)
+    except TableError as error:
+        raise ConfigError(
+            f"output={path} is there already and is no complete table; amc writes over nothing "
+            f"else. Name another file. ({error})"
+        ) from error
 
 
 def _list(

@@ -69,6 +69,30 @@ def test_list_for_a_board_elsewhere_is_written_once_and_never_over(capsys: Outpu
     assert Path("layers.csv").read_text() == text
 
 
+def test_output_is_written_over_a_complete_table_and_over_nothing_else(capsys: Output) -> None:
+    board = ("device=todo", "device.name=pi", "todo_covers=layers")
+    assert amc("profile", NETWORK, *board, "todo=layers.csv") == 0
+    listed = Path("layers.csv").read_text()
+    half_filled = listed.replace(",,0,1\n", ",1.5,0,1\n", 5)
+    assert half_filled.count(",1.5,") == 5
+    for name, text in {"half.csv": half_filled, "mine.txt": "not a table"}.items():
+        Path(name).write_text(text)
+        capsys.readouterr()
+        assert amc("profile", NETWORK, *DEVICE, f"output={name}") == 2
+        said = capsys.readouterr().err
+        assert f"output={name} is there already and is no complete table" in said
+        assert Path(name).read_text() == text
+    assert "6 of 11 rows are still to be" in " ".join(_said_of("half.csv", capsys).split())
+    Path("table.csv").write_text(listed.replace(",,0,1\n", ",1.5,0,1\n"))
+    assert amc("profile", NETWORK, *DEVICE, "output=table.csv") == 0
+    assert read_table(Path("table.csv")).name == "torch_cpu"
+
+
+def _said_of(name: str, capsys: Output) -> str:
+    assert amc("profile", NETWORK, *DEVICE, f"output={name}") == 2
+    return capsys.readouterr().err
+
+
 def test_list_has_the_batch_and_bits_of_a_device_of_this_machine(capsys: Output) -> None:
     assert amc("profile", NETWORK, *DEVICE, "todo=layers.csv") == 0
     assert "torch_cpu: " in capsys.readouterr().out
