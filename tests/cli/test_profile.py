@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from amc import api
-from amc.cost.table import read_table
+from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.table import read_table, write_table
 from amc.errors import TableError
 from amc.files import cache_folder
+from amc.graph.types import Signature
+from amc.strategy import FLOAT, Bits
 from tests.cli.command import NETWORK, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -67,6 +71,25 @@ def test_list_for_a_board_elsewhere_is_written_once_and_never_over(capsys: Outpu
     assert amc("profile", NETWORK, *options, "todo=layers.csv") == 2
     assert "todo=layers.csv is there already" in capsys.readouterr().err
     assert Path("layers.csv").read_text() == text
+
+
+def test_table_without_a_price_names_a_command_that_lists_it(capsys: Output) -> None:
+    header = TableHeader("my board", "ONNX Runtime 1.2", 2, 4, 8, (FLOAT, Bits(8, 8)))
+    row = {Request(Signature("linear"), 8, 8, FLOAT): Measurement(1.0, 0.0, 1)}
+    write_table(TableDevice(header, row), Path("board.csv"))
+    given = (NETWORK, "device=table", "device.path=board.csv", "output=table.csv")
+    assert amc("profile", *given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    command = said[said.index("amc profile") : said.index(" network=<network>")]
+    assert amc(*shlex.split(command.replace("<file>", "layers"))[1:], NETWORK) == 0
+    assert set(Path("layers.csv").read_text().splitlines()) >= {
+        "# device: my_board",
+        "# runtime: ONNX Runtime 1.2",
+        "# threads: 2",
+        "# batch: 4",
+        "# channel_step: 8",
+        "# supported_bits: 32/32 8/8",
+    }
 
 
 def test_output_is_written_over_a_complete_table_and_over_nothing_else(capsys: Output) -> None:

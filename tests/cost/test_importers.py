@@ -193,7 +193,7 @@ def test_keys_of_an_ofa_table_that_are_no_single_operator_are_listed(tmp_path):
     path = ofa_file(tmp_path, OFA | others)
     with pytest.raises(TableError, match="5 of 9 keys") as error:
         read_ofa(path, HEADER)
-    for words in [*map(str, others), "device.skip_others=true", "todo"]:
+    for words in [*map(str, others), "device.skip_others=true", "device=todo device.name="]:
         assert words in str(error.value)
     assert len(read_ofa(path, HEADER, skip_others=True).rows) == len(OFA)
     with pytest.raises(TableError, match="no key that is a single operator"):

@@ -328,7 +328,7 @@ def test_table_without_missing_rows_is_returned_and_others_are_listed():
     with pytest.raises(TableError) as error:
         device_for(table, wanted)
     message = str(error.value)
-    for words in ["lacks 7 of 9", "24 -> 8", "56 -> 8", "and 2 more", "amc profile device=board"]:
+    for words in ["lacks 7 of 9", "24 -> 8", "56 -> 8", "and 2 more", "device.name=board"]:
         assert words in message
     assert "64 -> 8" not in message
 
