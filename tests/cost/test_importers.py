@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import OrderedDict
 
 import numpy as np
@@ -138,6 +139,15 @@ def test_haq_table_refuses_fewer_channels_and_says_what_to_search(tmp_path, tiny
 def test_array_that_is_no_haq_table_is_refused(tmp_path, tiny_graph, array, said):
     with pytest.raises(TableError, match=f"table.*{said}"):
         read_haq(written(tmp_path, saved(array)), tiny_graph, name="haq", ms_per_unit=1.0)
+
+
+@pytest.mark.parametrize(("cost", "unit", "got"), [(1e300, 1e10, "inf"), (1e-300, 1e-30, "0.0")])
+def test_haq_costs_that_are_no_milliseconds_are_refused(tmp_path, tiny_graph, cost, unit, got):
+    array = haq_array(4).astype(np.float64)
+    array[2, 0, 6] = cost
+    said = f"1/7 bits: expected a positive, finite number of milliseconds with ms_per_unit={unit:g}"
+    with pytest.raises(TableError, match=f"layer 2, {re.escape(said)}, got {got}"):
+        read_haq(written(tmp_path, saved(array)), tiny_graph, name="haq", ms_per_unit=unit)
 
 
 def test_haq_device_says_that_it_needs_the_unit_and_the_network():
