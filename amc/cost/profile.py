@@ -18,6 +18,7 @@ from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS
 from amc.cost.device import Device, Measurement, Request, TableDevice, TableHeader
 from amc.cost.importers import OPTIONS as IMPORTERS
+from amc.cost.importers.haq import HaqTable
 from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.plugins import device_of_class
 from amc.cost.probe import STEPS, Sampler, probe_step
@@ -148,6 +149,21 @@ def settled(loaded: Device | LocalSpec) -> Device | LocalSpec:
             f"{text[:20]!r}. Remove it: the step is then probed for again."
         )
     return replace(loaded, channel_step=int(text), probes=False)
+
+
+def check_table(device: Device | LocalSpec | None) -> None:
+    """Check that a device has a table: measured here, imported, or in a file.
+
+    Raises:
+        DeviceError: It is a model, still to be measured elsewhere, or none.
+    """
+    if not isinstance(device, (LocalSpec, TableDevice, HaqTable)):
+        name = "null" if device is None else device.name
+        raise DeviceError(
+            f"Device {name!r} is not measured on this machine. Choose device=onnxruntime_cpu, "
+            "torch_cpu or torch_cuda; or list what is to be measured elsewhere: amc profile "
+            "todo=<file>.csv."
+        )
 
 
 def device_for(

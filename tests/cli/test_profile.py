@@ -48,6 +48,21 @@ def test_use_of_a_table_is_shown_with_the_images_it_was_made_for(capsys: Output)
     assert f"use it:  {use} device.path=table.csv\n" in shown
 
 
+def test_use_of_a_table_is_shown_with_all_that_decides_its_rows(capsys: Output) -> None:
+    given = (
+        "network=tests.cli.nets:sized",
+        "+network.options.width=8",
+        "data=digits",
+        "env.min_preserve_ratio=0.5",
+        "env.weight_bits=[32]",
+    )
+    assert amc("profile", *given, *DEVICE, "output=my table.csv") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    used = shlex.split(shown[shown.index("amc search") :])
+    assert used[2] == given[0]
+    assert sorted(used[3:]) == sorted([*given[1:], "device=table", "device.path=my table.csv"])
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [("device=roofline_phone", "'roofline_phone'"), ("~device", "'null'")],
