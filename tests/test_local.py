@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ from amc.graph.types import Signature
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from tests.conftest import TINY_SHAPE
+from tests.conftest import TINY_SHAPE, fixed_tiny_net
 
 SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
 
@@ -32,9 +36,9 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     asked: list[int] = []
 
-    def measured(networks: list[nn.Module], *_: object, **__: object) -> list[Timing]:
-        asked.append(len(networks))
-        return [Timing(2.0, 0.1)] * len(networks)
+    def measured(networks: Iterable[nn.Module], *_: object, **__: object) -> list[Timing]:
+        asked.append(sum(1 for _ in networks))
+        return [Timing(2.0, 0.1)] * asked[-1]
 
     monkeypatch.setattr(local, "time_in_onnx", measured)
     return asked
@@ -174,6 +178,24 @@ def test_networks_are_timed_in_onnx_runtime(tiny_net: nn.Module) -> None:
     first, second = time_in_onnx([tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
     assert first.latency_ms > 0
     assert second.latency_ms > 0
+
+
+def test_networks_that_are_timed_are_built_one_by_one_and_leave_no_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def networks() -> Iterator[nn.Module]:
+        for _ in range(3):
+            gc.collect()
+            assert sum(network() is not None for network in alive) <= 1
+            assert list(tmp_path.iterdir()) == []
+            network = fixed_tiny_net()
+            alive.append(weakref.ref(network))
+            yield network
+
+    assert len(time_in_onnx(networks(), TINY_SHAPE, rounds=2)) == 3
 
 
 def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> None:
