@@ -16,16 +16,16 @@ from amc import local
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import Measurement, Request, TableDevice
+from amc.cost.device import Measurement, TableDevice
 from amc.cost.prices import operator_prices
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.cost.table import read_table, write_table
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import Signature
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE, fixed_tiny_net
+from tests.cost.asked import RememberingTable
 
 SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
 
@@ -121,20 +121,11 @@ def test_networks_that_correct_a_table_ask_for_nothing_that_was_not_measured(
 ) -> None:
     choices = choices_for(tiny_graph, pairs, channel_step=2, min_preserve_ratio=0.3)
     wanted = requests_for(tiny_graph, choices, FLOAT, SPEC.fuses, SPEC.converts)
-    asked: set[Request] = set()
-
-    class Recording(TableDevice):
-        def price(
-            self, metric: str, signature: Signature, in_channels: int, out_channels: int, bits: Bits
-        ) -> float:
-            asked.add(Request(signature, in_channels, out_channels, bits))
-            return super().price(metric, signature, in_channels, out_channels, bits)
-
-    device = Recording(SPEC.header(), dict.fromkeys(wanted, Measurement(1.0, 0.0, 7)))
+    device = RememberingTable(SPEC.header(), dict.fromkeys(wanted, Measurement(1.0, 0.0, 7)))
     strategies = local._random_strategies(tiny_graph, choices)
     for strategy in [IDENTITY, *strategies]:
         local._by_kind(tiny_graph, strategy, device, MIXED_KINDS)
-    assert asked <= set(wanted)
+    assert device.asked <= set(wanted)
     assert {bits for strategy in strategies for bits in strategy.bits.values()} == {*pairs} - {
         FLOAT
     }
