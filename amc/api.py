@@ -44,11 +44,12 @@ from amc.compress.verify import graph_of
 from amc.conclusion import Conclusion, conclude
 from amc.cost.budget import Budget
 from amc.cost.device import Device
+from amc.cost.importers.haq import HaqTable
 from amc.cost.model import CostModel, check_metric
-from amc.cost.profile import LocalSpec, settled
+from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
-from amc.errors import ConfigError, DeviceError, PolicyError
+from amc.errors import ConfigError, PolicyError
 from amc.evaluate import Evaluator
 from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
 from amc.interrupt import stop_on_interrupt
@@ -385,18 +386,23 @@ def profile(
 ) -> Device:
     """Measure every price that a search of a network can ask a device for.
 
+    A table in a file, or imported, is checked to have them all.
+
     Raises:
-        DeviceError: The device is not one that this machine can measure.
+        DeviceError: The device is not one that this machine can measure, and has no table.
+        TableError: A table lacks prices.
         NetworkError: The network rejects images of this shape.
     """
     check_module(network)
     check_image_shape(image_shape)
     check_kind("space", space, SearchSpace, optional=True)
     loaded = as_device(device)
-    if loaded is None:
-        raise DeviceError("amc profile needs a device, got none.")
+    check_table(loaded)
+    assert loaded is not None
     space = space or SearchSpace()
     graph = graph_of(network, image_shape)
+    if isinstance(loaded, HaqTable):
+        loaded = loaded.for_network(graph)
     with _said_on_interrupt(_measured_so_far(loaded)):
         loaded = settled(loaded)
         choices = space.choices(graph, "latency_ms", loaded)

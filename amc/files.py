@@ -6,14 +6,21 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from amc.errors import AmcError, ArtifactError, StorageError
+
+# Not on every system: where it is missing, what several processes write is not locked.
+_fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 
 def cache_folder() -> Path:
@@ -91,6 +98,55 @@ def _link(temporary: Path, path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside this for the same file; for reading, then writing it.
+
+    The lock is a file beside it that is gone afterwards. A process that is killed leaves no lock.
+    Not to be entered again from within.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    if _fcntl is None:
+        yield
+        return
+    try:
+        handle = _acquire(lock)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is let go: who waits for it sees that it is gone
+        os.close(handle)
+
+
+def _acquire(lock: Path) -> int:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _fcntl.flock(handle, _fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        if _is_at(handle, lock):
+            return handle
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_text(path: Path, what: str, error: type[AmcError] = ArtifactError) -> str:

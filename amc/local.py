@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
-from amc.cost.choices import Choices, reference_bits, requests_for
+from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
 from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, fit_correction, kind_of
 from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
-from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for
-from amc.cost.table import write_table
+from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
 from amc.export import OnnxNetwork, export_onnx
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
 from amc.progress import Bar, progress_bar
-from amc.strategy import FLOAT, IDENTITY, Strategy
+from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 
 NETWORKS = 8  # measured whole, beside the original, in float
-MIXED_NETWORKS = 16  # and with random bits, where the search may choose them
+MIXED_NETWORKS = 16  # and with random bits, where the search may choose other bits than float
 ROUNDS = 7
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
@@ -47,7 +46,7 @@ def device_for_network(
 
     ONNX Runtime on this machine is timed on whole networks too: the first network that a table is
     made for gives its correction (`amc.cost.correction`), all further ones keep it; the first that
-    is searched with several bit pairs gives one that knows mixed bits.
+    is searched with other bits than float gives one that knows mixed bits.
 
     Raises:
         TableError, DeviceError, StorageError: As `device_for`.
@@ -60,16 +59,15 @@ def device_for_network(
         return device
     assert isinstance(device, TableDevice)
     known = device.header.correction
-    if known is not None and (len(choices.pairs) == 1 or known.kinds == MIXED_KINDS):
+    if known is not None and (not _is_mixed(choices) or known.kinds == MIXED_KINDS):
         return device
     as_measured = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
     corrected = _corrected(as_measured, loaded, graph, choices, image_shape)
-    write_table(corrected, loaded.table_path())
-    return corrected
+    return keep_table(corrected, loaded.table_path())
 
 
 def time_in_onnx(
-    networks: Sequence[nn.Module],
+    networks: Iterable[nn.Module],
     image_shape: tuple[int, int, int],
     *,
     batch: int = 1,
@@ -81,6 +79,7 @@ def time_in_onnx(
     """Networks exported, and timed in turn in ONNX Runtime on the CPU (`measure_latency`).
 
     Args:
+        networks: Each is asked for when the one before it is exported; none is kept.
         bar: Told of each exported network: that takes longer than to time it.
         images: Normalised calibration images, (n, channels, height, width), with which what lies
             between quantized layers is computed in integers too (`amc.export.export_onnx`).
@@ -88,15 +87,30 @@ def time_in_onnx(
     Raises:
         ExportError: A network cannot be exported.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        exported = []
-        for index, network in enumerate(networks):
-            path = Path(folder) / f"{index}.onnx"
-            export_onnx(network, image_shape, path, images=images)
-            exported.append(OnnxNetwork(path, threads=threads))
-            if bar is not None:
-                bar.advance()
+    exported = []
+    for network in networks:
+        exported.append(in_onnx(network, image_shape, threads=threads, images=images))
+        if bar is not None:
+            bar.advance()
     return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
+
+
+def in_onnx(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    threads: int = 1,
+    images: Tensor | None = None,
+) -> OnnxNetwork:
+    """A network as ONNX Runtime on the CPU runs it; its file is gone once it is loaded.
+
+    Raises:
+        ExportError: The network cannot be exported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_onnx(network, image_shape, path, images=images)
+        return OnnxNetwork(path, threads=threads)
 
 
 def calibration_images(data: DataSet) -> Tensor:
@@ -113,12 +127,12 @@ def _corrected(
     choices: Choices,
     image_shape: tuple[int, int, int],
 ) -> TableDevice:
-    mixed = len(choices.pairs) > 1
+    mixed = _is_mixed(choices)
     strategies = [IDENTITY, *_random_strategies(graph, choices)]
     images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(_SEED))
     with progress_bar(f"measuring networks on {spec.name}", len(strategies)) as bar:
         timings = time_in_onnx(
-            [_built(graph, strategy) for strategy in strategies],
+            (built(graph, strategy) for strategy in strategies),
             image_shape,
             batch=spec.batch,
             threads=spec.threads,
@@ -135,29 +149,57 @@ def _corrected(
     return TableDevice(dataclasses.replace(device.header, correction=correction), device.rows)
 
 
+def _is_mixed(choices: Choices) -> bool:
+    """Whether a search may choose other bits than float: the original is in float anyway."""
+    return any(bits != FLOAT for bits in choices.pairs)
+
+
 def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
-    """In float; then, where there are other bits, with ever more layers in them."""
+    """In float; then, where there are other bits, with ever more layers in them.
+
+    Where float is not on offer it has prices for all channels alone. Then the first have no layer
+    in float, and the others, with ever fewer of them, have all channels.
+    """
     generator = np.random.default_rng(_SEED)
-    shares = [0.0] * NETWORKS
-    if len(choices.pairs) > 1:
-        shares += [(index + 1) / MIXED_NETWORKS for index in range(MIXED_NETWORKS)]
-    others = [bits for bits in choices.pairs if bits != FLOAT]
-    strategies = []
-    for share in shares:
-        ratios = {
-            group.name: int(generator.choice(choices.kept[group.index])) / group.size
-            for group in graph.free_groups
-        }
-        bits = {
-            layer.name: others[int(generator.integers(len(others)))]
-            for layer in graph.layers
-            if share and generator.random() < share
-        }
-        strategies.append(Strategy(ratios, bits))
-    return strategies
+    sizes = tuple(np.array([group.size]) for group in graph.groups)
+    in_float = FLOAT in choices.pairs
+    networks = [(choices.kept, 0.0 if in_float else 1.0)] * NETWORKS
+    if _is_mixed(choices):
+        kept = choices.kept if in_float else sizes
+        networks += [(kept, (index + 1) / MIXED_NETWORKS) for index in range(MIXED_NETWORKS)]
+    return [
+        random_strategy(graph, counts, choices.pairs, share, generator)
+        for counts, share in networks
+    ]
 
 
-def _built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
+def random_strategy(
+    graph: NetworkGraph,
+    counts: Sequence[IntArray],
+    pairs: Sequence[Bits],
+    share: float,
+    generator: np.random.Generator,
+) -> Strategy:
+    """Any counts, and any bits but float for about a share of the layers.
+
+    Args:
+        counts: For every group, what it may keep.
+        pairs: Bit pairs; float, the bits of all other layers, is not drawn.
+    """
+    ratios = {
+        group.name: int(generator.choice(counts[group.index])) / group.size
+        for group in graph.free_groups
+    }
+    others = [bits for bits in pairs if bits != FLOAT]
+    bits = {
+        layer.name: others[int(generator.integers(len(others)))]
+        for layer in graph.layers
+        if others and share and generator.random() < share
+    }
+    return Strategy(ratios, bits)
+
+
+def built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
     """The network with its first channels: time does not depend on which are kept, nor on grids."""
     kept = graph.kept_counts(strategy)
     places = {group.index: np.arange(kept[group.index]) for group in graph.free_groups}

@@ -27,8 +27,10 @@ from amc.cost.model import (
     check_metric,
     choices_for,
     operator_prices,
+    reference_bits,
+    requests_for,
 )
-from amc.cost.prices import FORMULAS
+from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.data import DataSet, Split
 from amc.errors import AmcError, ConfigError, DeviceError
@@ -360,7 +362,7 @@ class CompressionTask:
         """
         return {
             **self._evaluated(),
-            "device": self.device.fingerprint() if self.device is not None else "none",
+            "device": self._device_id,
             "budget": repr(self.budget),
             "search space": repr(self._space),
         }
@@ -383,6 +385,22 @@ class CompressionTask:
             "search images": str(len(self._subset)),
             "bfloat16": str(self.bfloat16),
         }
+
+    @cached_property
+    def _device_id(self) -> str:
+        """What the device's prices are; of a table only those that the search asks for.
+
+        A measured table gets rows for other networks: they change nothing here.
+        """
+        if self.device is None:
+            return "none"
+        if isinstance(self.device, TableDevice) and self.budget.metric in DEVICE_METRICS:
+            choices, reference = self.costs.choices, reference_bits(self.device.supported_bits)
+            fuses, converts = fuses_of(self.device), converts_of(self.device)
+            return self.device.fingerprint(
+                requests_for(self.graph, choices, reference, fuses, converts)
+            )
+        return self.device.fingerprint()
 
     @cached_property
     def _network_id(self) -> str:

@@ -28,6 +28,7 @@ from amc.task import SearchSpace
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 
+DEVICE = "onnxruntime_cpu"  # what budgets are on, and what is measured at the end
 ROUNDS = 31
 
 
@@ -54,7 +55,7 @@ def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_options(parser)
-    parser.add_argument("--device", default="onnxruntime_cpu")
+    parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--latency", type=float, nargs="*", default=[0.4, 0.5, 0.6, 0.7, 0.8])
     parser.add_argument("--macs", type=float, nargs="*", default=[0.2, 0.3, 0.4, 0.5, 0.65])
     parser.add_argument("--bits", choices=("float", "mixed"), default="float")
@@ -62,7 +63,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--candidates", type=int, default=3, help="repaired and ranked again")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.device != DEVICE:
+        parser.error(
+            f"--device must be {DEVICE}, got {options.device}: at the end all networks are timed "
+            "in ONNX Runtime on this machine, which says nothing of a budget on another device"
+        )
+    return options
 
 
 def searched(

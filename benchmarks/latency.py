@@ -10,7 +10,6 @@ them. Prints the errors, writes a CSV and a scatter picture.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,25 +18,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import nn
 
-from amc.compress.quantization import quantize_layer
-from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
-from amc.cost.choices import Choices, choices_for
+from amc.cost.choices import LEVELS, choices_for
 from amc.cost.device import Device
 from amc.cost.onnx_timer import SUPPORTED_BITS
 from amc.cost.prices import operator_prices
 from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, settled
-from amc.export import OnnxNetwork, export_onnx
-from amc.graph.graph import NetworkGraph
-from amc.local import device_for_network
-from amc.measure import measure_latency
+from amc.local import built, device_for_network, random_strategy, time_in_onnx
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
-
-_GRID = (0.02, 0)  # scale and zero point of every quantized input
 
 
 def arguments() -> argparse.Namespace:
@@ -51,42 +42,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channel-step", type=int, help="default: found by a probe")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
-
-
-def random_strategy(
-    graph: NetworkGraph, choices: Choices, generator: np.random.Generator
-) -> Strategy:
-    """Any counts, and any bits, that the device offers."""
-    ratios = {
-        group.name: int(generator.choice(choices.kept[group.index])) / group.size
-        for group in graph.free_groups
-    }
-    share = generator.random()  # of layers in integers
-    lowest, highest = choices.pairs[-1], choices.pairs[0]
-    bits = {layer.name: lowest if generator.random() < share else highest for layer in graph.layers}
-    return Strategy(ratios, bits)
-
-
-def built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
-    """The physically smaller network, quantized as the strategy says."""
-    kept = graph.kept_counts(strategy)
-    places = {group.index: np.arange(kept[group.index]) for group in graph.free_groups}
-    module = remove_channels(graph.plan, keep_mask(graph, places))
-    for path, bits in strategy.bits.items():
-        if bits != FLOAT:
-            layer = module.get_submodule(path)
-            module.set_submodule(path, quantize_layer(layer, bits, _GRID))
-    return module
-
-
-def in_runtime(
-    module: nn.Module, shape: tuple[int, int, int], threads: int, images: torch.Tensor | None
-) -> OnnxNetwork:
-    """The network in ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_onnx(module, shape, path, images=images)
-        return OnnxNetwork(path, threads=threads)
 
 
 def measure(
@@ -103,20 +58,25 @@ def measure(
         "benchmark", options.batch, options.threads, step or DEFAULT_STEP, probes=step is None
     )
     spec = settled(given)
-    choices = choices_for(graph, pairs, channel_step=spec.channel_step)
+    choices = choices_for(graph, pairs, channel_step=spec.channel_step, levels=LEVELS)
     start = time.perf_counter()
     device: Device = device_for_network(spec, graph, choices, shape)
     table_s = time.perf_counter() - start
     strategies = [
         Strategy({}, {}),
-        *(random_strategy(graph, choices, generator) for _ in range(options.strategies)),
+        *(
+            random_strategy(graph, choices.kept, pairs, generator.random(), generator)
+            for _ in range(options.strategies)
+        ),
     ]
     images = torch.rand(8, *shape) if len(pairs) > 1 else None
-    networks = [
-        in_runtime(built(graph, strategy), shape, options.threads, images)
-        for strategy in strategies
-    ]
-    timings = measure_latency(networks, shape, batch=options.batch, threads=options.threads)
+    timings = time_in_onnx(
+        (built(graph, strategy) for strategy in strategies),
+        shape,
+        batch=options.batch,
+        threads=options.threads,
+        images=images,
+    )
     return [
         {
             "network": name,

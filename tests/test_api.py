@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
 from amc.cost.profile import TorchDeviceSpec
+from amc.cost.shipped import shipped_device
 from amc.data import DataSet
 from amc.errors import (
     AmcError,
@@ -276,8 +278,24 @@ def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:
     table = api.profile(tiny_net, TINY_SHAPE, spec)
     assert isinstance(table, TableDevice)
     assert all(row.latency_ms > 0 for row in table.rows.values())
-    with pytest.raises(DeviceError, match="needs a device, got none"):
-        api.profile(tiny_net, TINY_SHAPE, None)
+
+
+@pytest.mark.parametrize("name", [None, "roofline_phone", "todo"])
+def test_device_that_has_no_table_and_is_not_measured_here_is_not_profiled(
+    name: str | None, tiny_net: nn.Module
+) -> None:
+    shown = {None: "'null'", "todo": "'my_board'"}.get(name, repr(name))
+    with pytest.raises(DeviceError, match=f"Device {shown} is not measured on this machine"):
+        api.profile(tiny_net, TINY_SHAPE, name)
+
+
+def test_table_of_haq_is_profiled_for_its_network(tiny_net: nn.Module, tmp_path: Path) -> None:
+    np.save(tmp_path / "haq.npy", np.full((4, 8, 8), 3.0))
+    options = {"path": str(tmp_path / "haq.npy"), "ms_per_unit": 0.5}
+    table = api.profile(tiny_net, TINY_SHAPE, {**shipped_device("haq"), **options})
+    assert isinstance(table, TableDevice)
+    # TinyNet's layers are of four shapes, all of them at 64 pairs of bits.
+    assert [row.latency_ms for row in table.rows.values()] == [3.0 * 0.5] * (4 * 64)
 
 
 def test_profile_names_images_that_the_network_does_not_take_as_a_search_does() -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from amc import files
 from amc.errors import ArtifactError, NetworkError, StorageError
 from amc.files import (
     cache_folder,
     fingerprint,
+    locked,
     read_tensors,
     read_text,
     storage_error,
@@ -124,3 +128,55 @@ def test_fingerprint_depends_on_every_part_and_on_where_parts_end() -> None:
     assert len(prints) == 7
     assert fingerprint(b"ab", "c") == fingerprint("ab", "c")
     assert all(len(text) == 16 for text in prints)
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+_ADDS = """
+import sys
+from pathlib import Path
+from amc.files import locked, write_text
+
+path = Path(sys.argv[1])
+for _ in range(50):
+    with locked(path):
+        write_text(path, str(int(path.read_text()) + 1))
+"""
+
+
+def test_processes_that_change_a_file_under_its_lock_lose_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    path.write_text("0")
+    adding = [subprocess.Popen([sys.executable, "-c", _ADDS, str(path)]) for _ in range(2)]
+    assert [process.wait() for process in adding] == [0, 0]
+    assert path.read_text() == "100"
+    assert [file.name for file in tmp_path.iterdir()] == ["count"]
+
+
+def test_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), locked(tmp_path / "new" / "file"):
+            raise KeyError
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_file_of_a_system_without_locks_is_changed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoLocks:
+        LOCK_EX = 2
+
+        def flock(self, handle: int, operation: int) -> None:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    for module in (None, NoLocks()):
+        monkeypatch.setattr(files, "_fcntl", module)
+        with locked(tmp_path / "file"):
+            (tmp_path / "file").write_text("changed")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_lock_in_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="Could not write"), locked(tmp_path / "file" / "t.csv"):
+        pass

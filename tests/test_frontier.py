@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from benchmarks.frontier import gains
+from benchmarks.frontier import arguments, gains
 
 MACS = [(1.0, 80.0), (3.0, 84.0), (5.0, 90.0)]  # ms, accuracy in %
 
@@ -62,3 +64,15 @@ def test_slower_network_that_is_no_better_is_no_choice(end: list[tuple[float, fl
 @pytest.mark.parametrize("curves", [{"macs": MACS}, {"latency_ms": MACS}, {}])
 def test_one_curve_alone_has_no_gains(curves: dict[str, list[tuple[float, float]]]) -> None:
     assert gains(rows(original=[(9.0, 95.0)], **curves)) == []
+
+
+def test_device_that_is_not_measured_at_the_end_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["frontier", "--device", "torch_cpu"])
+    with pytest.raises(SystemExit) as leaving:
+        arguments()
+    assert leaving.value.code == 2
+    assert "--device must be onnxruntime_cpu, got torch_cpu: " in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["frontier"])
+    assert arguments().device == "onnxruntime_cpu"

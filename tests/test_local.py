@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from amc import local
-from amc.cost.choices import choices_for
+from amc.cost.choices import choices_for, requests_for
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import TableDevice
+from amc.cost.device import Measurement, TableDevice
 from amc.cost.prices import operator_prices
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.cost.table import read_table, write_table
@@ -20,7 +24,8 @@ from amc.graph.graph import NetworkGraph
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from tests.conftest import TINY_SHAPE
+from tests.conftest import TINY_SHAPE, fixed_tiny_net
+from tests.cost.asked import RememberingTable
 
 SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
 
@@ -31,9 +36,9 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     asked: list[int] = []
 
-    def measured(networks: list[nn.Module], *_: object, **__: object) -> list[Timing]:
-        asked.append(len(networks))
-        return [Timing(2.0, 0.1)] * len(networks)
+    def measured(networks: Iterable[nn.Module], *_: object, **__: object) -> list[Timing]:
+        asked.append(sum(1 for _ in networks))
+        return [Timing(2.0, 0.1)] * asked[-1]
 
     monkeypatch.setattr(local, "time_in_onnx", measured)
     return asked
@@ -94,6 +99,40 @@ def test_networks_of_mixed_bits_have_ever_more_of_them(tiny_graph: NetworkGraph)
     assert counts[-1] == 4
 
 
+INT8 = Bits(8, 8)
+
+
+def test_search_in_8_bits_alone_corrects_by_networks_of_mixed_bits(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    in_float = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    choices = choices_for(tiny_graph, [INT8], channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    assert timed == [9, 9 + 16]
+    assert device.header.correction is not None
+    assert device.header.correction.kinds == MIXED_KINDS
+
+
+@pytest.mark.parametrize("pairs", [[INT8], [INT8, FLOAT], [FLOAT]])
+def test_networks_that_correct_a_table_ask_for_nothing_that_was_not_measured(
+    tiny_graph: NetworkGraph, pairs: list[Bits]
+) -> None:
+    choices = choices_for(tiny_graph, pairs, channel_step=2, min_preserve_ratio=0.3)
+    wanted = requests_for(tiny_graph, choices, FLOAT, SPEC.fuses, SPEC.converts)
+    device = RememberingTable(SPEC.header(), dict.fromkeys(wanted, Measurement(1.0, 0.0, 7)))
+    strategies = local._random_strategies(tiny_graph, choices)
+    for strategy in [IDENTITY, *strategies]:
+        local._by_kind(tiny_graph, strategy, device, MIXED_KINDS)
+    assert device.asked <= set(wanted)
+    assert {bits for strategy in strategies for bits in strategy.bits.values()} == {*pairs} - {
+        FLOAT
+    }
+    reduced = [strategy for strategy in strategies if min(strategy.preserve_ratio.values()) < 1]
+    assert len(reduced) >= 6  # of eight and more, each with two counts of three and more
+
+
 def test_table_measured_before_conversions_had_prices_is_corrected_anew(
     tiny_graph: NetworkGraph, timed: list[int]
 ) -> None:
@@ -130,6 +169,24 @@ def test_networks_are_timed_in_onnx_runtime(tiny_net: nn.Module) -> None:
     first, second = time_in_onnx([tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
     assert first.latency_ms > 0
     assert second.latency_ms > 0
+
+
+def test_networks_that_are_timed_are_built_one_by_one_and_leave_no_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def networks() -> Iterator[nn.Module]:
+        for _ in range(3):
+            gc.collect()
+            assert sum(network() is not None for network in alive) <= 1
+            assert list(tmp_path.iterdir()) == []
+            network = fixed_tiny_net()
+            alive.append(weakref.ref(network))
+            yield network
+
+    assert len(time_in_onnx(networks(), TINY_SHAPE, rounds=2)) == 3
 
 
 def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> None:

@@ -24,14 +24,18 @@ from agents.trial import Trial
 from amc import api, candidate, checkpoint, conclusion, conditions, files, recording
 from amc.candidate import RecoverySettings
 from amc.checkpoint import CheckpointFile
+from amc.compress.verify import graph_of
+from amc.cost.choices import choices_for, requests_for
+from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError
 from amc.evaluate import Evaluation
+from amc.graph.types import Signature
 from amc.journal import Journal
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
-from amc.strategy import IDENTITY, Strategy
-from tests.conftest import TINY_CLASSES, fixed_tiny_net, random_images
+from amc.strategy import FLOAT, IDENTITY, Strategy
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
@@ -313,6 +317,73 @@ def test_changed_network_is_named_and_evaluated_anew_where_resuming_is_forced(
     # now are, and built again: what the other network made of it is not taken over.
     assert strategies[0] == result.trials[2].strategy
     assert [t.strategy for t in result.trials[:2]] == [t.strategy for t in whole.result.trials[:2]]
+
+
+# A cached table has 1 ms and more for every row of TinyNet, and gets rows for other networks.
+TABLE = TableHeader("board", "none", 1, 1, 2, (FLOAT,))
+OTHERS = {
+    Request(Signature("conv2d", (5, 5)), 8, 8, FLOAT): Measurement(9.0, 0.1, 7),
+    Request(Signature("linear"), 6, 99, FLOAT): Measurement(9.0, 0.1, 7),  # of a larger TinyNet
+}
+
+
+def search_on(rows: dict[Request, Measurement], options: dict[str, Any]) -> api.SearchResult:
+    return api.search(
+        device=TableDevice(TABLE, rows),
+        budget={"metric": "latency_ms", "fraction": 0.9},
+        agent="random",
+        evaluations=3,
+        search_images=20,
+        final_candidates=1,
+        recovery=RecoverySettings(images=20, batch_norm_images=10),
+        store=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(network: nn.Module) -> dict[Request, Measurement]:
+    graph = graph_of(network, TINY_SHAPE)
+    wanted = requests_for(graph, choices_for(graph, [FLOAT], channel_step=2), FLOAT)
+    return {r: Measurement(1.0 + r.in_channels * r.out_channels, 0.1, 7) for r in wanted}
+
+
+@pytest.fixture(scope="module")
+def on_table(
+    network: nn.Module,
+    data: DataSet,
+    rows: dict[Request, Measurement],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Watched:
+    given = {"network": network, "data": data}
+    folder = tmp_path_factory.mktemp("table") / "run"
+    return watched(folder, lambda path: search_on(rows, given | {"folder": path}))
+
+
+def test_search_is_resumed_though_its_table_got_rows_for_another_network(
+    on_table: Watched,
+    network: nn.Module,
+    data: DataSet,
+    rows: dict[Request, Measurement],
+    tmp_path: Path,
+) -> None:
+    folder = on_table.killed("after 2", tmp_path)
+    again = {"network": network, "data": data, "folder": folder, "resume": True}
+    assert search_on(rows | OTHERS, again).strategy == on_table.result.strategy
+
+
+def test_search_whose_prices_changed_is_not_resumed(
+    on_table: Watched,
+    network: nn.Module,
+    data: DataSet,
+    rows: dict[Request, Measurement],
+    tmp_path: Path,
+) -> None:
+    folder = on_table.killed("after 2", tmp_path)
+    again = {"network": network, "data": data, "folder": folder, "resume": True}
+    last = max(rows, key=lambda request: rows[request].latency_ms)
+    with pytest.raises(ArtifactError, match="task changed: device"):
+        search_on(rows | {last: Measurement(99.0, 0.1, 7)}, again)
 
 
 def test_evaluation_that_comes_out_differently_is_said_and_the_run_kept(

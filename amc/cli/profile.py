@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,16 +17,17 @@ from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import converts_of, fuses_of
-from amc.cost.profile import LocalSpec, settled
+from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.shipped import as_device
-from amc.cost.table import write_table
+from amc.cost.table import read_table, write_table
 from amc.cost.todo import write_todo
-from amc.errors import ConfigError, DeviceError
+from amc.errors import ConfigError, TableError
 from amc.task import SearchSpace
 
 Shape = tuple[int, int, int]
 
-_IMAGES = ("data=", "data.")  # options that say what a network takes
+# Options that decide what a search of the network asks for, beside the network's name.
+_REPEATED = ("data=", "data.", "network.", "env=", "env.")
 
 
 def run(config: DictConfig) -> bool:
@@ -33,14 +35,13 @@ def run(config: DictConfig) -> bool:
     device = as_device(recipe.device_of(config))
     if not config.todo:
         _check_source(device, config)
+        _check_output(config)
     data = recipe.data_of(recipe.plain(config.data))
     network = recipe.network_of(recipe.plain(config.network), data, trained=False)
     space = recipe.space_of(recipe.plain(config.env))
     if config.todo and device is not None:
         _list(config, device, network, data.image_shape, space)
         return False
-    if isinstance(device, HaqTable):
-        device = device.for_network(graph_of(network, data.image_shape))
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
     path = device.table_path() if isinstance(device, LocalSpec) else Path()
@@ -58,18 +59,26 @@ def run(config: DictConfig) -> bool:
 
 def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
     """Find out before the network is built whether there is a table to make."""
-    if isinstance(device, (TableDevice, HaqTable)):
-        if not config.output:
-            raise ConfigError(
-                f"Device {device.name!r} has its prices in a file. Say where to write the table "
-                "that is made of them: output=<file>.csv."
-            )
-    elif not isinstance(device, LocalSpec):
-        name = "null" if device is None else device.name
-        raise DeviceError(
-            f"Device {name!r} is not measured on this machine. Choose device=onnxruntime_cpu, "
-            "torch_cpu or torch_cuda; or list what is to be measured elsewhere: todo=<file>.csv."
+    check_table(device)
+    if isinstance(device, (TableDevice, HaqTable)) and not config.output:
+        raise ConfigError(
+            f"Device {device.name!r} has its prices in a file. Say where to write the table "
+            "that is made of them: output=<file>.csv."
         )
+
+
+def _check_output(config: DictConfig) -> None:
+    """Find out before anything is measured whether what is there may be written over."""
+    path = Path(config.output or "").expanduser()
+    if not config.output or not path.exists():
+        return
+    try:
+        read_table(path)
+    except TableError as error:
+        raise ConfigError(
+            f"output={path} is there already and is no complete table; amc writes over nothing "
+            f"else. Name another file. ({error})"
+        ) from error
 
 
 def _list(
@@ -97,9 +106,14 @@ def _list(
 
 
 def _use(config: DictConfig, path: Path) -> str:
-    given = [text for text in HydraConfig.get().overrides.task if text.startswith(_IMAGES)]
-    network = " ".join([f"network={config.network.name}", *given])
-    return f"use it:  amc search {network} device=table device.path={path}"
+    given = [
+        shlex.quote(text)
+        for text in HydraConfig.get().overrides.task
+        if text.lstrip("+").startswith(_REPEATED)
+    ]
+    network = " ".join([shlex.quote(f"network={config.network.name}"), *given])
+    table = shlex.quote(f"device.path={path}")
+    return f"use it:  amc search {network} device=table {table}"
 
 
 def _say(*lines: str) -> None:

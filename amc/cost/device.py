@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -234,18 +237,41 @@ class TableDevice:
         """The requests that the table cannot price, without repetitions, in their order."""
         return [request for request in dict.fromkeys(requests) if not self._has(request)]
 
-    def fingerprint(self) -> str:
-        """Changes whenever a price or the header changes."""
+    def fingerprint(self, requests: Iterable[Request] | None = None) -> str:
+        """Changes whenever a price or the header changes.
+
+        Args:
+            requests: All that will be asked: prices of anything else, which a table has or gets
+                for other networks, then make no difference. None: all rows.
+
+        Raises:
+            TableError: The table cannot price a request.
+        """
         covers = () if self.header.covers == "all" else (self.header.covers,)
         correction = () if self.header.correction is None else (repr(self.header.correction),)
         return fingerprint(
             repr(self.header),
-            repr(self.rows),
+            repr(self.rows if requests is None else self._prices_of(requests)),
             *covers,
             *self.header.fuses,
             *self.header.converts,
             *correction,
         )
+
+    def _prices_of(self, requests: Iterable[Request]) -> list[tuple[Request, list[float]]]:
+        """Prices as they were measured where there is a row, else as they are looked up."""
+        return [
+            (r, [getattr(self.rows[r], metric) for metric in self.metrics])
+            if r in self.rows
+            else (
+                r,
+                [
+                    self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
+                    for metric in self.metrics
+                ],
+            )
+            for r in sorted(set(requests))
+        ]
 
     def _has(self, request: Request) -> bool:
         try:
@@ -299,10 +325,40 @@ class TableDevice:
                 "It has prices of one network's layers with all their channels: search that "
                 "network's bits alone, with env.min_preserve_ratio=1."
             )
-        return (
-            f"Measure it: amc profile device={self.name} network=<network>; or list what to "
-            "measure elsewhere: amc profile todo=<file>.csv network=<network>."
+        listing = f"list what to measure elsewhere: {listing_command(self.header)}"
+        if self.name not in MEASURED_HERE:
+            return listing.replace("list", "List", 1)
+        same = " ".join(
+            f"device.{key}={getattr(self.header, key)}"
+            for key in ("batch", "threads", "channel_step")
         )
+        return (
+            f"Measure it, if it is this machine: amc profile device={self.name} {same} "
+            f"network=<network> output=<file>.csv; or {listing}"
+        )
+
+
+MEASURED_HERE = ("onnxruntime_cpu", "torch_cpu", "torch_cuda")  # devices that amc itself times
+
+
+def listing_command(header: TableHeader) -> str:
+    """The command that lists what to measure on the device of a table, wherever that is."""
+    bits = ",".join(f'"{pair}"' for pair in header.supported_bits)
+    name = re.sub(r"[^\w.-]", "_", header.device)  # a table's may be any text
+    covers = " todo_covers=layers" if header.covers == "layers" else ""
+    return (
+        f"amc profile device=todo {_option('name', name)} "
+        f"{_option('runtime', header.runtime)} device.batch={header.batch} "
+        f"device.threads={header.threads} device.channel_step={header.channel_step} "
+        f"'device.bits=[{bits}]' todo=<file>.csv{covers} network=<network>"
+    )
+
+
+def _option(key: str, text: str) -> str:
+    """An option of the device as it is typed; what is more than a word needs quotes."""
+    is_word = re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII)
+    option = f"device.{key}={text if is_word else json.dumps(text, ensure_ascii=False)}"
+    return option if is_word else shlex.quote(option)
 
 
 class _Grid:

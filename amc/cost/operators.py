@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ class Operator:
         layer: Index of the layer; -1 between layers.
         has_bias: As it runs, with batch normalisation folded into the layer before it.
         is_repeat: A further call of a layer: it costs time, and its weights are stored once.
+        shared: Index of the layer that it is a further call of, whose bits it has; -1 if of none.
+        call: How often that layer is called before.
         after_layer: As `OperatorInfo.after_layer`.
     """
 
@@ -33,6 +36,8 @@ class Operator:
     has_bias: bool
     is_repeat: bool = False
     after_layer: bool = False
+    shared: int = -1
+    call: int = 0
 
     def is_fused(self, fuses: Collection[str]) -> bool:
         """Whether a runtime that fuses these computes it inside of the layer before it."""
@@ -57,7 +62,8 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
         )
         for layer in graph.layers
     ]
-    seen = {layer.name for layer in graph.layers}
+    index_of = {layer.name: layer.index for layer in graph.layers}
+    seen = Counter(list(index_of))
     for other in graph.operators:
         operators.append(
             Operator(
@@ -69,7 +75,9 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
                 other.has_bias,
                 other.name in seen,
                 other.after_layer,
+                index_of.get(other.name, -1),
+                seen[other.name],
             )
         )
-        seen.add(other.name)
+        seen[other.name] += 1
     return operators

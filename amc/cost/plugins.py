@@ -35,19 +35,25 @@ with an entry point, by that name, ``device=custom device.name=my_board``::
 
     [project.entry-points."amc.devices"]
     my_board = "my_board:MyBoard"
+
+It may have two more attributes, tuples of names: ``fuses``, operators such as ``"relu"`` that it
+computes inside of the layer before them, and ``converts``, the conversions between layers of
+different precision that it prices (docs/devices.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
 from amc.cost.budget import DEVICE_METRICS
+from amc.cost.conversions import CONVERSIONS
 from amc.cost.device import Device
 from amc.cost.spec import Spec
 from amc.errors import AmcError, DeviceError
+from amc.graph.operators import PRICED
 from amc.packages import import_named
 from amc.strategy import BIT_WIDTHS, Bits
 
@@ -102,6 +108,12 @@ def checked(device: object, name: str) -> Device:
         if not (hasattr(device, attribute) and accepts(getattr(device, attribute)))
     ]
     wrong += [
+        f"{attribute} must be a tuple of distinct names among {', '.join(sorted(known))}, "
+        f"got {getattr(device, attribute)!r}"
+        for attribute, known in _OPTIONAL.items()
+        if hasattr(device, attribute) and not _are_names(getattr(device, attribute), known)
+    ]
+    wrong += [
         f"{method} must be a method"
         for method in ("price", "prices", "fingerprint")
         if not callable(getattr(device, method, None))
@@ -154,6 +166,12 @@ def _are_bits(value: object) -> bool:
     )
 
 
+def _are_names(value: object, known: Collection[str]) -> bool:
+    if not isinstance(value, tuple) or not all(type(name) is str for name in value):
+        return False
+    return set(value) <= set(known) and len(set(value)) == len(value)
+
+
 _METRICS = (DEVICE_METRICS[:1], DEVICE_METRICS)
 _ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
     "name": (_is_text, "one line of text"),
@@ -167,3 +185,5 @@ _ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "metrics": (lambda value: value in _METRICS, f"one of {_METRICS}"),
 }
+# What a device may leave out: what it computes inside of layers, which conversions it prices.
+_OPTIONAL: dict[str, Collection[str]] = {"fuses": PRICED, "converts": CONVERSIONS}

@@ -15,19 +15,21 @@ import numpy as np
 
 from amc.cost import onnx_timer
 from amc.cost.conversions import CONVERSIONS
+from amc.cost.correction import KINDS
 from amc.cost.device import Device, Measurement, Request, TableDevice, TableHeader
 from amc.cost.importers import OPTIONS as IMPORTERS
+from amc.cost.importers.haq import HaqTable
 from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.plugins import device_of_class
 from amc.cost.probe import STEPS, Sampler, probe_step
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
-from amc.cost.samples import key_of, read_samples, write_samples
+from amc.cost.samples import Samples, key_of, read_samples, write_samples
 from amc.cost.spec import Spec
 from amc.cost.table import read_table, write_table
 from amc.cost.torch_timer import TorchTimer, machine
 from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
-from amc.files import cache_folder, fingerprint, read_text, write_once
+from amc.files import cache_folder, fingerprint, locked, read_text, write_once
 from amc.interrupt import hold_interrupts
 from amc.progress import progress_bar
 from amc.strategy import FLOAT, Bits
@@ -149,6 +151,21 @@ def settled(loaded: Device | LocalSpec) -> Device | LocalSpec:
     return replace(loaded, channel_step=int(text), probes=False)
 
 
+def check_table(device: Device | LocalSpec | None) -> None:
+    """Check that a device has a table: measured here, imported, or in a file.
+
+    Raises:
+        DeviceError: It is a model, still to be measured elsewhere, or none.
+    """
+    if not isinstance(device, (LocalSpec, TableDevice, HaqTable)):
+        name = "null" if device is None else device.name
+        raise DeviceError(
+            f"Device {name!r} is not measured on this machine. Choose device=onnxruntime_cpu, "
+            "torch_cpu or torch_cuda; or list what is to be measured elsewhere: amc profile "
+            "todo=<file>.csv."
+        )
+
+
 def device_for(
     loaded: Device | LocalSpec, requests: Iterable[Request], progress: bool = True
 ) -> Device:
@@ -198,6 +215,7 @@ def measure_table(
     interquartile range. What there is is written every few seconds and when the measurement is
     interrupted: rows once they have three samples, and every sample of an unfinished row in a
     file beside the table. The next measurement takes only the samples that are still missing.
+    What other processes write there meanwhile is kept (`keep_table`).
 
     Args:
         sample: Gives milliseconds of one batch, one sample of each request that it is given.
@@ -211,20 +229,23 @@ def measure_table(
     header, known = _known(path, header)
     begun = read_samples(path, header)
     samples = {
-        request: begun.pop(key_of(request), [])
+        request: begun.get(key_of(request), [])
         for request in dict.fromkeys(requests)
         if request not in known or key_of(request) in begun
     }
+    if not samples:
+        return TableDevice(header, known)
     missing = sum(max(rounds - len(ms), 0) for ms in samples.values())
     enough = min(rounds, _ENOUGH_SAMPLES)
 
-    def save() -> None:
+    def save() -> TableDevice | None:
         measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
-        unfinished = {key_of(r): ms for r, ms in samples.items() if 0 < len(ms) < rounds}
-        with hold_interrupts():  # one of the files without the other would lose samples
-            if measured:
-                write_table(TableDevice(header, {**known, **measured}), path)
-            write_samples(path, header, begun | unfinished)
+        own = {key_of(request): ms for request, ms in samples.items()}
+        # One of the files without the other would lose samples.
+        with hold_interrupts(), locked(path):
+            table = _keep(header, {**known, **measured}, path) if measured else None
+            write_samples(path, header, _joined(read_samples(path, header), own, rounds))
+        return table
 
     last_write = time.monotonic()
     try:
@@ -239,9 +260,52 @@ def measure_table(
                     if time.monotonic() - last_write > _WRITE_EVERY_S:
                         save()
                         last_write = time.monotonic()
-    finally:
+    except BaseException:
         save()
-    return TableDevice(header, {**known, **{r: _summary(ms) for r, ms in samples.items()}})
+        raise
+    table = save()
+    assert table is not None
+    return table
+
+
+def keep_table(device: TableDevice, path: Path) -> TableDevice:
+    """Write a table at ``path`` beside what other processes have written there meanwhile.
+
+    Of two measurements of one row that of more samples is kept; of two alike, the one that is
+    there: all processes then have the same prices. So it is with corrections, unless only the new
+    one knows mixed bits.
+
+    Returns:
+        The table that is there now, with the given header.
+
+    Raises:
+        TableError: As `measure_table`.
+        StorageError: The file cannot be written.
+    """
+    with hold_interrupts(), locked(path):
+        return _keep(device.header, device.rows, path)
+
+
+def _keep(header: TableHeader, rows: Mapping[Request, Measurement], path: Path) -> TableDevice:
+    """As `keep_table`, where the file is locked already."""
+    there, known = _known(path, header)
+    older, newer = there.correction, header.correction
+    if older is None or (newer is not None and newer.kinds != KINDS and older.kinds == KINDS):
+        there = replace(there, correction=newer)
+    better = {r: m for r, m in rows.items() if r not in known or known[r].samples < m.samples}
+    table = TableDevice(there, {**known, **better})
+    write_table(table, path)
+    return table
+
+
+def _joined(there: Samples, own: Samples, rounds: int) -> Samples:
+    """Samples of rows that are not finished: of each the list that is longer."""
+    kept = {key: ms for key, ms in there.items() if key not in own}
+    for key, ms in own.items():
+        longest = max(ms, there.get(key, []), key=len)
+        if ms and len(ms) < rounds:
+            kept[key] = longest
+    return kept
 
 
 def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Request, Measurement]]:

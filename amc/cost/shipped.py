@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from amc.cost.device import Device
-from amc.cost.plugins import installed_devices, load_plugin
+from amc.cost.plugins import checked, installed_devices, load_plugin
 from amc.cost.profile import LocalSpec, load_device
 from amc.errors import DeviceError
 
@@ -31,12 +31,15 @@ def as_device(device: DeviceLike) -> Device | LocalSpec | None:
         return load_plugin(device, {}) if by_class else load_device(shipped_device(device))
     if isinstance(device, Mapping):
         return load_device(device)
-    if not (device is None or isinstance(device, LocalSpec) or hasattr(device, "price")):
+    if device is None or isinstance(device, LocalSpec):
+        return device
+    if isinstance(device, type) or not hasattr(device, "price"):
         raise DeviceError(
             f"device must be a name, options, a loaded device or None, got {device!r}. "
             f"amc ships {', '.join(shipped_names())}."
         )
-    return device
+    is_own = type(device).__module__.split(".")[0] == "amc"
+    return device if is_own else checked(device, type(device).__name__)
 
 
 def shipped_device(name: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Which of its prices every operator has, when every layer has its bits.
 
 An operator has a list of *parts*, each something that a device can be asked for, and a *state* that
-follows from the bits of a few layers. A layer's state is its bit pair. On a device that prices
-conversions, a layer may also be dequantized, an operator between layers may be computed in integers
-or inside of the layer before it, and between layers there are conversions (`amc.cost.forms`).
+follows from the bits of a few layers. A layer's state is its bit pair, at every call. On a device
+that prices conversions, a layer may also be dequantized, an operator between layers may be computed
+in integers or inside of the layer before it, and between layers there are conversions
+(`amc.cost.forms`).
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class States:
         self._own = self._moved_by_bits(graph)
 
     def _plain(self, operator: Operator) -> Stated:
-        layer = operator.layer
+        layer = _layer_of(operator)
         if layer < 0:
             return Stated(operator, ((operator.signature, self._reference),), _always_first)
         parts = tuple((operator.signature, bits) for bits in self._pairs)
@@ -121,6 +122,8 @@ class States:
         """For every layer, the operators whose states depend on its bits themselves."""
         own = [{layer.index} for layer in graph.layers]
         for place, stated in enumerate(self.stated):
+            if stated.operator.shared >= 0:
+                own[stated.operator.shared].add(place)
             if stated.is_conversion:
                 for tensor in graph.tensors:
                     if tensor.layer >= 0 and stated.tensor in tensor.sources:
@@ -136,6 +139,11 @@ class States:
                 for tensor in beside:
                     near[tensor].add(place)
         return [frozenset(places) for places in near]
+
+
+def _layer_of(operator: Operator) -> int:
+    """The layer whose bits an operator has; -1 between layers."""
+    return max(operator.layer, operator.shared)
 
 
 def _always_first(pairs: Sequence[int], forms: Sequence[int]) -> int:
@@ -156,7 +164,10 @@ class _Placed:
         self._graph, self._forms, self._pairs, self._reference = graph, forms, pairs, reference
         self._converts = converts
         self._rounds = any(bits.activation == 8 for bits in pairs)
-        self._of_layer = {t.layer: i for i, t in enumerate(graph.tensors) if t.layer >= 0}
+        self._of_layer: dict[int, list[int]] = {}  # what each of its calls gives
+        for index, tensor in enumerate(graph.tensors):
+            if tensor.layer >= 0:
+                self._of_layer.setdefault(tensor.layer, []).append(index)
         self._of_operator = {
             name: (index, place)
             for index, tensor in enumerate(graph.tensors)
@@ -166,7 +177,7 @@ class _Placed:
     def stated(self, plain: Stated) -> Stated:
         """An operator with the parts and the state that it has beside conversions."""
         operator = plain.operator
-        if operator.layer >= 0:
+        if _layer_of(operator) >= 0:
             is_linear = operator.signature.op == "linear"
             return plain if is_linear else self._convolution(plain)
         if operator.is_repeat or operator.name not in self._of_operator:
@@ -178,7 +189,8 @@ class _Placed:
         return self._behind(plain, index) if kind != "layer" else plain
 
     def _convolution(self, plain: Stated) -> Stated:
-        layer, index = plain.operator.layer, self._of_layer[plain.operator.layer]
+        layer = _layer_of(plain.operator)
+        index = self._of_layer[layer][plain.operator.call]
         signature, count = plain.operator.signature, len(self._pairs)
         integer = [FLOAT_BITS not in bits for bits in self._pairs]
         places = {pair: count + n for n, pair in enumerate(p for p in range(count) if integer[p])}

@@ -48,7 +48,7 @@ class Flow:
     def is_copy(self, node: onnx.NodeProto) -> bool:
         """Whether all values of a node's output are values of its first input, or 0."""
         if node.op_type == "Pad":  # what it pads with is 0 unless a third input says otherwise
-            return len(node.input) < 3 or not node.input[2]
+            return len(node.input) < 3 or not node.input[2] or self._is_zero(node.input[2])
         return node.op_type in _COPIES
 
     def is_pool(self, node: onnx.NodeProto) -> bool:
@@ -69,6 +69,12 @@ class Flow:
     def _is_constant(self, name: str) -> bool:
         maker = self.made_by.get(name)
         return name in self._constants or (maker is not None and maker.op_type == "Constant")
+
+    def _is_zero(self, name: str) -> bool:
+        tensor, maker = self._constants.get(name), self.made_by.get(name)
+        if maker is not None and maker.op_type == "Constant":
+            tensor = next((given.t for given in maker.attribute if given.name == "value"), None)
+        return tensor is not None and not numpy_helper.to_array(tensor).any()
 
     def _is_dequantized(self, name: str) -> bool:
         return name in self.made_by and self.made_by[name].op_type == "DequantizeLinear"

@@ -7,7 +7,10 @@ from onnx import helper, numpy_helper
 
 from amc.export.graph import LAYER_NOTE
 
-_KEEPS_RANK = {"Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "BatchNormalization"}
+_KEEPS_RANK = {
+    *("Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "BatchNormalization"),
+    *("Pad", "Slice"),
+}
 _POSITIONS = ({2, 3}, {-2, -1})
 
 

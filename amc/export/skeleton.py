@@ -12,6 +12,8 @@ import copy
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import onnx
@@ -24,6 +26,8 @@ from amc.errors import ConfigError, ExportError
 INPUT, OUTPUT = "images", "scores"
 DOMAIN, PLACEHOLDER = "amc", "Layer"
 LAYER_KINDS = (nn.Conv2d, nn.Linear)
+# The last part of an attention, which reads its weights and does not call it.
+_READ_DIRECTLY = nn.modules.linear.NonDynamicallyQuantizableLinear
 OPSETS = range(13, 21)  # 13: the first with scales per channel; 20: the exporter's last
 _UNKNOWN = re.compile(r"operator '?([\w:.]+)'?")
 
@@ -47,7 +51,7 @@ def write_skeleton(
     images = torch.zeros(2, *image_shape)
     written = io.BytesIO()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), _attention_by_its_parts(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network.forward(images)  # the placeholders note the shapes of their outputs
             torch.onnx.export(
@@ -61,16 +65,27 @@ def write_skeleton(
                 dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
                 custom_opsets={DOMAIN: 1},
             )
-    except RuntimeError as error:  # the exporter's own errors are of this kind too
+    except Exception as error:  # of many kinds: the exporter's own, and what a forward raises
         raise _not_exported(network, error, opset) from error
     return onnx.load_model_from_string(written.getvalue()), layers
+
+
+@contextmanager
+def _attention_by_its_parts() -> Iterator[None]:
+    """Attention is computed by operators that have an ONNX form, not by one kernel of its own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _replace_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     layers = {
         path: module
         for path, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, LAYER_KINDS)
+        if isinstance(module, LAYER_KINDS) and not isinstance(module, _READ_DIRECTLY)
     }
     for path, layer in layers.items():
         if not path:
@@ -100,6 +115,14 @@ class _Placeholder(nn.Module):
             x = functional.pad(x, padding, mode=layer.padding_mode)
         return cast(Tensor, _Traced.apply(x, self._shapes.pop(0), self._path))
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            raise AttributeError(
+                f"the forward reads the {name} of layer {self._path!r} itself, and only calls of "
+                "layers are followed. Call the layer"
+            )
+        return super().__getattr__(name)
+
 
 class _Traced(torch.autograd.Function):
     @staticmethod
@@ -113,7 +136,7 @@ class _Traced(torch.autograd.Function):
         return output
 
 
-def _not_exported(network: nn.Module, error: RuntimeError, opset: int) -> ExportError:
+def _not_exported(network: nn.Module, error: Exception, opset: int) -> ExportError:
     said = str(error).strip().splitlines()
     first = said[0] if said else type(error).__name__
     unknown = _UNKNOWN.search(first)
@@ -123,4 +146,5 @@ def _not_exported(network: nn.Module, error: RuntimeError, opset: int) -> Export
             "replace it in the network's forward, or try a newer opset "
             f"(opset=, up to {OPSETS[-1]})."
         )
-    return ExportError(f"{type(network).__name__} cannot be written as ONNX: {first}")
+    kind = "" if isinstance(error, (RuntimeError, AttributeError)) else f"{type(error).__name__}: "
+    return ExportError(f"{type(network).__name__} cannot be written as ONNX: {kind}{first}")

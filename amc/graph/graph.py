@@ -101,9 +101,10 @@ class _Builder:
         folds = _foldable(self._traced.module)
         layers = self._layer_infos(unit_group, groups)
         operators = self._operator_infos(unit_group, groups, folds)
+        of_module = {c.module: layer for c, layer in zip(self._layers, layers, strict=True)}
         tensors = follow_tensors(
             self._traced.module,
-            {call.node: layer for call, layer in zip(self._layers, layers, strict=True)},
+            {call.node: of_module[call.module] for call in self._flow.layers},
             {operator.name: operator for operator in operators},
             folds,
         )

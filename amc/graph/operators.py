@@ -138,6 +138,17 @@ ELEMENTWISE: dict[str, str] = {
     "minimum": "add",
 }
 
+# All that a device may be asked to price between layers, conversions aside.
+PRICED = frozenset(
+    {
+        *(name for name in POINTWISE.values() if name is not None),
+        *NORMALISING.values(),
+        *PER_CHANNEL.values(),
+        *ELEMENTWISE.values(),
+        *("pad", "concat", "select"),
+    }
+)
+
 # Values are moved, never changed: these run on channel ids as they run on numbers.
 REARRANGING = {
     "chunk",

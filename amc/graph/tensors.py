@@ -38,7 +38,7 @@ def follow_tensors(
 
     Args:
         module: A graph whose nodes' ``meta["value"]`` hold their values on a batch of one.
-        layers: The layers by the nodes that call them first.
+        layers: The layers by the nodes that call them.
         operators: What costs beside them, by name.
         folds: Normalisations that are folded -> the layers before them.
     """
@@ -128,7 +128,7 @@ class _Follower:
         if name in _RECTIFIERS:
             return "rectified"
         if name in ("pad", "spatial_pad"):
-            return "copy" if _pads_zeros(node, name, called) else "other"
+            return "copy" if _pads_copies(node, name, called) else "other"
         if name == "adaptive_max_pool2d":
             return "other"
         priced = self._operators.get(node.name)
@@ -154,8 +154,10 @@ def _tensors(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
-def _pads_zeros(node: fx.Node, name: str, called: nn.Module | None) -> bool:
+def _pads_copies(node: fx.Node, name: str, called: nn.Module | None) -> bool:
+    """Whether a padding brings zeros or values of its input, and nothing else."""
     if name == "spatial_pad":
-        return isinstance(called, nn.ConstantPad2d) and called.value == 0
+        of_input = isinstance(called, (nn.ReflectionPad2d, nn.ReplicationPad2d))
+        return of_input or (isinstance(called, nn.ConstantPad2d) and called.value == 0)
     mode, fill = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0)
-    return mode == "constant" and not fill
+    return mode in ("reflect", "replicate") or (mode == "constant" and not fill)

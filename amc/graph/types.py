@@ -116,7 +116,7 @@ class TensorInfo:
             channels), "maximum" (max pools) and "rectified", whose values are values of their
             source, or 0; "mean" (average pools); else "other".
         sources: Indices of the tensors that it is made of, each smaller than its own.
-        layer: Index of the layer that gives it; -1 for other kinds.
+        layer: Index of the layer that gives it, at its first or a further call; -1 for other kinds.
         operators: Names of the `OperatorInfo` that give it, a rectifier's last.
         count: Its channels.
         size: Height and width; (1, 1) for what is no image.

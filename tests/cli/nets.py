@@ -38,6 +38,11 @@ def tiny() -> nn.Module:
     return Tiny((16, 24))
 
 
+def sized(width: int) -> nn.Module:
+    """Two convolutions, the first as wide as an option says."""
+    return Tiny((width, 24))
+
+
 def deeper() -> nn.Module:
     """Four convolutions, wider than `tiny`."""
     return Tiny((24, 32, 32, 40))

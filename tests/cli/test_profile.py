@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from amc import api
-from amc.cost.table import read_table
+from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.table import read_table, write_table
 from amc.errors import TableError
 from amc.files import cache_folder
+from amc.graph.types import Signature
+from amc.strategy import FLOAT, Bits
 from tests.cli.command import NETWORK, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -44,6 +48,21 @@ def test_use_of_a_table_is_shown_with_the_images_it_was_made_for(capsys: Output)
     assert f"use it:  {use} device.path=table.csv\n" in shown
 
 
+def test_use_of_a_table_is_shown_with_all_that_decides_its_rows(capsys: Output) -> None:
+    given = (
+        "network=tests.cli.nets:sized",
+        "+network.options.width=8",
+        "data=digits",
+        "env.min_preserve_ratio=0.5",
+        "env.weight_bits=[32]",
+    )
+    assert amc("profile", *given, *DEVICE, "output=my table.csv") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    used = shlex.split(shown[shown.index("amc search") :])
+    assert used[2] == given[0]
+    assert sorted(used[3:]) == sorted([*given[1:], "device=table", "device.path=my table.csv"])
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [("device=roofline_phone", "'roofline_phone'"), ("~device", "'null'")],
@@ -67,6 +86,49 @@ def test_list_for_a_board_elsewhere_is_written_once_and_never_over(capsys: Outpu
     assert amc("profile", NETWORK, *options, "todo=layers.csv") == 2
     assert "todo=layers.csv is there already" in capsys.readouterr().err
     assert Path("layers.csv").read_text() == text
+
+
+def test_table_without_a_price_names_a_command_that_lists_it(capsys: Output) -> None:
+    header = TableHeader("my board", "ONNX Runtime 1.2", 2, 4, 8, (FLOAT, Bits(8, 8)))
+    row = {Request(Signature("linear"), 8, 8, FLOAT): Measurement(1.0, 0.0, 1)}
+    write_table(TableDevice(header, row), Path("board.csv"))
+    given = (NETWORK, "device=table", "device.path=board.csv", "output=table.csv")
+    assert amc("profile", *given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    command = said[said.index("amc profile") : said.index(" network=<network>")]
+    assert amc(*shlex.split(command.replace("<file>", "layers"))[1:], NETWORK) == 0
+    assert set(Path("layers.csv").read_text().splitlines()) >= {
+        "# device: my_board",
+        "# runtime: ONNX Runtime 1.2",
+        "# threads: 2",
+        "# batch: 4",
+        "# channel_step: 8",
+        "# supported_bits: 32/32 8/8",
+    }
+
+
+def test_output_is_written_over_a_complete_table_and_over_nothing_else(capsys: Output) -> None:
+    board = ("device=todo", "device.name=pi", "todo_covers=layers")
+    assert amc("profile", NETWORK, *board, "todo=layers.csv") == 0
+    listed = Path("layers.csv").read_text()
+    half_filled = listed.replace(",,0,1\n", ",1.5,0,1\n", 5)
+    assert half_filled.count(",1.5,") == 5
+    for name, text in {"half.csv": half_filled, "mine.txt": "not a table"}.items():
+        Path(name).write_text(text)
+        capsys.readouterr()
+        assert amc("profile", NETWORK, *DEVICE, f"output={name}") == 2
+        said = capsys.readouterr().err
+        assert f"output={name} is there already and is no complete table" in said
+        assert Path(name).read_text() == text
+    assert "6 of 11 rows are still to be" in " ".join(_said_of("half.csv", capsys).split())
+    Path("table.csv").write_text(listed.replace(",,0,1\n", ",1.5,0,1\n"))
+    assert amc("profile", NETWORK, *DEVICE, "output=table.csv") == 0
+    assert read_table(Path("table.csv")).name == "torch_cpu"
+
+
+def _said_of(name: str, capsys: Output) -> str:
+    assert amc("profile", NETWORK, *DEVICE, f"output={name}") == 2
+    return capsys.readouterr().err
 
 
 def test_list_has_the_batch_and_bits_of_a_device_of_this_machine(capsys: Output) -> None:

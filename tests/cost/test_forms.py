@@ -18,12 +18,12 @@ from amc.export import export_onnx
 from amc.export.runtime import open_session
 from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, Bits
-from tests.export.joins import Concatenated, Inverted, Residual, built
+from tests.export.joins import Concatenated, Inverted, Padded, Residual, Shared, built
 from tests.export.nets import SHAPE, pictures, quantized
 
 INT8 = Bits(8, 8)
 PAIRS = (FLOAT, INT8, Bits(8, 4), Bits(4, 8), Bits(8, 32))
-KINDS = [Residual, Inverted, Concatenated]
+KINDS = [Residual, Inverted, Concatenated, Padded, Shared]
 
 
 def converted(forms: Forms, pairs: list[int], count: int) -> list[dict[str, int]]:
@@ -169,10 +169,10 @@ def test_integer_joins_and_layers_are_those_of_the_exported_network(
         joins = Counter(graph.tensors[i].kind for i in forms.rounding.integer_joins(pairs))
         assert joins["add"] == report.integer_additions == operators["QLinearAdd"]
         assert joins["concat"] == report.integer_concatenations == operators["QLinearConcat"]
-        given = {t.layer: form for t, form in zip(graph.tensors, of_all, strict=True)}
-        integer = [given[layer] == CHANNELS_LAST for layer in range(len(pairs))]
-        assert sum(integer) == operators["QLinearConv"]
-        slow = [c and p and not i for c, p, i in zip(convolutions, pairs, integer, strict=True)]
+        given = zip(graph.tensors, of_all, strict=True)
+        calls = [(t.layer, form == CHANNELS_LAST) for t, form in given if t.layer >= 0]
+        assert sum(integer for _, integer in calls) == operators["QLinearConv"]
+        slow = [convolutions[layer] and pairs[layer] and not i for layer, i in calls]
         assert sum(slow) == dequantized
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import OrderedDict
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_array_that_is_no_haq_table_is_refused(tmp_path, tiny_graph, array, said
         read_haq(written(tmp_path, saved(array)), tiny_graph, name="haq", ms_per_unit=1.0)
 
 
+@pytest.mark.parametrize(("cost", "unit", "got"), [(1e300, 1e10, "inf"), (1e-300, 1e-30, "0.0")])
+def test_haq_costs_that_are_no_milliseconds_are_refused(tmp_path, tiny_graph, cost, unit, got):
+    array = haq_array(4).astype(np.float64)
+    array[2, 0, 6] = cost
+    said = f"1/7 bits: expected a positive, finite number of milliseconds with ms_per_unit={unit:g}"
+    with pytest.raises(TableError, match=f"layer 2, {re.escape(said)}, got {got}"):
+        read_haq(written(tmp_path, saved(array)), tiny_graph, name="haq", ms_per_unit=unit)
+
+
 def test_haq_device_says_that_it_needs_the_unit_and_the_network():
     options = shipped_device("haq") | {"path": "table.npy"}
     with pytest.raises(DeviceError, match=r"device\.ms_per_unit.*null"):
@@ -193,7 +203,7 @@ def test_keys_of_an_ofa_table_that_are_no_single_operator_are_listed(tmp_path):
     path = ofa_file(tmp_path, OFA | others)
     with pytest.raises(TableError, match="5 of 9 keys") as error:
         read_ofa(path, HEADER)
-    for words in [*map(str, others), "device.skip_others=true", "todo"]:
+    for words in [*map(str, others), "device.skip_others=true", "device=todo device.name="]:
         assert words in str(error.value)
     assert len(read_ofa(path, HEADER, skip_others=True).rows) == len(OFA)
     with pytest.raises(TableError, match="no key that is a single operator"):

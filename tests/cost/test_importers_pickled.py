@@ -94,6 +94,36 @@ def test_instructions_that_reach_beyond_plain_values_are_refused(content, said):
         plain_pickle(content, "f")
 
 
+def nested(depth):
+    """Tuples of one item each, so many around None, written in four ways."""
+    return [
+        b"N" + b"\x85" * depth,
+        b"(" * depth + b"N" + b"t" * depth,
+        b"N" + b"\x85q\x000h\x00" * depth,  # put aside, dropped and got back each time
+        b"\x80\x04N"
+        + b"".join(b"\x85\x940j" + place.to_bytes(4, "little") for place in range(depth)),
+    ]
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_key_of_tuples_nested_without_end_is_refused_before_it_is_hashed(way):
+    as_key = nested(200_000)[way]
+    with pytest.raises(TableError, match="f asks for tuples nested more than 100 deep"):
+        plain_pickle(b"}" + as_key + b"Ns.", "f")
+    with pytest.raises(TableError, match="nested more than 100 deep"):
+        plain_pickle(nested(101)[way] + b".", "f")
+    value = plain_pickle(b"}" + nested(100)[way] + b"Ns.", "f")
+    assert str(value).count("(") == 100
+
+
+def test_lists_and_dictionaries_between_tuples_are_not_counted():
+    value = 1
+    for _ in range(110):
+        value = ([value],)
+    value = {(1, (2, 3)): value}
+    assert plain_pickle(pickle.dumps(value, 4), "f") == value
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b".", b"0.", b"(.", b"N", b"]]s."])
 def test_broken_pickle_is_one_clear_error(content):
     with pytest.raises(TableError, match="f is not a readable pickle"):

@@ -19,6 +19,7 @@ from amc.cost.model import (
 from amc.cost.roofline import Energy, RooflineDevice
 from amc.errors import BudgetError, ConfigError, DeviceError, StrategyError, UnreachableBudgetError
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from tests.cost.asked import RememberingTable
 from tests.graph.nets import SHAPE, CalledTwice, Concat, Flattening, PaddedShortcut, SplitShuffle
 
 INT8 = Bits(8, 8)
@@ -136,16 +137,13 @@ def test_a_walk_asks_a_device_for_nothing_but_the_requests(graph, pairs):
     rng = np.random.default_rng(0)
     wanted = requests_for(graph, choices, FLOAT)
     rows = {request: Measurement(float(rng.uniform(1, 2)), 0.0, 1) for request in wanted}
-    device = TableDevice(TableHeader("t", "none", 1, 1, 2, PAIRS), rows)
+    device = RememberingTable(TableHeader("t", "none", 1, 1, 2, PAIRS), rows)
     model = CostModel(graph, choices, Budget("latency_ms", fraction=0.99), device)
-    asked = {
-        request
-        for request in wanted
-        if request.signature in {layer.signature for layer in graph.layers}
-    }
-    assert len(set(wanted)) == len(wanted)
-    assert {request.bits for request in asked} >= set(pairs)
     assert_totals_hold(model, 0)
+    for strategy in (IDENTITY, model.decode(model.floor_kept, model.floor_pairs)):
+        operator_prices(graph, strategy, "latency_ms", device)
+    assert device.asked == set(wanted)
+    assert len(set(wanted)) == len(wanted)
 
 
 # -- costs by hand -------------------------------------------------------------------------------
@@ -207,24 +205,40 @@ def test_weights_of_a_layer_that_is_called_twice_are_stored_once():
     assert model_of(graph, "macs", 0.9).original == macs
 
 
+def test_every_call_of_a_shared_layer_has_its_bits():
+    graph = graph_of(CalledTwice().eval(), SHAPE)
+    # first, shared (twice), free, last: at 8x8 with 3x3 kernels
+    macs = 64 * 9 * (3 * 8 + 8 * 6) + 6 * 5
+    shared = 64 * 9 * 8 * 8
+    strategy = Strategy({}, {"shared": Bits(4, 8)})
+    total = 2 * shared * 4 * 8 + macs * 32 * 32
+    assert sum(operator_prices(graph, strategy, "bops", None)) == total
+    model = model_of(graph, "bops", 0.9, None, PAIRS)
+    assert model.cost_of(strategy) == total
+    walk = model.start()
+    for layer in graph.layers:
+        of_pairs = walk.decision_costs(layer.index, None, None)[-1]
+        if layer.name == "shared":
+            difference = of_pairs[0] - of_pairs[2]
+            assert difference == 2 * shared * (32 * 32 - 4 * 8)
+
+
 @pytest.mark.parametrize("metric", ["latency_ms", "energy_mj"])
 def test_device_costs_are_the_sum_over_all_operators(graph, metric):
     model = model_of(graph, metric, 0.9, DEVICE, PAIRS)
     rng = np.random.default_rng(1)
     kept = np.array([rng.choice(counts) for counts in model.choices.kept])
     pairs = rng.integers(3, size=len(graph.layers))
+    bits = {la.name: PAIRS[pairs[la.index]] for la in graph.layers}  # at every call of a layer
     expected = sum(
         DEVICE.price(
             metric,
-            la.signature,
-            la.inputs.count(kept),
-            la.outputs.count(kept),
-            PAIRS[pairs[la.index]],
+            op.signature,
+            op.inputs.count(kept),
+            op.outputs.count(kept),
+            bits.get(op.name, FLOAT),
         )
-        for la in graph.layers
-    ) + sum(
-        DEVICE.price(metric, op.signature, op.inputs.count(kept), op.outputs.count(kept), FLOAT)
-        for op in graph.operators
+        for op in (*graph.layers, *graph.operators)
     )
     assert model.cost(kept, pairs) == pytest.approx(expected, rel=1e-12)
 

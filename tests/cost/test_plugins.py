@@ -119,6 +119,45 @@ def test_everything_that_a_class_lacks_is_listed_at_once():
     assert "threads" not in said
 
 
+@pytest.mark.parametrize("wrong", ["relu", True, ["relu"], ("rellu",), ("relu", "relu"), (1,)])
+def test_fused_operators_of_a_class_are_a_tuple_of_known_names(wrong):
+    board = Board()
+    board.fuses = wrong
+    with pytest.raises(DeviceError) as error:
+        plugins.checked(board, "board")
+    assert "fuses must be a tuple of distinct names among adaptive_avg_pool2d, add," in str(
+        error.value
+    )
+    assert f"relu, relu6, select, sigmoid, silu, tanh, got {wrong!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["quantize", True, {"quantize"}, ("quantise",), ("quantize",) * 2]
+)
+def test_conversions_of_a_class_are_a_tuple_of_known_names(wrong):
+    board = Board()
+    board.converts = wrong
+    with pytest.raises(
+        DeviceError, match="converts must be a tuple of distinct names among block,"
+    ):
+        plugins.checked(board, "board")
+
+
+def test_class_may_fuse_and_convert():
+    board = Board()
+    board.fuses, board.converts = ("relu", "concat"), ("quantize", "dequantize")
+    assert as_device(board) is board
+
+
+def test_device_made_in_python_is_checked_too():
+    with pytest.raises(DeviceError, match="'Wrong' is no amc device: Wrong lacks what") as error:
+        as_device(Wrong())
+    assert "batch must be an integer from 1, got 0" in str(error.value)
+    for no_device in (Board, Nothing()):
+        with pytest.raises(DeviceError, match="device must be a name, options, a loaded device"):
+            as_device(no_device)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

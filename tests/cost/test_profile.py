@@ -13,8 +13,16 @@ import pytest
 import yaml
 
 from amc.cost import profile
+from amc.cost.correction import Correction
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
-from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, device_for, load_device, measure_table
+from amc.cost.profile import (
+    OnnxDeviceSpec,
+    TorchDeviceSpec,
+    device_for,
+    keep_table,
+    load_device,
+    measure_table,
+)
 from amc.cost.roofline import RooflineDevice
 from amc.cost.samples import key_of
 from amc.cost.table import read_table, write_table
@@ -198,6 +206,88 @@ def test_file_of_another_batch_is_not_extended(tmp_path):
         measure_table(REQUESTS, other, path, FakeTimer())
 
 
+# --- Two processes that measure one table -----------------------------------------------------
+
+
+class Meanwhile(FakeTimer):
+    """Runs something, as another process would, when it is asked for its second round."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.rounds = other, 0
+
+    def __call__(self, requests):
+        self.rounds += 1
+        if self.rounds == 2:
+            self.other()
+        yield from super().__call__(requests)
+
+
+def test_rows_that_another_process_writes_meanwhile_are_kept(tmp_path):
+    path = tmp_path / "t.csv"
+
+    def other():
+        measure_table(REQUESTS[1:], HEADER, path, FakeTimer(), rounds=5)
+
+    table = measure_table(REQUESTS[:1], HEADER, path, Meanwhile(other), rounds=3)
+    assert {r: m.samples for r, m in table.rows.items()} == dict(
+        zip(REQUESTS, (3, 5, 5), strict=True)
+    )
+    assert read_table(path).rows == table.rows
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_row_that_two_processes_measure_has_the_price_of_the_first_to_be_there(tmp_path):
+    path, first = tmp_path / "t.csv", []
+
+    def other():
+        first.append(measure_table(REQUESTS, HEADER, path, lambda rs: [9.0] * len(rs), rounds=4))
+
+    table = measure_table(REQUESTS[:1], HEADER, path, Meanwhile(other), rounds=4)
+    assert table.rows == first[0].rows == dict.fromkeys(REQUESTS, Measurement(9.0, 0.0, 4))
+    fewer, more = (
+        TableDevice(HEADER, {REQUESTS[0]: Measurement(1.0, 0.0, count)}) for count in (3, 5)
+    )
+    assert keep_table(fewer, path).rows == table.rows
+    assert keep_table(more, path).rows == table.rows | more.rows
+    assert read_table(path).rows == table.rows | more.rows
+
+
+def test_samples_that_another_process_takes_meanwhile_are_kept(tmp_path):
+    path, taken = tmp_path / "t.csv", FakeTimer(stop_after=2 * 3 + 1)
+
+    def other():
+        with pytest.raises(KeyboardInterrupt):
+            measure_table(REQUESTS, HEADER, path, taken, rounds=9)  # 3, 2, 2 samples
+
+    measure_table(REQUESTS[:1], HEADER, path, Meanwhile(other), rounds=4)
+    timer = FakeTimer()
+    table = measure_table(REQUESTS, HEADER, path, timer, rounds=9)
+    assert [timer.asked.count(request) for request in REQUESTS] == [0, 7, 7]
+    assert table.rows[REQUESTS[0]].samples == 4
+
+
+def test_correction_that_another_process_writes_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "t.csv"
+    plain = Correction((1.0,) * 4, 0.0, 9)
+    mixed, later = (Correction((factor,) * 9, 0.0, 25) for factor in (1.1, 1.2))
+
+    def corrected(correction):
+        header = replace(HEADER, correction=correction)
+        return TableDevice(header, {REQUESTS[2]: Measurement(1.0, 0.0, 9)})
+
+    def written():
+        return read_table(path).header.correction
+
+    table = measure_table(
+        REQUESTS[:1], HEADER, path, Meanwhile(lambda: keep_table(corrected(plain), path))
+    )
+    assert table.header.correction == written() == plain
+    assert keep_table(corrected(mixed), path).header.correction == written() == mixed
+    for worse in (plain, later, None):
+        assert keep_table(corrected(worse), path).header.correction == written() == mixed
+
+
 # --- device_for -------------------------------------------------------------------------------
 
 
@@ -238,7 +328,7 @@ def test_table_without_missing_rows_is_returned_and_others_are_listed():
     with pytest.raises(TableError) as error:
         device_for(table, wanted)
     message = str(error.value)
-    for words in ["lacks 7 of 9", "24 -> 8", "56 -> 8", "and 2 more", "amc profile device=board"]:
+    for words in ["lacks 7 of 9", "24 -> 8", "56 -> 8", "and 2 more", "device.name=board"]:
         assert words in message
     assert "64 -> 8" not in message
 

@@ -21,7 +21,8 @@ from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from tests.export.joins import Concatenated, Inverted, Residual, built
+from tests.cost.asked import RememberingTable
+from tests.export.joins import Concatenated, Inverted, Residual, Shared, built
 from tests.export.nets import SHAPE
 
 INT8, WITHOUT_INTEGERS = Bits(8, 8), Bits(8, 32)
@@ -50,7 +51,7 @@ def model_of(graph: NetworkGraph, device: TableDevice) -> CostModel:
     return CostModel(graph, choices, Budget("latency_ms", fraction=0.95), device)
 
 
-@pytest.fixture(params=[Residual, Inverted, Concatenated])
+@pytest.fixture(params=[Residual, Inverted, Concatenated, Shared])
 def graph(request: pytest.FixtureRequest) -> NetworkGraph:
     return graph_of(built(request.param), SHAPE)
 
@@ -138,12 +139,16 @@ def test_states_of_conversions_survive_encoding() -> None:
 
 
 def test_requests_are_all_that_strategies_ask(graph: NetworkGraph) -> None:
-    device, rng = device_of(graph), np.random.default_rng(3)
+    device, rng = RememberingTable(HEADER, device_of(graph).rows), np.random.default_rng(3)
     choices = choices_for(graph, PAIRS, min_preserve_ratio=0.5)
     for _ in range(20):
         ratios = {g.name: int(rng.choice(choices.kept[g.index])) / g.size for g in graph.groups}
         bits = {layer.name: PAIRS[int(rng.integers(2))] for layer in graph.layers}
-        assert min(operator_prices(graph, Strategy(ratios, bits), "latency_ms", device)) >= 0
+        operator_prices(graph, Strategy(ratios, bits), "latency_ms", device)
+    assert device.asked <= set(requests_of(graph))
+    assert {request.bits for request in device.asked} == {FLOAT, INT8, WITHOUT_INTEGERS}
+    model_of(graph, device)
+    assert device.asked <= set(requests_of(graph))
 
 
 @pytest.mark.parametrize("seed", range(3))

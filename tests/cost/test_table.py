@@ -219,8 +219,26 @@ def test_unmeasured_pair_costs_the_cheaper_of_the_next_pairs():
 def test_request_above_every_measured_count_names_operator_channels_and_command():
     with pytest.raises(TableError) as error:
         make_table(GRID).price("latency_ms", CONV, 16, 17, FLOAT)
-    for words in ["conv2d kernel 3x3", "16 -> 17", "32/32", "16 -> 16", "amc profile device=board"]:
+    for words in ["conv2d kernel 3x3", "16 -> 17", "32/32", "16 -> 16", "amc profile device=todo"]:
         assert words in str(error.value)
+
+
+def test_missing_price_is_answered_with_a_command_for_the_device_of_the_table():
+    header = TableHeader("my board", "ONNX Runtime 1.2", 2, 4, 16, (FLOAT, INT8), covers="layers")
+    assert make_table(GRID, header=header).advice == (
+        "List what to measure elsewhere: amc profile device=todo device.name=my_board "
+        "'device.runtime=\"ONNX Runtime 1.2\"' device.batch=4 device.threads=2 "
+        'device.channel_step=16 \'device.bits=["32/32","8/8"]\' todo=<file>.csv '
+        "todo_covers=layers network=<network>"
+    )
+    here = TableHeader("torch_cpu", "torch", 2, 4, 16, (FLOAT,))
+    assert make_table(GRID, header=here).advice == (
+        "Measure it, if it is this machine: amc profile device=torch_cpu device.batch=4 "
+        "device.threads=2 device.channel_step=16 network=<network> output=<file>.csv; or list what "
+        "to measure elsewhere: amc profile device=todo device.name=torch_cpu device.runtime=torch "
+        "device.batch=4 device.threads=2 device.channel_step=16 'device.bits=[\"32/32\"]' "
+        "todo=<file>.csv network=<network>"
+    )
 
 
 @pytest.mark.parametrize(("signature", "bits"), [(ADD, FLOAT), (CONV, INT8)])
@@ -257,6 +275,20 @@ def test_table_without_rows_or_with_unlisted_bits_is_refused():
 def test_fingerprint_changes_with_a_price():
     other = make_table(GRID | {(8, 8): 1.0000001})
     assert other.fingerprint() != make_table(GRID).fingerprint()
+
+
+def test_fingerprint_of_what_is_asked_changes_with_its_prices_alone():
+    asked = [Request(CONV, 8, 16, FLOAT), Request(CONV, 12, 8, FLOAT)]  # the latter costs (16, 8)
+
+    def of(prices, header=HEADER):
+        return make_table(prices, header=header).fingerprint(asked)
+
+    assert of(GRID) == of(GRID | {(8, 8): 9.0, (16, 16): 9.0, (24, 8): 9.0})
+    others = [of(GRID | change) for change in ({(8, 16): 2.5}, {(16, 8): 3.5}, {(12, 8): 2.9})]
+    others += [of(GRID, dataclasses.replace(HEADER, batch=HEADER.batch + 1)), of(GRID, CORRECTED)]
+    assert len({of(GRID), *others}) == 6
+    with pytest.raises(TableError, match="no price for"):
+        make_table(GRID).fingerprint([Request(CONV, 8, 32, FLOAT)])
 
 
 # --- What a runtime fuses, and what whole networks correct ------------------------------------

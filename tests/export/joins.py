@@ -71,6 +71,45 @@ class Concatenated(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class Padded(nn.Module):
+    """Images (N, 3, 8, 8) -> scores (N, 5): paddings between layers, each written otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.zeros = nn.ZeroPad2d(1)
+        self.a, self.b, self.c, self.d, self.e = (nn.Conv2d(4, 4, 3) for _ in range(5))
+        self.reflected = nn.ReflectionPad2d(1)
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(self.zeros(torch.relu(self.stem(x))))
+        x = self.b(F.pad(torch.relu(x), (1, 1, 1, 1), "constant", 0))
+        x = self.c(self.reflected(torch.relu(x)))
+        x = self.d(F.pad(torch.relu(x), (1, 1, 1, 1), mode="replicate"))
+        x = self.e(F.pad(torch.relu(x), (1, 1, 1, 1), value=1.0))
+        x = F.pad(torch.relu(x), (1, 0, 1, 0), value=0.0)
+        return self.linear(x.mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """Images (N, 3, 8, 8) -> scores (N, 5): a layer that is called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.wide, self.last = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 6, 3)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared(torch.relu(self.stem(x)))
+        x = torch.sigmoid(self.shared(torch.relu(x)))
+        x = torch.relu(self.wide(torch.relu(self.shared(x))))
+        x = torch.relu(self.last(x))
+        return self.linear(x.mean((2, 3)))
+
+
 def built(kind: Callable[[], nn.Module]) -> nn.Module:
     """A network with fixed weights, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):

@@ -229,7 +229,75 @@ def test_export_is_offered_by_the_package() -> None:
     assert amc.read_precisions is read_precisions
 
 
+# -- attention -----------------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    """Images (N, 3, 8, 8) -> scores (N, 5): attention among 4x4 positions of 8 channels."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.attention = attention
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        several = isinstance(self.attention, nn.MultiheadAttention)
+        x = self.attention(x, x, x, need_weights=False)[0] if several else self.attention(x)
+        return self.linear(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("attention", "layers"),
+    [
+        (nn.MultiheadAttention(8, 2, batch_first=True), {"conv", "linear"}),
+        (
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            {"conv", "attention.linear1", "attention.linear2", "linear"},
+        ),
+    ],
+)
+def test_network_with_attention_gives_the_same_scores(
+    attention: nn.Module, layers: set[str], file: Path
+) -> None:
+    network = randomise_norms(Attending(attention)).eval()
+    report = export_onnx(network, SHAPE, file)
+    torch.testing.assert_close(OnnxNetwork(file)(pictures()), scores(network, pictures()))
+    assert set(report.precisions) == layers
+    assert torch.backends.mha.get_fastpath_enabled()  # as before
+    module = quantized(network, {"conv": Bits(8, 8), "linear": Bits(8, 8)})
+    export_onnx(module, SHAPE, file)
+    given, expected = OnnxNetwork(file)(pictures()), scores(module, pictures())
+    torch.testing.assert_close(given, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
 # -- mistakes ------------------------------------------------------------------------------
+
+
+class _ReadsWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.conv.weight).mean((2, 3))
+
+
+def test_layer_whose_weights_are_read_and_that_is_not_called_is_named(file: Path) -> None:
+    said = "_ReadsWeights cannot be written as ONNX: the forward reads the weight of layer 'conv'"
+    with pytest.raises(ExportError, match=f"{said} itself.*Call the layer"):
+        export_onnx(_ReadsWeights(), SHAPE, file)
+
+
+class _Fails(_ReadsWeights):
+    def forward(self, x: Tensor) -> Tensor:
+        return {"scores": x.mean((2, 3))}["logits"]
+
+
+def test_whatever_a_forward_raises_is_said_with_its_kind(file: Path) -> None:
+    with pytest.raises(ExportError, match="_Fails cannot be written as ONNX: KeyError: 'logits'"):
+        export_onnx(_Fails(), SHAPE, file)
 
 
 class _Bessel(nn.Module):

@@ -75,6 +75,10 @@ def test_shuffled_channels_are_a_copy() -> None:
         (lambda x: functional.max_pool2d(x, 2), "maximum"),
         (lambda x: functional.avg_pool2d(x, 2), "mean"),
         (lambda x: functional.pad(x, (1, 1, 1, 1)), "copy"),
+        (lambda x: functional.pad(x, (1, 1, 1, 1), "constant", 0), "copy"),
+        (lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect"), "copy"),
+        (lambda x: functional.pad(x, (1, 1, 1, 1), "replicate"), "copy"),
+        (lambda x: functional.pad(x, (1, 1, 1, 1), mode="circular"), "other"),
         (lambda x: functional.pad(x, (1, 1, 1, 1), value=1.0), "other"),
         (torch.sigmoid, "other"),
         (lambda x: x + 1.0, "other"),
@@ -84,6 +88,20 @@ def test_shuffled_channels_are_a_copy() -> None:
 )
 def test_kind_of_what_stands_between_layers(function, kind: str) -> None:
     assert kind in kinds(Function(function))
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.ZeroPad2d(1), "copy"),
+        (nn.ConstantPad2d(1, 0.0), "copy"),
+        (nn.ReflectionPad2d(1), "copy"),
+        (nn.ReplicationPad2d(1), "copy"),
+        (nn.ConstantPad2d(1, 1.0), "other"),
+    ],
+)
+def test_padding_with_zeros_or_values_of_its_input_is_a_copy(module: nn.Module, kind: str) -> None:
+    assert kinds(Sequence(module, features=8))[2] == kind
 
 
 def test_rectifier_of_what_others_read_too_is_a_tensor_of_its_own() -> None:

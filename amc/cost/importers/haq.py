@@ -105,9 +105,11 @@ def read_haq(
 
     Raises:
         TableError: The file is missing, is no array of shape (layers, 8, 8) of positive numbers,
-            or has another number of layers than the network.
+            in milliseconds too, or has another number of layers than the network.
     """
-    table = _array(path) * ms_per_unit  # (layers, weight bits, activation bits)
+    with np.errstate(over="ignore"):  # what is no number of milliseconds is said below
+        table = _array(path) * ms_per_unit  # (layers, weight bits, activation bits)
+    _check(table, path, f"finite number of milliseconds with ms_per_unit={ms_per_unit:g}")
     if len(table) != len(graph.layers):
         raise TableError(
             f"{path} has {len(table)} layers, the network has {len(graph.layers)} "
@@ -150,11 +152,15 @@ def _array(path: Path) -> npt.NDArray[np.float64]:
     if table.ndim != 3 or table.shape[1:] != (len(WIDTHS), len(WIDTHS)) or not len(table):
         raise TableError(f"{path}: expected an array of shape {_SHAPE}, got {table.shape}.")
     table = table.astype(np.float64)
+    _check(table, path, "finite number")
+    return table
+
+
+def _check(table: npt.NDArray[np.float64], path: Path, expected: str) -> None:
     wrong = np.argwhere(~(np.isfinite(table) & (table > 0)))
     if len(wrong):
         layer, weight, activation = (int(i) for i in wrong[0])
         raise TableError(
             f"{path}, layer {layer}, {weight + 1}/{activation + 1} bits: expected a positive, "
-            f"finite number, got {table[layer, weight, activation]}."
+            f"{expected}, got {table[layer, weight, activation]}."
         )
-    return table

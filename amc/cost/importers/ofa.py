@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from amc.cost.device import Request, TableDevice, TableHeader
+from amc.cost.device import Request, TableDevice, TableHeader, listing_command
 from amc.cost.importers.common import (
     HEADER_KEYS,
     count,
@@ -77,8 +77,8 @@ def read_ofa(path: Path, header: TableHeader, *, skip_others: bool = False) -> T
     if others and not skip_others:
         raise TableError(
             f"{path}: {len(others)} of {len(others) + len(prices)} keys are no single operator of "
-            f"a network: {listed(others)}. Import the rest with device.skip_others=true, and "
-            "measure the others' layers one by one: amc profile todo=<file>.csv."
+            f"a network: {listed(others)}. Import the rest with device.skip_others=true, or list "
+            f"all of a network's layers to measure them one by one: {listing_command(header)}"
         )
     if not prices:
         raise TableError(f"{path} has no key that is a single operator of a network.")

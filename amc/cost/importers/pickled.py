@@ -8,6 +8,9 @@ function by name and call it. Two walls stand before that:
    that build plain values. None of them sets an object's state or asks for an extension.
 2. The unpickler knows one name, ``collections.OrderedDict``, and takes a plain ``dict`` for it.
    So the only thing that a pickle can call is ``dict``.
+
+Python hashes a tuple that is a key of a dictionary by hashing what is in it, however deep: the
+program's tuples may not be nested so deep that the interpreter's own stack would end.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ _INSTRUCTIONS = """
 _ALLOWED = frozenset(_INSTRUCTIONS.split())
 _KNOWN = "collections.OrderedDict"
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_GETS = ("GET", "BINGET", "LONG_BINGET")
+_DEEPEST = 100  # tuples in tuples; a table has them one deep
 
 
 def plain_pickle(content: bytes, where: str) -> object:
@@ -57,6 +62,7 @@ def _check(content: bytes, where: str) -> None:
     """Read the program without running it."""
     texts: list[str] = []
     named: list[str] = []  # what it looked up so far, as well as that is known without running it
+    depths = _TupleDepths()
     for instruction, argument, _ in pickletools.genops(content):
         if isinstance(argument, str):
             texts.append(argument.replace(" ", "."))
@@ -70,6 +76,46 @@ def _check(content: bytes, where: str) -> None:
         # A place far away would make the unpickler reserve all the memory up to it.
         if instruction.name in _PUTS and int(argument or 0) > len(content):
             raise _refused(where, f"place {argument} to put a value aside")
+        if depths.after(instruction, argument) > _DEEPEST:
+            raise _refused(where, f"tuples nested more than {_DEEPEST} deep")
+
+
+class _TupleDepths:
+    """How deep tuples are nested in each value that a program has, found without making them.
+
+    Lists and dictionaries count as 0: they have no hash, so no key reaches through them.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []  # None is a mark
+        self._aside: dict[int, int] = {}
+
+    def after(self, instruction: pickletools.OpcodeInfo, argument: object) -> int:
+        """Follow an instruction; gives the depth of the value on top of the stack."""
+        name, stack = instruction.name, self._stack
+        if name == "MARK":
+            stack.append(None)
+        elif name in _GETS:
+            stack.append(self._aside.get(int(str(argument)), 0))
+        elif name in _PUTS or name == "MEMOIZE":
+            place = len(self._aside) if name == "MEMOIZE" else int(str(argument))
+            self._aside[place] = stack[-1] or 0
+        elif name == "POP":
+            stack.pop()
+        else:
+            taken = self._take(instruction.stack_before)
+            depth = 1 + max(taken, default=0) if "TUPLE" in name else 0
+            stack += [depth] * len(instruction.stack_after)
+        return (stack[-1] or 0) if stack else 0
+
+    def _take(self, wanted: list[pickletools.StackObject]) -> list[int]:
+        """The depths that an instruction takes from the stack, which is then without them."""
+        taken, single = [], len(wanted)
+        if pickletools.stackslice in wanted:
+            single = wanted.index(pickletools.markobject)
+            while (depth := self._stack.pop()) is not None:
+                taken.append(depth)
+        return taken + [self._stack.pop() or 0 for _ in range(single)]
 
 
 class _Plain(pickle.Unpickler):
