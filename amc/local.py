@@ -16,7 +16,8 @@ from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
-from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, fit_correction, kind_of
+from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, Correction, fit_correction, kind_of
+from amc.cost.corrections import own_correction
 from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
@@ -44,12 +45,12 @@ def device_for_network(
 ) -> Device:
     """A device with every price that a walk over a network can ask for.
 
-    ONNX Runtime on this machine is timed on whole networks too: the first network that a table is
-    made for gives its correction (`amc.cost.correction`), all further ones keep it; the first that
-    is searched with other bits than float gives one that knows mixed bits.
+    ONNX Runtime on this machine is timed on whole networks too: every network has a correction of
+    its own (`amc.cost.corrections`), and another, which knows mixed bits, once it is searched with
+    other bits than float. The table's is that of the first network.
 
     Raises:
-        TableError, DeviceError, StorageError: As `device_for`.
+        TableError, DeviceError, StorageError: As `device_for` and `own_correction`.
         ExportError: The network cannot be exported to the runtime that is the device.
     """
     reference = reference_bits(loaded.supported_bits)
@@ -58,12 +59,18 @@ def device_for_network(
     if not isinstance(loaded, OnnxDeviceSpec):
         return device
     assert isinstance(device, TableDevice)
-    known = device.header.correction
-    if known is not None and (not _is_mixed(choices) or known.kinds == MIXED_KINDS):
-        return device
-    as_measured = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
-    corrected = _corrected(as_measured, loaded, graph, choices, image_shape)
-    return keep_table(corrected, loaded.table_path())
+    general, mixed = device.header.correction, _is_mixed(choices)
+    plain = TableDevice(dataclasses.replace(device.header, correction=None), device.rows)
+    own = own_correction(
+        loaded.table_path(),
+        graph,
+        mixed=mixed,
+        measure=lambda: _measured(plain, loaded, graph, choices, image_shape),
+    )
+    corrected = TableDevice(dataclasses.replace(device.header, correction=own), device.rows)
+    if general is None or general.kinds != own.kinds == MIXED_KINDS:
+        keep_table(corrected, loaded.table_path())
+    return corrected
 
 
 def time_in_onnx(
@@ -120,13 +127,13 @@ def calibration_images(data: DataSet) -> Tensor:
     return data.calibration.take(indices).normalised(data.mean, data.std)
 
 
-def _corrected(
+def _measured(
     device: TableDevice,
     spec: OnnxDeviceSpec,
     graph: NetworkGraph,
     choices: Choices,
     image_shape: tuple[int, int, int],
-) -> TableDevice:
+) -> Correction:
     mixed = _is_mixed(choices)
     strategies = [IDENTITY, *_random_strategies(graph, choices)]
     images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(_SEED))
@@ -141,12 +148,11 @@ def _corrected(
             bar=bar,
         )
     kinds = MIXED_KINDS if mixed else KINDS
-    correction = fit_correction(
+    return fit_correction(
         [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
         noise=max(NOISE, statistics.median(t.spread_ms / t.latency_ms for t in timings)),
     )
-    return TableDevice(dataclasses.replace(device.header, correction=correction), device.rows)
 
 
 def _is_mixed(choices: Choices) -> bool:

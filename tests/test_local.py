@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from torch import nn
 
 from amc import local
+from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
@@ -20,6 +22,7 @@ from amc.cost.device import Measurement, TableDevice
 from amc.cost.prices import operator_prices
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.cost.table import read_table, write_table
+from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
 from amc.local import device_for_network, time_in_onnx
 from amc.measure import Timing
@@ -44,9 +47,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     return asked
 
 
-def test_first_network_corrects_the_table_and_the_next_keeps_its_factors(
-    tiny_graph: NetworkGraph, timed: list[int]
-) -> None:
+def test_network_is_timed_whole_once(tiny_graph: NetworkGraph, timed: list[int]) -> None:
     choices = choices_for(tiny_graph, [FLOAT], channel_step=4)
     device = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
     assert isinstance(device, TableDevice)
@@ -67,6 +68,40 @@ def test_first_network_corrects_the_table_and_the_next_keeps_its_factors(
     assert read_table(SPEC.table_path()).header.correction == correction
 
 
+def test_every_network_has_a_correction_of_its_own(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    device = device_for_network(
+        SPEC, tiny_graph, choices_for(tiny_graph, [FLOAT], channel_step=4), TINY_SHAPE
+    )
+    larger = 3, 16, 16  # the same network on images of another size: four times the work
+    other = graph_of(fixed_tiny_net(), larger)
+    choices = choices_for(other, [FLOAT], channel_step=4)
+    second = device_for_network(SPEC, other, choices, larger)
+    assert timed == [9, 9]
+    assert isinstance(device, TableDevice)
+    assert isinstance(second, TableDevice)
+    # Both were measured at 2 ms, and single operators of the one take longer.
+    for graph, own in ((tiny_graph, device), (other, second)):
+        predicted = sum(operator_prices(graph, IDENTITY, "latency_ms", own))
+        assert predicted == pytest.approx(2.0, rel=0.5)
+    assert second.header.correction != device.header.correction
+    assert read_table(SPEC.table_path()).header.correction == device.header.correction
+    again = device_for_network(SPEC, other, choices, larger)
+    assert again.fingerprint() == second.fingerprint()
+    assert timed == [9, 9]
+
+
+def test_damaged_correction_says_what_to_do(tiny_graph: NetworkGraph, timed: list[int]) -> None:
+    choices = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+    (path,) = SPEC.table_path().parent.glob("*.float")
+    path.write_text("conv2d=1.0 depthwise=fast\n", encoding="utf-8")
+    said = re.escape(f"{path} must hold the factors of a correction, as in 'conv2d=1.0 depthwise")
+    with pytest.raises(TableError, match=said + ".*got 'conv2d=1.0 depthwise=fast'. Remove it"):
+        device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
+
+
 def test_search_over_bits_corrects_by_networks_of_mixed_bits(
     tiny_graph: NetworkGraph, timed: list[int]
 ) -> None:
@@ -85,9 +120,25 @@ def test_search_over_bits_corrects_by_networks_of_mixed_bits(
     mixed = Strategy({}, {"conv1": Bits(8, 8), "conv2": Bits(8, 8)})
     predicted = sum(operator_prices(tiny_graph, mixed, "latency_ms", device))
     assert predicted == pytest.approx(2.0, rel=0.7)
-    device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    # The search in float goes on with the factors that it had; so a killed one can be resumed.
+    as_before = device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    assert isinstance(as_before, TableDevice)
+    assert as_before.header.correction == before.header.correction
     device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
     assert timed == [9, 9 + 16]
+
+
+def test_search_in_float_takes_the_correction_of_mixed_bits_where_there_is_no_other(
+    tiny_graph: NetworkGraph, timed: list[int]
+) -> None:
+    mixed = choices_for(tiny_graph, SPEC.supported_bits, channel_step=4)
+    device = device_for_network(SPEC, tiny_graph, mixed, TINY_SHAPE)
+    in_float = choices_for(tiny_graph, [FLOAT], channel_step=4)
+    then = device_for_network(SPEC, tiny_graph, in_float, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    assert isinstance(then, TableDevice)
+    assert then.header.correction == device.header.correction
+    assert timed == [9 + 16]
 
 
 def test_networks_of_mixed_bits_have_ever_more_of_them(tiny_graph: NetworkGraph) -> None:
@@ -150,10 +201,10 @@ def test_table_measured_before_conversions_had_prices_is_corrected_anew(
     write_table(TableDevice(old, rows), SPEC.table_path())
     again = device_for_network(SPEC, tiny_graph, choices, TINY_SHAPE)
     assert isinstance(again, TableDevice)
-    assert timed == [25, 25]
-    assert again.header.correction is not None
-    assert again.header.correction.kinds == MIXED_KINDS
     assert set(again.rows) == set(device.rows)
+    kept = read_table(SPEC.table_path()).header
+    assert kept.converts == tuple(CONVERSIONS)
+    assert kept.correction == device.header.correction
 
 
 def test_pytorch_is_not_corrected(tiny_graph: NetworkGraph, timed: list[int]) -> None:

@@ -112,9 +112,12 @@ def _conversions(text: str) -> tuple[str, ...]:
     return names
 
 
-def _correction(text: str) -> Correction | None:
-    if not text:
-        return None
+def parse_correction(text: str) -> Correction:
+    """The correction that `correction_text` wrote.
+
+    Raises:
+        ValueError: The text is something else.
+    """
     given = dict(part.split("=") for part in text.split(" "))
     kinds = list(given)[:-2]
     if kinds not in (list(KINDS), list(MIXED_KINDS)) or list(given)[-2:] != ["error", "networks"]:
@@ -123,12 +126,15 @@ def _correction(text: str) -> Correction | None:
     return Correction(factors, _number(given["error"], zero=True), _count(given["networks"]))
 
 
-def _correction_text(correction: Correction | None) -> str:
-    if correction is None:
-        return ""
+def correction_text(correction: Correction) -> str:
+    """A correction as one line: ``conv2d=0.9 ... error=0.03 networks=9``."""
     named = dict(zip(correction.kinds, map(repr, correction.factors), strict=True))
     named |= {"error": repr(correction.error), "networks": str(correction.networks)}
     return " ".join(f"{name}={value}" for name, value in named.items())
+
+
+def _correction(text: str) -> Correction | None:
+    return parse_correction(text) if text else None
 
 
 _natural = partial(_count, low=0)
@@ -299,7 +305,7 @@ def _header_texts(header: TableHeader) -> Iterator[tuple[str, str]]:
         value = getattr(header, key)
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         if key == "correction":
-            text = _correction_text(value)
+            text = "" if value is None else correction_text(value)
         if text != _DEFAULTS.get(key):
             _convert(text, convert, f"Device table header, key {key!r}")
             yield key, text
