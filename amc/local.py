@@ -16,7 +16,15 @@ from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
-from amc.cost.correction import KINDS, MIXED_KINDS, NOISE, Correction, fit_correction, kind_of
+from amc.cost.correction import (
+    KINDS,
+    MIXED_KINDS,
+    MIXED_NOISE,
+    NOISE,
+    Correction,
+    fit_correction,
+    kind_of,
+)
 from amc.cost.corrections import own_correction
 from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
@@ -28,9 +36,11 @@ from amc.measure import Timing, measure_latency
 from amc.progress import Bar, progress_bar
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 
-NETWORKS = 8  # measured whole, beside the original, in float
-MIXED_NETWORKS = 16  # and with random bits, where the search may choose other bits than float
-ROUNDS = 7
+NETWORKS = 8  # measured whole, beside the original, where the search is in float
+# Where it may choose other bits: so many in float, so many with ever more layers in other bits.
+FLOAT_NETWORKS, MIXED_NETWORKS = 4, 9
+ROUNDS = 21
+_SIGMAS = 1.25 / 0.6745  # half an interquartile range is 0.6745 standard deviations
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
 _IMAGES = 4  # the same, where only time counts
@@ -148,10 +158,12 @@ def _measured(
             bar=bar,
         )
     kinds = MIXED_KINDS if mixed else KINDS
+    # Standard error of a median, as if the rounds were normal: 1.25 times that of a mean.
+    noise = statistics.median(t.spread_ms / t.latency_ms for t in timings) * _SIGMAS / ROUNDS**0.5
     return fit_correction(
         [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
-        noise=max(NOISE, statistics.median(t.spread_ms / t.latency_ms for t in timings)),
+        noise=max(MIXED_NOISE if mixed else NOISE, noise),
     )
 
 
@@ -169,7 +181,8 @@ def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
     generator = np.random.default_rng(_SEED)
     sizes = tuple(np.array([group.size]) for group in graph.groups)
     in_float = FLOAT in choices.pairs
-    networks = [(choices.kept, 0.0 if in_float else 1.0)] * NETWORKS
+    first = FLOAT_NETWORKS if _is_mixed(choices) else NETWORKS
+    networks = [(choices.kept, 0.0 if in_float else 1.0)] * first
     if _is_mixed(choices):
         kept = choices.kept if in_float else sizes
         networks += [(kept, (index + 1) / MIXED_NETWORKS) for index in range(MIXED_NETWORKS)]

@@ -26,6 +26,8 @@ MIXED_KINDS = (
     *("integer_conv2d", "integer_depthwise", "dequantized", "integer_between", "conversion"),
 )
 NOISE = 0.02  # of a whole network's time, relative, on a quiet machine
+# And of one of mixed bits: more passes between its layers that no price is of.
+MIXED_NOISE = 0.05
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 
 FloatArray = npt.NDArray[np.float64]
