@@ -1,7 +1,7 @@
 """amc: make a trained CNN run faster on a given device, within a budget.
 
     from amc import search
-    result = search(network, data, "torch_cpu", 0.5)
+    result = search(network, data, "onnxruntime_cpu", 0.5)
 
 What ``__all__`` lists is imported when it is first asked for: ``import amc`` alone is quick.
 """

@@ -118,7 +118,7 @@ class SearchResult:
 def search(
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "torch_cpu",
+    device: DeviceLike = "onnxruntime_cpu",
     budget: BudgetLike = 0.5,
     *,
     agent: str | Mapping[str, Any] = "ddpg",
@@ -241,7 +241,7 @@ def apply_policy(
     policy: Policy,
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "torch_cpu",
+    device: DeviceLike = "onnxruntime_cpu",
     budget: BudgetLike = 0.5,
     *,
     space: SearchSpace | None = None,
@@ -380,7 +380,7 @@ def environment(
 def profile(
     network: nn.Module,
     image_shape: tuple[int, int, int],
-    device: DeviceLike = "torch_cpu",
+    device: DeviceLike = "onnxruntime_cpu",
     *,
     space: SearchSpace | None = None,
 ) -> Device:

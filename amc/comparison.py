@@ -180,7 +180,7 @@ def in_turn(bench: Bench) -> Runner:
 def compare(
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "torch_cpu",
+    device: DeviceLike = "onnxruntime_cpu",
     budget: api.BudgetLike = 0.5,
     *,
     agents: Sequence[AgentLike] | None = None,

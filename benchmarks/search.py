@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_options(parser)
-    parser.add_argument("--device", default="torch_cpu")
+    parser.add_argument("--device", default="onnxruntime_cpu")
     parser.add_argument("--metric", default="latency_ms")
     parser.add_argument("--fraction", type=float, default=0.6)
     parser.add_argument("--agent", default="ddpg")
