@@ -2,6 +2,8 @@
 
     python -m benchmarks.episode --network resnet56 --checkpoint file.safetensors \\
         --root cifar10 --search-every 10 --images 1000 5000
+    python -m benchmarks.episode --network mobilenet_v1 --synthetic 32 --number 30000 \\
+        --images 1000 5000
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_options(parser)
+    add_options(parser, synthetic=True)
     parser.add_argument("--metric", default="macs")
     parser.add_argument("--fraction", type=float, default=0.5)
     parser.add_argument("--images", type=int, nargs="+", default=[1000])

@@ -14,43 +14,23 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import nn
-
 from amc.cost.budget import Budget
-from amc.data import DataSet
-from amc.networks import build_network
 from amc.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.program import program_strategy
 
-CLASSES = 10  # of synthetic images
-
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_options(parser, "resnet56")
-    parser.add_argument("--synthetic", type=int, help="size of random images; default: real ones")
-    parser.add_argument("--number", type=int, default=2000, help="how many random images")
+    add_options(parser, "resnet56", synthetic=True)
     parser.add_argument("--fraction", type=float, default=0.5)
     parser.add_argument("--evaluate", action="store_true", help="the first candidate as well")
     return parser.parse_args()
-
-
-def synthetic(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
-    """An untrained network and random images."""
-    draw = torch.Generator().manual_seed(0)
-    shape = 3, options.synthetic, options.synthetic
-    images = torch.randint(256, (options.number, *shape), generator=draw, dtype=torch.uint8)
-    labels = torch.randint(CLASSES, (options.number,), generator=draw)
-    torch.manual_seed(0)
-    network = build_network(options.network, num_classes=CLASSES, image_shape=shape)
-    return network, DataSet.from_tensors(images, labels)
 
 
 def peak_gib() -> float:
@@ -72,11 +52,8 @@ def main() -> None:
     """Prepare once, print the table, write the CSV."""
     options = arguments()
     rows: list[dict[str, object]] = []
-    load: Callable[[argparse.Namespace], tuple[nn.Module, DataSet]] = (
-        synthetic if options.synthetic else subject
-    )
     with timed(rows, "images (decoded or drawn)"):
-        network, data = load(options)
+        network, data = subject(options)
         _ = data.calibration, data.search
     start = time.perf_counter()
     with timed(rows, "trace, moments, removal paths, the original"):

@@ -5,24 +5,39 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from amc.api import train_base
 from amc.data import DataSet, build_data
 from amc.networks import build_network, load_checkpoint
 
+CLASSES = 10  # of synthetic images
 
-def add_options(parser: argparse.ArgumentParser, network: str = "resnet20") -> None:
-    """Options that say which network and images."""
+
+def add_options(
+    parser: argparse.ArgumentParser, network: str = "resnet20", *, synthetic: bool = False
+) -> None:
+    """Options that say which network and images.
+
+    Args:
+        synthetic: Whether random images and labels will do: where only time and memory count.
+    """
     parser.add_argument("--network", default=network)
     parser.add_argument("--checkpoint", type=Path, help="default: trained on the digits")
     parser.add_argument("--root", type=Path, help="image folder; default: the embedded digits")
     parser.add_argument("--search-every", type=int)
     parser.add_argument("--calibration", type=int, help="images taken from the training split")
+    parser.set_defaults(synthetic=None)
+    if synthetic:
+        parser.add_argument("--synthetic", type=int, help="size of random images; none: real ones")
+        parser.add_argument("--number", type=int, default=2000, help="how many random images")
 
 
 def subject(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
     """The network with its weights, and the data."""
+    if options.synthetic:
+        return _synthetic(options)
     given = {"search_every": options.search_every, "calibration": options.calibration}
     chosen = {key: value for key, value in given.items() if value is not None}
     data: DataSet = (
@@ -37,3 +52,14 @@ def subject(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
         load_checkpoint(network, options.checkpoint)
         return network, data
     return train_base(network, data, options.network), data
+
+
+def _synthetic(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
+    """An untrained network and random images."""
+    draw = torch.Generator().manual_seed(0)
+    shape = 3, options.synthetic, options.synthetic
+    images = torch.randint(256, (options.number, *shape), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (options.number,), generator=draw)
+    torch.manual_seed(0)
+    network = build_network(options.network, num_classes=CLASSES, image_shape=shape)
+    return network, DataSet.from_tensors(images, labels)
