@@ -52,7 +52,7 @@ def run(config: DictConfig) -> bool:
         f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
         f"{table.threads} thread(s), {table.runtime}",
         f"written to {path}",
-        _use(config, path),
+        _use(config, Path(config.output).expanduser() if config.output else None),
     )
     return False
 
@@ -105,15 +105,22 @@ def _list(
     )
 
 
-def _use(config: DictConfig, path: Path) -> str:
-    given = [
-        shlex.quote(text)
-        for text in HydraConfig.get().overrides.task
-        if text.lstrip("+").startswith(_REPEATED)
-    ]
-    network = " ".join([shlex.quote(f"network={config.network.name}"), *given])
-    table = shlex.quote(f"device.path={path}")
-    return f"use it:  amc search {network} device=table {table}"
+def _use(config: DictConfig, output: Path | None) -> str:
+    """The search that finds this table: by its file, or, where it is in the cache, by its device.
+
+    There it lies beside what else was measured of the network.
+    """
+    hydra = HydraConfig.get()
+
+    def given(*begins: str) -> list[str]:
+        texts = hydra.overrides.task
+        return [shlex.quote(text) for text in texts if text.lstrip("+").startswith(begins)]
+
+    device = ["device=table", shlex.quote(f"device.path={output}")]
+    if output is None:
+        device = [shlex.quote(f"device={hydra.runtime.choices['device']}"), *given("device.")]
+    network = shlex.quote(f"network={config.network.name}")
+    return " ".join(["use it:  amc search", network, *given(*_REPEATED), *device])
 
 
 def _say(*lines: str) -> None:

@@ -48,6 +48,12 @@ def test_use_of_a_table_is_shown_with_the_images_it_was_made_for(capsys: Output)
     assert f"use it:  {use} device.path=table.csv\n" in shown
 
 
+def test_table_in_the_cache_is_used_by_its_device(capsys: Output) -> None:
+    assert amc("profile", NETWORK, *DEVICE) == 0
+    use = f"amc search network=tests.cli.nets:tiny {' '.join(DEVICE)}"
+    assert f"use it:  {use}\n" in capsys.readouterr().out
+
+
 def test_use_of_a_table_is_shown_with_all_that_decides_its_rows(capsys: Output) -> None:
     given = (
         "network=tests.cli.nets:sized",
