@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,14 +18,12 @@ from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
 from amc.cost.correction import (
     KINDS,
     MIXED_KINDS,
-    MIXED_NOISE,
-    NOISE,
     Correction,
     fit_correction,
     kind_of,
 )
 from amc.cost.corrections import own_correction
-from amc.cost.device import Device, TableDevice
+from amc.cost.device import Device, Measurement, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
@@ -40,7 +37,6 @@ NETWORKS = 8  # measured whole, beside the original, where the search is in floa
 # Where it may choose other bits: so many in float, so many with ever more layers in other bits.
 FLOAT_NETWORKS, MIXED_NETWORKS = 4, 9
 ROUNDS = 21
-_SIGMAS = 1.25 / 0.6745  # half an interquartile range is 0.6745 standard deviations
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
 _IMAGES = 4  # the same, where only time counts
@@ -158,12 +154,12 @@ def _measured(
             bar=bar,
         )
     kinds = MIXED_KINDS if mixed else KINDS
-    # Standard error of a median, as if the rounds were normal: 1.25 times that of a mean.
-    noise = statistics.median(t.spread_ms / t.latency_ms for t in timings) * _SIGMAS / ROUNDS**0.5
+    once = {request: Measurement(1.0, 0.0, 1) for request in device.rows}
+    counting = TableDevice(device.header, once)  # every price is 1: a sum of them counts
     return fit_correction(
         [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
+        [sum(_by_kind(graph, strategy, counting, kinds)) for strategy in strategies],
         [timing.latency_ms for timing in timings],
-        noise=max(MIXED_NOISE if mixed else NOISE, noise),
     )
 
 

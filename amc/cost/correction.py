@@ -1,8 +1,9 @@
-"""What the sum over single operators misses of a whole network, as one factor per kind of operator.
+"""What the sum over single operators misses of a whole network: factors, and so much for each call.
 
 The sum leaves out what happens between operators (the call of each, memory that is cold) and counts
-what the measurement itself adds. Both grow with what is summed: a few networks measured whole, with
-random channels, tell how much of each kind's price arrives at the end.
+what the measurement itself adds. Some of it grows with what is summed, some comes with every call.
+A few networks measured whole, with random channels, tell how much of each kind's price arrives at
+the end, and what a call adds or has too much.
 """
 
 from __future__ import annotations
@@ -25,28 +26,31 @@ MIXED_KINDS = (
     *KINDS,
     *("integer_conv2d", "integer_depthwise", "dequantized", "integer_between", "conversion"),
 )
-NOISE = 0.02  # of a whole network's time, relative, on a quiet machine
-# And of one of mixed bits: more passes between its layers that no price is of.
-MIXED_NOISE = 0.05
+NOISE = 0.02  # of a whole network's time, relative
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
+CALL_RANGE_MS = 3e-3  # what a call is expected to add, or to have too much
+_LEAST = 0.1  # of a price is left, whatever a call has too much
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Factors of prices, from whole networks.
+    """Factors of prices, and what is added to each, from whole networks.
 
     Attributes:
         factors: Of `KINDS`, in their order; or of `MIXED_KINDS`.
         error: Median of |predicted / measured - 1| over the networks, each predicted by the
             factors that the others give.
         networks: How many were measured.
+        call_ms: Added to every price; negative where the measurement of single operators adds more
+            to each than a network does.
     """
 
     factors: tuple[float, ...]
     error: float
     networks: int
+    call_ms: float = 0.0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -57,6 +61,11 @@ class Correction:
         """What prices of an operator are multiplied by."""
         kinds = self.kinds
         return self.factors[kinds.index(kind_of(signature, bits, kinds))]
+
+    def corrected(self, prices_ms: FloatArray, signature: Signature, bits: Bits) -> FloatArray:
+        """Prices of an operator as a network pays them; never less than a tenth."""
+        scaled = self.factor(signature, bits) * prices_ms
+        return np.maximum(scaled + self.call_ms, _LEAST * scaled)
 
 
 def kind_of(signature: Signature, bits: Bits = FLOAT, kinds: tuple[str, ...] = KINDS) -> str:
@@ -78,16 +87,21 @@ def _plain_kind(signature: Signature) -> str:
 
 
 def fit_correction(
-    parts: Sequence[Sequence[float]], measured: Sequence[float], noise: float = NOISE
+    parts: Sequence[Sequence[float]],
+    calls: Sequence[float],
+    measured: Sequence[float],
+    noise: float = NOISE,
 ) -> Correction:
-    """The factors that make predictions right, in relative least squares.
+    """The factors and the time per call that make predictions right, in relative least squares.
 
-    Minimises ``sum_i (sum_k f_k p_ik / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2``, where
-    f is the one common factor that is best by the median: a kind that hardly occurs keeps it.
+    Minimises ``sum_i ((sum_k f_k p_ik + c n_i) / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2
+    + c^2 / CALL_RANGE_MS^2``, where f is the one common factor that is best by the median: a kind
+    that hardly occurs keeps it.
 
     Args:
-        parts: Milliseconds of every network by kind, (networks, kinds).
-        measured: Milliseconds of every whole network, (networks,).
+        parts: Milliseconds p of every network by kind, (networks, kinds).
+        calls: How many operators n each network runs, (networks,).
+        measured: Milliseconds m of every whole network, (networks,).
         noise: Of these, relative.
 
     Raises:
@@ -99,20 +113,26 @@ def fit_correction(
             "A correction needs two networks or more with positive times, "
             f"got measured {times.tolist()} ms."
         )
-    shares = sums / times[:, None]
+    # Shares of what was measured: of every kind, and of a call that takes `CALL_RANGE_MS`.
+    called = CALL_RANGE_MS * np.array(calls, np.float64)
+    shares = np.column_stack([sums, called]) / times[:, None]
     left_out = [
-        float(shares[index] @ _factors(np.delete(shares, index, 0), noise)) - 1
+        float(shares[index] @ _found(np.delete(shares, index, 0), noise)) - 1
         for index in range(len(shares))
     ]
     error = float(np.median(np.abs(left_out)))
-    return Correction(tuple(_factors(shares, noise).tolist()), error, len(shares))
+    *factors, ranges = _found(shares, noise).tolist()
+    return Correction(tuple(factors), error, len(shares), ranges * CALL_RANGE_MS)
 
 
-def _factors(shares: FloatArray, noise: float) -> FloatArray:
-    common = 1 / float(np.median(shares.sum(1)))
-    pull = (noise / RANGE) ** 2
-    system = shares.T @ shares + pull * np.eye(shares.shape[1])
-    found = np.linalg.solve(system, shares.sum(0) + pull * common)
+def _found(shares: FloatArray, noise: float) -> FloatArray:
+    """The factors, and the time per call in `CALL_RANGE_MS`."""
+    kinds = shares.shape[1] - 1
+    common = 1 / float(np.median(shares[:, :kinds].sum(1)))
+    expected = np.append(np.full(kinds, common), 0.0)
+    pull = np.append(np.full(kinds, (noise / RANGE) ** 2), noise**2)
+    found = np.linalg.solve(shares.T @ shares + np.diag(pull), shares.sum(0) + pull * expected)
     # A kind may look cheap beside noise; it does not give time back.
-    clipped: FloatArray = np.clip(found, common / 3, common * 3)
+    found[:kinds] = np.clip(found[:kinds], common / 3, common * 3)
+    clipped: FloatArray = found
     return clipped

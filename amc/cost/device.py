@@ -96,7 +96,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The price of a request for one batch: median, spread and number of samples."""
+    """The price of a request for one batch, its spread, and how many samples it is of."""
 
     latency_ms: float
     spread_ms: float
@@ -119,7 +119,7 @@ class TableHeader:
         converts: Conversions between layers that have rows, of
             `amc.cost.conversions.CONVERSIONS`. Then rows may also be of operators between layers
             in 8-bit integers, and of layers whose weights are quantized and whose inputs are not.
-        correction: Factors of all latencies, from whole networks; rows are as they were measured.
+        correction: Of all latencies, from whole networks; rows are as they were measured.
     """
 
     device: str
@@ -296,10 +296,10 @@ class TableDevice:
         if key not in self._grids:
             requests = self._by_operator.get((signature, bits), [])
             correction = self.header.correction if metric == "latency_ms" else None
-            factor = correction.factor(signature, bits) if correction else 1.0
+            prices = np.array([getattr(self.rows[r], metric) for r in requests], np.float64)
             self._grids[key] = _Grid(
                 np.array([(r.in_channels, r.out_channels) for r in requests], np.int64),
-                factor * np.array([getattr(self.rows[r], metric) for r in requests], np.float64),
+                correction.corrected(prices, signature, bits) if correction else prices,
                 exact=self.header.covers == "full_layers",
             )
         return self._grids[key]

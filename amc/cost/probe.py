@@ -8,7 +8,6 @@ less may pay all the same: few input channels are often computed by a kernel of 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from amc.cost.device import Request
@@ -70,12 +69,12 @@ def probe_step(name: str, sample: Sampler, pairs: Sequence[Bits]) -> int:
         for _ in range(ROUNDS):
             rounds.append(list(sample(requests)))
             bar.advance()
-    medians = [statistics.median(samples) for samples in zip(*rounds, strict=True)]
+    prices = [min(samples) for samples in zip(*rounds, strict=True)]
     steps = []
     for place in range(len(pairs)):
         first = place * 2 * len(_COUNTS)
-        outs = medians[first : first + len(_COUNTS)]
-        ins = medians[first + len(_COUNTS) : first + 2 * len(_COUNTS)]
+        outs = prices[first : first + len(_COUNTS)]
+        ins = prices[first + len(_COUNTS) : first + 2 * len(_COUNTS)]
         sums = [out + into for out, into in zip(outs, ins, strict=True)]
         steps.append(step_of(dict(zip(_COUNTS, sums, strict=True))))
     return min(steps)

@@ -119,16 +119,23 @@ def parse_correction(text: str) -> Correction:
         ValueError: The text is something else.
     """
     given = dict(part.split("=") for part in text.split(" "))
-    kinds = list(given)[:-2]
-    if kinds not in (list(KINDS), list(MIXED_KINDS)) or list(given)[-2:] != ["error", "networks"]:
+    kinds = next((kinds for kinds in (MIXED_KINDS, KINDS) if set(kinds) <= set(given)), KINDS)
+    if list(given) not in ([*kinds, "error", "networks"], [*kinds, "call_ms", "error", "networks"]):
         raise ValueError(text)
-    factors = tuple(_number(given[kind]) for kind in kinds)
-    return Correction(factors, _number(given["error"], zero=True), _count(given["networks"]))
+    call_ms = given.get("call_ms", "0.0")
+    return Correction(
+        tuple(_number(given[kind]) for kind in kinds),
+        _number(given["error"], zero=True),
+        _count(given["networks"]),
+        -_number(call_ms[1:]) if call_ms.startswith("-") else _number(call_ms, zero=True),
+    )
 
 
 def correction_text(correction: Correction) -> str:
-    """A correction as one line: ``conv2d=0.9 ... error=0.03 networks=9``."""
+    """A correction as one line: ``conv2d=0.9 ... call_ms=-0.001 error=0.03 networks=9``."""
     named = dict(zip(correction.kinds, map(repr, correction.factors), strict=True))
+    if correction.call_ms:
+        named["call_ms"] = repr(correction.call_ms)
     named |= {"error": repr(correction.error), "networks": str(correction.networks)}
     return " ".join(f"{name}={value}" for name, value in named.items())
 

@@ -11,6 +11,7 @@ from amc.graph.types import Signature
 from amc.strategy import FLOAT, Bits
 
 PARTS = np.random.default_rng(0).uniform(0.5, 2, (8, 4)) * [10, 2, 0.5, 3]
+NONE = [0] * 8  # calls: as if none cost anything
 
 
 def test_kinds_of_operators():
@@ -25,7 +26,7 @@ def test_kinds_of_operators():
 
 def test_factors_of_frequent_kinds_are_found():
     true = np.array([0.9, 1.2, 1.0, 0.6])
-    correction = fit_correction(PARTS, PARTS @ true)
+    correction = fit_correction(PARTS, NONE, PARTS @ true)
     assert correction.networks == 8
     # Convolutions are most of the time, linear layers hardly any of it.
     np.testing.assert_allclose(correction.factors[0], 0.9, rtol=0.03)
@@ -34,21 +35,36 @@ def test_factors_of_frequent_kinds_are_found():
 
 
 def test_one_common_factor_is_found_exactly_and_has_no_error():
-    correction = fit_correction(PARTS, PARTS.sum(1) * 0.8)
+    correction = fit_correction(PARTS, NONE, PARTS.sum(1) * 0.8)
     np.testing.assert_allclose(correction.factors, 0.8, rtol=1e-6)
     assert correction.error == pytest.approx(0, abs=1e-9)
 
 
+def test_what_every_call_has_too_much_is_found_beside_the_factors():
+    # Networks of about 0.4 ms, of 20 to 160 operators; each is measured 2 microseconds too long.
+    calls = np.array([20, 40, 60, 80, 100, 120, 140, 160])
+    parts = PARTS / PARTS.sum(1, keepdims=True) * (0.4 + 0.002 * calls[:, None])
+    correction = fit_correction(parts, calls, parts.sum(1) - 0.002 * calls)
+    assert correction.call_ms == pytest.approx(-0.002, rel=0.2)
+    np.testing.assert_allclose(correction.factors[0], 1.0, rtol=0.05)
+
+
+def test_corrected_price_is_scaled_then_less_by_a_call_but_never_less_than_a_tenth():
+    correction = Correction((0.9, 1.1, 1.0, 0.5), 0.01, 9, call_ms=-0.01)
+    prices = correction.corrected(np.array([1.0, 0.1, 0.01]), Signature("conv2d"), FLOAT)
+    np.testing.assert_allclose(prices, [0.9 - 0.01, 0.09 - 0.01, 0.1 * 0.009])
+
+
 def test_kind_that_does_not_occur_takes_the_common_factor():
     parts = PARTS * [1, 0, 1, 1]
-    correction = fit_correction(parts, parts.sum(1) * 0.8)
+    correction = fit_correction(parts, NONE, parts.sum(1) * 0.8)
     assert correction.factors[1] == pytest.approx(0.8, rel=1e-3)
 
 
 def test_error_is_that_of_networks_that_were_left_out():
     # Two networks of one kind, 1.0 and 1.5 times their sums: each predicts the other by its own
     # factor, off by 1/3 and by 1/2 of what was measured.
-    correction = fit_correction([[1, 0, 0, 0], [1, 0, 0, 0]], [1.0, 1.5])
+    correction = fit_correction([[1, 0, 0, 0], [1, 0, 0, 0]], [0, 0], [1.0, 1.5])
     assert correction.error == pytest.approx((1 / 3 + 1 / 2) / 2, rel=1e-3)
 
 
@@ -58,7 +74,7 @@ def test_error_is_that_of_networks_that_were_left_out():
 )
 def test_too_few_or_impossible_measurements_are_refused(parts, measured):
     with pytest.raises(DeviceError, match="A correction needs two networks or more"):
-        fit_correction(parts, measured)
+        fit_correction(parts, NONE[: len(parts)], measured)
 
 
 def test_factor_of_an_operator_is_that_of_its_kind():
@@ -95,10 +111,10 @@ def test_noisy_networks_give_factors_near_the_common_one():
     true = np.array([0.9, 1.2, 1.0, 0.6])
     common = 1 / np.median((PARTS / (PARTS @ true)[:, None]).sum(1))
     spread = {
-        noise: np.ptp(fit_correction(PARTS, PARTS @ true, noise=noise).factors)
+        noise: np.ptp(fit_correction(PARTS, NONE, PARTS @ true, noise=noise).factors)
         for noise in (0.02, 1.0, 100.0)
     }
     assert spread[0.02] > spread[1.0] > spread[100.0]
     np.testing.assert_allclose(
-        fit_correction(PARTS, PARTS @ true, noise=100.0).factors, common, rtol=1e-3
+        fit_correction(PARTS, NONE, PARTS @ true, noise=100.0).factors, common, rtol=1e-3
     )

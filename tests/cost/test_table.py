@@ -293,7 +293,7 @@ def test_fingerprint_of_what_is_asked_changes_with_its_prices_alone():
 
 # --- What a runtime fuses, and what whole networks correct ------------------------------------
 
-CORRECTION = Correction((0.9, 1.1, 1.0, 0.5), 0.03, 9)
+CORRECTION = Correction((0.9, 1.1, 1.0, 0.5), 0.03, 9, call_ms=-0.2)
 CORRECTED = dataclasses.replace(HEADER, fuses=("relu", "relu6"), correction=CORRECTION)
 
 
@@ -302,20 +302,20 @@ def test_fused_operators_and_the_correction_are_read_back(tmp_path):
     text = table_text(table)
     assert "# fuses: relu relu6\n" in text
     assert (
-        "# correction: conv2d=0.9 depthwise=1.1 linear=1.0 between=0.5 error=0.03 networks=9\n"
-        in text
+        "# correction: conv2d=0.9 depthwise=1.1 linear=1.0 between=0.5 call_ms=-0.2 error=0.03 "
+        "networks=9\n" in text
     )
     read = read_text_as_table(tmp_path, text)
     assert (read.fuses, read.header.correction) == (("relu", "relu6"), CORRECTION)
     assert read.fingerprint() == table.fingerprint()
 
 
-def test_correction_multiplies_prices_and_leaves_rows_alone():
+def test_correction_multiplies_prices_adds_to_each_and_leaves_rows_alone():
     plain, corrected = make_table(GRID), make_table(GRID, header=CORRECTED)
-    assert corrected.price("latency_ms", CONV, 8, 16, FLOAT) == pytest.approx(2.0 * 0.9)
+    assert corrected.price("latency_ms", CONV, 8, 16, FLOAT) == pytest.approx(2.0 * 0.9 - 0.2)
     assert corrected.rows == plain.rows
     add = make_table({(8, 8): 1.0}, ADD, header=CORRECTED)
-    assert add.price("latency_ms", ADD, 8, 8, FLOAT) == pytest.approx(0.5)
+    assert add.price("latency_ms", ADD, 8, 8, FLOAT) == pytest.approx(0.5 - 0.2)
     fused = dataclasses.replace(HEADER, fuses=("relu",))
     fingerprints = {make_table(GRID, header=h).fingerprint() for h in (HEADER, fused, CORRECTED)}
     assert len(fingerprints) == 3
@@ -355,6 +355,10 @@ def test_conversions_and_factors_of_mixed_bits_are_read_back(tmp_path):
             "key 'correction'",
         ),
         ("# correction: conv2d", "key 'correction'"),
+        (
+            "# correction: conv2d=1 depthwise=1 linear=1 between=1 call_ms=-nan error=0 networks=2",
+            "key 'correction'",
+        ),
     ],
 )
 def test_wrong_fuses_and_corrections_are_named(tmp_path, line, said):
