@@ -36,7 +36,6 @@ from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 NETWORKS = 8  # measured whole, beside the original, where the search is in float
 # Where it may choose other bits: so many in float, so many with ever more layers in other bits.
 FLOAT_NETWORKS, MIXED_NETWORKS = 4, 9
-ROUNDS = 21
 _SEED = 0
 _GRID_IMAGES = 256  # for grids between quantized layers
 _IMAGES = 4  # the same, where only time counts
@@ -150,7 +149,6 @@ def _measured(
             batch=spec.batch,
             threads=spec.threads,
             images=images if mixed else None,
-            rounds=ROUNDS,
             bar=bar,
         )
     kinds = MIXED_KINDS if mixed else KINDS

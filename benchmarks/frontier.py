@@ -29,7 +29,6 @@ from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 
 DEVICE = "onnxruntime_cpu"  # what budgets are on, and what is measured at the end
-ROUNDS = 31
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,6 @@ def main() -> None:
         [point.network for point in points],
         data.image_shape,
         images=calibration_images(data),
-        rounds=ROUNDS,
     )
     rows = rows_of(points, timings)
     print_table(rows, list(rows[0]))

@@ -26,7 +26,7 @@ MIXED_KINDS = (
     *KINDS,
     *("integer_conv2d", "integer_depthwise", "dequantized", "integer_between", "conversion"),
 )
-NOISE = 0.02  # of a whole network's time, relative
+NOISE = 0.035  # of the sums beside whole networks, relative: prices are measured too
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 CALL_RANGE_MS = 3e-3  # what a call is expected to add, or to have too much
 _LEAST = 0.1  # of a price is left, whatever a call has too much
