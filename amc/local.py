@@ -18,6 +18,7 @@ from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
 from amc.cost.correction import (
     KINDS,
     MIXED_KINDS,
+    Call,
     Correction,
     fit_correction,
     kind_of,
@@ -155,9 +156,9 @@ def _measured(
     once = {request: Measurement(1.0, 0.0, 1) for request in device.rows}
     counting = TableDevice(device.header, once)  # every price is 1: a sum of them counts
     return fit_correction(
-        [_by_kind(graph, strategy, device, kinds) for strategy in strategies],
-        [sum(_by_kind(graph, strategy, counting, kinds)) for strategy in strategies],
+        [_calls(graph, strategy, device, counting, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
+        kinds,
     )
 
 
@@ -224,12 +225,21 @@ def built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
     return module
 
 
-def _by_kind(
-    graph: NetworkGraph, strategy: Strategy, device: Device, kinds: tuple[str, ...]
-) -> Sequence[float]:
-    sums = dict.fromkeys(kinds, 0.0)
-    for parts in parts_under(graph, strategy, "latency_ms", device):
-        for part, price in parts:
-            if part is not None:
-                sums[kind_of(*part, kinds)] += price
-    return list(sums.values())
+def _calls(
+    graph: NetworkGraph,
+    strategy: Strategy,
+    device: Device,
+    counting: Device,
+    kinds: tuple[str, ...],
+) -> list[Call]:
+    """The kind and the price of each operator that a network runs under a strategy."""
+    calls: list[Call] = []
+    for priced, counted in zip(
+        parts_under(graph, strategy, "latency_ms", device),
+        parts_under(graph, strategy, "latency_ms", counting),
+        strict=True,
+    ):
+        for (part, price), (_, times) in zip(priced, counted, strict=True):
+            if part is not None and times:
+                calls += [(kind_of(*part, kinds), price / times)] * round(times)
+    return calls

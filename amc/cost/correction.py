@@ -30,8 +30,11 @@ NOISE = 0.035  # of the sums beside whole networks, relative: prices are measure
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 CALL_RANGE_MS = 3e-3  # what a call is expected to add, or to have too much
 _LEAST = 0.1  # of a price is left, whatever a call has too much
+_PASSES = 10  # over which prices keep their least; two or three settle it
 
 FloatArray = npt.NDArray[np.float64]
+Call = tuple[str, float]
+"""The kind of an operator that a network runs, and its price in ms."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,7 @@ class Correction:
 
     def corrected(self, prices_ms: FloatArray, signature: Signature, bits: Bits) -> FloatArray:
         """Prices of an operator as a network pays them; never less than a tenth."""
-        scaled = self.factor(signature, bits) * prices_ms
-        return np.maximum(scaled + self.call_ms, _LEAST * scaled)
+        return _corrected(self.factor(signature, bits) * prices_ms, self.call_ms)
 
 
 def kind_of(signature: Signature, bits: Bits = FLOAT, kinds: tuple[str, ...] = KINDS) -> str:
@@ -87,52 +89,81 @@ def _plain_kind(signature: Signature) -> str:
 
 
 def fit_correction(
-    parts: Sequence[Sequence[float]],
-    calls: Sequence[float],
+    networks: Sequence[Sequence[Call]],
     measured: Sequence[float],
+    kinds: tuple[str, ...] = KINDS,
     noise: float = NOISE,
 ) -> Correction:
     """The factors and the time per call that make predictions right, in relative least squares.
 
-    Minimises ``sum_i ((sum_k f_k p_ik + c n_i) / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2
-    + c^2 / CALL_RANGE_MS^2``, where f is the one common factor that is best by the median: a kind
-    that hardly occurs keeps it.
+    Minimises ``sum_i (p_i / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2 +
+    c^2 / CALL_RANGE_MS^2``, where p_i is the sum of a network's corrected prices, and f the one
+    common factor that is best by the median: a kind that hardly occurs keeps it.
 
     Args:
-        parts: Milliseconds p of every network by kind, (networks, kinds).
-        calls: How many operators n each network runs, (networks,).
+        networks: The calls of every network.
         measured: Milliseconds m of every whole network, (networks,).
-        noise: Of these, relative.
+        kinds: What calls are of, `KINDS` or `MIXED_KINDS`.
+        noise: Of predictions, relative.
 
     Raises:
         DeviceError: Fewer than two networks, or a time that is not positive.
     """
-    sums, times = np.array(parts, np.float64), np.array(measured, np.float64)
-    if len(sums) < 2 or not (times > 0).all() or not (sums.sum(1) > 0).all():
+    calls = [
+        (np.array([kinds.index(kind) for kind, _ in network]), np.array([ms for _, ms in network]))
+        for network in networks
+    ]
+    times = np.array(measured, np.float64)
+    if len(calls) < 2 or not (times > 0).all() or not all(ms.sum() > 0 for _, ms in calls):
         raise DeviceError(
             "A correction needs two networks or more with positive times, "
             f"got measured {times.tolist()} ms."
         )
-    # Shares of what was measured: of every kind, and of a call that takes `CALL_RANGE_MS`.
-    called = CALL_RANGE_MS * np.array(calls, np.float64)
-    shares = np.column_stack([sums, called]) / times[:, None]
-    left_out = [
-        float(shares[index] @ _found(np.delete(shares, index, 0), noise)) - 1
-        for index in range(len(shares))
-    ]
+    left_out = []
+    for index, (of, ms) in enumerate(calls):
+        factors, call_ms = _found(
+            calls[:index] + calls[index + 1 :], np.delete(times, index), len(kinds), noise
+        )
+        left_out.append(_corrected(factors[of] * ms, call_ms).sum() / times[index] - 1)
     error = float(np.median(np.abs(left_out)))
-    *factors, ranges = _found(shares, noise).tolist()
-    return Correction(tuple(factors), error, len(shares), ranges * CALL_RANGE_MS)
+    factors, call_ms = _found(calls, times, len(kinds), noise)
+    return Correction(tuple(factors.tolist()), error, len(calls), call_ms)
 
 
-def _found(shares: FloatArray, noise: float) -> FloatArray:
-    """The factors, and the time per call in `CALL_RANGE_MS`."""
-    kinds = shares.shape[1] - 1
-    common = 1 / float(np.median(shares[:, :kinds].sum(1)))
+def _corrected(scaled_ms: FloatArray, call_ms: float) -> FloatArray:
+    return np.maximum(scaled_ms + call_ms, _LEAST * scaled_ms)
+
+
+def _found(
+    calls: Sequence[tuple[npt.NDArray[np.int64], FloatArray]],
+    times: FloatArray,
+    kinds: int,
+    noise: float,
+) -> tuple[FloatArray, float]:
+    """The factors and the time per call: linear but for the prices that keep their least."""
+    sums = np.array([ms.sum() for _, ms in calls])
+    common = 1 / float(np.median(sums / times))
     expected = np.append(np.full(kinds, common), 0.0)
     pull = np.append(np.full(kinds, (noise / RANGE) ** 2), noise**2)
-    found = np.linalg.solve(shares.T @ shares + np.diag(pull), shares.sum(0) + pull * expected)
-    # A kind may look cheap beside noise; it does not give time back.
-    found[:kinds] = np.clip(found[:kinds], common / 3, common * 3)
-    clipped: FloatArray = found
-    return clipped
+    least = [np.zeros(len(ms), bool) for _, ms in calls]
+    for _ in range(_PASSES):
+        # Of what was measured: every kind, and a call that takes `CALL_RANGE_MS`.
+        shares = np.array(
+            [
+                np.append(
+                    np.bincount(of, np.where(at_least, _LEAST, 1.0) * ms, kinds),
+                    CALL_RANGE_MS * (~at_least).sum(),
+                )
+                / time
+                for (of, ms), at_least, time in zip(calls, least, times, strict=True)
+            ]
+        )
+        found = np.linalg.solve(shares.T @ shares + np.diag(pull), shares.sum(0) + pull * expected)
+        # A kind may look cheap beside noise; it does not give time back.
+        factors = np.clip(found[:kinds], common / 3, common * 3)
+        call_ms = float(found[kinds]) * CALL_RANGE_MS
+        before = least
+        least = [(1 - _LEAST) * factors[of] * ms < -call_ms for of, ms in calls]
+        if all(map(np.array_equal, before, least)):
+            break
+    return factors, call_ms
