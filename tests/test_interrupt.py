@@ -3,10 +3,19 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from amc.interrupt import hold_interrupts, stop_on_interrupt
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_not_ignored() -> Iterator[None]:
+    """As a shell's background jobs have it, SIGINT may be ignored when Python starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_first_ctrl_c_only_sets_the_event_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
