@@ -3,8 +3,8 @@
 A latency is that of the shortest call. What else runs on a machine only ever adds time, and to
 some networks more than to others: beside a busy neighbour on the same core, integers were seen to
 slow down by 1.7 and floats by 1.25, for most of the time. Medians then say how busy the neighbour
-was (15 to 60 % apart from one minute to the next); the shortest calls were 2 to 7 % apart. (Chen and Revels 2016, "Robust benchmarking in noisy
-environments", arXiv:1608.04295.)
+was (15 to 60 % apart from one minute to the next); the shortest calls were 2 to 7 % apart. (Chen
+and Revels 2016, "Robust benchmarking in noisy environments", arXiv:1608.04295.)
 """
 
 from __future__ import annotations
