@@ -24,7 +24,7 @@ from amc.cost.correction import (
     kind_of,
 )
 from amc.cost.corrections import own_correction
-from amc.cost.device import Device, Measurement, TableDevice
+from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
@@ -153,10 +153,8 @@ def _measured(
             bar=bar,
         )
     kinds = MIXED_KINDS if mixed else KINDS
-    once = {request: Measurement(1.0, 0.0, 1) for request in device.rows}
-    counting = TableDevice(device.header, once)  # every price is 1: a sum of them counts
     return fit_correction(
-        [_calls(graph, strategy, device, counting, kinds) for strategy in strategies],
+        [_calls(graph, strategy, device, kinds) for strategy in strategies],
         [timing.latency_ms for timing in timings],
         kinds,
     )
@@ -226,20 +224,12 @@ def built(graph: NetworkGraph, strategy: Strategy) -> nn.Module:
 
 
 def _calls(
-    graph: NetworkGraph,
-    strategy: Strategy,
-    device: Device,
-    counting: Device,
-    kinds: tuple[str, ...],
+    graph: NetworkGraph, strategy: Strategy, device: Device, kinds: tuple[str, ...]
 ) -> list[Call]:
     """The kind and the price of each operator that a network runs under a strategy."""
-    calls: list[Call] = []
-    for priced, counted in zip(
-        parts_under(graph, strategy, "latency_ms", device),
-        parts_under(graph, strategy, "latency_ms", counting),
-        strict=True,
-    ):
-        for (part, price), (_, times) in zip(priced, counted, strict=True):
-            if part is not None and times:
-                calls += [(kind_of(*part, kinds), price / times)] * round(times)
-    return calls
+    return [
+        (kind_of(*part, kinds), price)
+        for parts in parts_under(graph, strategy, "latency_ms", device)
+        for part, price in parts
+        if part is not None and price > 0  # what is fused is free
+    ]

@@ -175,7 +175,7 @@ def test_networks_that_correct_a_table_ask_for_nothing_that_was_not_measured(
     device = RememberingTable(SPEC.header(), dict.fromkeys(wanted, Measurement(1.0, 0.0, 7)))
     strategies = local._random_strategies(tiny_graph, choices)
     for strategy in [IDENTITY, *strategies]:
-        calls = local._calls(tiny_graph, strategy, device, device, MIXED_KINDS)
+        calls = local._calls(tiny_graph, strategy, device, MIXED_KINDS)
         assert {price for _, price in calls} == {1.0}
     assert device.asked <= set(wanted)
     assert {bits for strategy in strategies for bits in strategy.bits.values()} == {*pairs} - {

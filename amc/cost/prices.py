@@ -81,7 +81,7 @@ def operator_prices(
 def parts_under(
     graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
 ) -> list[list[tuple[Part, float]]]:
-    """What every operator consists of under a strategy, with the price of each part.
+    """What every operator consists of under a strategy, with its price: a part once for each call.
 
     Raises:
         DeviceError, TableError: As `operator_prices`.
@@ -95,8 +95,9 @@ def parts_under(
     forms = states.forms(pairs)
     return [
         [
-            (part, times * _ask(stated.operator, part, metric, device, kept))
+            (part, _ask(stated.operator, part, metric, device, kept))
             for part, times in stated.occurring(stated.rule(pairs, forms))
+            for _ in range(times)
         ]
         for stated in states.stated
     ]
