@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from amc.compress.quantization import activation_range, quantize_layer
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.errors import ConfigError, StrategyError
+from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
@@ -24,7 +25,7 @@ from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, linear_change
 from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
-from amc.recovery.moments import CalibrationStatistics, gather_statistics
+from amc.recovery.moments import BATCH, CalibrationStatistics, gather_statistics
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.sensitivity import OutputChange, output_sensitivities
 from amc.recovery.sequential import refit_layers
@@ -205,7 +206,8 @@ class Compressor:
         keep = keep_mask(self.graph, kept)
         module = remove_channels(self.graph.plan, keep)
         self._quantize(module, strategy)
-        with progress_bar("repairing", len(self.graph.plan.layers)) as bar:
+        left = called_paths(module) & self.graph.plan.layers.keys()
+        with progress_bar("repairing", len(left)) as bar:
             refit_layers(
                 self.graph,
                 module,
@@ -245,14 +247,39 @@ class Compressor:
             for index, path in self.paths.items()
         }
 
-    def errors(self, pairs: Sequence[Bits]) -> LayerErrors:
+    def errors(self, pairs: Sequence[Bits], *, drop_blocks: bool = False) -> LayerErrors:
         """What every decision costs, estimated without an evaluation; bits among ``pairs``.
+
+        Args:
+            drop_blocks: Whether residual blocks may go: what that costs is found by leaving each
+                of them out, for layers behind it repair most of it.
 
         Raises:
             CalibrationError: The network's gradients are not finite.
         """
         images = self._images[: self.settings.error_images]
-        return layer_errors(self.graph, images, self.statistics, self.paths, self._removed, pairs)
+        blocks = self._block_errors() if drop_blocks else {}
+        return layer_errors(
+            self.graph, images, self.statistics, self.paths, self._removed, pairs, blocks
+        )
+
+    def _block_errors(self) -> dict[int, float]:
+        """Group -> divergence, in nats, once its residual block is gone and the rest repaired.
+
+        On images that the repair of candidates does not see, as far as there are others.
+        """
+        first = min(self.settings.quick_images, len(self._images) - self.settings.error_images)
+        images = self._images[max(first, 0) :][: self.settings.error_images]
+        found: dict[int, float] = {}
+        with progress_bar("leaving out blocks", len(self.graph.plan.blocks)) as bar:
+            original = _log_probabilities(self.graph.plan.module, images)
+            for block in self.graph.plan.blocks:
+                name = self.graph.groups[block.group].name
+                given = _log_probabilities(self.apply(Strategy({name: 0.0}, {})).module, images)
+                change = original.exp() * (original - given)
+                found[block.group] = max(float(change.sum(1).mean()), 0.0)
+                bar.advance(note=block.end)
+        return found
 
     def _removed(self, group: int, count: int) -> dict[str, OutputChange]:
         """What keeping so many channels of one group does to its readers, once refitted."""
@@ -284,7 +311,9 @@ class Compressor:
 
     def _refit_all(self, keep: KeepMask) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Layer path -> its weight, and what its output then lacks on average."""
-        fitted = {path: self._refit(path, keep) for path in self.statistics.moments}
+        gone = {path for block in self.graph.plan.gone_blocks(keep) for path in block.layers}
+        paths = [path for path in self.statistics.moments if path not in gone]
+        fitted = {path: self._refit(path, keep) for path in paths}
         return {path: result for path, result in fitted.items() if result is not None}
 
     def _recalibrate(self, module: nn.Module, keep: KeepMask) -> None:
@@ -338,8 +367,9 @@ class Compressor:
         return fitted.reshape(len(layer.weight), -1, *layer.weight.shape[2:]), shift
 
     def _quantize(self, module: fx.GraphModule, strategy: Strategy) -> None:
+        called = called_paths(module)
         for path, bits in strategy.bits.items():
-            if not bits.is_float:
+            if not bits.is_float and path in called:
                 owner, _, name = path.rpartition(".")
                 layer = quantize_layer(
                     module.get_submodule(path), bits, self._input_grid(path, bits)
@@ -354,6 +384,13 @@ class Compressor:
             values = self.statistics.values[path]
             self._grids[key] = activation_range(values, bits.activation)
         return self._grids[key]
+
+
+def _log_probabilities(module: nn.Module, images: Tensor) -> Tensor:
+    """Shape (n, classes), float64."""
+    with torch.no_grad():
+        scores = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
+    return scores.double().log_softmax(1)
 
 
 def _shape_of(images: Tensor) -> tuple[int, int, int]:
@@ -375,7 +412,8 @@ def rebuild(
     counts = graph.kept_counts(strategy)
     chosen: dict[int, npt.NDArray[np.int64]] = {}
     for group in graph.free_groups:
-        positions = _positions(kept.get(group.name, range(group.size)), group)
+        least = 0 if group.index in graph.removable_groups else 1
+        positions = _positions(kept.get(group.name, range(group.size)), group, least)
         if len(positions) != counts[group.index]:
             raise StrategyError(
                 f"The compressed network has {len(positions)} channels of group {group.name!r}, "
@@ -390,8 +428,9 @@ def rebuild(
             "network does not have. It was made from another network."
         )
     module = remove_channels(graph.plan, keep_mask(graph, chosen))
+    called = called_paths(module)
     for path, bits in strategy.bits.items():
-        if bits != FLOAT:
+        if bits != FLOAT and path in called:
             owner, _, name = path.rpartition(".")
             layer = quantize_layer(module.get_submodule(path), bits, (1.0, 0))
             module.get_submodule(owner)._modules[name] = layer
@@ -406,8 +445,10 @@ def rebuild(
     return CompressedNetwork(module, strategy, dict(kept))
 
 
-def _positions(positions: Sequence[int], group: ChannelGroup) -> npt.NDArray[np.int64]:
+def _positions(positions: Sequence[int], group: ChannelGroup, least: int) -> npt.NDArray[np.int64]:
     found = np.array(positions)
+    if found.shape == (0,) and not least:
+        return found.astype(np.int64)
     whole = found.ndim == 1 and found.dtype.kind == "i" and len(found) > 0
     if not whole or found[0] < 0 or found[-1] >= group.size or (np.diff(found) <= 0).any():
         raise StrategyError(

@@ -304,6 +304,12 @@ def _notes(
             "env.activation_bits=[32]; in Python space=SearchSpace(weight_bits=(32,), "
             "activation_bits=(32,))."
         )
+    gone = [name for name, ratio in strategy.preserve_ratio.items() if ratio == 0]
+    if gone:
+        notes.append(
+            f"{len(gone)} of {len(task.graph.plan.blocks)} residual blocks are left out: "
+            f"those of {', '.join(gone)}."
+        )
     simulated = task.simulated_bits(strategy)
     if simulated:
         notes.append(

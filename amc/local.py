@@ -195,12 +195,13 @@ def random_strategy(
     """Any counts, and any bits but float for about a share of the layers.
 
     Args:
-        counts: For every group, what it may keep.
+        counts: For every group, what it may keep; that it may go with its block is not drawn.
         pairs: Bit pairs; float, the bits of all other layers, is not drawn.
     """
     ratios = {
-        group.name: int(generator.choice(counts[group.index])) / group.size
+        group.name: int(generator.choice(some[some > 0])) / group.size
         for group in graph.free_groups
+        for some in [counts[group.index]]
     }
     others = [bits for bits in pairs if bits != FLOAT]
     bits = {

@@ -126,11 +126,13 @@ def layer_rows(costs: CostModel, strategy: Strategy) -> list[LayerRow]:
     kept = costs.graph.kept_counts(strategy)
     before = costs.original_costs
     after = costs.operator_costs(*costs.encode(strategy))  # layers first
+    blocks = [block for block in costs.graph.plan.blocks if not kept[block.group]]
+    gone = {name for block in blocks for name in block.layers}
     return [
         LayerRow(
             name=layer.name,
             channels_before=layer.out_channels,
-            channels_after=layer.outputs.count(kept),
+            channels_after=0 if layer.name in gone else layer.outputs.count(kept),
             weight_bits=strategy.bits.get(layer.name, FLOAT).weight,
             activation_bits=strategy.bits.get(layer.name, FLOAT).activation,
             cost_before=float(before[layer.index]),

@@ -38,8 +38,8 @@ class Strategy:
     """A compressed network in numbers, independent of its weights.
 
     Attributes:
-        preserve_ratio: Channel group name -> fraction of its channels kept, in (0, 1].
-            A group that is not named keeps all its channels.
+        preserve_ratio: Channel group name -> fraction of its channels kept, in [0, 1]; 0 where
+            a residual block goes. A group that is not named keeps all its channels.
         bits: Layer name -> bit-widths. A layer that is not named stays float.
     """
 
@@ -49,9 +49,9 @@ class Strategy:
     def __post_init__(self) -> None:
         for name, ratio in self.preserve_ratio.items():
             number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
-            if not (number and math.isfinite(ratio) and 0 < ratio <= 1):
+            if not (number and math.isfinite(ratio) and 0 <= ratio <= 1):
                 raise StrategyError(
-                    f"preserve_ratio of channel group {name!r} must be in (0, 1], got {ratio!r}."
+                    f"preserve_ratio of channel group {name!r} must be in [0, 1], got {ratio!r}."
                 )
         for name, bits in self.bits.items():
             if not all(type(b) is int and b in BIT_WIDTHS for b in bits):

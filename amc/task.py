@@ -57,6 +57,7 @@ class SearchSpace:
         min_preserve_ratio: Smallest fraction of a group's channels.
         channel_step: Kept counts are multiples of it; None: the device's for its own metrics
             (in wide groups a multiple of it, `LEVELS`), else 1.
+        drop_blocks: Whether residual blocks may go altogether.
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
             latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
     """
@@ -65,6 +66,7 @@ class SearchSpace:
     channel_step: int | None = None
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] | None = None
+    drop_blocks: bool = False
 
     def __post_init__(self) -> None:
         ratio = self.min_preserve_ratio
@@ -72,6 +74,8 @@ class SearchSpace:
             raise ConfigError(f"env.min_preserve_ratio must be a number in (0, 1], got {ratio!r}.")
         if self.channel_step is not None:
             check_count("env.channel_step", self.channel_step)
+        if not isinstance(self.drop_blocks, bool):
+            raise ConfigError(f"env.drop_blocks must be true or false, got {self.drop_blocks!r}.")
         for name in ("weight_bits", "activation_bits"):
             widths = getattr(self, name)
             if widths is not None and not _are_widths(widths):
@@ -124,6 +128,7 @@ class SearchSpace:
             channel_step=step or 1,
             min_preserve_ratio=self.min_preserve_ratio,
             levels=levels,
+            drop_blocks=self.drop_blocks,
         )
 
 
@@ -326,7 +331,8 @@ class CompressionTask:
         Raises:
             CalibrationError: The network's gradients are not finite.
         """
-        return self.compressor.errors(self.costs.choices.pairs)
+        choices = self.costs.choices
+        return self.compressor.errors(choices.pairs, drop_blocks=choices.drop_blocks)
 
     # -- costs --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from amc.artifact import RunRecord, read_strategy
+from amc.cli.recipe import space_of
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel
@@ -19,7 +20,6 @@ from amc.cost.shipped import as_device
 from amc.networks import build_network
 from amc.recording import layer_rows
 from amc.report.plots import LayerRow, plot_strategies_side_by_side
-from amc.task import SearchSpace
 
 
 def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> list[LayerRow]:
@@ -34,10 +34,7 @@ def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> li
     if isinstance(device, LocalSpec) or device is None:
         raise SystemExit("give runs on devices that need no measuring (roofline or table)")
     budget = Budget.of(dict(record.budget))
-    options = record.settings["env"]
-    widths = {k: options[k] and tuple(options[k]) for k in ("weight_bits", "activation_bits")}
-    space = SearchSpace(options["min_preserve_ratio"], options["channel_step"], **widths)
-    choices = space.choices(graph, budget.metric, device)
+    choices = space_of(record.settings["env"]).choices(graph, budget.metric, device)
     costs = CostModel(graph, choices, budget, device)
     return layer_rows(costs, strategy)
 

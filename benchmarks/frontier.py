@@ -58,6 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--latency", type=float, nargs="*", default=[0.4, 0.5, 0.6, 0.7, 0.8])
     parser.add_argument("--macs", type=float, nargs="*", default=[0.2, 0.3, 0.4, 0.5, 0.65])
     parser.add_argument("--bits", choices=("float", "mixed"), default="float")
+    parser.add_argument("--blocks", action="store_true", help="residual blocks may go")
     parser.add_argument("--agent", default="ddpg")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--candidates", type=int, default=3, help="repaired and ranked again")
@@ -84,7 +85,7 @@ def searched(
         agent=options.agent,
         evaluations=options.evaluations,
         seed=options.seed,
-        space=SearchSpace(weight_bits=widths, activation_bits=widths),
+        space=SearchSpace(weight_bits=widths, activation_bits=widths, drop_blocks=options.blocks),
         final_candidates=options.candidates,
     )
     integers = sum(bits != FLOAT for bits in result.strategy.bits.values())
@@ -190,7 +191,7 @@ def main() -> None:
     compared = gains(rows)
     if compared:
         print_table(compared, list(dict.fromkeys(key for row in compared for key in row)))
-    name = f"frontier-{options.network}-{options.bits}"
+    name = f"frontier-{options.network}-{options.bits}{'-blocks' if options.blocks else ''}"
     print(write_csv(name, [row | provenance(options.seed) for row in rows]))
     draw(rows, f"{options.network} on {options.device}", RESULTS / f"{name}.png")
     print(RESULTS / f"{name}.png")

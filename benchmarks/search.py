@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from amc.api import SearchResult, search
+from amc.task import SearchSpace
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.reward import DEFAULT_REWARD
@@ -24,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--metric", default="latency_ms")
     parser.add_argument("--fraction", type=float, default=0.6)
     parser.add_argument("--agent", default="ddpg")
+    parser.add_argument("--blocks", action="store_true", help="residual blocks may go")
     parser.add_argument("--reward", default=DEFAULT_REWARD)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -70,11 +72,14 @@ def main() -> None:
             evaluations=options.evaluations,
             reward=options.reward,
             seed=seed,
+            space=SearchSpace(drop_blocks=options.blocks),
         )
         rows += [row | provenance(seed) for row in rows_of(result, options)]
     shown = ["network", "budget", "agent", "evaluations", "seed", "row", "test accuracy %", "drop"]
     print_table(rows, shown)
-    print(write_csv(f"search-{options.network}-{options.metric}-{options.fraction}", rows))
+    blocks = "-blocks" if options.blocks else ""
+    name = f"search-{options.network}-{options.metric}-{options.fraction}{blocks}"
+    print(write_csv(name, rows))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     | 2 | activation_bits | fewest on offer | most on offer |
 
     The ratio is rounded to the nearest channel count on offer (the device's channel step); bits to
-    the nearest pair on offer. Where the layer decides no group (its channels were decided by an
-    earlier layer, or are frozen), part 0 is ignored and the feature ``decides_ratio`` is 0; where
-    all pairs on offer have the same weight (activation) bits, part 1 (2) is ignored.
+    the nearest pair on offer. Where residual blocks may go, -1 is a ratio of 0: the block of these
+    channels is left out, and the steps of its later layers decide nothing that counts. Where the
+    layer decides no group (its channels were decided by an earlier layer, or are frozen), part 0 is
+    ignored and the feature ``decides_ratio`` is 0; where all pairs on offer have the same weight
+    (activation) bits, part 1 (2) is ignored.
 
     ### The budget
 
@@ -124,7 +126,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self._reward = build_reward(reward)
         self._graph = costs.graph
         self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
-        self._lowest = costs.choices.min_preserve_ratio
+        self._lowest = 0.0 if costs.choices.drop_blocks else costs.choices.min_preserve_ratio
         self.observation_space = spaces.Box(LOW, HIGH, (len(self.observation_names),), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
         self._walk: WalkCosts | None = None

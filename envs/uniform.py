@@ -53,6 +53,8 @@ def _uniform(
     kept = costs.graph.sizes()
     for layer in costs.graph.layers:
         if groups.issuperset(layer.decides):
-            level = int(np.abs(costs.level_ratios[layer.index] - ratio).argmin())
+            away = np.abs(costs.level_ratios[layer.index] - ratio)
+            away[costs.level_ratios[layer.index] == 0] = np.inf  # one ratio for all keeps some
+            level = int(away.argmin())
             kept[list(layer.decides)] = costs.levels[layer.index][level]
     return kept.tolist(), [pair] * len(costs.graph.layers)

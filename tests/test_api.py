@@ -34,13 +34,15 @@ from amc.errors import (
     UnreachableBudgetError,
 )
 from amc.evaluate import Evaluation
+from amc.export import export_onnx, read_precisions
 from amc.measure import measure_latency
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import Outcome, Reward
-from tests.conftest import TINY_CLASSES, TINY_SHAPE
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, randomise_norms
+from tests.graph.nets import Residuals
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 
@@ -480,3 +482,50 @@ def test_result_is_printed_as_a_table_with_its_notes(find: Any) -> None:
         "best found",
     ]
     assert all(f"- {note}" in lines for note in result.notes)
+
+
+# -- residual blocks that go ---------------------------------------------------------------------
+
+
+def test_search_that_may_leave_blocks_out_says_which_and_what_is_left_runs(
+    data: DataSet, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = randomise_norms(Residuals()).eval()
+    folder = tmp_path / "run"
+    result = search(
+        network,
+        data,
+        "roofline_edge",
+        {"metric": "latency_ms", "fraction": 0.3},
+        evaluations=3,
+        search_images=20,
+        final_candidates=1,
+        recovery=RecoverySettings(images=40, quick_images=10, batch_norm_images=10),
+        space=SearchSpace(drop_blocks=True, weight_bits=(8,), activation_bits=(8,)),
+        folder=folder,
+    )
+    gone = {name for name, ratio in result.strategy.preserve_ratio.items() if ratio == 0}
+    assert gone  # without a block it cannot be met
+    names = [name for name, _ in result.network.named_modules()]
+    assert not any(name.startswith(group.rpartition(".")[0]) for name in names for group in gone)
+    assert any(
+        note.startswith(f"{len(gone)} of 4 residual blocks are left out: those of blocks.")
+        for note in result.notes
+    )
+    images = torch.randn(4, *TINY_SHAPE, generator=torch.Generator().manual_seed(0))
+    loaded = api.load_compressed(folder, network, TINY_SHAPE)
+    assert torch.equal(loaded(images), result.network(images))
+    # What is exported computes what is left in 8 bits, and nothing else.
+    export_onnx(result.network, TINY_SHAPE, tmp_path / "model.onnx", images=images)
+    precisions = read_precisions(tmp_path / "model.onnx")
+    assert precisions == {
+        name: bits for name, bits in result.strategy.bits.items() if name in names
+    }
+    assert len(precisions) < len(result.strategy.bits)
+
+
+def test_switch_of_blocks_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"env\.drop_blocks must be true or false, got 'yes'"):
+        SearchSpace(drop_blocks="yes")  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import copy
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -9,12 +10,13 @@ from torch import nn
 from amc import candidate
 from amc.candidate import Compressor, RecoverySettings, _Memo, rebuild
 from amc.compress.quantization import QuantizedConv2d, quantize_weight
+from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError, ConfigError, StrategyError
 from amc.recovery.batch_norm import recalibrate
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from tests.conftest import TINY_SHAPE
-from tests.graph.nets import SqueezeExcite
+from tests.conftest import TINY_SHAPE, randomise_norms
+from tests.graph.nets import SHAPE, Residuals, SqueezeExcite
 
 HALF = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
 QUANTIZED = Strategy(
@@ -381,3 +383,84 @@ def test_memory_of_refitted_weights_forgets_the_oldest():
     memo.put(keys[1], (torch.zeros(1000), None))  # larger than all that fits: kept alone
     assert [memo.get(key) is None for key in keys] == [True, False, True]
     assert np.prod(memo.get(keys[1])[0].shape) == 1000
+
+
+# -- residual blocks that go ---------------------------------------------------------------------
+
+BLOCK_IMAGES = torch.randn(192, *SHAPE, generator=torch.Generator().manual_seed(0))
+BLOCK_SETTINGS = RecoverySettings(images=192, quick_images=96, error_images=96)
+DROPPED = Strategy({"blocks.1.0": 0.0, "blocks.2.0": 0.5}, {})
+
+
+@pytest.fixture(scope="module")
+def residual():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = randomise_norms(Residuals()).eval()
+    for block in network.blocks:  # a trained block changes its stream a little
+        block[-1].weight.data *= 0.3
+    return network
+
+
+@pytest.fixture(scope="module")
+def residual_compressor(residual):
+    return Compressor(graph_of(residual, SHAPE), BLOCK_IMAGES, BLOCK_SETTINGS)
+
+
+@pytest.mark.parametrize("way", ["apply", "repair"])
+@pytest.mark.parametrize("name", ["blocks.0.0", "blocks.1.0", "blocks.2.0", "blocks.3.0"])
+def test_what_a_block_added_is_repaired_by_the_layers_behind_it(
+    residual, residual_compressor, way, name
+):
+    strategy = Strategy({name: 0.0}, {})
+    plan = residual_compressor.graph.plan
+    kept = residual_compressor.kept_positions(strategy)
+    bare = remove_channels(plan, keep_mask(residual_compressor.graph, kept))
+    repaired = getattr(residual_compressor, way)(strategy).module
+    unseen = torch.randn(96, *SHAPE, generator=torch.Generator().manual_seed(1))
+    lost = error_of(bare, residual, unseen)
+    assert lost > 1e-3
+    assert error_of(repaired, residual, unseen) < 0.8 * lost
+
+
+def test_candidate_without_blocks_has_none_of_their_weights(residual_compressor):
+    bits = {name: Bits(8, 8) for name in residual_compressor.graph.plan.layers}
+    found = residual_compressor.apply(Strategy(DROPPED.preserve_ratio, bits))
+    assert found.kept["blocks.1.0"] == ()
+    names = [name for name, _ in found.module.named_modules()]
+    assert not any(name.startswith("blocks.1") for name in names)
+    quantized = [module for module in found.module.modules() if isinstance(module, QuantizedConv2d)]
+    assert len(quantized) == 1 + 2 + 3 + 3
+
+
+def test_network_without_blocks_is_rebuilt_from_its_description(residual_compressor):
+    found = residual_compressor.repair(DROPPED)
+    again = rebuild(residual_compressor.graph, found.kept, DROPPED, found.module.state_dict())
+    assert equal_states(found.module, again.module)
+    assert torch.equal(found.module(BLOCK_IMAGES), again.module(BLOCK_IMAGES))
+    with pytest.raises(
+        StrategyError, match=r"has 0 channels of group .blocks\\.1\\.0., its strategy"
+    ):
+        rebuild(
+            residual_compressor.graph,
+            found.kept,
+            Strategy({"blocks.2.0": 0.5}, {}),
+            found.module.state_dict(),
+        )
+
+
+def test_error_of_a_block_is_the_divergence_without_it(residual, residual_compressor):
+    errors = residual_compressor.errors((FLOAT,), drop_blocks=True)
+    without = residual_compressor.errors((FLOAT,))
+    unseen = BLOCK_IMAGES[96:]  # in the compressor's own order only as many, not the same
+    for block in residual_compressor.graph.plan.blocks:
+        name = residual_compressor.graph.groups[block.group].name
+        curve = errors.removal[block.group]
+        smaller = residual_compressor.apply(Strategy({name: 0.0}, {})).module
+        with torch.no_grad():
+            p, q = (net(unseen).double().log_softmax(1) for net in (residual, smaller))
+        assert curve[0] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=0.5)
+        assert (curve <= curve[0]).all()
+        assert math.isinf(without.removal[block.group][0])
+        kept = slice(1, None)
+        assert np.allclose(curve[kept], np.minimum(without.removal[block.group][kept], curve[0]))

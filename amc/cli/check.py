@@ -98,6 +98,7 @@ OPTIONS: dict[str, _Kind] = {
     "agent.name": _TEXT,
     "env.min_preserve_ratio": _NUMBER,
     "env.channel_step": _or_null(_AT_LEAST_1),
+    "env.drop_blocks": _SWITCH,
     "env.weight_bits": _or_null(_WIDTHS),
     "env.activation_bits": _or_null(_WIDTHS),
     "env.observation": _or_null(_FEATURES),

@@ -118,7 +118,12 @@ def space_of(options: Mapping[str, Any]) -> SearchSpace:
         name: None if options[name] is None else tuple(options[name])
         for name in ("weight_bits", "activation_bits")
     }
-    return SearchSpace(options["min_preserve_ratio"], options["channel_step"], **widths)
+    return SearchSpace(
+        options["min_preserve_ratio"],
+        options["channel_step"],
+        drop_blocks=options.get("drop_blocks", False),  # runs made before there was a choice
+        **widths,
+    )
 
 
 def budget_of(options: Mapping[str, Any]) -> Budget:

@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from amc.compress.removal import assemble, clone_module
+from amc.graph.blocks import called_paths
 from amc.graph.graph import RemovalPlan
 
 
@@ -20,7 +21,10 @@ def fold_batch_norm(plan: RemovalPlan, network: fx.GraphModule) -> fx.GraphModul
         network: In evaluation mode; it is not modified.
     """
     replaced: dict[str, nn.Module] = {}
+    called = called_paths(network)
     for norm_path, layer_path in plan.folds.items():
+        if layer_path not in called:  # its block is gone
+            continue
         norm, layer = network.get_submodule(norm_path), network.get_submodule(layer_path)
         if type(layer) not in (nn.Conv2d, nn.Linear) or not _is_fixed(norm):
             continue

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from amc.graph.blocks import called_paths, without
 from amc.graph.graph import ChannelPad, ChannelSelect, NetworkGraph, RemovalPlan
 from amc.graph.signatures import is_depthwise
 
@@ -30,10 +31,10 @@ def keep_mask(graph: NetworkGraph, kept: Mapping[int, npt.NDArray[np.int64]]) ->
 def remove_channels(
     plan: RemovalPlan, keep: KeepMask, weights: Mapping[str, Tensor] | None = None
 ) -> fx.GraphModule:
-    """Build the network that has only the kept units.
+    """Build the network that has only the kept units, without the blocks that keep none.
 
     Parameters and buffers are copied (sliced); the compiled forward is shared with the
-    original. What happens to the candidate does not reach the original.
+    original, unless blocks are gone. What happens to the candidate does not reach the original.
 
     Args:
         plan: Where the units sit.
@@ -42,14 +43,23 @@ def remove_channels(
             differ from the slice of the original.
     """
     weights = weights or {}
+    gone = plan.gone_blocks(keep)
+    template = without(plan.module, gone) if gone else plan.module
+    called = called_paths(template)
     replaced: dict[str, nn.Module] = {}
     for path, units in plan.layers.items():
+        if path not in called:
+            continue
         layer = plan.module.get_submodule(path)
         kept_in, kept_out = _kept(keep, units.inputs), _kept(keep, units.outputs)
         replaced[path] = _slice_layer(layer, kept_in, kept_out, weights.get(path))
     for path, ids in plan.per_channel.items():
+        if path not in called:
+            continue
         replaced[path] = _slice_per_channel(plan.module.get_submodule(path), _kept(keep, ids))
     for path, select in plan.selects.items():
+        if path not in called:
+            continue
         kept_source = _kept(keep, select.source)
         position = np.full(len(select.source), -1, np.int64)
         position[kept_source.numpy()] = np.arange(len(kept_source))
@@ -61,7 +71,7 @@ def remove_channels(
         path: _slice_parameter(plan.module, path, ids, keep)
         for path, ids in plan.parameters.items()
     }
-    return assemble(plan.module, replaced, parameters)
+    return assemble(template, replaced, parameters)
 
 
 def _kept(keep: KeepMask, units: npt.NDArray[np.int64]) -> Tensor:

@@ -158,5 +158,9 @@ def freeze_groups(graph: NetworkGraph, reasons: Mapping[int, str]) -> NetworkGra
         groups=tuple(
             replace(group, reason=reasons.get(group.index, group.reason)) for group in graph.groups
         ),
-        plan=replace(graph.plan, unit_group=unit_group),
+        plan=replace(
+            graph.plan,
+            unit_group=unit_group,
+            blocks=tuple(block for block in graph.plan.blocks if block.group not in reasons),
+        ),
     )

@@ -29,8 +29,8 @@ class Choices:
     """What a walk may choose from.
 
     Attributes:
-        kept: For every group, the channel counts it may keep, ascending, the last its size.
-            Frozen groups have one choice.
+        kept: For every group, the channel counts it may keep, ascending, the last its size; the
+            first 0 where a residual block may go with the group. Frozen groups have one choice.
         pairs: Bit-widths that a layer may have.
         min_preserve_ratio: Smallest fraction of a group that may be kept.
         channel_step: What the counts are multiples of.
@@ -41,6 +41,11 @@ class Choices:
     min_preserve_ratio: float
     channel_step: int
 
+    @property
+    def drop_blocks(self) -> bool:
+        """Whether residual blocks may go."""
+        return any(counts[0] == 0 for counts in self.kept)
+
 
 def choices_for(
     graph: NetworkGraph,
@@ -49,6 +54,7 @@ def choices_for(
     channel_step: int = 1,
     min_preserve_ratio: float = 0.1,
     levels: int | None = None,
+    drop_blocks: bool = False,
 ) -> Choices:
     """Channel counts in steps of the device, down to a smallest ratio.
 
@@ -56,6 +62,7 @@ def choices_for(
         channel_step: Kept counts are multiples of it, or the whole group.
         levels: A group that would have more counts than these gets multiples of a larger step,
             itself a multiple of ``channel_step``; None: every group keeps all.
+        drop_blocks: Whether residual blocks may go (`amc.graph.blocks`).
 
     Raises:
         ConfigError: ``min_preserve_ratio`` is not in (0, 1].
@@ -69,6 +76,8 @@ def choices_for(
         if levels is not None:
             step *= math.ceil(group.size / (channel_step * levels))
         counts = [c for c in range(step, group.size, step) if c >= lowest]
+        if drop_blocks and group.index in graph.removable_groups:
+            counts.insert(0, 0)
         kept.append(np.array([*counts, group.size] if group.is_free else [group.size], np.int64))
     return Choices(tuple(kept), tuple(dict.fromkeys(pairs)), min_preserve_ratio, channel_step)
 
@@ -88,7 +97,11 @@ def advice_for_less(graph: NetworkGraph, choices: Choices, whose_step: str) -> s
         whose_step: "the" channel step, or "the device's".
     """
     step, ratio = choices.channel_step, choices.min_preserve_ratio
-    smallest = {group.size: int(choices.kept[group.index][0]) for group in graph.free_groups}
+    smallest = {
+        group.size: int(counts[counts > 0][0])
+        for group in graph.free_groups
+        for counts in [choices.kept[group.index]]
+    }
     by_ratio = any(count > step for count in smallest.values())
     by_step = any(count > _lowest(size, ratio) for size, count in smallest.items())
     finer = f"{whose_step} channel step of {step} (env.channel_step={step // 2})"
@@ -144,8 +157,8 @@ def requests_for(
 
 
 def reachable(count: ChannelCount, choices: Choices) -> IntArray:
-    """All values that a channel count can take, ascending."""
+    """All values that a channel count can take, ascending; 0 is the count of what is gone."""
     values = np.array([count.fixed], np.int64)
     for group, times in count.terms:
         values = np.unique(values[:, None] + choices.kept[group] * times)
-    return values
+    return values[values > 0]

@@ -46,6 +46,7 @@ from amc.cost.states import Stated
 from amc.cost.walk import LevelCounts, LevelPrices, WalkCosts, listed
 from amc.errors import BudgetError, ConfigError, UnreachableBudgetError
 from amc.graph.graph import NetworkGraph
+from amc.graph.types import ChannelCount
 from amc.strategy import FLOAT, IDENTITY, Strategy
 
 __all__ = [
@@ -134,10 +135,15 @@ class CostModel:
         """
         kept = self.graph.sizes().tolist()
         for layer, levels in zip(self.graph.layers, self.levels, strict=True):
-            for group, count in zip(layer.decides, levels[0].tolist(), strict=True):
-                kept[group] = count
+            for group, count in zip(layer.decides, levels[self._first(levels)], strict=True):
+                kept[group] = int(count)
         walks = [self._descend(kept, pair) for pair in self.starting_pairs]
         walk = min(walks, key=lambda found: found.total)
+        # Blocks go last: bits that are the cheapest where one stays say what it costs to keep it.
+        for layer in self.graph.layers:
+            pair = walk.pairs[layer.index]
+            if walk.decision_costs(layer.index, 0, pair)[0, 0] < walk.total:
+                walk.decide(layer.index, 0, pair)
         self.floor_kept = np.array(walk.kept, np.int64)
         self.floor_pairs = np.array(walk.pairs, np.int64)
         self.floor = walk.total
@@ -175,11 +181,17 @@ class CostModel:
         while walk.total < before:
             before = walk.total
             for layer in self.graph.layers:
-                totals = walk.decision_costs(layer.index, None, None)
+                first = self._first(self.levels[layer.index])
+                totals = walk.decision_costs(layer.index, None, None)[first:]
                 level, best = np.unravel_index(int(totals.argmin()), totals.shape)
                 if totals[level, best] < walk.total * (1 - ROUNDING):
-                    walk.decide(layer.index, int(level), int(best))
+                    walk.decide(layer.index, first + int(level), int(best))
         return walk
+
+    @staticmethod
+    def _first(levels: IntArray) -> int:
+        """The first of a step's levels at which no block goes."""
+        return int((levels > 0).all(1).argmax())
 
     def _unreachable(self, walk: WalkCosts) -> UnreachableBudgetError:
         names = [priced.operator.name for priced in self.priced]
@@ -242,7 +254,7 @@ class CostModel:
         by_group: list[list[int]] = [[] for _ in self.graph.groups]
         for index, priced in enumerate(self.priced):
             terms = (*priced.operator.inputs.terms, *priced.operator.outputs.terms)
-            for group in {group for group, _ in terms}:
+            for group in {group for group, _ in terms} | {priced.operator.block} - {-1}:
                 by_group[group].append(index)
         return [
             tuple(dict.fromkeys([layer.index, *(i for g in layer.decides for i in by_group[g])]))
@@ -271,6 +283,7 @@ class CostModel:
                 priced.prices,
                 LevelCounts.of(priced.operator.inputs, decides, levels),
                 LevelCounts.of(priced.operator.outputs, decides, levels),
+                _block_counts(priced.operator.block, decides, levels),
             )
         return found
 
@@ -356,3 +369,10 @@ class CostModel:
     def start(self) -> WalkCosts:
         """Costs at the start of a walk: nothing decided."""
         return WalkCosts(self, self.floor_kept, self.floor_pairs)
+
+
+def _block_counts(block: int, decides: Sequence[int], levels: IntArray) -> LevelCounts | None:
+    """What is kept of the group that an operator goes with, if it goes with any."""
+    if block < 0:
+        return None
+    return LevelCounts.of(ChannelCount(0, ((block, 1),)), decides, levels)

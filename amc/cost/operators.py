@@ -26,6 +26,7 @@ class Operator:
         shared: Index of the layer that it is a further call of, whose bits it has; -1 if of none.
         call: How often that layer is called before.
         after_layer: As `OperatorInfo.after_layer`.
+        block: Index of the group of whose residual block it is part, with which it goes; -1: none.
     """
 
     name: str
@@ -38,6 +39,11 @@ class Operator:
     after_layer: bool = False
     shared: int = -1
     call: int = 0
+    block: int = -1
+
+    def is_gone(self, kept: Sequence[int] | IntArray) -> bool:
+        """Whether its residual block is left out, and it with it."""
+        return self.block >= 0 and not kept[self.block]
 
     def is_fused(self, fuses: Collection[str]) -> bool:
         """Whether a runtime that fuses these computes it inside of the layer before it."""
@@ -51,6 +57,7 @@ class Operator:
 def operators_of(graph: NetworkGraph) -> list[Operator]:
     """All that costs in a network: the layers in their order, then everything else."""
     folded = set(graph.plan.folds.values())
+    blocks = {name: b.group for b in graph.plan.blocks for name in (*b.gone, *b.layers)}
     operators = [
         Operator(
             layer.name,
@@ -59,6 +66,7 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
             layer.outputs,
             layer.index,
             layer.has_bias or layer.name in folded,
+            block=blocks.get(layer.name, -1),
         )
         for layer in graph.layers
     ]
@@ -77,6 +85,7 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
                 other.after_layer,
                 index_of.get(other.name, -1),
                 seen[other.name],
+                blocks.get(other.name, -1),
             )
         )
         seen[other.name] += 1

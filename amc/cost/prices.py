@@ -123,7 +123,7 @@ def _ask(
     operator: Operator, part: Part, metric: str, device: Device | None, kept: Sequence[int]
 ) -> float:
     ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
-    if part is None:
+    if part is None or operator.is_gone(kept):
         return 0.0
     signature, bits = part
     if metric in DEVICE_METRICS:
@@ -289,6 +289,8 @@ class PricedOperator:
 
     def cost_in(self, state: int, kept: Sequence[int]) -> float:
         """Cost in a state, with the channels of every group."""
+        if self.operator.is_gone(kept):
+            return 0.0
         return self.prices.one(
             self.operator.inputs.count(kept), self.operator.outputs.count(kept), state
         )

@@ -18,7 +18,7 @@ from amc.cost.operators import Operator, operators_of
 from amc.cost.remember import Remembered
 from amc.cost.rounding import JOINS, PASSED
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import Signature
+from amc.graph.types import Signature, TensorInfo
 from amc.strategy import FLOAT_BITS, Bits
 
 Part = tuple[Signature, Bits] | None  # None costs nothing
@@ -224,7 +224,11 @@ class _Placed:
         )
 
     def conversions(self) -> list[Stated]:
-        """One operator for every tensor that anything reads."""
+        """One operator for every tensor that anything reads.
+
+        What is converted inside of a residual block goes with it. Around one that is gone it is
+        priced as if the sum still stood there: what takes its place is nearly always in its form.
+        """
         found: list[Stated] = []
         chosen = [place for place, name in enumerate(CONVERSIONS) if name in self._converts]
         names = [name for name in CONVERSIONS if name in self._converts]
@@ -236,7 +240,10 @@ class _Placed:
                 (Signature(name, in_size=size, out_size=size), self._reference) for name in names
             )
             name = f"conversions of {self._name(index)}"
-            operator = Operator(name, parts[0][0], tensor.count, tensor.count, -1, False)
+            block = self._block_of(tensor)
+            operator = Operator(
+                name, parts[0][0], tensor.count, tensor.count, -1, False, block=block
+            )
             rule = self._conversion_rule(index, chosen)
             found.append(Stated(operator, parts, rule, index, is_conversion=True))
         return found
@@ -247,6 +254,17 @@ class _Placed:
             return encoded([times[place] for place in chosen])
 
         return Remembered(rule, self._forms.rounding.direct[index], self._forms.beside(index))
+
+    def _block_of(self, tensor: TensorInfo) -> int:
+        """The group of the residual block that a tensor is inside of; -1 if of none."""
+        if tensor.layer >= 0:
+            given_by = self._graph.layers[tensor.layer].name
+        else:
+            given_by = tensor.operators[-1] if tensor.operators else ""
+        for block in self._graph.plan.blocks:
+            if given_by in block.layers or given_by in block.gone - block.heirs.keys():
+                return block.group
+        return -1
 
     def _name(self, index: int) -> str:
         tensor = self._graph.tensors[index]

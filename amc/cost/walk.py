@@ -183,9 +183,20 @@ class LevelCounts:
 class LevelPrices:
     """What an operator costs at every level of a layer's step; walks ask the same often."""
 
-    def __init__(self, prices: PriceList, ins: LevelCounts, outs: LevelCounts) -> None:
-        self._prices, self._ins, self._outs = prices, ins, outs
-        self._key = key_of(group for counts in (ins, outs) for group, _ in counts.others)
+    def __init__(
+        self,
+        prices: PriceList,
+        ins: LevelCounts,
+        outs: LevelCounts,
+        block: LevelCounts | None = None,
+    ) -> None:
+        """
+        Args:
+            block: Where it is 0 the operator is gone, and costs nothing.
+        """
+        self._prices, self._ins, self._outs, self._block = prices, ins, outs, block
+        on = [counts for counts in (ins, outs, block) if counts is not None]
+        self._key = key_of(group for counts in on for group, _ in counts.others)
         self._known: dict[Hashable, FloatArray] = {}
 
     def at(self, kept: Sequence[int], states: tuple[int, ...]) -> FloatArray:
@@ -196,6 +207,8 @@ class LevelPrices:
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             costs = self._prices.table(self._ins.at(kept), self._outs.at(kept), states)
+            if self._block is not None:
+                costs = np.where(self._block.at(kept)[:, None] > 0, costs, 0.0)
             self._known[key] = costs
         return costs
 

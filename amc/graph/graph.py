@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.errors import TraceError
+from amc.graph.blocks import Block, find_blocks
 from amc.graph.channels import follow_channels
 from amc.graph.flow import ChannelFlow, Ids, LayerCall
 from amc.graph.plan import (
@@ -108,6 +109,12 @@ class _Builder:
             {operator.name: operator for operator in operators},
             folds,
         )
+        blocks = find_blocks(
+            self._traced.module,
+            {call.node: call.path for call in self._flow.layers},
+            folds,
+            groups,
+        )
         module, selects, pads = self._rewrite()  # from here on, nodes have no values
         plan = RemovalPlan(
             module=module,
@@ -121,6 +128,7 @@ class _Builder:
             selects=selects,
             pads=pads,
             folds=folds,
+            blocks=_standing(blocks, module),
         )
         return NetworkGraph(
             layers=layers,
@@ -331,6 +339,15 @@ def _channel_count(
         (int(g), int(n) // groups[g].size) for g, n in zip(values, counts, strict=True) if g >= 0
     )
     return ChannelCount(fixed, terms)
+
+
+def _standing(blocks: Sequence[Block], module: fx.GraphModule) -> tuple[Block, ...]:
+    """Blocks whose shortcut was not replaced by a module of its own when the graph was rewritten.
+
+    What replaced a choice or a padding inside of a branch goes with it: only the branch reads it.
+    """
+    there = {node.name for node in module.graph.nodes}
+    return tuple(block for block in blocks if there.issuperset(block.heirs.values()))
 
 
 def _foldable(module: fx.GraphModule) -> dict[str, str]:

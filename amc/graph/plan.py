@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.errors import StrategyError
+from amc.graph.blocks import Block
 from amc.graph.flow import Ids
 from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo, TensorInfo
 from amc.strategy import Strategy
@@ -54,6 +55,7 @@ class RemovalPlan:
         unit_group: Index of the unit's channel group; -1 where it is frozen. Shape (units,).
         layers, per_channel, parameters, selects, pads: Module (or parameter) path -> units.
         folds: Batch normalisation path -> the layer that feeds only it.
+        blocks: Residual blocks that can go.
     """
 
     module: fx.GraphModule
@@ -64,6 +66,15 @@ class RemovalPlan:
     selects: Mapping[str, SelectUnits]
     pads: Mapping[str, PadUnits]
     folds: Mapping[str, str]
+    blocks: tuple[Block, ...] = ()
+
+    def gone_blocks(self, keep: npt.NDArray[np.bool_]) -> list[Block]:
+        """The blocks of which nothing is kept.
+
+        Args:
+            keep: True for units that stay, shape (units,).
+        """
+        return [block for block in self.blocks if not keep[self.unit_group == block.group].any()]
 
 
 @dataclass(frozen=True)
@@ -95,16 +106,23 @@ class NetworkGraph:
     def frozen_groups(self) -> tuple[ChannelGroup, ...]:
         return tuple(group for group in self.groups if not group.is_free)
 
+    @property
+    def removable_groups(self) -> frozenset[int]:
+        """Groups of which nothing need be kept: their residual block goes with them."""
+        return frozenset(block.group for block in self.plan.blocks)
+
     def sizes(self) -> KeptCounts:
         """Channels of every group, shape (groups,)."""
         return np.array([group.size for group in self.groups], np.int64)
 
     def kept_counts(self, strategy: Strategy) -> KeptCounts:
-        """Channels that a strategy keeps in every group, shape (groups,); at least one each.
+        """Channels that a strategy keeps in every group, shape (groups,).
+
+        At least one each, but where the ratio is 0: then the group's residual block is gone.
 
         Raises:
             StrategyError: The strategy names a group or layer that the network does not have,
-                or reduces a frozen group.
+                reduces a frozen group, or keeps nothing of one without which nothing would work.
         """
         groups = {group.name: group for group in self.groups}
         self._check_names("channel groups", strategy.preserve_ratio, groups)
@@ -112,13 +130,21 @@ class NetworkGraph:
         kept = self.sizes()
         for name, ratio in strategy.preserve_ratio.items():
             group = groups[name]
-            kept[group.index] = max(1, round(ratio * group.size))
+            if ratio == 0 and group.is_free and group.index not in self.removable_groups:
+                raise StrategyError(
+                    f"Strategy keeps no channel of group {name!r}: only the inside of a residual "
+                    f"block can go, here {', '.join(self._names_of(self.removable_groups))}."
+                )
+            kept[group.index] = max(1, round(ratio * group.size)) if ratio else 0
             if kept[group.index] < group.size and not group.is_free:
                 raise StrategyError(
                     f"Strategy keeps {ratio:.3f} of channel group {name!r}, which is frozen: "
                     f"it {group.reason}."
                 )
         return kept
+
+    def _names_of(self, groups: Collection[int]) -> list[str]:
+        return [self.groups[index].name for index in sorted(groups)] or ["none"]
 
     @staticmethod
     def _check_names(what: str, given: Mapping[str, object], known: Container[str]) -> None:

@@ -56,7 +56,10 @@ def add_drift(network: nn.Module, known: Mapping[str, Drift], kept: Mapping[str,
     Args:
         kept: Normalisation path -> positions of the channels that it has left.
     """
+    there = {path for path, _ in network.named_modules()}
     for path, drift in known.items():
+        if path not in there:  # its block is gone
+            continue
         norm = network.get_submodule(path)
         assert isinstance(norm, Norm)
         assert norm.running_mean is not None

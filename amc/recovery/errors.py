@@ -37,7 +37,8 @@ class LayerErrors:
 
     Attributes:
         removal: For every channel group, the error by the number of channels kept, shape
-            (size + 1,): the last is 0, fewer channels never err less.
+            (size + 1,): the last is 0, fewer channels never err less; the first is infinite
+            unless a residual block may go with the group, and then no other is larger.
         bits: For every layer and bit pair on offer, shape (layers, pairs).
     """
 
@@ -57,6 +58,7 @@ def layer_errors(
     paths: Mapping[int, RemovalPath],
     removed: Callable[[int, int], Changes],
     pairs: Sequence[Bits],
+    blocks: Mapping[int, float] | None = None,
 ) -> LayerErrors:
     """The errors of all decisions that a walk may take, from one backward pass.
 
@@ -65,6 +67,7 @@ def layer_errors(
         paths: Free group index -> its removal path.
         removed: (group index, channels kept) -> what that does to the layers that read it.
         pairs: Bit-widths on offer.
+        blocks: Free group index -> the divergence without the residual block that goes with it.
 
     Raises:
         CalibrationError: Gradients are not finite.
@@ -90,7 +93,12 @@ def layer_errors(
         measured = {k: found["removal", group.index, k] for k in levels.get(group.index, ())}
         whole = np.zeros(group.size + 1)
         path = paths.get(group.index)
-        removal.append(whole if path is None else _curve(path, measured))
+        curve = whole if path is None else _curve(path, measured)
+        without = (blocks or {}).get(group.index)
+        if without is not None:  # keeping some of a branch is no worse than keeping none
+            curve[0] = without
+            curve = np.minimum(curve, without)
+        removal.append(curve)
     bits = [
         [
             found.get(("weight", layer.index, pair.weight), 0.0)

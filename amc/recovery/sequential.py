@@ -27,6 +27,7 @@ from amc.compress.quantization import (
     weight_scale,
 )
 from amc.compress.removal import KeepMask
+from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
 from amc.recovery.least_squares import cholesky
 from amc.recovery.moments import columns_of, input_rows
@@ -187,7 +188,7 @@ class _Repair:
         calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
         self._calls = Counter(calls)
         self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
-        self._stream_nodes = _same_nodes(graph, smaller, reference)
+        self._stream_nodes = _same_nodes(graph, smaller, keep, reference)
 
     def refit(self, node: fx.Node) -> None:
         """Write the least-squares solution into the smaller network's layer."""
@@ -325,12 +326,18 @@ class _Repair:
 
 
 def _same_nodes(
-    graph: NetworkGraph, smaller: fx.GraphModule, reference: Reference
+    graph: NetworkGraph, smaller: fx.GraphModule, keep: KeepMask, reference: Reference
 ) -> dict[str, fx.Node]:
-    """The streams' nodes in the smaller network's own graph."""
-    pairs = zip(graph.plan.module.graph.nodes, smaller.graph.nodes, strict=True)
-    ours = {node.name: other for node, other in pairs}
-    return {path: ours[stream.other.name] for path, stream in reference.streams.items()}
+    """The streams' nodes in the smaller network's own graph, or what stands in their place."""
+    ours = {node.name: node for node in smaller.graph.nodes}
+    gone = graph.plan.gone_blocks(keep)
+    heirs = {name: heir for block in gone for name, heir in block.heirs.items()}
+    left = called_paths(smaller)
+    return {
+        path: ours[heir_of(stream.other.name, heirs)]
+        for path, stream in reference.streams.items()
+        if path in left
+    }
 
 
 def _factor(norm: Norm) -> Tensor:

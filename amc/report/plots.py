@@ -37,7 +37,7 @@ class LayerRow:
     """One layer of a strategy beside the original.
 
     Attributes:
-        channels_before, channels_after: Output channels.
+        channels_before, channels_after: Output channels; none after of a layer that is left out.
         weight_bits, activation_bits: 32 means float.
         cost_before, cost_after: In the unit that the picture's ``cost_label`` names.
     """
@@ -215,7 +215,10 @@ def _draw_bits(axes: Axes, rows: Sequence[LayerRow]) -> None:
         (0.12, "o", ACTIVATION, "activations", [row.activation_bits for row in rows]),
     ):
         # Float gets the place above 8 bits: at 32 it would press all others to the floor.
-        heights = [_FLOAT_PLACE if b == FLOAT_BITS else b for b in bits]
+        heights = [
+            (_FLOAT_PLACE if b == FLOAT_BITS else b) if row.channels_after else np.nan
+            for b, row in zip(bits, rows, strict=True)
+        ]
         places = np.arange(len(rows)) + shift
         axes.plot(places, heights, marker, color=colour, ms=4.5, label=label)
         axes.step(np.arange(len(rows)), heights, where="mid", color=colour, lw=0.8, alpha=0.5)

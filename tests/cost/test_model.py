@@ -18,9 +18,18 @@ from amc.cost.model import (
 )
 from amc.cost.roofline import Energy, RooflineDevice
 from amc.errors import BudgetError, ConfigError, DeviceError, StrategyError, UnreachableBudgetError
+from amc.graph.blocks import without
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.cost.asked import RememberingTable
-from tests.graph.nets import SHAPE, CalledTwice, Concat, Flattening, PaddedShortcut, SplitShuffle
+from tests.graph.nets import (
+    SHAPE,
+    CalledTwice,
+    Concat,
+    Flattening,
+    PaddedShortcut,
+    Residuals,
+    SplitShuffle,
+)
 
 INT8 = Bits(8, 8)
 PAIRS = (FLOAT, INT8, Bits(4, 8))
@@ -528,3 +537,85 @@ def test_what_a_device_computes_inside_of_a_layer_costs_nothing_there(tiny_graph
             CostModel(tiny_graph, choices, budget, device)
         costs[fuses] = cost
     assert costs == {(): 9.0, ("relu",): 7.0}  # four layers, three relus, addition and mean
+
+
+# -- residual blocks that go ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def residual():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return graph_of(Residuals().eval(), SHAPE)
+
+
+def dropping(graph, metric="latency_ms", fraction=0.6):
+    choices = choices_for(graph, PAIRS, min_preserve_ratio=0.3, drop_blocks=True)
+    return CostModel(graph, choices, Budget(metric, fraction=fraction), DEVICE)
+
+
+def test_blocks_go_only_where_that_is_asked_for(residual):
+    removable = {block.group for block in residual.plan.blocks}
+    for drop_blocks in (False, True):
+        choices = choices_for(residual, PAIRS, drop_blocks=drop_blocks)
+        assert choices.drop_blocks is drop_blocks
+        zero = {group for group, counts in enumerate(choices.kept) if counts[0] == 0}
+        assert zero == (removable if drop_blocks else set())
+    requests = requests_for(residual, choices)
+    assert all(min(r.in_channels, r.out_channels) > 0 for r in requests)
+
+
+@pytest.mark.parametrize(
+    "metric", ["macs", "bops", "params", "size_bytes", "latency_ms", "energy_mj"]
+)
+@pytest.mark.parametrize("left_out", [{0}, {2}, {1, 3}, {0, 1, 2, 3}], ids=str)
+def test_cost_without_blocks_is_that_of_the_network_without_them(residual, metric, left_out):
+    model = dropping(residual, metric)
+    blocks = [residual.plan.blocks[number] for number in left_out]
+    smaller = graph_of(without(residual.plan.module, blocks), SHAPE)
+    half = {group.name: 0.5 for group in smaller.free_groups}
+    bits = {layer.name: INT8 for layer in residual.layers[::2]}
+    rest = Strategy(half, {name: b for name, b in bits.items() if name in names_of(smaller)})
+    gone = {residual.groups[block.group].name: 0.0 for block in blocks}
+    expected = operator_prices(smaller, rest, metric, DEVICE)
+    given = operator_prices(residual, Strategy(half | gone, bits), metric, DEVICE)
+    assert math.fsum(given) == math.fsum(expected)
+    # The walk's own look-ups: every channel of the other groups, for bottlenecks have two.
+    strategy = Strategy(gone, dict.fromkeys(names_of(residual), INT8))
+    rest = Strategy({}, dict.fromkeys(names_of(smaller), INT8))
+    assert model.cost_of(strategy) == math.fsum(operator_prices(smaller, rest, metric, DEVICE))
+
+
+def names_of(graph):
+    return [layer.name for layer in graph.layers]
+
+
+def test_decisions_of_blocks_cost_what_they_lead_to(residual):
+    model, rng = dropping(residual), np.random.default_rng(0)
+    for _ in range(3):
+        walk = model.start()
+        for layer in residual.layers:
+            totals = walk.decision_costs(layer.index, None, None)
+            for level, counts in enumerate(model.levels[layer.index]):
+                kept, pairs = list(walk.kept), list(walk.pairs)
+                for group, count in zip(layer.decides, counts, strict=True):
+                    kept[group] = count
+                for pair in range(len(PAIRS)):
+                    pairs[layer.index] = pair
+                    assert totals[level, pair] == pytest.approx(model.cost(kept, pairs), rel=1e-9)
+            walk.decide(layer.index, int(rng.integers(len(totals))), int(rng.integers(len(PAIRS))))
+            assert walk.total == model.cost(walk.kept, walk.pairs)
+
+
+def test_smallest_network_has_no_blocks_and_the_bits_that_they_would_be_cheapest_in(residual):
+    model = dropping(residual)
+    for block in residual.plan.blocks:
+        assert model.floor_kept[block.group] == 0
+    standing = CostModel(
+        residual,
+        choices_for(residual, PAIRS, min_preserve_ratio=0.3),
+        Budget("latency_ms", fraction=0.6),
+        DEVICE,
+    )
+    assert model.floor < standing.floor
+    assert model.floor_pairs.tolist() == standing.floor_pairs.tolist()

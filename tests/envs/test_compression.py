@@ -27,6 +27,8 @@ from envs.compression import CompressionEnv, make_env
 from envs.observation import FEATURES, PLAIN
 from envs.reward import DEFAULT_REWARD
 from tests.envs.made_up import error_of
+from tests.graph.nets import SHAPE as RESIDUALS
+from tests.graph.nets import Residuals
 
 WIDTHS = (2, 4, 8)
 LOW_BITS = RooflineDevice(
@@ -496,3 +498,43 @@ def test_device_must_price_the_metric(tiny_net, data):
     device = dataclasses.replace(LOW_BITS, energy=None)
     with pytest.raises(DeviceError, match="prices latency_ms, not energy_mj"):
         make_env(tiny_net, data, device, {"metric": "energy_mj", "fraction": 0.5})
+
+
+# -- residual blocks that go ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    graph = graph_of(Residuals().eval(), RESIDUALS)
+    choices = choices_for(graph, LOW_BITS.supported_bits, drop_blocks=True)
+    costs = CostModel(graph, choices, Budget("latency_ms", fraction=0.5), LOW_BITS)
+    return CompressionEnv(costs, lambda strategy: SCORE, SCORE)
+
+
+def test_lowest_action_leaves_a_block_out(dropping):
+    strategy, _, _ = walk(dropping, lambda step: np.array([-1, -1, -1], np.float32))
+    names = {dropping.costs.graph.groups[b.group].name for b in dropping.costs.graph.plan.blocks}
+    assert {name for name, ratio in strategy.preserve_ratio.items() if ratio == 0} == names
+
+
+def test_every_walk_past_blocks_meets_the_budget(dropping):
+    left_out = 0
+    for seed in range(10):
+        strategy, _, _ = random_walk(dropping, seed)
+        prices = operator_prices(dropping.costs.graph, strategy, "latency_ms", LOW_BITS)
+        assert sum(prices) <= dropping.costs.bound * (1 + 1e-12)
+        left_out += sum(ratio == 0 for ratio in strategy.preserve_ratio.values())
+    assert left_out > 0
+
+
+def test_actions_of_a_strategy_without_blocks_walk_to_it(dropping):
+    for seed in range(5):
+        strategy, _, _ = random_walk(dropping, seed)
+        arrived, _, infos = walk(dropping, dropping.encode(strategy).__getitem__)
+        assert arrived == strategy
+        assert not any(info["clamped"] for info in infos)
+
+
+def test_uniform_strategies_leave_no_block_out(dropping):
+    for strategy in dropping.uniform_strategies():
+        assert all(ratio > 0 for ratio in strategy.preserve_ratio.values())

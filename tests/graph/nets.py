@@ -213,3 +213,41 @@ class InPlaceAlias(Net):
         x = self.norm(x)
         kept = x
         return self.second(self.relu(x)) + kept
+
+
+class Residuals(Net):
+    """Residual blocks: two basic ones, a bottleneck, an inverted one whose sum is not rectified.
+
+    Attributes:
+        left_out: Numbers of blocks that add nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.blocks = nn.ModuleList(
+            [
+                nn.Sequential(
+                    conv(8, 6), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 8), nn.BatchNorm2d(8)
+                ),
+                nn.Sequential(conv(8, 4), nn.ReLU(), conv(4, 8)),
+                nn.Sequential(
+                    nn.Conv2d(8, 4, 1), nn.ReLU(), conv(4, 4), nn.ReLU(), nn.Conv2d(4, 8, 1)
+                ),
+                nn.Sequential(
+                    nn.Conv2d(8, 12, 1),
+                    nn.ReLU6(),
+                    conv(12, 12, groups=12),
+                    nn.ReLU6(),
+                    nn.Conv2d(12, 8, 1),
+                ),
+            ]
+        )
+        self.left_out: set[int] = set()
+
+    def body(self, x: Tensor) -> Tensor:
+        for number, branch in enumerate(self.blocks):
+            if number not in self.left_out:
+                x = x + branch(x)
+            if number < 3:
+                x = torch.relu(x)
+        return x
