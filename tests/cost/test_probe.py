@@ -53,6 +53,12 @@ def test_rounding_up_may_cost_a_little_and_no_more() -> None:
         assert step_of(prices) == step
 
 
+def test_one_count_that_is_cheap_by_chance_makes_no_finer_step() -> None:
+    prices = {count: blocks(8)(count) for count in COUNTS}
+    prices[28] *= 0.7
+    assert step_of(prices) == 8
+
+
 def test_step_of_measured_prices() -> None:
     """ONNX Runtime, batch 1, one thread, AVX-512: microseconds of outputs and inputs together.
 
