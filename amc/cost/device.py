@@ -96,12 +96,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The price of a request for one batch, its spread, and how many samples it is of."""
+    """The price of a request for one batch, its spread, and how many samples it is of.
+
+    Attributes:
+        median_ms: Of the samples, where that is not the price; None where it is not known.
+    """
 
     latency_ms: float
     spread_ms: float
     samples: int
     energy_mj: float | None = None
+    median_ms: float | None = None
 
 
 @dataclass(frozen=True)

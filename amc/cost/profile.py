@@ -327,8 +327,8 @@ def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Reques
 
 
 def _summary(samples_ms: list[float]) -> Measurement:
-    low, high = np.percentile(samples_ms, [25, 75]).tolist()
-    return Measurement(low, (high - low) / 2, len(samples_ms))
+    low, median, high = np.percentile(samples_ms, [25, 50, 75]).tolist()
+    return Measurement(low, (high - low) / 2, len(samples_ms), median_ms=median)
 
 
 # --- From a configuration ---------------------------------------------------------------------

@@ -212,8 +212,10 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "spread_ms": _nonnegative,
     "samples": _count,
     "energy_mj": _number,
+    "median_ms": _number,
 }
-_OPTIONAL_COLUMN = "energy_mj"
+_OPTIONAL_COLUMNS = ("energy_mj", "median_ms")
+_MAY_BE_EMPTY = ("latency_ms", "median_ms")  # the first in a list of what to measure
 
 
 def read_table(path: Path) -> TableDevice:
@@ -251,7 +253,10 @@ def write_table(device: TableDevice, path: Path) -> None:
 
 def table_text(device: TableDevice) -> str:
     """A table as it stands in its file; equal tables give equal text."""
-    columns = [c for c in _COLUMNS if c != _OPTIONAL_COLUMN or c in device.metrics]
+    given = {"energy_mj"} & set(device.metrics)
+    if any(measurement.median_ms is not None for measurement in device.rows.values()):
+        given.add("median_ms")
+    columns = [column for column in _COLUMNS if column not in {*_OPTIONAL_COLUMNS} - given]
     rows = ({**_asked(r), **_measured(m)} for r, m in device.rows.items())
     return _text_of(device.header, columns, rows)
 
@@ -264,7 +269,7 @@ def todo_text(header: TableHeader, requests: Iterable[Request]) -> str:
     Raises:
         TableError: The header has a value that a file cannot hold.
     """
-    columns = [column for column in _COLUMNS if column != _OPTIONAL_COLUMN]
+    columns = [column for column in _COLUMNS if column not in _OPTIONAL_COLUMNS]
     blank = {"latency_ms": "", "spread_ms": "0", "samples": 1}
     return _text_of(header, columns, ({**_asked(r), **blank} for r in requests))
 
@@ -284,6 +289,7 @@ def _measured(measurement: Measurement) -> dict[str, object]:
         "spread_ms": repr(measurement.spread_ms),
         "samples": measurement.samples,
         "energy_mj": repr(measurement.energy_mj),
+        "median_ms": "" if measurement.median_ms is None else repr(measurement.median_ms),
     }
 
 
@@ -357,7 +363,7 @@ def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
             raise TableError(f"{path}, line {line}: unknown column {column!r}.{hint}")
         if columns.count(column) > 1:
             raise TableError(f"{path}, line {line}: column {column!r} occurs twice.")
-    absent = [c for c in _COLUMNS if c not in columns and c != _OPTIONAL_COLUMN]
+    absent = [c for c in _COLUMNS if c not in columns and c not in _OPTIONAL_COLUMNS]
     if absent:
         raise TableError(f"{path}, line {line}: expected columns are missing: {', '.join(absent)}.")
     return columns
@@ -380,7 +386,11 @@ def _read_rows(
             empty.append((line, request))
             continue
         measurement = Measurement(
-            row["latency_ms"], row["spread_ms"], row["samples"], row.get("energy_mj")
+            row["latency_ms"],
+            row["spread_ms"],
+            row["samples"],
+            row.get("energy_mj"),
+            row.get("median_ms"),
         )
         if rows.setdefault(request, measurement) != measurement:
             raise TableError(
@@ -409,12 +419,12 @@ def _check_bits(path: Path, line: int, header: TableHeader, request: Request) ->
 
 
 def _read_row(path: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, Any]:
-    """The values of a row by their columns; an empty ``latency_ms`` is None."""
+    """The values of a row by their columns; None where one of `_MAY_BE_EMPTY` is."""
     if len(cells) != len(columns):
         raise TableError(f"{path}, line {line}: expected {len(columns)} cells, got {len(cells)}.")
     return {
         column: _convert(cell, _COLUMNS[column], f"{path}, line {line}, column {column}")
-        if cell or column != "latency_ms"
+        if cell or column not in _MAY_BE_EMPTY
         else None
         for column, cell in zip(columns, cells, strict=True)
     }

@@ -56,7 +56,7 @@ class FakeTimer:
 def test_row_is_the_lower_quartile_with_half_the_interquartile_range(tmp_path):
     table = measure_table(REQUESTS, HEADER, tmp_path / "t.csv", FakeTimer(), rounds=5)
     # 1, 2, 3, 4, 5 times 8: the quartiles are 2 * 8 and 4 * 8.
-    assert table.rows[REQUESTS[0]] == Measurement(2.0 * 8, (4.0 - 2.0) * 8 / 2, 5)
+    assert table.rows[REQUESTS[0]] == Measurement(16.0, (4.0 - 2.0) * 8 / 2, 5, median_ms=24.0)
     assert read_table(tmp_path / "t.csv").rows == table.rows
 
 
@@ -246,7 +246,8 @@ def test_row_that_two_processes_measure_has_the_price_of_the_first_to_be_there(t
         first.append(measure_table(REQUESTS, HEADER, path, lambda rs: [9.0] * len(rs), rounds=4))
 
     table = measure_table(REQUESTS[:1], HEADER, path, Meanwhile(other), rounds=4)
-    assert table.rows == first[0].rows == dict.fromkeys(REQUESTS, Measurement(9.0, 0.0, 4))
+    measured = Measurement(9.0, 0.0, 4, median_ms=9.0)
+    assert table.rows == first[0].rows == dict.fromkeys(REQUESTS, measured)
     fewer, more = (
         TableDevice(HEADER, {REQUESTS[0]: Measurement(1.0, 0.0, count)}) for count in (3, 5)
     )

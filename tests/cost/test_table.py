@@ -71,6 +71,7 @@ def test_written_table_is_read_back_exactly(tmp_path, data, with_energy):
         st.floats(min_value=0, allow_infinity=False),
         st.integers(1, 99),
         positive if with_energy else st.none(),
+        positive | st.none(),
     )
     rows = data.draw(st.dictionaries(requests, measurements, min_size=1, max_size=6))
     table = TableDevice(HEADER, rows)
@@ -251,6 +252,17 @@ def test_missing_lists_each_unpriced_request_once_in_order():
     wide, narrow = Request(CONV, 17, 8, FLOAT), Request(CONV, 1, 1, FLOAT)
     other = Request(ADD, 8, 8, FLOAT)
     assert make_table(GRID).missing([other, wide, narrow, wide]) == [other, wide]
+
+
+def test_median_is_kept_where_it_is_known_and_prices_nothing():
+    request, second = Request(CONV, 8, 8, FLOAT), Request(CONV, 16, 8, FLOAT)
+    rows = {request: Measurement(2.0, 0.5, 7, median_ms=2.5), second: Measurement(3.0, 0.5, 7)}
+    lines = table_text(TableDevice(HEADER, rows)).splitlines()
+    assert lines[-3].endswith("latency_ms,spread_ms,samples,median_ms")
+    assert lines[-2].endswith(",2.0,0.5,7,2.5")
+    assert lines[-1].endswith(",3.0,0.5,7,")
+    assert "median_ms" not in table_text(TableDevice(HEADER, {second: rows[second]}))
+    assert TableDevice(HEADER, rows).price("latency_ms", CONV, 8, 8, FLOAT) == 2.0
 
 
 def test_energy_is_a_metric_only_when_every_row_has_it():
