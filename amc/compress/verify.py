@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.errors import TraceError
+from amc.graph.blocks import Block, without
 from amc.graph.graph import NetworkGraph, build_graph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelCount
@@ -27,7 +28,8 @@ def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGr
 
     Removing channels must give the outputs that the network has when nothing reads those
     channels. Networks do things that no table of operators foresees (a constant channel count in
-    the code, a statistic over channels); what fails the check stays whole, with its reason.
+    the code, a statistic over channels); what fails the check stays whole, with its reason. Without
+    its residual blocks it must give what it has when they add nothing, or none of them can go.
 
     Raises:
         NetworkError: The network rejects images of this shape.
@@ -37,6 +39,14 @@ def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGr
     graph = build_graph(network, image_shape)
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(1))
     _check_same_function(network, graph, images)
+    graph = _exact(graph, images)
+    if not block_error(graph, images) <= TOLERANCE:
+        graph = replace(graph, plan=replace(graph.plan, blocks=()))
+    return graph
+
+
+def _exact(graph: NetworkGraph, images: Tensor) -> NetworkGraph:
+    """The graph with every group frozen whose removal is not exact."""
     if _is_exact(graph, images):
         return graph
     errors = {
@@ -91,6 +101,37 @@ def removal_error(graph: NetworkGraph, keep: KeepMask, images: Tensor) -> float:
         except Exception:  # whatever the user's code raises on fewer channels
             return math.inf
     return _relative(expected, removed)
+
+
+def block_error(graph: NetworkGraph, images: Tensor) -> float:
+    """Largest difference between a network without its blocks and one to which they add nothing.
+
+    Relative to the largest output; infinite where the network without them does not run.
+    """
+    plan = graph.plan
+    if not plan.blocks:
+        return 0.0
+    with torch.no_grad():
+        expected = _AddingNothing(plan.module, plan.blocks).run(images)
+        try:
+            given = without(plan.module, plan.blocks).forward(images)
+        except Exception:  # whatever the user's code raises
+            return math.inf
+    return _relative(expected, given)
+
+
+class _AddingNothing(fx.Interpreter):
+    """Runs a network whole, but for sums: those that end a block are what the shortcut gives."""
+
+    def __init__(self, module: fx.GraphModule, blocks: Sequence[Block]) -> None:
+        super().__init__(module)
+        named = {node.name: node for node in module.graph.nodes}
+        self._shortcuts = {named[block.sum]: named[block.heirs[block.sum]] for block in blocks}
+
+    def run_node(self, n: fx.Node) -> object:
+        if n in self._shortcuts:
+            return self.env[self._shortcuts[n]]
+        return super().run_node(n)
 
 
 def _relative(expected: Tensor, given: Tensor) -> float:

@@ -25,6 +25,7 @@ class Block:
     Attributes:
         group: Index of the free group inside of the branch whose emptiness says that it is gone.
         end: Path of the branch's last layer, whose (normalised) output is added.
+        sum: Name of the addition.
         gone: Names of the nodes that go: the branch, the addition, and a rectifier behind it that
             would rectify what is rectified already.
         layers: Paths of the layers among them.
@@ -33,6 +34,7 @@ class Block:
 
     group: int
     end: str
+    sum: str
     gone: frozenset[str]
     layers: frozenset[str]
     heirs: Mapping[str, str]
@@ -94,7 +96,7 @@ class _Finder:
             layers = frozenset(path for path, goes in calls if goes)
             group = self._group_inside(layers)
             if group is not None and all(goes for path, goes in calls if path in layers):
-                return Block(group, end, frozenset(gone), layers, heirs)
+                return Block(group, end, add.name, frozenset(gone), layers, heirs)
         return None
 
     def _last_layer(self, node: fx.Node) -> str | None:

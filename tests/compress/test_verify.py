@@ -1,13 +1,22 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from amc.compress import verify
 from amc.compress.removal import keep_mask
-from amc.compress.verify import freeze_groups, graph_of, ignoring_channels, removal_error
+from amc.compress.verify import (
+    block_error,
+    freeze_groups,
+    graph_of,
+    ignoring_channels,
+    removal_error,
+)
 from amc.errors import NetworkError
 from amc.graph.graph import build_graph
-from tests.graph.nets import SHAPE, Concat, Function
+from tests.graph.nets import SHAPE, Concat, Function, Net, Residuals, conv
 
 
 def test_removing_nothing_changes_nothing(tiny_graph):
@@ -86,3 +95,37 @@ def test_trace_and_check_are_deterministic():
     assert first.layers == second.layers
     assert first.groups == second.groups
     assert (first.plan.unit_group == second.plan.unit_group).all()
+
+
+# -- residual blocks -----------------------------------------------------------------------------
+
+
+def test_network_without_its_blocks_is_one_to_which_they_add_nothing():
+    graph = build_graph(Residuals().eval(), SHAPE)
+    assert len(graph.plan.blocks) == 4
+    assert block_error(graph, torch.randn(2, *SHAPE)) < 1e-6
+
+
+def test_rectifier_that_goes_with_a_block_and_should_not_is_found_out():
+    class Plain(Net):
+        def __init__(self):
+            super().__init__(8)
+            self.stem, self.branch = conv(8, 8), nn.Sequential(conv(8, 4), conv(4, 8))
+
+        def body(self, x):
+            x = self.stem(x)
+            return torch.relu(x + self.branch(x))
+
+    graph = build_graph(Plain().eval(), SHAPE)
+    (block,) = graph.plan.blocks
+    images = torch.randn(2, *SHAPE)
+    assert block_error(graph, images) < 1e-6
+    (behind,) = (node for node in graph.plan.module.graph.nodes if node.name == block.sum)
+    (rectifier,) = behind.users
+    wrong = replace(block, heirs={block.sum: "stem", rectifier.name: "stem"})
+    assert block_error(replace(graph, plan=replace(graph.plan, blocks=(wrong,))), images) > 1e-3
+
+
+def test_blocks_that_fail_the_check_cannot_go(monkeypatch):
+    monkeypatch.setattr(verify, "block_error", lambda graph, images: float("nan"))
+    assert graph_of(Residuals().eval(), SHAPE).plan.blocks == ()
