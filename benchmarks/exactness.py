@@ -1,5 +1,7 @@
 """Removed equals ignored: half of the channels of every free group, on eleven networks.
 
+And without all residual blocks that can go, the network is the one to which they add nothing.
+
     python -m benchmarks.exactness
 
 Batch normalisation statistics are randomised, so that a channel that is wrongly kept or lost shows.
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from amc.compress.removal import keep_mask
-from amc.compress.verify import graph_of, removal_error
+from amc.compress.verify import block_error, graph_of, removal_error
 from amc.networks import build_network
 from benchmarks.provenance import print_table, provenance, write_csv
 
@@ -57,6 +59,8 @@ def measure(name: str, size: int) -> dict[str, object]:
         "free": len(graph.free_groups),
         "frozen": len(graph.frozen_groups),
         "largest difference": f"{removal_error(graph, keep_mask(graph, kept), images):.0e}",
+        "blocks": len(graph.plan.blocks),
+        "without them": f"{block_error(graph, images):.0e}" if graph.plan.blocks else "",
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from amc.graph.operators import plain_name
 from amc.graph.types import ChannelGroup
 
+_NOTHING = ("dropout", "stochastic_depth", "identity")  # in evaluation
 _RECTIFIERS = ("relu", "relu6")  # twice is once
 
 
@@ -101,6 +102,8 @@ class _Finder:
 
     def _last_layer(self, node: fx.Node) -> str | None:
         """The layer whose output, or folded normalisation's, a node is."""
+        while self._name(node) in _NOTHING:
+            node = node.all_input_nodes[0]
         if node.op == "call_module" and str(node.target) in self._folds:
             node = node.all_input_nodes[0]
         return self._layers.get(node)

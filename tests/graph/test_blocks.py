@@ -96,6 +96,9 @@ def test_published_networks_have_their_blocks():
     mobile = build_graph(build_network("mobilenet_v2", num_classes=10, image_shape=shape), shape)
     repeats = {2: 1, 3: 2, 4: 3, 5: 2, 6: 2}  # Sandler et al. 2018, table 2: n - 1, of stride 1
     assert len(mobile.plan.blocks) == sum(repeats.values())
+    efficient = build_network("efficientnet_b0", num_classes=10, image_shape=shape)
+    repeats = {2: 1, 3: 1, 4: 2, 5: 2, 6: 3}  # Tan and Le 2019, table 1: its layers less one
+    assert len(build_graph(efficient, shape).plan.blocks) == sum(repeats.values())
 
 
 @pytest.mark.parametrize(
