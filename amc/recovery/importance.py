@@ -40,8 +40,8 @@ class RemovalPath:
         order: Positions within the group, least important first, shape (size,). Keeping k
             channels means keeping the last k.
         errors: Estimated divergence, in nats, with k channels kept at index k, shape
-            (size + 1,); index 0, keeping none, is infinite: what that does to the network around
-            a block that goes is estimated with the other errors (`amc.recovery.errors`).
+            (size + 1,); index 0, keeping none, is infinite: what that does where a residual block
+            goes is measured (`amc.candidate.Compressor.errors`).
     """
 
     order: Order
