@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/amc search budget.fraction=0.4
+	$(BIN)/amc search budget.fraction=0.3 env.drop_blocks=true
 
 test: install
 	$(BIN)/python -m pytest -n 2 $(TESTS)
