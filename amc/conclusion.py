@@ -21,7 +21,7 @@ from amc.evaluate import Evaluation, Evaluator
 from amc.local import calibration_images, time_in_onnx
 from amc.measure import Timing, measure_latency
 from amc.report.tables import ComparisonRow
-from amc.strategy import Strategy
+from amc.strategy import FLOAT, Strategy
 from amc.task import CompressionTask
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,18 @@ def conclude(
     notes = _notes(task, best.strategy, rows, times.in_float)
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
+    if not _is_uniform(task, uniform):
+        notes.append(
+            "No strategy of one ratio and one bit pair meets the budget: what is called uniform "
+            "is the cheapest strategy that there is."
+        )
     return Conclusion(best, even, rows, notes)
+
+
+def _is_uniform(task: CompressionTask, strategy: Strategy) -> bool:
+    """Whether a strategy leaves no block out and has one bit pair; ratios differ by rounding."""
+    pairs = {strategy.bits.get(layer.name, FLOAT) for layer in task.graph.layers}
+    return len(pairs) == 1 and 0 not in strategy.preserve_ratio.values()
 
 
 def _row(

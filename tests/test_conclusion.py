@@ -104,6 +104,17 @@ def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
     assert uniform.test_accuracy == best.test_accuracy
 
 
+def test_cheapest_strategy_in_the_place_of_the_uniform_one_is_said_to_be(
+    tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    mixed = Strategy(UNIFORM.preserve_ratio, {"conv1": Bits(8, 8)})
+    for strategy, said in ((UNIFORM, False), (mixed, True)):
+        end = conclude(task, _trials(task, WIDE), strategy, by_agreement=False, measure=False)
+        note = "No strategy of one ratio and one bit pair meets the budget: what is called uniform"
+        assert any(found.startswith(note) for found in end.notes) is said
+
+
 @pytest.mark.parametrize("by_agreement", [False, True])
 def test_jury_gives_the_verdict_that_a_search_concludes_with(
     by_agreement: bool, tiny_net: nn.Module, data: DataSet
