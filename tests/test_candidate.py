@@ -439,7 +439,7 @@ def test_network_without_blocks_is_rebuilt_from_its_description(residual_compres
     assert equal_states(found.module, again.module)
     assert torch.equal(found.module(BLOCK_IMAGES), again.module(BLOCK_IMAGES))
     with pytest.raises(
-        StrategyError, match=r"has 0 channels of group .blocks\\.1\\.0., its strategy"
+        StrategyError, match=r"has 0 channels of group .blocks\.1\.0., its strategy"
     ):
         rebuild(
             residual_compressor.graph,
