@@ -254,12 +254,16 @@ class CostModel:
         by_group: list[list[int]] = [[] for _ in self.graph.groups]
         for index, priced in enumerate(self.priced):
             terms = (*priced.operator.inputs.terms, *priced.operator.outputs.terms)
-            for group in {group for group, _ in terms} | {priced.operator.block} - {-1}:
+            for group in {group for group, _ in terms} | {self._block_of(priced)} - {-1}:
                 by_group[group].append(index)
         return [
             tuple(dict.fromkeys([layer.index, *(i for g in layer.decides for i in by_group[g])]))
             for layer in self.graph.layers
         ]
+
+    def _block_of(self, priced: PricedOperator) -> int:
+        """The group with which an operator may go; -1: none, or nothing may."""
+        return priced.operator.block if self.choices.drop_blocks else -1
 
     def after(
         self, layer: int, pairs: Sequence[int], forms: list[int]
@@ -283,7 +287,7 @@ class CostModel:
                 priced.prices,
                 LevelCounts.of(priced.operator.inputs, decides, levels),
                 LevelCounts.of(priced.operator.outputs, decides, levels),
-                _block_counts(priced.operator.block, decides, levels),
+                _block_counts(self._block_of(priced), decides, levels),
             )
         return found
 
