@@ -132,8 +132,8 @@ def test_rounding_keeps_what_is_not_a_number():
     assert rounded[1] == 1.0
 
 
-def test_constant_activations_of_zero_have_a_grid():
-    assert activation_range(torch.zeros(10), 4) == (1.0, 0)
+def test_activations_that_are_all_0_have_the_grid_from_0_to_1():
+    assert activation_range(torch.zeros(10), 4) == (1 / 15, 0)
 
 
 @pytest.mark.parametrize(

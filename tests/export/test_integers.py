@@ -97,6 +97,16 @@ def test_real_networks_have_no_layer_left_in_float(
     assert operators["QGemm"] == operators["QuantizeLinear"] == 1
 
 
+def test_layer_whose_rectified_outputs_are_all_0_runs_in_integers_too(file: Path) -> None:
+    network = built(Inverted)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    module, dark = quantized(network, eight_bits(network)), torch.zeros(4, *SHAPE)
+    export_onnx(module, SHAPE, file, images=dark)
+    assert not {"Conv", "FusedConv", "Clip"} & set(runtime_operators(file))
+
+
 @pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated])
 def test_scores_stay_within_a_few_steps_of_the_grids(
     kind: Callable[[], nn.Module], file: Path
