@@ -55,18 +55,16 @@ _HALF_TICK_MS = 5e-4  # the profiler counts whole microseconds; about what a cal
 _PROBES = 16  # nodes that do next to nothing
 # Around a lone operator, and not in a network's middle.
 _AROUND = {"ReorderInput", "ReorderOutput", "Transpose", "QuantizeLinear", "DequantizeLinear"}
-# Conversion -> the nodes that do it.
-_CONVERTING = {
+# What is timed between layers, which do not count -> the nodes that do it.
+_BETWEEN = {
     "unblock": {"ReorderOutput"},
     "narrow": {"ReorderInput", "ReorderOutput"},
     "block": {"ReorderInput"},
     "quantize": {"QuantizeLinear"},
     "dequantize": {"DequantizeLinear"},
     "transpose": {"Transpose"},
+    "max_pool2d": {"MaxPool", "NhwcMaxPool"},
 }
-# Behind an integer convolution the runtime pools channels last, many times faster than channel by
-# channel; so it is timed behind one, which does not count.
-_POOLING = {"MaxPool", "NhwcMaxPool"}
 _FEW, _MANY = 4, 16  # channels beside a conversion: less than a block; a whole one
 _SCALE = np.float32(0.02)
 _KERNEL = "_kernel_time"  # how the profiler ends the name of a node's own time
@@ -163,10 +161,8 @@ def _branches(optimized: onnx.ModelProto, requests: Sequence[Request]) -> list[l
             if node is None:
                 continue
             left += node.input
-            if request.signature.op in _CONVERTING:
-                counts = _converts(node, request.signature.op, _output(index), convolved)
-            elif request.signature.op == "max_pool2d":
-                counts = node.op_type in _POOLING
+            if request.signature.op in _BETWEEN:
+                counts = _does(node, request.signature.op, _output(index), convolved)
             else:  # of what is around, only that weights are dequantized whenever they are read
                 counts = node.op_type not in _AROUND or node.input[0] in constants
             if counts:
@@ -175,9 +171,9 @@ def _branches(optimized: onnx.ModelProto, requests: Sequence[Request]) -> list[l
     return found
 
 
-def _converts(node: onnx.NodeProto, op: str, output: str, convolved: Collection[str]) -> bool:
-    """Whether a node is the conversion, not one of those that only bring it about."""
-    if node.op_type not in _CONVERTING[op]:
+def _does(node: onnx.NodeProto, op: str, output: str, convolved: Collection[str]) -> bool:
+    """Whether a node is what is timed, not one of those that only bring it about."""
+    if node.op_type not in _BETWEEN[op]:
         return False
     if op == "narrow":
         return output not in node.output
@@ -358,19 +354,16 @@ def _pool(op: str) -> Callable[[_Model, Request, str], object]:
         window = {"kernel_shape": s.kernel, "strides": s.stride}
         extra = {"dilations": s.dilation} if op == "MaxPool" else {"count_include_pad": 1}
         pads = [*s.padding, *s.padding]
-        behind_layer = op == "MaxPool" and request.bits == INT8
-        source = _convolved(model, request, target) if behind_layer else _image(model, request)
+        source = f"{target}.before"
+        if op == "MaxPool" and request.bits == INT8:
+            # The runtime pools channels last behind an integer convolution, and many times slower,
+            # channel by channel, without one.
+            _integer_conv(model, request, source, _FEW, request.in_channels)
+        else:
+            source = _image(model, request)
         return model.node(op, [source], target, pads=pads, **window, **extra)
 
     return build
-
-
-def _convolved(model: _Model, request: Request, target: str) -> str:
-    """What a small convolution in integers gives."""
-    size = request.signature.in_size
-    layer = Signature("conv2d", in_size=size, out_size=size)
-    _layer(model, Request(layer, _FEW, request.in_channels, INT8), f"{target}.before")
-    return f"{target}.before"
 
 
 def _adaptive_pool(model: _Model, request: Request, target: str) -> str:
@@ -473,12 +466,14 @@ def _round_trip(model: _Model, request: Request, target: str) -> str:
     return _rounded(model, _image(model, request), target, _grid(model))
 
 
+def _integer_conv(model: _Model, request: Request, target: str, ins: int, outs: int) -> None:
+    size = request.signature.in_size
+    layer = Signature("conv2d", in_size=size, out_size=size)
+    _layer(model, Request(layer, ins, outs, INT8), target)
+
+
 def _to_channels_last(model: _Model, request: Request, target: str) -> None:
-    """A small convolution in integers."""
-    signature = Signature(
-        "conv2d", in_size=request.signature.in_size, out_size=request.signature.in_size
-    )
-    _layer(model, Request(signature, request.in_channels, _FEW, INT8), target)
+    _integer_conv(model, request, target, request.in_channels, _FEW)
 
 
 _BUILDERS: dict[str, Callable[[_Model, Request, str], object]] = {
