@@ -42,6 +42,7 @@ from amc.candidate import CompressedNetwork, RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
 from amc.conclusion import Conclusion, conclude
+from amc.cost.account import account
 from amc.cost.budget import Budget
 from amc.cost.device import Device
 from amc.cost.importers.haq import HaqTable
@@ -331,6 +332,7 @@ def describe(task: CompressionTask) -> str:
     lines += [f"  frozen: {group.name} {group.reason}" for group in graph.frozen_groups]
     lines += [f"  not followed: {path} {reason}" for path, reason in graph.opaque.items()]
     unit, metric = task.budget.unit, task.budget.metric
+    lines += [f"  {line}" for line in account(task.network, graph, metric, task.device)]
     lines.append(
         f"budget: {metric} at most {costs.bound:,.6g} {unit}, "
         f"{costs.bound / costs.original:.3f} of the original's {costs.original:,.6g} {unit} "

@@ -15,6 +15,7 @@ from amc.aiming import allowed_share, is_missed, measured_share
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
+from amc.cost.account import unpriced_lines
 from amc.cost.model import ROUNDING
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
@@ -270,7 +271,10 @@ def _notes(
     in_float: Timing | None,
 ) -> list[str]:
     """What must not be read past."""
-    notes = []
+    notes = [
+        f"{line[:1].upper()}{line[1:]}."
+        for line in unpriced_lines(task.graph, task.budget.metric, task.device)
+    ]
     metric, bound = task.budget.metric, task.costs.bound
     cost = task.strategy_costs(strategy).get(metric)
     if cost is not None and cost > bound * (1 + ROUNDING):

@@ -61,7 +61,7 @@ def device_for_network(
     """
     reference = reference_bits(loaded.supported_bits)
     requests = requests_for(graph, choices, reference, fuses_of(loaded), converts_of(loaded))
-    device = device_for(loaded, requests)
+    device = device_for(loaded, requests, wholes=graph.wholes)
     if not isinstance(loaded, OnnxDeviceSpec):
         return device
     assert isinstance(device, TableDevice)

@@ -40,7 +40,7 @@ class Board(TorchDeviceSpec):
     """Its operators take as many microseconds as there are pairs of channels, on every clock."""
 
     @contextmanager
-    def sampling(self) -> Iterator[Sampler]:
+    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
         def sample(requests: Sequence[Request]) -> list[float]:
             return [request.in_channels * request.out_channels / 1000 for request in requests]
 

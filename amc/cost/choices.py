@@ -139,7 +139,7 @@ def requests_for(
     requests: dict[Request, None] = {}
     for stated in States(graph, choices.pairs, reference, converts).stated:
         operator = stated.operator
-        if operator.is_fused(fuses):
+        if operator.is_stored or operator.is_fused(fuses):
             continue
         parts = [part for part in stated.parts if part is not None]
         outs = reachable(operator.outputs, choices).tolist()

@@ -18,7 +18,7 @@ from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
 from amc.errors import DeviceError, TableError
 from amc.files import fingerprint
-from amc.graph.types import Signature
+from amc.graph.types import WHOLE, Signature
 from amc.strategy import BIT_WIDTHS, Bits
 
 IntArray = npt.NDArray[np.int64]
@@ -239,8 +239,20 @@ class TableDevice:
         return found
 
     def missing(self, requests: Iterable[Request]) -> list[Request]:
-        """The requests that the table cannot price, without repetitions, in their order."""
-        return [request for request in dict.fromkeys(requests) if not self._has(request)]
+        """The requests that the table cannot price, without repetitions, in their order.
+
+        Calls that amc does not follow are timed where a network is at hand; without a row they
+        cost nothing, and a run says so.
+        """
+        return [
+            request
+            for request in dict.fromkeys(requests)
+            if not (request.signature.is_whole or self._has(request))
+        ]
+
+    def prices_whole(self, signature: Signature, bits: Bits) -> bool:
+        """Whether a call that amc does not follow was timed, as it stands."""
+        return (signature, bits) in self._by_operator
 
     def fingerprint(self, requests: Iterable[Request] | None = None) -> str:
         """Changes whenever a price or the header changes.
@@ -276,6 +288,7 @@ class TableDevice:
                 ],
             )
             for r in sorted(set(requests))
+            if not r.signature.is_whole or self.prices_whole(r.signature, r.bits)
         ]
 
     def _has(self, request: Request) -> bool:
@@ -408,6 +421,8 @@ class _Grid:
 
 def describe(signature: Signature) -> str:
     """An operator in a few words, for messages."""
+    if signature.is_whole:
+        return f"{signature.op.removeprefix(WHOLE)} as it stands"
     kernel, stride, size = (
         f"{pair[0]}x{pair[1]}" for pair in (signature.kernel, signature.stride, signature.in_size)
     )

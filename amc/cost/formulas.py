@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amc.graph.types import Signature
+from amc.graph.types import STORED, Signature
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 Count = TypeVar("Count", int, npt.NDArray[np.int64])
@@ -30,8 +30,11 @@ def macs(signature: Signature, in_channels: Count, out_channels: Count) -> Count
     """Multiply-adds of a layer for one sample; 0 for operators between layers.
 
     out_h * out_w * kernel_h * kernel_w * in_channels / groups * out_channels; a depthwise
-    layer has one input channel for each output channel.
+    layer has one input channel for each output channel, and a linear layer is computed at each of
+    its positions. A call that is counted whole has its own, whatever the channels.
     """
+    if not signature.is_layer:
+        return in_channels * out_channels * 0 + signature.own_macs
     out_h, out_w = signature.out_size
     return _weights(signature, in_channels, out_channels) * (out_h * out_w)
 
@@ -42,7 +45,11 @@ def bops(signature: Signature, in_channels: Count, out_channels: Count, bits: Bi
 
 
 def params(signature: Signature, in_channels: Count, out_channels: Count, has_bias: bool) -> Count:
-    """Weights, and one bias for each output channel; 0 for operators between layers."""
+    """Weights, and one bias for each output channel; what is stored elsewhere is counted there.
+
+    Operators between layers have none; their parameters, where they have some, are a part of the
+    network of their own, with as many channels as there are parameters.
+    """
     weights = _weights(signature, in_channels, out_channels)
     return weights + _per_output(signature, in_channels, out_channels) * int(has_bias)
 
@@ -67,8 +74,10 @@ def size_bytes(
 
 
 def _weights(signature: Signature, in_channels: Count, out_channels: Count) -> Count:
-    """Weights of a layer, shape of the broadcast channels."""
+    """Weights of a layer, or parameters that no layer has; shape of the broadcast channels."""
     kernel_h, kernel_w = signature.kernel
+    if signature.op == STORED:
+        return out_channels + in_channels * 0
     if not signature.is_layer:
         return in_channels * out_channels * 0
     if signature.is_depthwise:

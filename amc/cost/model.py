@@ -38,6 +38,7 @@ from amc.cost.prices import (
     PricedOperator,
     PriceList,
     check_metric,
+    costs_nothing_on,
     fuses_of,
     operator_prices,
     states_of,
@@ -224,7 +225,7 @@ class CostModel:
             operator = stated.operator
             if operator.is_repeat and self.budget.metric in OF_WEIGHTS:
                 continue
-            if of_device and operator.is_fused(fuses_of(self.device)):
+            if self.device is not None and of_device and costs_nothing_on(self.device, operator):
                 continue
             prices = self._prices_of(stated, known)
             if operator.layer >= 0 or not prices.is_free:

@@ -16,6 +16,7 @@ convolution, the channels last that an integer convolution reads.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tempfile
 from collections import defaultdict
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from amc.cost.conversions import INT8, dequantized
 from amc.cost.device import Request
+from amc.cost.onnx_whole import whole_model
 from amc.cost.torch_timer import cpu_model
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.graph.whole import Whole
 from amc.strategy import FLOAT, Bits
 
 SUPPORTED_BITS = (FLOAT, INT8)
@@ -67,6 +71,7 @@ _BETWEEN = {
 }
 _FEW, _MANY = 4, 16  # channels beside a conversion: less than a block; a whole one
 _SCALE = np.float32(0.02)
+_OPTIMIZED = "optimized.onnx"
 _KERNEL = "_kernel_time"  # how the profiler ends the name of a node's own time
 
 Array = npt.NDArray[Any]
@@ -80,8 +85,15 @@ class OnnxTimer:
         threads: CPU threads of the runtime.
     """
 
-    def __init__(self, batch: int, threads: int) -> None:
-        self.batch, self.threads = batch, threads
+    def __init__(
+        self, batch: int, threads: int, wholes: Mapping[str, Whole] = MappingProxyType({})
+    ) -> None:
+        """
+        Args:
+            wholes: The calls that are timed as they stand, by the ``op`` of their signature.
+        """
+        self.batch, self.threads, self._wholes = batch, threads, wholes
+        self._written: dict[str, tuple[bytes, dict[str, Array]]] = {}  # their models and inputs
 
     def sample_all(self, requests: Sequence[Request]) -> Iterator[float]:
         """Milliseconds of one batch for every request, in their order.
@@ -89,35 +101,51 @@ class OnnxTimer:
         Raises:
             DeviceError: The runtime cannot run an operator, or not in these bits.
         """
+        plain = [request for request in requests if not request.signature.is_whole]
+        branches = self._sample_branches(plain)
+        for request in requests:
+            yield self._sample_whole(request) if request.signature.is_whole else next(branches)
+
+    def _sample_branches(self, requests: Sequence[Request]) -> Iterator[float]:
         for start in range(0, len(requests), _BRANCHES):
             part = requests[start : start + _BRANCHES]
             yield from self._sample(_model(part, self.batch), part)
 
+    def _sample_whole(self, request: Request) -> float:
+        op = request.signature.op
+        if op not in self._wholes:
+            raise DeviceError(f"ONNX Runtime's timer has no network with {request} at hand.")
+        if op not in self._written:
+            self._written[op] = whole_model(self._wholes[op], self.batch, _OPSET)
+        with tempfile.TemporaryDirectory() as folder:
+            taken = self._run(*self._written[op], Path(folder))
+        return max(sum(taken.values()), _HALF_TICK_MS)
+
     def _sample(self, model: _Model, requests: Sequence[Request]) -> list[float]:
         probes = _add_probes(model)
         with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
-            session = self._session(model, Path(folder), optimized)
-            for _ in range(_WARM_UP + _RUNS):
-                session.run(None, model.inputs)
-            profile = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-            branches = _branches(onnx.load(optimized), requests)
-        taken = _kernel_ms(profile)
+            taken = self._run(model.proto.SerializeToString(), model.inputs, Path(folder))
+            branches = _branches(onnx.load(Path(folder) / _OPTIMIZED), requests)
         idle = float(np.median([taken[name] for name in probes])) - _HALF_TICK_MS
         own = {name: max(ms - idle, _HALF_TICK_MS) for name, ms in taken.items()}
         return [max(sum(own[name] for name in names), _HALF_TICK_MS) for names in branches]
 
-    def _session(self, model: _Model, folder: Path, optimized: Path) -> Any:
+    def _run(self, model: bytes, inputs: Mapping[str, Array], folder: Path) -> dict[str, float]:
+        """Node name -> milliseconds of its kernel; the optimized model stays in the folder."""
+        session = self._session(model, folder)
+        for _ in range(_WARM_UP + _RUNS):
+            session.run(None, inputs)
+        return _kernel_ms(json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")))
+
+    def _session(self, model: bytes, folder: Path) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _ERRORS_ONLY
-        options.optimized_model_filepath = str(optimized)
+        options.optimized_model_filepath = str(folder / _OPTIMIZED)
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         try:
-            return onnxruntime.InferenceSession(
-                model.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base of their own
             reason = str(error).strip().splitlines()[0]
             raise DeviceError(
@@ -272,6 +300,10 @@ def _layer(model: _Model, request: Request, target: str) -> None:
     groups = request.in_channels if signature.is_depthwise else signature.groups
     shape = [request.out_channels, request.in_channels // groups]
     shape += list(signature.kernel) if conv else []
+    positions = math.prod(signature.in_size)
+    if not conv and positions > 1:
+        _layer_over_positions(model, request, target, positions)
+        return
     source = model.input([request.in_channels, *(signature.in_size if conv else ())])
     weight = model.generator.standard_normal(shape, dtype=np.float32)
     attributes: dict[str, Any] = {"transB": 1}
@@ -304,6 +336,23 @@ def _layer(model: _Model, request: Request, target: str) -> None:
         return
     value = _activated(model, op, [rounded, weights, biases], f"{target}.out", **attributes)
     _rounded(model, value, target, grid)
+
+
+def _layer_over_positions(model: _Model, request: Request, target: str, positions: int) -> None:
+    """A linear layer over tokens, as exported: a product of matrices, a bias behind it."""
+    shape = (request.in_channels, request.out_channels)
+    weight = model.generator.standard_normal(shape, dtype=np.float32)
+    source = model.input([positions, request.in_channels])
+    bias = model.tensor(f"{target}.b", np.zeros(request.out_channels, np.float32))
+    if request.bits == FLOAT:
+        columns = model.tensor(f"{target}.w", weight)
+    else:
+        integers = model.tensor(f"{target}.w", (weight * 40).clip(-127, 127).astype(np.int8))
+        scale = model.tensor(f"{target}.ws", np.full(request.out_channels, _SCALE))
+        columns = model.node("DequantizeLinear", [integers, scale], f"{target}.wq", axis=1)
+        source = _rounded(model, source, f"{target}.in", _grid(model))
+    product = model.node("MatMul", [source, columns], f"{target}.product")
+    model.node("Add", [product, bias], target)
 
 
 def _activated(model: _Model, op: str, sources: Sequence[str], target: str, **how: Any) -> str:

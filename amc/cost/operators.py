@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import ChannelCount, Signature
+from amc.graph.types import STORED, ChannelCount, Signature
 
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Operator:
-    """Anything in a network that costs: a layer, or what stands between layers.
+    """Anything in a network that costs: a layer, what stands between layers, or is only stored.
 
     Attributes:
         layer: Index of the layer; -1 between layers.
@@ -41,6 +41,11 @@ class Operator:
     call: int = 0
     block: int = -1
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is no operator, only parameters that no layer has: they take no time."""
+        return self.signature.op == STORED
+
     def is_gone(self, kept: Sequence[int] | IntArray) -> bool:
         """Whether its residual block is left out, and it with it."""
         return self.block >= 0 and not kept[self.block]
@@ -55,7 +60,10 @@ class Operator:
 
 
 def operators_of(graph: NetworkGraph) -> list[Operator]:
-    """All that costs in a network: the layers in their order, then everything else."""
+    """All that costs in a network: the layers in their order, then everything else.
+
+    What costs time or multiply-adds comes before what is only stored.
+    """
     folded = set(graph.plan.folds.values())
     blocks = {name: b.group for b in graph.plan.blocks for name in (*b.gone, *b.layers)}
     operators = [
@@ -89,4 +97,16 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
             )
         )
         seen[other.name] += 1
+    operators += [
+        Operator(
+            held.name,
+            Signature(STORED),
+            held.count,
+            held.count,
+            -1,
+            has_bias=False,
+            block=blocks.get(held.name, -1),
+        )
+        for held in graph.stored
+    ]
     return operators

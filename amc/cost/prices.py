@@ -19,7 +19,7 @@ from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import Signature
+from amc.graph.types import STORED, OperatorInfo, Signature
 from amc.strategy import FLOAT, Bits, Strategy
 
 FloatArray = npt.NDArray[np.float64]
@@ -55,6 +55,34 @@ def check_metric(metric: str, device: Device | LocalSpec | None) -> None:
 def fuses_of(device: object) -> tuple[str, ...]:
     """Operators that a device computes inside of the layer before them; most say nothing of it."""
     return getattr(device, "fuses", ())
+
+
+def prices_whole(device: object, signature: Signature, bits: Bits) -> bool:
+    """Whether a device has a price for a call that amc does not follow; most have none."""
+    asked = getattr(device, "prices_whole", None)
+    return asked is not None and bool(asked(signature, bits))
+
+
+def costs_nothing_on(device: Device, operator: Operator) -> bool:
+    """Whether a device is not asked: what is stored, what it fuses, what it cannot price whole.
+
+    Of the last a run says that it is missing (`unpriced`).
+    """
+    if operator.is_stored or operator.is_fused(fuses_of(device)):
+        return True
+    return operator.signature.is_whole and not prices_whole(
+        device, operator.signature, reference_bits(device.supported_bits)
+    )
+
+
+def unpriced(graph: NetworkGraph, device: Device) -> list[OperatorInfo]:
+    """The calls that amc does not follow and the device has no price for: they cost nothing."""
+    reference = reference_bits(device.supported_bits)
+    return [
+        operator
+        for operator in graph.operators
+        if operator.signature.is_whole and not prices_whole(device, operator.signature, reference)
+    ]
 
 
 def converts_of(device: object) -> tuple[str, ...]:
@@ -128,7 +156,7 @@ def _ask(
     signature, bits = part
     if metric in DEVICE_METRICS:
         assert device is not None
-        if operator.is_fused(fuses_of(device)):
+        if costs_nothing_on(device, operator):
             return 0.0
         return device.price(metric, signature, ins, outs, bits)
     if operator.is_repeat and metric in OF_WEIGHTS:
@@ -159,7 +187,8 @@ class FormulaPrices:
     def __init__(self, metric: str, parts: Sequence[Part], has_bias: bool) -> None:
         self._formula, self._parts, self._has_bias = FORMULAS[metric], parts, has_bias
         self._known: dict[tuple[int, int, int], float] = {}  # walks ask the same again and again
-        self.is_free = not any(part and part[0].is_layer for part in parts)
+        costing = (part[0] for part in parts if part)
+        self.is_free = not any(s.is_layer or s.own_macs or s.op == STORED for s in costing)
 
     def one(self, ins: int, outs: int, state: int) -> float:
         key = ins, outs, state

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from amc.cost.torch_timer import TorchTimer, machine
 from amc.cost.unmeasured import unmeasured_device
 from amc.errors import DeviceError, TableError
 from amc.files import cache_folder, fingerprint, locked, read_text, write_once
+from amc.graph.whole import Whole
 from amc.interrupt import hold_interrupts
 from amc.progress import progress_bar
 from amc.strategy import FLOAT, Bits
@@ -39,6 +41,7 @@ _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interr
 _WRITE_EVERY_S = 5.0
 _LISTED = 5  # missing rows named in an error
 DEFAULT_STEP = 8  # of a runtime that was not probed yet
+NO_WHOLES: Mapping[str, Whole] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,12 @@ class LocalSpec(ABC):
         """The processor and the runtime's version: prices depend on both."""
 
     @abstractmethod
-    def sampling(self) -> AbstractContextManager[Sampler]:
-        """Gives what measures, for as long as the context lasts."""
+    def sampling(self, wholes: Mapping[str, Whole] = NO_WHOLES) -> AbstractContextManager[Sampler]:
+        """Gives what measures, for as long as the context lasts.
+
+        Args:
+            wholes: The calls of a network that are timed as they stand, by ``op``.
+        """
 
     def header(self) -> TableHeader:
         """The header of this device's table."""
@@ -105,8 +112,8 @@ class TorchDeviceSpec(LocalSpec):
         return machine(self.device)
 
     @contextmanager
-    def sampling(self) -> Iterator[Sampler]:
-        with TorchTimer(self.batch, self.threads, self.device).running() as sample:
+    def sampling(self, wholes: Mapping[str, Whole] = NO_WHOLES) -> Iterator[Sampler]:
+        with TorchTimer(self.batch, self.threads, self.device, wholes).running() as sample:
             yield lambda requests: map(sample, requests)
 
 
@@ -123,8 +130,8 @@ class OnnxDeviceSpec(LocalSpec):
         return onnx_timer.machine()
 
     @contextmanager
-    def sampling(self) -> Iterator[Sampler]:
-        yield OnnxTimer(self.batch, self.threads).sample_all
+    def sampling(self, wholes: Mapping[str, Whole] = NO_WHOLES) -> Iterator[Sampler]:
+        yield OnnxTimer(self.batch, self.threads, wholes).sample_all
 
 
 def settled(loaded: Device | LocalSpec) -> Device | LocalSpec:
@@ -167,7 +174,10 @@ def check_table(device: Device | LocalSpec | None) -> None:
 
 
 def device_for(
-    loaded: Device | LocalSpec, requests: Iterable[Request], progress: bool = True
+    loaded: Device | LocalSpec,
+    requests: Iterable[Request],
+    progress: bool = True,
+    wholes: Mapping[str, Whole] = NO_WHOLES,
 ) -> Device:
     """A device that can price every request.
 
@@ -176,6 +186,7 @@ def device_for(
             a request; a table must have everything; a model needs nothing.
         requests: All that will be asked.
         progress: Whether a measurement shows its progress.
+        wholes: The network's calls that are timed as they stand, by ``op``.
 
     Raises:
         TableError: A table lacks requests; the message counts them and names the first.
@@ -184,7 +195,7 @@ def device_for(
     """
     wanted = list(dict.fromkeys(requests))
     if isinstance(loaded, LocalSpec):
-        with loaded.sampling() as sample:
+        with loaded.sampling(wholes) as sample:
             return measure_table(
                 wanted, loaded.header(), loaded.table_path(), sample, progress=progress
             )

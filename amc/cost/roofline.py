@@ -155,6 +155,10 @@ class RooflineDevice:
         latency_ms: FloatArray = np.maximum(compute_ms, memory_ms) + self.overhead_us * 1e-3
         return latency_ms
 
+    def prices_whole(self, signature: Signature, bits: Bits) -> bool:
+        """Calls that amc does not follow are bound by their multiply-adds or their bytes too."""
+        return bits in self.peak_gmacs
+
     def fingerprint(self) -> str:
         """Changes whenever a number of the device changes."""
         return fingerprint(repr(self))
@@ -173,7 +177,8 @@ class RooflineDevice:
     def _rounded_macs(self, signature: Signature, ins: IntArray, outs: IntArray) -> FloatArray:
         """Macs of a batch with channels rounded up, shape of the broadcast channels."""
         if not signature.is_layer:
-            return np.zeros(np.broadcast_shapes(ins.shape, outs.shape))
+            own = float(signature.own_macs * self.batch)
+            return np.full(np.broadcast_shapes(ins.shape, outs.shape), own)
         groups = max(signature.groups, 1)
         ins, outs = self._rounded(-(-ins // groups)), self._rounded(-(-outs // groups))
         pairs = ins * 0 + outs if signature.is_depthwise else ins * outs * groups
@@ -185,7 +190,8 @@ class RooflineDevice:
 
     def _bytes(self, signature: Signature, ins: IntArray, outs: IntArray, bits: Bits) -> FloatArray:
         """Bytes that a batch moves, shape of the broadcast channels."""
-        weights = params(signature, ins, outs, has_bias=False) * (bits.weight / 8)
+        count = params(signature, ins, outs, has_bias=False) + signature.own_params
+        weights = count * (bits.weight / 8)
         biases = outs * (_FLOAT_BYTES * int(signature.is_layer))
         read = ins * math.prod(signature.in_size) * (1 + (signature.op in _TWO_INPUTS))
         written = outs * math.prod(signature.out_size)

@@ -32,7 +32,9 @@ def write_todo(
     Args:
         device: Whose name, runtime, threads, batch, channel step and bits the header tells.
         requests: What a search can ask; kept in this order, each once.
-        covers: "layers" leaves out the operators between layers, which then cost nothing.
+        covers: "layers" leaves out the operators between layers, which then cost nothing. Calls
+            that amc does not follow are left out always: they are the network's, and no one else
+            can time them by their name.
 
     Raises:
         TableError: Unknown ``covers``, or a header that a file cannot hold.
@@ -40,7 +42,11 @@ def write_todo(
     """
     if covers not in LISTED:
         raise TableError(f"todo_covers must be one of {', '.join(LISTED)}, got {covers!r}.")
-    wanted = [r for r in dict.fromkeys(requests) if covers == "all" or r.signature.is_layer]
+    wanted = [
+        request
+        for request in dict.fromkeys(requests)
+        if not request.signature.is_whole and (covers == "all" or request.signature.is_layer)
+    ]
     header = TableHeader(
         device=device.name,
         runtime=device.runtime,

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from amc.cost.device import Request
 from amc.errors import DeviceError
+from amc.graph.whole import Whole
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
@@ -36,8 +38,17 @@ class TorchTimer:
         device: "cpu", or "cuda" (timed by events on the device).
     """
 
-    def __init__(self, batch: int, threads: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        batch: int,
+        threads: int,
+        device: str = "cpu",
+        wholes: Mapping[str, Whole] = MappingProxyType({}),
+    ) -> None:
         """Prepare a timer.
+
+        Args:
+            wholes: The calls that are timed as they stand, by the ``op`` of their signature.
 
         Raises:
             DeviceError: PyTorch has no such device here.
@@ -49,7 +60,7 @@ class TorchTimer:
                 "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
                 "that was measured where there is one."
             )
-        self.batch, self.threads, self.device = batch, threads, device
+        self.batch, self.threads, self.device, self._wholes = batch, threads, device, wholes
         self._pool = torch.empty(0, device=device)
         self._calls: dict[Request, int] = {}  # in one burst
 
@@ -73,8 +84,12 @@ class TorchTimer:
         Raises:
             DeviceError: PyTorch cannot run the operator, or its bits are not 32/32.
         """
-        builder = _builder(request)
+        op = request.signature.op
+        builder = None if op in self._wholes else _builder(request)
         try:
+            if builder is None:
+                whole = self._wholes[op].on(self.device)
+                return self._burst(whole, whole.inputs(self.batch, self.device), request) * 1e3
             operator, inputs = self._with_tensors(builder(request), request)
             return self._burst(operator, inputs, request) * 1e3
         except (RuntimeError, ValueError) as error:
@@ -93,8 +108,10 @@ class TorchTimer:
     ) -> tuple[nn.Module, list[Tensor]]:
         """Give an operator without storage its tensors, and inputs, from the pool."""
         state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
-        size = request.signature.in_size if request.signature.op != "linear" else ()
-        shape = (self.batch, request.in_channels, *size)
+        s = request.signature
+        shape = (self.batch, request.in_channels, *s.in_size)
+        if s.op == "linear":
+            shape = (self.batch, *(s.in_size if s.in_size != (1, 1) else ()), request.in_channels)
         count = 2 if request.signature.op in _TWO_INPUTS else 1
         tensors = self._cut([*state.values(), *[shape] * count])
         operator.requires_grad_(False).load_state_dict(
@@ -245,6 +262,8 @@ _TWO_INPUTS = ("add", "mul")
 
 def _builder(request: Request) -> Callable[[Request], nn.Module]:
     op = request.signature.op
+    if request.signature.is_whole:
+        raise DeviceError(f"PyTorch's timer has no network with {request} at hand.")
     if not request.bits.is_float:
         raise DeviceError(f"PyTorch times float operators (32/32 bits), got {request}.")
     if op not in _BUILDERS:

@@ -12,8 +12,6 @@ import copy
 import io
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import onnx
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amc.errors import ConfigError, ExportError
+from amc.graph.whole import attention_by_its_parts
 
 INPUT, OUTPUT = "images", "scores"
 DOMAIN, PLACEHOLDER = "amc", "Layer"
@@ -51,7 +50,7 @@ def write_skeleton(
     images = torch.zeros(2, *image_shape)
     written = io.BytesIO()
     try:
-        with torch.no_grad(), _attention_by_its_parts(), warnings.catch_warnings():
+        with torch.no_grad(), attention_by_its_parts(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network.forward(images)  # the placeholders note the shapes of their outputs
             torch.onnx.export(
@@ -68,17 +67,6 @@ def write_skeleton(
     except Exception as error:  # of many kinds: the exporter's own, and what a forward raises
         raise _not_exported(network, error, opset) from error
     return onnx.load_model_from_string(written.getvalue()), layers
-
-
-@contextmanager
-def _attention_by_its_parts() -> Iterator[None]:
-    """Attention is computed by operators that have an ONNX form, not by one kernel of its own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _replace_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:

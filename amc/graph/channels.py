@@ -41,6 +41,7 @@ from amc.graph.operators import (
     plain,
     plain_name,
 )
+from amc.graph.signatures import positions
 
 MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
 
@@ -105,7 +106,7 @@ class _Follower:
         if name in REARRANGING:
             return self._visit_rearrangement(node, name, inputs, value)
         if name in POINTWISE and len(inputs) == 1:
-            self._cost(node, POINTWISE[name], first)
+            self._cost(node, POINTWISE[name], first, value)
             if POINTWISE[name] is None:  # the same values: still a rearrangement of its origin
                 return _Value(first.ids, node, first.origin, first.positions)
             return _Value(first.ids, node)
@@ -118,7 +119,7 @@ class _Follower:
         if name in NORMALISING and module is not None:
             return self._visit_per_channel(node, name, module, first, value)
         if name in PER_CHANNEL or (name in REDUCTIONS and _keeps_channels(node)):
-            self._cost(node, PER_CHANNEL.get(name, "adaptive_avg_pool2d"), first)
+            self._cost(node, PER_CHANNEL.get(name, "adaptive_avg_pool2d"), first, value)
             return self._spread(node, self._collapse(first.ids), value)
         if name == "pad":
             return self._visit_pad(node, first, value)
@@ -170,7 +171,7 @@ class _Follower:
                 if call.path == path:  # one set of factors for both calls
                     self._flow.union.unite_all(call.ids, ids)
             self._flow.per_channel.append(PerChannelCall(path, ids))
-        self._cost(node, NORMALISING[name], source)
+        self._cost(node, NORMALISING[name], source, value)
         return self._spread(node, ids, value)
 
     def _visit_parameter(self, node: fx.Node, value: Any) -> Any:
@@ -201,7 +202,7 @@ class _Follower:
                 self._merge([v.ids.expand(shape).numpy().ravel() for v in tied])
             ).view(shape)
         result = _Value(merged.expand(shape), node)
-        self._cost(node, ELEMENTWISE[name], result)
+        self._cost(node, ELEMENTWISE[name], result, value)
         return result
 
     def _without_broadcast(
@@ -229,7 +230,7 @@ class _Follower:
         rank = source.ids.dim()
         across_channels = len(widths) > 2 * (rank - 2)
         if not across_channels:
-            self._cost(node, "pad", source)
+            self._cost(node, "pad", source, value)
             return self._spread(node, self._collapse(source.ids), value)
         only_channels = not any(widths[: 2 * (rank - 2)]) and not any(widths[2 * (rank - 1) :])
         before, after = [*widths, 0, 0][2 * (rank - 2) : 2 * (rank - 1)]
@@ -239,7 +240,7 @@ class _Follower:
         self._flow.pads.append(PadCall(node, first, last))
         ids = np.concatenate([first, self._collapse(source.ids), last])
         result = self._spread(node, ids, value)
-        self._cost(node, "pad", result)
+        self._cost(node, "pad", result, value)
         return result
 
     def _visit_rearrangement(
@@ -250,7 +251,7 @@ class _Follower:
                 result = _Value(self._execute(node, lambda v: v.ids), node)
             except (RuntimeError, TypeError):  # joined with something that has no channels
                 return self._visit_unknown(node, name, value)
-            self._cost(node, "concat", result)
+            self._cost(node, "concat", result, value)
             return result
         pieces = self._values[node.args[0]] if isinstance(node.args[0], fx.Node) else None
         if isinstance(pieces, list):  # one piece of a split
@@ -329,12 +330,13 @@ class _Follower:
         self._flow.selects.append(SelectCall(moved.node, origin.node, source_ids, index.numpy()))
         settled = _Value(moved.ids, moved.node)
         if not torch.equal(index, index[0] + torch.arange(len(index))):  # a run is a view: free
-            self._cost(moved.node, "select", settled)
+            self._cost(moved.node, "select", settled, moved.ids)
         return settled
 
     def _visit_unknown(self, node: fx.Node, name: str, value: Any) -> Any:
         where = f"{name} ({node.target if node.op == 'call_module' else node.name})"
         self._freeze(node.all_input_nodes, f"reaches {where}, which amc cannot follow")
+        self._flow.wholes.append(node)
         return self._new_ids(value, f"comes from {where}, which amc cannot follow", node)
 
     # -- helpers ------------------------------------------------------------------------------
@@ -373,14 +375,19 @@ class _Follower:
         for identifier in ids.tolist():
             self._flow.frozen.setdefault(identifier, reason)
 
-    def _cost(self, node: fx.Node, op: str | None, source: _Value) -> None:
-        shape = source.ids.shape
-        if op is None or len(shape) != 4:
+    def _cost(self, node: fx.Node, op: str | None, source: _Value, value: Tensor) -> None:
+        """Note what an operator costs: by its channels, or as it stands where these are mixed."""
+        if op is None:
             return
-        ids = _channel_vector(source.ids, shape)
-        if ids is not None:
-            size = (int(shape[2]), int(shape[3]))
-            self._flow.operators.append(CostedCall(node, op, ids, size))
+        # (N, channels, ...), or (N, ..., channels) as linear layers over positions give it.
+        for dim in (1, -1):
+            ids = source.ids.movedim(dim, 1) if source.ids.dim() > 1 else source.ids
+            channels = _channel_vector(ids, ids.shape)
+            if channels is not None:
+                sizes = positions(source.ids.shape, dim), positions(value.shape, dim)
+                self._flow.operators.append(CostedCall(node, op, channels, *sizes))
+                return
+        self._flow.wholes.append(node)
 
 
 def _flat(held: Any) -> list[_Value]:

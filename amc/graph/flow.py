@@ -97,6 +97,7 @@ class CostedCall:
     op: str
     ids: Ids
     in_size: tuple[int, int]
+    out_size: tuple[int, int]
 
 
 @dataclass
@@ -111,6 +112,7 @@ class ChannelFlow:
     selects: list[SelectCall] = field(default_factory=list)
     flattens: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)  # (node, source)
     operators: list[CostedCall] = field(default_factory=list)
+    wholes: list[fx.Node] = field(default_factory=list)  # what is counted as it stands
     frozen: dict[int, str] = field(default_factory=dict)  # id -> reason
 
     def ids_beside(self) -> list[Ids]:

@@ -26,10 +26,11 @@ from amc.graph.plan import (
     RemovalPlan,
     SelectUnits,
 )
-from amc.graph.signatures import is_depthwise, layer_signature, operator_signature, space, space_of
+from amc.graph.signatures import is_depthwise, layer_signature, operator_signature, shape_of
 from amc.graph.tensors import follow_tensors
-from amc.graph.trace import OpaqueLayer, TracedNetwork, trace
-from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, Size
+from amc.graph.trace import TracedNetwork, trace
+from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, StoredInfo
+from amc.graph.whole import Whole, parameter_of
 
 __all__ = [
     "ChannelPad",
@@ -55,7 +56,8 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     Raises:
         TraceError: The outermost forward cannot be followed, or there is no layer to compress.
     """
-    traced = trace(_frozen_copy(network), _example(image_shape))
+    root = _frozen_copy(network)
+    traced = trace(root, _example(image_shape))
     flow = follow_channels(traced.module)
     if not flow.layers:
         reasons = "; ".join(f"{path} {why}" for path, why in traced.opaque.items())
@@ -63,7 +65,7 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
             f"{type(network).__name__} has no convolution or linear layer that amc can follow"
             f"{': ' + reasons if reasons else ''}."
         )
-    return _Builder(traced, flow, image_shape).build()
+    return _Builder(root, traced, flow, image_shape).build()
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:
@@ -83,9 +85,13 @@ def _example(image_shape: tuple[int, int, int]) -> Tensor:
 
 class _Builder:
     def __init__(
-        self, traced: TracedNetwork, flow: ChannelFlow, image_shape: tuple[int, int, int]
+        self,
+        root: nn.Module,
+        traced: TracedNetwork,
+        flow: ChannelFlow,
+        image_shape: tuple[int, int, int],
     ) -> None:
-        self._traced, self._flow, self._shape = traced, flow, image_shape
+        self._root, self._traced, self._flow, self._shape = root, traced, flow, image_shape
         self._layers = _first_calls(flow.layers)
         self._unit_of: dict[int, int] = {}  # root id -> unit
         self._uses: dict[int, Uses] = defaultdict(lambda: defaultdict(int))
@@ -101,7 +107,12 @@ class _Builder:
                 unit_group[unit] = group
         folds = _foldable(self._traced.module)
         layers = self._layer_infos(unit_group, groups)
-        operators = self._operator_infos(unit_group, groups, folds)
+        wholes = _Wholes(self._traced.module)
+        operators = (
+            *self._operator_infos(unit_group, groups, folds),
+            *map(wholes.add, self._flow.wholes),
+        )
+        stored, unused = self._stored_infos(unit_group, groups, folds)
         of_module = {c.module: layer for c, layer in zip(self._layers, layers, strict=True)}
         tensors = follow_tensors(
             self._traced.module,
@@ -138,6 +149,9 @@ class _Builder:
             image_shape=self._shape,
             plan=plan,
             tensors=tensors,
+            stored=stored,
+            wholes=wholes.by_op,
+            unused=unused,
         )
 
     # -- units and groups -----------------------------------------------------------------
@@ -157,6 +171,7 @@ class _Builder:
                     if call.path not in self._producers[int(root)]:
                         self._producers[int(root)].append(call.path)
         seen += [(call.node.name, "through", call.ids) for call in self._flow.operators]
+        seen += [(use.path, "stored", use.ids.ravel()) for use in self._flow.parameters]
         for name, side, ids in seen:
             for root in self._flow.union.roots(ids):
                 self._uses[int(root)][name, side] += 1
@@ -208,7 +223,7 @@ class _Builder:
                     index=index,
                     name=call.path,
                     signature=layer_signature(
-                        call.module, space(call.node.args[0]), space(call.node)
+                        call.module, shape_of(call.node.args[0]), shape_of(call.node)
                     ),
                     in_channels=len(call.in_ids),
                     out_channels=len(outputs),
@@ -231,11 +246,10 @@ class _Builder:
             if call.node.op == "call_module" and str(call.node.target) in folds:
                 continue  # folded into the layer before it wherever the network runs for real
             count = _channel_count(unit_group[self._units(call.ids)], groups)
-            out_size = space(call.node)
             signature = replace(
                 operator_signature(call.op, call.node, self._called(call.node)),
                 in_size=call.in_size,
-                out_size=out_size,
+                out_size=call.out_size,
             )
             after_layer = self._is_after_layer(call.node, folds)
             infos.append(
@@ -244,9 +258,40 @@ class _Builder:
         known = {call.node for call in self._layers}
         for repeat in self._flow.layers:
             if repeat.node not in known:
-                infos.append(_fixed_operator(repeat.path, repeat.module, repeat.node))
-        infos += [_opaque_operator(layer) for layer in self._traced.opaque_layers]
+                infos.append(_repeated(repeat))
         return tuple(infos)
+
+    def _stored_infos(
+        self,
+        unit_group: npt.NDArray[np.int64],
+        groups: Sequence[ChannelGroup],
+        folds: Mapping[str, str],
+    ) -> tuple[tuple[StoredInfo, ...], dict[str, int]]:
+        """Parameters that no layer has, each once; and those that nothing reads, by module."""
+        module = self._traced.module
+        ids_of = {use.path: use.ids.ravel() for use in self._flow.parameters}
+        per_channel = {call.path: call.ids for call in self._flow.per_channel}
+        seen = {id(p) for call in self._layers for p in call.module.parameters()}
+        infos = []
+        for node in module.graph.nodes:
+            path, called, own = str(node.target), self._called(node), parameter_of(module, node)
+            read = [own] if own is not None else list(called.parameters()) if called else []
+            new = [p for p in read if id(p) not in seen]
+            seen.update(map(id, new))
+            if path in folds:
+                continue  # a bias of the layer that it is folded into
+            for parameter in new:
+                ids = ids_of.get(path, per_channel.get(path))
+                if ids is None or len(ids) != parameter.numel():
+                    count = ChannelCount(parameter.numel(), ())
+                else:
+                    count = _channel_count(unit_group[self._units(ids)], groups)
+                infos.append(StoredInfo(node.name, count))
+        unused: dict[str, int] = defaultdict(int)
+        for path, parameter in self._root.named_parameters():
+            if id(parameter) not in seen:
+                unused[path.partition(".")[0]] += parameter.numel()
+        return tuple(infos), dict(unused)
 
     def _is_after_layer(self, node: fx.Node, folds: Mapping[str, str]) -> bool:
         """Whether a node's one input is a layer's own, its folded normalisation counted to it."""
@@ -378,24 +423,32 @@ def _same_channels(layer: nn.Module, output: fx.Node) -> bool:
     return isinstance(layer, nn.Conv2d) or output.meta["value"].dim() == 2
 
 
-def _fixed_operator(path: str, module: nn.Conv2d | nn.Linear, node: fx.Node) -> OperatorInfo:
-    return _constant(path, module, space(node.args[0]), space(node))
-
-
-def _opaque_operator(layer: OpaqueLayer) -> OperatorInfo:
-    assert isinstance(layer.module, (nn.Conv2d, nn.Linear))
-    return _constant(layer.name, layer.module, space_of(layer.in_shape), space_of(layer.out_shape))
-
-
-def _constant(
-    name: str, module: nn.Conv2d | nn.Linear, in_size: Size, out_size: Size
-) -> OperatorInfo:
-    shape = module.weight.shape
-    inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+def _repeated(call: LayerCall) -> OperatorInfo:
+    """A further call of a layer: its channels are frozen."""
     return OperatorInfo(
-        name,
-        layer_signature(module, in_size, out_size),
-        ChannelCount(inputs, ()),
-        ChannelCount(int(shape[0]), ()),
-        module.bias is not None,
+        call.path,
+        layer_signature(call.module, shape_of(call.node.args[0]), shape_of(call.node)),
+        ChannelCount(len(call.in_ids), ()),
+        ChannelCount(len(call.out_ids), ()),
+        call.module.bias is not None,
     )
+
+
+class _Wholes:
+    """Calls that are counted as they stand; those that take the same time are one."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._macs: dict[str, int] = {}
+        self.by_op: dict[str, Whole] = {}
+
+    def add(self, node: fx.Node) -> OperatorInfo:
+        whole = Whole(self._module, node)
+        digest = whole.digest()
+        if digest not in self._macs:
+            self._macs[digest] = whole.macs()
+        read = sum(tensor.numel() for tensor in whole.state_dict().values())
+        signature = whole.signature(self._macs[digest], read)
+        self.by_op.setdefault(signature.op, whole)
+        one = ChannelCount(1, ())
+        return OperatorInfo(node.name, signature, one, one)

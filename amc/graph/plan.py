@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from amc.errors import StrategyError
 from amc.graph.blocks import Block
 from amc.graph.flow import Ids
-from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo, TensorInfo
+from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo, StoredInfo, TensorInfo
+from amc.graph.whole import Whole
 from amc.strategy import Strategy
 
 KeptCounts = npt.NDArray[np.int64]
@@ -88,6 +89,9 @@ class NetworkGraph:
         opaque: Modules that could not be followed -> why.
         image_shape: (channels, height, width) of one input image.
         tensors: What passes between layers, in execution order.
+        stored: Parameters that no layer has.
+        wholes: What is counted and timed as it stands, by the ``op`` of its signature.
+        unused: Modules and parameters that the forward never reads -> their number of parameters.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -97,6 +101,9 @@ class NetworkGraph:
     image_shape: tuple[int, int, int]
     plan: RemovalPlan
     tensors: tuple[TensorInfo, ...] = ()
+    stored: tuple[StoredInfo, ...] = ()
+    wholes: Mapping[str, Whole] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def free_groups(self) -> tuple[ChannelGroup, ...]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx, nn
 
 from amc.graph.operators import argument
 from amc.graph.types import Signature, Size
+
+Shape = tuple[int, ...]
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -13,10 +17,10 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
-def space(node: object) -> Size:
-    """Height and width of a node's value on the example."""
+def shape_of(node: object) -> Shape:
+    """Shape of a node's value on the example."""
     assert isinstance(node, fx.Node)
-    return space_of(tuple(node.meta["value"].shape))
+    return tuple(node.meta["value"].shape)
 
 
 def space_of(shape: tuple[int, ...]) -> Size:
@@ -24,10 +28,23 @@ def space_of(shape: tuple[int, ...]) -> Size:
     return (shape[-2], shape[-1]) if len(shape) == 4 else (1, 1)
 
 
-def layer_signature(module: nn.Module, in_size: Size, out_size: Size) -> Signature:
-    """Signature of a convolution or linear layer."""
+def positions(shape: tuple[int, ...], channel_dim: int) -> Size:
+    """What one image has beside its channels, as a height and a width.
+
+    (1, c, h, w) with channels in dim 1, and (1, h, w, c) with channels last, have (h, w); tokens
+    (1, n, c) have (n, 1), and so have windows (n, 1, c); features (1, c) have (1, 1).
+    """
+    sizes = list(shape)
+    del sizes[channel_dim]
+    *rows, width = sizes if len(sizes) > 2 else [*sizes, 1]
+    return math.prod(rows), width
+
+
+def layer_signature(module: nn.Module, in_shape: Shape, out_shape: Shape) -> Signature:
+    """Signature of a convolution or linear layer, from the shapes of its input and output."""
     if isinstance(module, nn.Linear):
-        return Signature("linear")
+        size = positions(in_shape, -1)
+        return Signature("linear", in_size=size, out_size=size)
     assert isinstance(module, nn.Conv2d)
     return Signature(
         op="conv2d",
@@ -36,8 +53,8 @@ def layer_signature(module: nn.Module, in_size: Size, out_size: Size) -> Signatu
         padding=_padding(module),
         dilation=_pair(module.dilation),
         groups=0 if is_depthwise(module) else module.groups,
-        in_size=in_size,
-        out_size=out_size,
+        in_size=space_of(in_shape),
+        out_size=space_of(out_shape),
     )
 
 

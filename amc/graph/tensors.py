@@ -93,11 +93,13 @@ class _Follower:
         count = tensor.count
         if tensor.layer < 0:
             priced = self._operators.get(node.name)
-            count = (
-                priced.outputs if priced else ChannelCount(shape[1] if len(shape) > 1 else 1, ())
-            )
+            is_known = priced is not None and not priced.signature.is_whole
+            count = priced.outputs if priced and is_known else ChannelCount((*shape, 1, 1)[1], ())
+            size = priced.signature.out_size if priced and is_known else space_of(shape)
+        else:
+            size = self._layers[node].signature.out_size
         self._place[node] = len(self.tensors)
-        self.tensors.append(replace(tensor, count=count, size=space_of(shape)))
+        self.tensors.append(replace(tensor, count=count, size=size))
 
     def _has(self, node: fx.Node) -> bool:
         return node in self._place

@@ -22,16 +22,6 @@ from amc.errors import TraceError
 
 
 @dataclass(frozen=True)
-class OpaqueLayer:
-    """A convolution or linear call inside a module that could not be followed."""
-
-    name: str
-    module: nn.Module
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class TracedNetwork:
     """A network as a graph.
 
@@ -39,12 +29,10 @@ class TracedNetwork:
         module: Same function as the network, as a graph; its nodes' ``meta["value"]`` hold
             what they gave on the example.
         opaque: Module path -> why the module could not be followed; such a module is one node.
-        opaque_layers: The layers inside opaque modules, for their cost.
     """
 
     module: fx.GraphModule
     opaque: dict[str, str]
-    opaque_layers: tuple[OpaqueLayer, ...]
 
 
 class _Unfollowable(Exception):
@@ -145,7 +133,6 @@ class _ValueTracer(fx.Tracer):
         self._running = False  # an operator is being run for its value, not traced
         self._replaced: list[tuple[_ValueProxy, fx.Node]] = []  # placeholder, node before
         self.opaque: dict[str, str] = {}
-        self.opaque_layers: list[OpaqueLayer] = []
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _ValueProxy(node, self)
@@ -205,7 +192,7 @@ class _ValueTracer(fx.Tracer):
         if kind == "get_attr":
             return operator.attrgetter(target)(self.root)
         if kind == "call_module":
-            return self._run_module(target, args, kwargs)
+            return self.root.get_submodule(target)(*args, **kwargs)
         if kind == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
@@ -215,32 +202,10 @@ class _ValueTracer(fx.Tracer):
             raise _Unfollowable(_CONTENTS)
         return value
 
-    def _run_module(self, path: str, args: Any, kwargs: Any) -> Any:
-        module = self.root.get_submodule(path)
-        if path not in self.opaque:
-            return module(*args, **kwargs)
-        hooks = [
-            inner.register_forward_hook(self._note_layer(f"{path}.{name}"))
-            for name, inner in module.named_modules()
-            if isinstance(inner, (nn.Conv2d, nn.Linear))
-        ]
-        try:
-            return module(*args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _note_layer(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            shapes = tuple(inputs[0].shape), tuple(output.shape)
-            self.opaque_layers.append(OpaqueLayer(name, module, *shapes))
-
-        return note
-
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._running:
             return forward(*args, **kwargs)
-        before = dict(self.opaque), len(self.opaque_layers), len(self._replaced)
+        before = dict(self.opaque), len(self._replaced)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
@@ -255,10 +220,9 @@ class _ValueTracer(fx.Tracer):
                 self._forget_since(*before)
                 raise error from None
 
-    def _forget_since(self, opaque: dict[str, str], layers: int, replaced: int) -> None:
+    def _forget_since(self, opaque: dict[str, str], replaced: int) -> None:
         """Undo what a failed attempt noted."""
         self.opaque = opaque
-        del self.opaque_layers[layers:]
         for proxy, node in reversed(self._replaced[replaced:]):
             proxy.node = node
         del self._replaced[replaced:]
@@ -331,7 +295,7 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
         )
     module = fx.GraphModule(network, graph, class_name=type(network).__name__)
     _remove_dead(module)
-    return TracedNetwork(module, tracer.opaque, tuple(tracer.opaque_layers))
+    return TracedNetwork(module, tracer.opaque)
 
 
 def _remove_dead(module: fx.GraphModule) -> None:

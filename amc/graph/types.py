@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 Size = tuple[int, int]
+
+WHOLE = "whole_"  # begins the name of what is counted and timed as it stands (`amc.graph.whole`)
+STORED = "stored"  # what is no operator: parameters that no layer has
 
 
 @dataclass(frozen=True, order=True)
@@ -16,11 +19,14 @@ class Signature:
     """What a device must know of an operator to price it, apart from channels and bits.
 
     Attributes:
-        op: "conv2d" or "linear" for layers; otherwise the operator's plain name
-            ("relu", "add", "max_pool2d", ...).
+        op: "conv2d" or "linear" for layers; "whole_..." for a call that amc does not follow, a name
+            for all calls that take the same time; otherwise the operator's plain name ("relu",
+            "add", "max_pool2d", ...).
         groups: Convolution groups; 0 means depthwise (as many groups as input channels).
-        in_size: Height and width of the input; (1, 1) for linear.
-        out_size: Height and width of the output; (1, 1) for linear.
+        in_size: Height and width of the input; of a linear layer the positions that it is computed
+            at, (1, 1) for one, (tokens, 1) for tokens. Of a whole call, all numbers that reach it.
+        out_size: The same of the output.
+        own_macs, own_params: Of a whole call, whatever is kept around it; its name tells them.
     """
 
     op: str
@@ -31,6 +37,12 @@ class Signature:
     groups: int = 1
     in_size: Size = (1, 1)
     out_size: Size = (1, 1)
+    own_macs: int = field(default=0, compare=False, repr=False)
+    own_params: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.op.startswith(WHOLE)
 
     @property
     def is_depthwise(self) -> bool:
@@ -87,7 +99,7 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class OperatorInfo:
-    """An operator that decides nothing but costs time: between layers, or inside a frozen module.
+    """An operator that decides nothing but costs time: between layers, or a call not followed.
 
     Attributes:
         name: Node or module path.
@@ -102,6 +114,19 @@ class OperatorInfo:
     outputs: ChannelCount
     has_bias: bool = False
     after_layer: bool = False
+
+
+@dataclass(frozen=True)
+class StoredInfo:
+    """Parameters that no layer has: of a normalisation that is not folded, of the forward itself.
+
+    Attributes:
+        name: The node that reads them.
+        count: How many, as a function of the kept channels.
+    """
+
+    name: str
+    count: ChannelCount
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def counted(requests, folder):
     """The kinds of the nodes that each request is for, in what is really run."""
     model = onnx_timer._model(requests, 1)
     path = folder / "optimized.onnx"
-    OnnxTimer(1, 1)._session(model, folder, path)
+    OnnxTimer(1, 1)._session(model.proto.SerializeToString(), folder)
     optimized = onnx.load(path)
     kinds = {node.name: node.op_type for node in optimized.graph.node}
     branches = onnx_timer._branches(optimized, requests)

@@ -115,7 +115,7 @@ class Probed(TorchDeviceSpec):
     probed = 0
 
     @contextmanager
-    def sampling(self) -> Iterator[Sampler]:
+    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
         yield Board(float=blocks(self.sizes[Probed.probed]))
         Probed.probed += 1
 
@@ -144,7 +144,7 @@ def test_of_two_probes_at_once_the_first_one_kept_counts(
     path = spec.table_path().with_suffix(".step")
 
     @contextmanager
-    def sampling(self: Probed) -> Iterator[Sampler]:
+    def sampling(self: Probed, wholes: object = None) -> Iterator[Sampler]:
         path.parent.mkdir(parents=True)
         path.write_text("8\n")  # by another process, meanwhile
         yield Board(float=blocks(4))

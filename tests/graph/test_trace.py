@@ -51,14 +51,14 @@ def test_module_that_reads_tensor_contents_is_opaque_and_the_rest_stays_free(gat
     assert "module " + gate.__name__ in next(g.reason for g in graph.groups if g.name == "to_gate")
 
 
-def test_layers_inside_an_opaque_module_are_costed_once():
+def test_opaque_module_is_counted_as_it_stands():
     graph = graph_of(Gated(Gate()), SHAPE)
-    inner = [op for op in graph.operators if op.name == "gate.inner"]
-    assert len(inner) == 1
-    assert inner[0].signature.kernel == (3, 3)
-    assert inner[0].signature.in_size == inner[0].signature.out_size == (8, 8)
-    assert inner[0].inputs.count([]) == inner[0].outputs.count([]) == 8
-    assert inner[0].has_bias
+    (whole,) = (op for op in graph.operators if op.signature.is_whole)
+    assert whole.name == "gate"
+    assert whole.signature.own_macs == 8 * 8 * 9 * 8 * 8
+    assert whole.signature.in_size == whole.signature.out_size == (8 * 8 * 8, 1)
+    (stored,) = ([s.count.count([]) for s in graph.stored if s.name == "gate"],)
+    assert sorted(stored) == [8, 8 * 8 * 9]
 
 
 def test_opaque_module_takes_over_the_layers_of_opaque_modules_inside_it():
@@ -75,7 +75,8 @@ def test_opaque_module_takes_over_the_layers_of_opaque_modules_inside_it():
 
     graph = graph_of(Gated(Around()), SHAPE)
     assert list(graph.opaque) == ["gate"]
-    assert [op.name for op in graph.operators if "inner" in op.name] == ["gate.gate.inner"]
+    (whole,) = (op for op in graph.operators if op.signature.is_whole)
+    assert (whole.name, whole.signature.own_macs) == ("gate", 8 * 8 * 9 * 8 * 8)
 
 
 def test_contents_read_in_the_outermost_forward_are_an_error_that_says_what_to_do():

@@ -1,0 +1,105 @@
+"""Counted means counted: amc's multiply-adds and parameters beside PyTorch's own count.
+
+    python -m benchmarks.counts
+
+For every network of the README's table and torchvision's classification models (the largest of
+each family aside), with random weights: multiply-adds beside half of what
+`torch.utils.flop_counter` counts, parameters beside ``parameters()``. Batch normalisation is
+counted as it runs, folded into the layer before it, so its parameters are fewer: `folded` is
+``parameters()`` of the network with it folded by PyTorch. Parameters that the forward never reads
+(auxiliary classifiers) are named, not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from amc.compress.verify import graph_of
+from amc.cost.account import count_macs
+from amc.cost.prices import operator_prices
+from amc.graph.plan import NetworkGraph
+from amc.networks import build_network
+from amc.strategy import IDENTITY
+from benchmarks.provenance import print_table, provenance, write_csv
+
+SEED = 0
+CLASSES = 1000  # of the networks at 224 pixels and more
+NETWORKS = {
+    **dict.fromkeys(("resnet20", "resnet56", "mobilenet_v1", "lenet_5", "lenet_300_100"), 32),
+    **dict.fromkeys(
+        (
+            *("alexnet", "convnext_tiny", "densenet121", "densenet201", "efficientnet_b0"),
+            *("efficientnet_v2_s", "googlenet", "mnasnet0_5", "mnasnet1_0", "mobilenet_v2"),
+            *("mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf"),
+            *("resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5"),
+            *("shufflenet_v2_x1_0", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t"),
+            *("vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2", "maxvit_t"),
+        ),
+        224,
+    ),
+    "inception_v3": 299,
+}  # name -> image size, pixels
+
+
+def folded_parameters(network: nn.Module, graph: NetworkGraph) -> int:
+    """``parameters()`` with the normalisations folded that the graph says are."""
+    network = copy.deepcopy(network)
+    for norm_path, layer_path in graph.plan.folds.items():
+        layer: Any = network.get_submodule(layer_path)
+        norm: Any = network.get_submodule(norm_path)
+        fuse: Any = fuse_conv_bn_weights if isinstance(layer, nn.Conv2d) else fuse_linear_bn_weights
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
+        network.set_submodule(norm_path, nn.Identity())
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def measure(name: str, size: int) -> dict[str, object]:
+    """Count a network both ways."""
+    channels = 1 if name.startswith("lenet") else 3
+    shape = (channels, size, size)
+    network = build_network(
+        name, num_classes=CLASSES if size > 32 else 10, image_shape=shape, seed=SEED
+    ).eval()
+    graph = graph_of(network, shape)
+    macs = sum(operator_prices(graph, IDENTITY, "macs", None))
+    params = sum(operator_prices(graph, IDENTITY, "params", None))
+    expected = count_macs(network, shape)[""]
+    unused = sum(graph.unused.values())
+    own = sum(operator.signature.own_macs for operator in graph.operators)
+    stored = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        "network": name,
+        "image": size,
+        "macs": int(macs),
+        "PyTorch's": expected,
+        "macs ratio": f"{macs / expected:.4f}",
+        "counted whole": f"{own / expected:.3f}",
+        "params": int(params),
+        "parameters()": stored - unused,
+        "params ratio": f"{params / (stored - unused):.4f}",
+        "folded ratio": f"{params / (folded_parameters(network, graph) - unused):.4f}",
+        "never read": ", ".join(f"{path} ({count})" for path, count in graph.unused.items()),
+    }
+
+
+def main() -> None:
+    """Count the networks, print the table, write the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    names = parser.parse_args().networks
+    rows = []
+    for name in names:
+        rows.append(measure(name, NETWORKS[name]))
+        print(rows[-1], flush=True)
+    print_table(rows, list(rows[0]))
+    print(write_csv("counts", [row | provenance(SEED) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
