@@ -2,8 +2,8 @@
 
     python -m benchmarks.counts
 
-For every network of the README's table and torchvision's classification models (the largest of
-each family aside), with random weights: multiply-adds beside half of what
+For every network of the README's table and all of torchvision's classification models (the two
+largest with --all), with random weights: multiply-adds beside half of what
 `torch.utils.flop_counter` counts, parameters beside ``parameters()``. Batch normalisation is
 counted as it runs, folded into the layer before it, so its parameters are fewer: `folded` is
 ``parameters()`` of the network with it folded by PyTorch. Parameters that the forward never reads
@@ -16,8 +16,10 @@ import argparse
 import copy
 from typing import Any
 
+import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torchvision.models import list_models
 
 from amc.compress.verify import graph_of
 from amc.cost.account import count_macs
@@ -28,22 +30,22 @@ from amc.strategy import IDENTITY
 from benchmarks.provenance import print_table, provenance, write_csv
 
 SEED = 0
-CLASSES = 1000  # of the networks at 224 pixels and more
+CLASSES = 1000  # of torchvision's networks
+_OF_README = (
+    *("resnet18", "densenet121", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small"),
+    *("shufflenet_v2_x1_0", "mnasnet1_0", "vgg11_bn", "efficientnet_b0"),
+)
+_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 70, "vit_l_32": 64, "vit_b_32": 64}
+_LARGE = ("vit_h_14", "regnet_y_128gf")  # 2.5 GB of weights, and copies of them: --all
 NETWORKS = {
     **dict.fromkeys(("resnet20", "resnet56", "mobilenet_v1", "lenet_5", "lenet_300_100"), 32),
-    **dict.fromkeys(
-        (
-            *("alexnet", "convnext_tiny", "densenet121", "densenet201", "efficientnet_b0"),
-            *("efficientnet_v2_s", "googlenet", "mnasnet0_5", "mnasnet1_0", "mobilenet_v2"),
-            *("mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf"),
-            *("resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5"),
-            *("shufflenet_v2_x1_0", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t"),
-            *("vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2", "maxvit_t"),
-        ),
-        224,
-    ),
-    "inception_v3": 299,
-}  # name -> image size, pixels
+    **dict.fromkeys(_OF_README, 224),
+    **{
+        name: _SIZES.get(name, 64)
+        for name in list_models(torchvision.models)
+        if name not in _OF_README
+    },
+}  # name -> image size, pixels: ratios do not depend on it
 
 
 def folded_parameters(network: nn.Module, graph: NetworkGraph) -> int:
@@ -91,8 +93,10 @@ def measure(name: str, size: int) -> dict[str, object]:
 def main() -> None:
     """Count the networks, print the table, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    names = parser.parse_args().networks
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--all", action="store_true", help=f"{', '.join(_LARGE)} too")
+    given = parser.parse_args()
+    names = given.networks or [name for name in NETWORKS if given.all or name not in _LARGE]
     rows = []
     for name in names:
         rows.append(measure(name, NETWORKS[name]))
