@@ -104,15 +104,15 @@ def _downloaded(kind: str, root: Path, *, train: bool) -> tuple[tuple[str, ...],
 def _image_folder(root: Path | None, options: DataOptions, seed: int) -> Source:
     if root is None:
         raise DataError(
-            "data=image_folder needs data.root: a folder with train/<class>/*, test/<class>/* "
-            "or with <class>/*."
+            "data=image_folder needs data.root: a folder with train/<class>/*, test/<class>/*, "
+            "with <class>/*, or with images alone."
         )
     return FolderSource(root, options, seed)
 
 
 DATA_SETS: dict[str, tuple[dict[str, Any], Callable[[Path | None, DataOptions, int], Source]]] = {
     "digits": ({"image_size": 32, "channels": 3}, _digits),
-    "mnist": ({}, _mnist),
-    "cifar10": ({**IMAGENET, "augment": ("flip", "crop")}, _cifar10),
-    "image_folder": ({**IMAGENET, "augment": ("flip", "crop")}, _image_folder),
+    "mnist": ({"channels": 1}, _mnist),
+    "cifar10": ({"channels": 3, **IMAGENET, "augment": ("flip", "crop")}, _cifar10),
+    "image_folder": ({"channels": 3, **IMAGENET, "augment": ("flip", "crop")}, _image_folder),
 }

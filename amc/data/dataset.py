@@ -1,16 +1,17 @@
-"""A labelled set of images in four splits that never overlap."""
+"""A set of images in four splits: to train on, to calibrate by, to search on, to test with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from amc.data.division import FEW_IMAGES, divide
 from amc.data.memory import dataset_source, tensor_source
-from amc.data.options import DataOptions, divide, normalisation, read_options
+from amc.data.options import DataOptions, normalisation, read_options
 from amc.data.split import Source, Split
 from amc.errors import DataError
 from amc.files import fingerprint
@@ -20,11 +21,13 @@ class DataSet:
     """A source divided into train, calibration, search and test.
 
     Each split is loaded when it is first accessed, and kept. Search and calibration images
-    are taken out of the training images; the test split is the source's own.
+    are taken out of the training images; the test split is the source's own. No image of the
+    search and test splits is in another; where images are few, calibration and train share theirs
+    (`amc.data.division.calibration_count`).
 
     Attributes:
         name: Of the data set.
-        class_names: In the order of the labels.
+        class_names: In the order of the labels; none where there are no labels.
         image_shape: (C, H, W).
         mean, std: Per channel, of pixels in [0, 1].
         augment: Of "flip" and "crop", those that training may apply.
@@ -40,13 +43,47 @@ class DataSet:
         self.image_shape = source.image_shape
         self.mean, self.std = normalisation(options, self.image_shape[0])
         self.augment = options.augment or ()
-        self._source, self._options, self._seed = source, options, seed
-        self._division = divide(source.train_count, options, seed)
+        self._source, self._options = source, options
+        self._division = divide(source.train_count, source.train_labels, options, seed)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 where there are no labels."""
         return len(self.class_names)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self._source.train_labels is not None
+
+    @property
+    def why_unlabelled(self) -> str:
+        """Why there are no labels, in a few words; empty where there are."""
+        return "" if self.is_labelled else "its images have none"
+
+    def for_outputs(self, outputs: int) -> DataSet:
+        """The data as they are to a network with so many outputs.
+
+        Where the labels are not of its classes they say nothing of it: then there are none.
+        """
+        if not self.is_labelled or outputs == self.num_classes:
+            return self
+        return _WithoutLabels(self, outputs)
+
+    @property
+    def shortage(self) -> str:
+        """What is too little of the data to rely on, in a sentence; empty if nothing is."""
+        few = {
+            "calibration": len(self._division.calibration),
+            "search": len(self._division.search),
+        }
+        said = [f"{count} for {what}" for what, count in few.items() if count < FEW_IMAGES]
+        if not said:
+            return ""
+        return (
+            f"Few images: {' and '.join(said)}. What is fitted to and judged on fewer than "
+            f"{FEW_IMAGES} holds less well for other images: more of the same kind help."
+        )
 
     @cached_property
     def train(self) -> Split:
@@ -79,15 +116,19 @@ class DataSet:
     def _fingerprint(self) -> str:
         # Augmentation changes what a network is trained to, not what it is measured on.
         settings = {**asdict(self._options), "mean": self.mean, "std": self.std, "augment": None}
+        division = self._division
         return fingerprint(
-            self._source.fingerprint(), repr(self.class_names), str(self._seed), repr(settings)
+            self._source.fingerprint(),
+            repr(self.class_names),
+            repr(settings),
+            *(division.train, division.calibration, division.search),
         )
 
     @classmethod
     def from_tensors(
         cls,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None = None,
         *,
         test_images: Tensor | None = None,
         test_labels: Tensor | None = None,
@@ -100,16 +141,20 @@ class DataSet:
 
         Args:
             images: uint8 (N, C, H, W), or floating point that is normalised already.
-            labels: Integers (N,) from 0 to the number of classes - 1.
+            labels: Integers (N,) from 0 to the number of classes - 1. None: a search without
+                labels, by agreement with the original's outputs.
             class_names: In the order of the labels; "0", "1", ... unless given.
             options: Fields of ``DataOptions``.
 
         Raises:
             DataError: Shapes, types or labels do not fit each other, or an option is unknown.
         """
-        if (test_images is None) != (test_labels is None):
-            raise DataError("Give test_images and test_labels, or neither of them.")
-        test = None if test_images is None or test_labels is None else (test_images, test_labels)
+        if (test_images is None or labels is None) != (test_labels is None):
+            raise DataError(
+                "Give test_images and test_labels, or neither of them; without labels, no "
+                "test_labels."
+            )
+        test = None if test_images is None else (test_images, test_labels)
         chosen = read_options(options)
         source = tensor_source((images, labels), test, class_names, seed, chosen)
         return cls(name, source, chosen, seed)
@@ -143,3 +188,42 @@ class DataSet:
         chosen = read_options(options)
         source = dataset_source(train, test, class_names, seed, chosen)
         return cls(name, source, chosen, seed)
+
+
+class _WithoutLabels(DataSet):
+    """The images and splits of other data, whose labels do not count."""
+
+    def __init__(self, labelled: DataSet, outputs: int) -> None:
+        vars(self).update(vars(labelled))
+        for split in ("train", "calibration", "search", "test", "_fingerprint"):
+            vars(self).pop(split, None)  # what is kept of a cached property
+        self.class_names = ()
+        self._labelled, self._outputs = labelled, outputs
+
+    @property
+    def is_labelled(self) -> bool:
+        return False
+
+    @property
+    def why_unlabelled(self) -> str:
+        classes = self._labelled.num_classes
+        return f"they are of {classes} classes, and the network has {self._outputs} outputs"
+
+    @cached_property
+    def train(self) -> Split:
+        return replace(self._labelled.train, labels=None)
+
+    @cached_property
+    def calibration(self) -> Split:
+        return replace(self._labelled.calibration, labels=None)
+
+    @cached_property
+    def search(self) -> Split:
+        return replace(self._labelled.search, labels=None)
+
+    @cached_property
+    def test(self) -> Split:
+        return replace(self._labelled.test, labels=None)
+
+    def fingerprint(self) -> str:
+        return fingerprint(self._labelled.fingerprint(), "without labels")

@@ -1,15 +1,16 @@
-"""Image folders: train/<class>/* and test/<class>/*, or only <class>/*."""
+"""Image folders: train/<class>/* and test/<class>/*, only <class>/*, or images alone."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from amc.data.options import DataOptions, cut_test
+from amc.data.division import cut_test
+from amc.data.options import DataOptions
 from amc.data.split import Shape, Split
 from amc.errors import DataError
 from amc.files import fingerprint
 from amc.progress import progress_bar
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}
@@ -35,22 +38,26 @@ MANY = 5000  # images from which on progress is shown
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that is not decoded yet, with its label and its size in bytes."""
+    """An image that is not decoded yet, with its label (if any) and its size in bytes."""
 
     path: Path
-    label: int
+    label: int | None
     size_bytes: int
 
 
 class FolderSource:
     """Images of a folder, in the order of class name, then file name; decoded when asked for.
 
+    A class's images may lie in folders of its own. A folder that holds images and no folders of
+    classes has images without labels.
+
     An image that is not of the size asked for is cropped in its middle to a square, then
     resized (bilinear). Without ``image_size`` all images must have the size of the first.
 
     Raises:
-        DataError: The folder is missing, holds no class folders or an empty one, its train and
-            test classes differ, or (while decoding) an image is damaged or of another size.
+        DataError: The folder is missing, holds no images or a class without any, its train and
+            test classes differ, a file or folder cannot be read, or (while decoding) an image is
+            damaged or of another size.
     """
 
     def __init__(self, root: Path, options: DataOptions, seed: int) -> None:
@@ -85,6 +92,10 @@ class FolderSource:
     def train_count(self) -> int:
         return len(self._train)
 
+    @cached_property
+    def train_labels(self) -> Tensor | None:
+        return _labels_of(self._train)
+
     def load_train(self, indices: Tensor) -> Split:
         return self._decoded([self._train[index] for index in indices.tolist()])
 
@@ -118,8 +129,7 @@ class FolderSource:
                 for _ in pool.map(decode, chunk):
                     pass
                 report.advance(len(chunk))
-        labels = torch.tensor([file.label for file in files])
-        return Split(torch.from_numpy(images), labels)
+        return Split(torch.from_numpy(images), _labels_of(files))
 
     def _pixels(self, path: Path) -> npt.NDArray[np.uint8]:
         """One image as (C, H, W)."""
@@ -154,38 +164,94 @@ def _readable(path: Path) -> Iterator[Image.Image]:
         ) from cause
 
 
+def _labels_of(files: Sequence[ImageFile]) -> Tensor | None:
+    """Shape (files,); None where they have none."""
+    labels = [file.label for file in files if file.label is not None]
+    return torch.tensor(labels) if labels else None
+
+
 def _list_images(root: Path) -> tuple[tuple[str, ...], list[ImageFile]]:
-    """Class names and image files, both sorted by name; files of other types are passed over."""
-    folders = sorted(
-        (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
-        key=lambda folder: folder.name,
-    )
+    """Class names and image files, both sorted by name; files of other types are passed over.
+
+    Without folders of classes, the images of the folder itself, without labels.
+    """
+    folders, loose = _shown(root)
     if not folders:
-        raise DataError(
-            f"No class folders in {root}. Expected train/<class>/*, test/<class>/* or <class>/* "
-            "below data.root."
-        )
-    files: list[ImageFile] = []
-    for label, folder in enumerate(folders):
-        with os.scandir(folder) as entries:
-            found = [
-                ImageFile(Path(entry.path), label, entry.stat().st_size)
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-            ]
+        files = _images_below(root, None)
+        if not files:
+            raise DataError(
+                f"No class folders in {root}, and no images. Expected train/<class>/*, "
+                "test/<class>/* or <class>/* below data.root, or images alone."
+            )
+        return (), files
+    if loose:
+        log.warning("%d images in %s lie in no class folder: they are left out.", len(loose), root)
+    files = []
+    for label, entry in enumerate(folders):
+        found = _images_below(Path(entry.path), label)
         if not found:
             raise DataError(
-                f"Class folder {folder} holds no images ({', '.join(SUFFIXES)}). "
+                f"Class folder {entry.path} holds no images ({', '.join(SUFFIXES)}). "
                 "Fill it or remove it."
             )
-        files += sorted(found, key=lambda file: file.path.name)
-    return tuple(folder.name for folder in folders), files
+        files += found
+    return tuple(entry.name for entry in folders), files
+
+
+def _images_below(
+    folder: Path, label: int | None, above: frozenset[tuple[int, int]] = frozenset()
+) -> list[ImageFile]:
+    """The images of a folder by name, then those of the folders in it.
+
+    Args:
+        above: Device and inode of the folders that it is in: a link to one of them is passed over.
+    """
+    status = _read(folder, lambda: folder.stat())
+    here = status.st_dev, status.st_ino
+    if here in above:
+        return []
+    folders, images = _shown(folder)
+    files = [
+        ImageFile(Path(entry.path), label, _read(Path(entry.path), entry.stat).st_size)
+        for entry in images
+    ]
+    for entry in folders:
+        files += _images_below(Path(entry.path), label, above | {here})
+    return files
+
+
+def _shown(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Folders and images in a folder by name; neither what is hidden nor other files."""
+
+    def listed() -> list[os.DirEntry[str]]:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+
+    folders, images = [], []
+    for entry in _read(folder, listed):
+        if entry.name.startswith("."):
+            continue
+        if _read(Path(entry.path), entry.is_dir):
+            folders.append(entry)
+        elif entry.name.lower().endswith(SUFFIXES):
+            images.append(entry)
+    return folders, images
+
+
+def _read(path: Path, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except OSError as cause:
+        link = f" (it is a link to {os.readlink(path)})" if path.is_symlink() else ""
+        raise DataError(
+            f"{path} cannot be read: {cause.strerror}{link}. Restore it or remove it."
+        ) from cause
 
 
 def _without_test(
     root: Path, files: list[ImageFile], seed: int
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    train, test = cut_test(len(files), seed)
+    train, test = cut_test(len(files), _labels_of(files), seed)
     log.warning(
         "%s has no test folder: %d of its %d images, chosen with seed %d, are the test split.",
         root,

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from amc.data.options import CHANNELS, DataOptions, cut_test
+from amc.data.division import cut_test
+from amc.data.options import CHANNELS, DataOptions
 from amc.data.split import Shape, Split
 from amc.errors import DataError
 from amc.files import fingerprint
@@ -41,6 +42,10 @@ class MemorySource:
     def train_count(self) -> int:
         return len(self.train)
 
+    @property
+    def train_labels(self) -> Tensor | None:
+        return self.train.labels
+
     def load_train(self, indices: Tensor) -> Split:
         return self.train.take(indices)
 
@@ -64,10 +69,10 @@ class MemorySource:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.train.images, self.train.labels, self.test_key)
+        return fingerprint(*_contents(self.train), self.test_key)
 
 
-Pair = tuple[Tensor, Tensor]  # images, labels
+Pair = tuple[Tensor, Tensor | None]  # images, labels
 
 
 def tensor_source(
@@ -84,16 +89,20 @@ def tensor_source(
     """
     if test is None:
         everything = checked_split(*train, options, "training")
-        kept, cut = cut_test(len(everything), seed)
+        kept, cut = cut_test(len(everything), everything.labels, seed)
         split, test_split = everything.take(kept), everything.take(cut)
     else:
         split = checked_split(*train, options, "training")
         test_split = checked_split(*test, options, "test")
     names = checked_names(class_names, (split, test_split))
-    key = fingerprint(test_split.images, test_split.labels)
+    key = fingerprint(*_contents(test_split))
     source = MemorySource(names, split, lambda: test_split, key)
     source.load_test()  # a test set of another shape is said now, not after the search
     return source
+
+
+def _contents(split: Split) -> list[Tensor]:
+    return [split.images] if split.labels is None else [split.images, split.labels]
 
 
 def dataset_source(
@@ -159,14 +168,13 @@ def _image_tensor(item: object) -> Tensor:
     raise TypeError(f"got an image of type {type(item).__name__}")
 
 
-def checked_split(images: Tensor, labels: Tensor, options: DataOptions, what: str) -> Split:
+def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, what: str) -> Split:
     """Images and labels brought to the types of ``Split`` and to the size asked for.
 
     Raises:
         DataError: Shapes or types are not those of labelled images, or numbers not finite.
     """
-    for name, given in (("images", images), ("labels", labels)):
-        _check_tensor(given, f"{what} {name}")
+    _check_tensor(images, f"{what} images")
     if images.dim() != 4 or images.shape[1] not in CHANNELS or len(images) == 0:
         raise DataError(
             f"The {what} images must have shape (N, C, H, W) with 1 or 3 channels, "
@@ -177,16 +185,22 @@ def checked_split(images: Tensor, labels: Tensor, options: DataOptions, what: st
             f"The {what} images must be uint8 (0..255) or floating point (normalised already), "
             f"got {images.dtype}."
         )
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
-        raise DataError(
-            f"The {what} labels must be {len(images)} integers, one per image, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
+    if labels is not None:
+        _check_labels(labels, len(images), what)
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
         raise DataError(f"The {what} images hold NaN or infinity. Clean or re-normalise them.")
     if images.dtype != torch.uint8:
         images = images.float()
-    return Split(_resized(images, options), labels.long())
+    return Split(_resized(images, options), None if labels is None else labels.long())
+
+
+def _check_labels(labels: Tensor, images: int, what: str) -> None:
+    _check_tensor(labels, f"{what} labels")
+    if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"The {what} labels must be {images} integers, one per image, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
 
 
 def _check_tensor(given: object, what: str) -> None:
@@ -198,13 +212,18 @@ def _check_tensor(given: object, what: str) -> None:
 
 
 def checked_names(class_names: Sequence[str] | None, splits: Sequence[Split]) -> tuple[str, ...]:
-    """Class names, numbers unless given.
+    """Class names, numbers unless given; none where there are no labels.
 
     Raises:
-        DataError: A label is negative or has no class name.
+        DataError: A label is negative or has no class name, or some images alone have labels.
     """
-    lowest = min(int(split.labels.min()) for split in splits)
-    highest = max(int(split.labels.max()) for split in splits)
+    labels = [split.labels for split in splits if split.labels is not None and len(split)]
+    if not labels:
+        return ()
+    if len(labels) < len([split for split in splits if len(split)]):
+        raise DataError("Give labels of training and test images, or of neither.")
+    lowest = min(int(some.min()) for some in labels)
+    highest = max(int(some.max()) for some in labels)
     names = tuple(class_names or map(str, range(highest + 1)))
     if lowest < 0 or highest >= len(names):
         raise DataError(

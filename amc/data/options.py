@@ -1,14 +1,11 @@
-"""What a user may set about a data set, and how its images are divided."""
+"""What a user may set about a data set."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from amc.errors import DataError
 
@@ -16,11 +13,6 @@ AUGMENTATIONS = ("flip", "crop")
 CHANNELS = (1, 3)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,)
-
-# Without a count of the user's: a fraction of the training images, at most a number of them.
-CALIBRATION = (0.1, 5000)
-SEARCH = (0.2, 5000)
-TEST_FRACTION = 0.2  # of the images, where the data come without a test set
 
 
 @dataclass(frozen=True)
@@ -59,22 +51,39 @@ class DataOptions:
         for name in ("mean", "std", "augment"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _as_tuple(name, value))
-        unknown = set(self.augment or ()) - set(AUGMENTATIONS)
-        if unknown:
-            raise DataError(
-                f"data.augment must be of {', '.join(AUGMENTATIONS)}, got {sorted(unknown)}."
-            )
+                checked = _names(value) if name == "augment" else _numbers(name, value)
+                object.__setattr__(self, name, checked)
+        if self.channels is not None:
+            normalisation(self, self.channels)  # before any image is read
 
 
-def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
+def _names(value: object) -> tuple[str, ...]:
+    expected = f"data.augment must be a list of {', '.join(AUGMENTATIONS)}"
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise DataError(f"data.{name} must be a list, got {value!r}.")
-    if name != "augment" and not all(
-        isinstance(number, int | float) and math.isfinite(number) for number in value
-    ):
-        raise DataError(f"data.{name} must be a list of finite numbers, got {value!r}.")
+        raise DataError(f"{expected}, got {value!r}.")
+    unknown = [name for name in value if name not in AUGMENTATIONS]
+    if unknown:
+        raise DataError(f"{expected}, got {unknown}.")
     return tuple(value)
+
+
+def _numbers(name: str, value: object) -> tuple[float, ...]:
+    """One number for all channels, or a list of them."""
+    given: Sequence[Any] = [value]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        given = value
+    if not given or not all(map(_is_number, given)):
+        raise DataError(
+            f"data.{name} must be a finite number, or a list of one for each channel, "
+            f"got {value!r}."
+        )
+    return tuple(given)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def read_options(given: dict[str, Any], **defaults: Any) -> DataOptions:
@@ -111,47 +120,3 @@ def normalisation(
         mean * channels if len(mean) == 1 else mean,
         std * channels if len(std) == 1 else std,
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Division:
-    """Which training images serve what; sorted indices that never overlap."""
-
-    train: Tensor
-    calibration: Tensor
-    search: Tensor = field(repr=False)
-
-
-def divide(count: int, options: DataOptions, seed: int) -> Division:
-    """Divide ``count`` training images: search first, then calibration, train is the rest.
-
-    Raises:
-        DataError: The splits leave no image to train on.
-    """
-    calibration = options.calibration or _share(count, CALIBRATION)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    if options.search_every is not None:
-        search = torch.arange(0, count, options.search_every)
-        rest = order[order % options.search_every != 0]
-    else:
-        wanted = options.search or _share(count, SEARCH)
-        search, rest = order[:wanted], order[wanted:]
-    if len(rest) <= calibration:
-        raise DataError(
-            f"{count} training images cannot give {len(search)} for search and {calibration} for "
-            "calibration and leave some to train on. Lower data.search or data.calibration."
-        )
-    parts = (rest[calibration:], rest[:calibration], search)
-    return Division(*(part.sort().values for part in parts))
-
-
-def _share(count: int, rule: tuple[float, int]) -> int:
-    fraction, most = rule
-    return max(1, min(most, int(count * fraction)))
-
-
-def cut_test(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices of a training and a test part, for data without a test set."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    size = max(1, int(count * TEST_FRACTION))
-    return order[size:].sort().values, order[:size].sort().values

@@ -13,22 +13,22 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels in memory.
+    """Images in memory, with their labels where there are any.
 
     Attributes:
         images: uint8 (N, C, H, W), or float32 that the user has normalised already.
-        labels: int64 (N,).
+        labels: int64 (N,); None where there are none, or none that count.
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
     def take(self, indices: Tensor) -> Split:
         """The images at ``indices``, in their order."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.images[indices], None if self.labels is None else self.labels[indices])
 
     def normalised(
         self,
@@ -58,7 +58,7 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
+        """In the order of the labels; none where there are no labels."""
 
     @property
     def image_shape(self) -> Shape:
@@ -67,6 +67,10 @@ class Source(Protocol):
     @property
     def train_count(self) -> int:
         """Number of images that may be divided into train, calibration and search."""
+
+    @property
+    def train_labels(self) -> Tensor | None:
+        """Theirs, int64 (train_count,), known without decoding an image; None: without."""
 
     def load_train(self, indices: Tensor) -> Split:
         """The training images at ``indices``."""

@@ -72,7 +72,7 @@ def test_mnist_reads_the_files_of_torchvision_and_test_only_when_needed(tmp_path
     data = build_data("mnist", root=tmp_path)
     assert data.image_shape == (1, 28, 28)
     assert data.num_classes == 10
-    assert len(data.train) + len(data.calibration) + len(data.search) == 60
+    assert len(data.train) + len(data.search) == 60
     write_idx(raw / "t10k-labels-idx1-ubyte", np.full(7, 3))
     assert data.test.labels.tolist() == [3] * 7
     assert data.test.images.unique().tolist() == [7]

@@ -4,6 +4,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from amc.data import DataSet, Split
+from amc.data.division import calibration_count, shuffled
 from amc.errors import DataError
 
 SPLITS = ("train", "calibration", "search", "test")
@@ -21,15 +22,133 @@ def numbers(split: Split) -> list[int]:
 
 
 def test_splits_never_overlap_and_cover_every_image():
-    data = DataSet.from_tensors(*numbered(200))
+    data = DataSet.from_tensors(*numbered(200), calibration=16)
     found = [number for name in SPLITS for number in numbers(getattr(data, name))]
     assert sorted(found) == list(range(200))
 
 
 def test_default_splits_are_a_fifth_for_test_and_search_and_a_tenth_for_calibration():
+    images = torch.zeros(1600, 1, 1, 1, dtype=torch.uint8)
+    data = DataSet.from_tensors(images, torch.arange(1600) % 4)
+    sizes = {name: len(getattr(data, name)) for name in SPLITS}
+    assert sizes == {"test": 320, "search": 256, "calibration": 128, "train": 1280 - 256 - 128}
+    assert data.shortage == ""
+
+
+def test_few_images_are_calibrated_by_all_that_are_neither_searched_on_nor_tested_with():
     data = DataSet.from_tensors(*numbered(200))
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
-    assert sizes == {"test": 40, "search": 32, "calibration": 16, "train": 160 - 32 - 16}
+    assert sizes == {"test": 40, "search": 32, "calibration": 160 - 32, "train": 160 - 32}
+    assert numbers(data.calibration) == numbers(data.train)
+    found = [
+        number for name in ("train", "search", "test") for number in numbers(getattr(data, name))
+    ]
+    assert sorted(found) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("count", "rest", "promised", "expected"),
+    [
+        (1280, 1024, None, 128),  # a tenth
+        (1279, 1024, None, None),  # a tenth would be 127: all 1024
+        (100_000, 80_000, None, 5000),
+        (1280, 128, None, None),  # what search leaves is no more than a tenth
+        (60, 48, 6, 6),
+    ],
+)
+def test_calibration_has_what_was_promised_or_a_tenth_or_where_that_is_few_all(
+    count, rest, promised, expected
+):
+    assert calibration_count(count, rest, promised) == expected
+
+
+def counts(split: Split, classes: int) -> list[int]:
+    return torch.bincount(split.labels, minlength=classes).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_splits_of_few_images_have_their_share_of_each_class(seed):
+    # 9 classes of 3 and one of 40; a fifth of 67 is 13: 13 * 40 / 67 = 7.8, 13 * 3 / 67 = 0.6
+    labels = torch.cat([torch.arange(9).repeat_interleave(3), torch.full((40,), 9)])
+    images = torch.arange(67, dtype=torch.uint8).view(-1, 1, 1, 1)
+    data = DataSet.from_tensors(
+        images, labels, test_images=images[:1], test_labels=labels[:1], calibration=10, seed=seed
+    )
+    *small, large = counts(data.search, 10)
+    assert large in (7, 8)
+    assert sum(small) == 13 - large
+    assert max(small) == 1
+    *small, large = counts(data.calibration, 10)  # 10 * 40 / 67 = 6
+    assert large in (5, 6, 7)
+    assert max(small) == 1
+    assert counts(data.train, 10)[9] == 40 - counts(data.search, 10)[9] - large
+
+
+def test_test_images_cut_off_few_images_have_their_share_of_each_class():
+    data = DataSet.from_tensors(*numbered(60, classes=6))
+    assert counts(data.test, 6) == [2] * 6
+    found = torch.tensor(counts(data.search, 6))  # 9 of 48
+    assert ((found == 1) | (found == 2)).all()
+
+
+def test_order_of_few_images_alternates_between_classes_as_their_sizes_do():
+    labels = torch.tensor([0] * 6 + [1] * 3)
+    for seed in range(3):
+        order = shuffled(9, labels, seed, smallest=1)
+        assert labels[order].tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
+
+
+def test_many_images_are_divided_by_chance_alone():
+    labels = torch.arange(400) % 4
+    by_chance = torch.randperm(400, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(shuffled(400, labels, 3, smallest=40), by_chance)  # 10 of each class
+    assert not torch.equal(shuffled(400, labels, 3, smallest=39), by_chance)
+    assert torch.equal(shuffled(400, None, 3, smallest=1), by_chance)
+
+
+def test_too_few_images_to_divide_are_said():
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 1])
+    with pytest.raises(DataError, match=r"1 image cannot be divided.*at least 3 are needed"):
+        DataSet.from_tensors(images[:1], labels[:1])
+    with pytest.raises(DataError, match=r"1 training images cannot give 1 for search and 1"):
+        DataSet.from_tensors(images[:2], labels[:2])
+    data = DataSet.from_tensors(images, labels)
+    assert [len(getattr(data, name)) for name in SPLITS] == [1, 1, 1, 1]
+
+
+def test_few_images_for_calibration_or_search_are_said():
+    data = DataSet.from_tensors(*numbered(200), calibration=20)
+    assert data.shortage.startswith("Few images: 20 for calibration and 32 for search. ")
+    assert "fewer than 128" in data.shortage
+    assert DataSet.from_tensors(*numbered(200)).shortage.startswith("Few images: 32 for search. ")
+
+
+def test_tensors_may_come_without_labels():
+    images, labels = numbered(200)
+    data = DataSet.from_tensors(images)
+    assert (data.is_labelled, data.num_classes, data.class_names) == (False, 0, ())
+    assert [getattr(data, name).labels for name in SPLITS] == [None] * 4
+    found = [
+        number for name in ("train", "search", "test") for number in numbers(getattr(data, name))
+    ]
+    assert sorted(found) == list(range(200))
+    assert data.for_outputs(7) is data
+    with pytest.raises(DataError, match="without labels, no test_labels"):
+        DataSet.from_tensors(images, test_images=images, test_labels=labels)
+
+
+def test_labels_of_other_classes_than_the_networks_do_not_count():
+    data = DataSet.from_tensors(*numbered(200))
+    assert data.for_outputs(4) is data
+    other = data.for_outputs(1000)
+    assert isinstance(other, DataSet)
+    assert (other.is_labelled, other.num_classes, other.image_shape) == (False, 0, (1, 2, 2))
+    assert other.fingerprint() != data.fingerprint()
+    for name in SPLITS:
+        assert getattr(other, name).labels is None
+        assert getattr(other, name).images is getattr(data, name).images  # not read twice
+        assert getattr(data, name).labels is not None
 
 
 def test_labels_stay_with_their_images():
@@ -52,8 +171,7 @@ def test_search_every_takes_each_kth_training_image_beginning_with_the_first():
         images, labels, test_images=images[:4], test_labels=labels[:4], search_every=10
     )
     assert numbers(data.search) == [0, 10, 20, 30, 40, 50]
-    rest = numbers(data.train) + numbers(data.calibration)
-    assert sorted(rest) == [number for number in range(60) if number % 10]
+    assert numbers(data.train) == [number for number in range(60) if number % 10]
 
 
 def test_counts_of_the_user_are_kept():
@@ -162,7 +280,7 @@ def test_test_dataset_is_read_once_and_only_when_needed():
     images, labels = numbered(60)
     test = Counting(images[:5], labels[:5])
     data = DataSet.from_dataset(TensorDataset(images, labels), test)
-    assert len(data.train) + len(data.search) + len(data.calibration) == 60
+    assert len(data.train) + len(data.search) == 60
     data.fingerprint()
     assert test.read == []
     assert numbers(data.test) == numbers(data.test) == [0, 1, 2, 3, 4]
@@ -212,12 +330,21 @@ def test_datasets_of_other_items_are_refused(items, message):
         ({"search": 5, "search_every": 5}, "not both"),
         ({"channels": 2}, "must be 1 or 3, got 2"),
         ({"mean": (0.1, 0.2)}, r"1 number or 1 \(one per channel\)"),
-        ({"mean": "half"}, r"data\.mean must be a list"),
-        ({"mean": (float("nan"),)}, "finite numbers"),
+        ({"mean": "half"}, r"data\.mean must be a finite number, or a list.*got 'half'"),
+        ({"mean": (float("nan"),)}, "must be a finite number"),
+        ({"mean": True}, "must be a finite number"),
+        ({"mean": ()}, "must be a finite number"),
         ({"std": (0.0,)}, "std must be greater than zero"),
         ({"augment": ("rotate",)}, r"flip, crop, got \['rotate'\]"),
+        ({"augment": "flip"}, r"a list of flip, crop, got 'flip'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         DataSet.from_tensors(*numbered(50), **options)
+
+
+def test_one_number_stands_for_all_channels():
+    images = torch.zeros(50, 3, 2, 2, dtype=torch.uint8)
+    data = DataSet.from_tensors(images, torch.arange(50) % 2, mean=0.1307, std=1)
+    assert (data.mean, data.std) == ((0.1307,) * 3, (1,) * 3)

@@ -49,7 +49,7 @@ def test_classes_and_files_are_in_the_order_of_their_names(root):
 
 
 def test_training_images_are_divided_without_overlap(root):
-    data = build_data("image_folder", root=root)
+    data = build_data("image_folder", root=root, calibration=4)
     found = [
         pair
         for split in (data.train, data.calibration, data.search)
@@ -68,11 +68,12 @@ def test_only_the_files_of_the_split_at_hand_are_decoded(root):
 
 
 def test_folder_without_a_test_part_gives_a_seeded_fifth_and_says_so(root, caplog):
-    alone = build_data("image_folder", root=root / "train", seed=5)
+    alone = build_data("image_folder", root=root / "train", seed=5, calibration=4)
     assert "no test folder: 8 of its 40 images, chosen with seed 5" in caplog.text
     again = build_data("image_folder", root=root / "train", seed=5)
     assert len(alone.test) == 8
     assert torch.equal(alone.test.images, again.test.images)
+    assert alone.test.labels.tolist() == [0] * 4 + [1] * 4
     splits = (alone.train, alone.calibration, alone.search, alone.test)
     found = [
         pair
@@ -150,8 +151,59 @@ def test_root_that_is_not_given_missing_or_without_classes_is_said(tmp_path):
         build_data("image_folder")
     with pytest.raises(DataError, match=r"not found: .*nowhere"):
         build_data("image_folder", root=tmp_path / "nowhere")
-    with pytest.raises(DataError, match="No class folders"):
+    with pytest.raises(DataError, match=r"No class folders in .*, and no images"):
         build_data("image_folder", root=tmp_path)
+
+
+def test_images_in_folders_of_a_class_are_its_images(tmp_path):
+    for number in range(12):
+        write_image(tmp_path / "a" / f"{number:02}.png", number)
+        write_image(tmp_path / "b" / "deep" / f"part{number % 2}" / f"{number:02}.png", number)
+    (tmp_path / "b" / "deep" / "round").symlink_to(tmp_path / "b")  # leads back to where it is
+    data = build_data("image_folder", root=tmp_path)
+    assert data.class_names == ("a", "b")
+    found = [
+        pair
+        for split in (data.train, data.search, data.test)
+        for pair in zip(split.labels.tolist(), reds(split.images), strict=True)
+    ]
+    assert sorted(found) == [(label, number) for label in (0, 1) for number in range(12)]
+    data = build_data("image_folder", root=tmp_path, search_every=2)
+    assert data.search.labels.tolist() == sorted(data.search.labels.tolist())
+
+
+def test_dangling_link_is_named_with_what_it_leads_to(root, tmp_path):
+    (root / "train" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(
+        DataError, match=r"a/gone\.png cannot be read: No such file.*is a link to .*nowhere\.png"
+    ):
+        build_data("image_folder", root=root)
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_images_without_class_folders_have_no_labels(place, tmp_path):
+    for number in range(20):
+        write_image(tmp_path / place / f"{number:02}.png", number)
+    data = build_data("image_folder", root=tmp_path)
+    assert (data.is_labelled, data.num_classes) == (False, 0)
+    assert data.train.labels is data.test.labels is None
+    found = [*reds(data.train.images), *reds(data.search.images), *reds(data.test.images)]
+    assert sorted(found) == list(range(20))
+
+
+def test_images_beside_class_folders_are_left_out_and_said(root, caplog):
+    write_image(root / "train" / "stray.png", 9)
+    data = build_data("image_folder", root=root)
+    assert data.class_names == ("a", "b")
+    assert "1 images in" in caplog.text
+    assert "lie in no class folder: they are left out" in caplog.text
+
+
+def test_labels_of_train_images_alone_are_refused(root):
+    shutil.rmtree(root / "test")
+    write_image(root / "test" / "000.png", 0)
+    with pytest.raises(DataError, match=r"same class folders\. only in .*train: a, b"):
+        build_data("image_folder", root=root)
 
 
 def test_fingerprint_follows_names_and_sizes_not_the_place(root, tmp_path):
