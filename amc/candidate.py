@@ -29,6 +29,7 @@ from amc.recovery.moments import BATCH, CalibrationStatistics, gather_statistics
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.sensitivity import OutputChange, output_sensitivities
 from amc.recovery.sequential import refit_layers
+from amc.scores import as_logits
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
 IMPORTANCES = ("surgeon", "magnitude")
@@ -390,7 +391,7 @@ def _log_probabilities(module: nn.Module, images: Tensor) -> Tensor:
     """Shape (n, classes), float64."""
     with torch.no_grad():
         scores = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
-    return scores.double().log_softmax(1)
+    return as_logits(scores.double()).log_softmax(1)
 
 
 def _shape_of(images: Tensor) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
 from amc.progress import progress_bar
+from amc.scores import as_logits
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
 
@@ -140,7 +141,8 @@ def _run_backward(
                 part = images[start : start + batch]
                 now = slice(start, start + len(part))
                 # A sum is no leaf: networks that work in place may change it.
-                scores = functional.log_softmax(module(part.clone().requires_grad_() + 0), 1)
+                outputs = as_logits(module(part.clone().requires_grad_() + 0))
+                scores = functional.log_softmax(outputs, 1)
                 _check_scores(scores)
                 drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
                 loss = functional.nll_loss(scores, drawn.squeeze(1), reduction="sum")

@@ -63,6 +63,16 @@ def test_sensitivities_of_two_equal_classes_by_hand():
     torch.testing.assert_close(found["conv"], by_hand)
 
 
+def test_sensitivities_of_a_network_that_ends_with_a_softmax_are_those_of_its_logits():
+    class Probabilities(TwoClasses):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).softmax(1)
+
+    found = output_sensitivities(graph_of(Probabilities(), SMALL), images(20))
+    by_hand = torch.tensor([w**2 / (2 * PIXELS) for w in TwoClasses.WEIGHT], dtype=torch.float64)
+    torch.testing.assert_close(found["conv"], by_hand)
+
+
 def test_divergence_of_a_constant_change_by_hand():
     graph, change = graph_of(TwoClasses(), SMALL), torch.zeros(2, 4, 4)
     change[1] = 0.1  # moves the scores by -0.2 and 0.2: KL is log(cosh(0.2)), or 0.2^2 / 2
