@@ -70,10 +70,10 @@ from amc.report.tables import ComparisonRow, to_csv, to_markdown
 from amc.report.tensorboard import EventWriter
 from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
-from amc.task import CompressionTask, SearchSpace, check_task_arguments
+from amc.task import CompressionTask, SearchSpace, check_task_arguments, data_for
 from envs.compression import CompressionEnv
 from envs.observation import feature_names
-from envs.reward import DEFAULT_REWARD, Outcome, build_reward
+from envs.reward import DEFAULT_REWARD, REWARDS, Outcome, build_reward
 
 log = logging.getLogger("amc")
 
@@ -182,6 +182,7 @@ def search(
     settings = _agent_settings(agent)
     check_search(settings, reward, device, budget, reaim, observation)
     episode.check_search(evaluations, seed)
+    build_reward(reward).check_labels(data_for(network, data))
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
     searcher = build_searcher(**settings)
@@ -339,13 +340,25 @@ def describe(task: CompressionTask) -> str:
         f"(smallest reachable: {costs.floor:,.6g} {unit}, {costs.floor / costs.original:.3f} of it)"
     )
     shape = "x".join(map(str, task.data.image_shape))
-    lines.append(f"data: {task.data.name}, images {shape}, {task.data.num_classes} classes")
-    lines.append(f"original: accuracy {100 * task.original.accuracy:.2f} % on the search images")
+    data, accuracy = task.data, task.original.accuracy
+    classes = f"{data.num_classes} classes" if data.is_labelled else "no labels"
+    lines.append(
+        f"data: {data.name}, images {shape}, {classes}; {len(data.calibration)} to calibrate by, "
+        f"{len(data.search)} to search on"
+    )
+    if accuracy is None:
+        lines.append(f"no accuracy without labels ({data.why_unlabelled}): agreement counts")
+    else:
+        lines.append(f"original: accuracy {100 * accuracy:.2f} % on the search images")
     return "\n".join(lines)
 
 
 def _introduce(task: CompressionTask) -> None:
     log.info("%s", describe(task))
+    if task.data.shortage:
+        log.warning("%s", task.data.shortage)
+    if task.original.accuracy is None:
+        return
     chance = 1 / task.data.num_classes
     if task.original.accuracy < chance + NEAR_CHANCE * (1 - chance):
         log.warning(
@@ -445,10 +458,11 @@ def finetune(
     folder: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:
-    """Train a compressed network on the labels and the original's outputs.
+    """Train a compressed network on the labels, if there are any, and the original's outputs.
 
     Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
-    the search split is kept; with a folder, a killed run goes on where it was.
+    the search split is kept, by accuracy or, without labels, by agreement with the original; with a
+    folder, a killed run goes on where it was.
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
@@ -471,16 +485,18 @@ def finetune(
     check_folder(folder)
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
-    evaluator = Evaluator(data.search, data.mean, data.std)
+    data = data_for(original, data)
+    reference = None if data.is_labelled else copy.deepcopy(original).cpu()
+    evaluator = Evaluator(data.search, data.mean, data.std, reference)
     mean, std = _normalisation(data)
     student, teacher = compressed.to(place), copy.deepcopy(original).to(place).eval()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
-    def accuracy(network: nn.Module) -> float:
-        found = evaluator(network.cpu()).accuracy
+    def quality(network: nn.Module) -> float:
+        found = evaluator(network.cpu())
         network.to(place)
-        return found
+        return found.agreement if found.accuracy is None else found.accuracy
 
     try:
         with stop_on_interrupt() as stop:
@@ -492,7 +508,7 @@ def finetune(
                 std=std,
                 settings=settings,
                 teacher=teacher,
-                evaluate=accuracy,
+                evaluate=quality,
                 checkpoint_folder=None if folder is None else Path(folder),
                 on_epoch=on_epoch,
                 should_stop=stop.is_set,
@@ -521,7 +537,7 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
             mean=mean,
             std=std,
             settings=BASE_TRAINING,
-            evaluate=lambda net: evaluator(net).accuracy,
+            evaluate=lambda net: evaluator(net).accuracy or 0.0,
             description=f"training {name}",
         )
     write_tensors(path, network.state_dict())
@@ -712,10 +728,8 @@ def _conclude(
     final_candidates: int,
     name: str = "best found",
 ) -> Conclusion:
-    by_agreement = env.reward_name == "agreement"
-    uniform = _best_uniform(task, env, found, by_agreement)
-    candidates = found.top(final_candidates)
-    return conclude(task, candidates, uniform, by_agreement=by_agreement, name=name)
+    uniform = _best_uniform(env, found)
+    return conclude(task, found.top(final_candidates), uniform, env.reward, name=name)
 
 
 def _result(task: CompressionTask, end: Conclusion, found: searchers.SearchResult) -> SearchResult:
@@ -731,20 +745,14 @@ def _result(task: CompressionTask, end: Conclusion, found: searchers.SearchResul
     )
 
 
-def _best_uniform(
-    task: CompressionTask,
-    env: CompressionEnv,
-    found: searchers.SearchResult,
-    by_agreement: bool,
-) -> Strategy:
+def _best_uniform(env: CompressionEnv, found: searchers.SearchResult) -> Strategy:
     """The best of the uniform strategies; those that the search tried are not tried again."""
     tried = {trial.strategy.to_json(): trial.evaluation for trial in found.trials}
 
-    def quality(strategy: Strategy) -> float:
-        evaluation = tried.get(strategy.to_json()) or task.evaluate(strategy)
-        return evaluation.agreement if by_agreement else evaluation.accuracy
+    def reward(strategy: Strategy) -> float:
+        return env.reward_of(strategy, tried.get(strategy.to_json()))
 
-    return max(env.uniform_strategies()[:_UNIFORM_TRIED], key=quality)
+    return max(env.uniform_strategies()[:_UNIFORM_TRIED], key=reward)
 
 
 _UNIFORM_TRIED = 8  # of the uniform strategies, when the search tried none of them
@@ -783,8 +791,9 @@ def _warmup(trials: Sequence[Trial]) -> int:
 def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
     """Rewards to compare the curve with: the original's, the best uniform strategy's if tried."""
     references = {}
-    if env.reward_name == "accuracy":
-        references["original"] = result.task.original.accuracy
+    original = result.task.original.accuracy
+    if env.reward == REWARDS["accuracy"] and original is not None:
+        references["original"] = original
     uniform = {strategy.to_json() for strategy in env.uniform_strategies()}
     tried = [trial.reward for trial in result.trials if trial.strategy.to_json() in uniform]
     if tried:
@@ -826,11 +835,9 @@ def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
     best = result.comparison[-1]
     metrics = {
         "final/best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
-        "final/test_accuracy": best.test_accuracy or 0.0,
-        "final/search_accuracy": best.search_accuracy or 0.0,
     }
-    if best.predicted_ms is not None:
-        metrics["final/predicted_ms"] = best.predicted_ms
-    if best.measured_ms is not None:
-        metrics["final/measured_ms"] = best.measured_ms
+    for name in ("test_accuracy", "search_accuracy", "predicted_ms", "measured_ms"):
+        value = getattr(best, name)
+        if value is not None:
+            metrics[f"final/{name}"] = value
     return metrics

@@ -28,9 +28,9 @@ from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
 from amc.files import fingerprint
 from amc.store import open_store
-from amc.strategy import Strategy
+from amc.strategy import IDENTITY, Strategy
 from amc.task import CompressionTask, SearchSpace
-from envs.reward import DEFAULT_REWARD, build_reward
+from envs.reward import DEFAULT_REWARD, REWARDS, build_reward
 
 
 class _TimedTask(CompressionTask):
@@ -52,13 +52,16 @@ class Level:
 
     Attributes:
         reward: On the search images; None where the reward says nothing of it.
-        quality: What strategies are ranked by, on the whole search split.
+        search_reward: What strategies are ranked by: the same on the whole search split, repaired.
+        search_accuracy, test_accuracy: None where there are no labels.
+        test_agreement: With the original, nats.
     """
 
     reward: float | None
-    quality: float
-    search_accuracy: float
-    test_accuracy: float
+    search_reward: float
+    search_accuracy: float | None
+    test_accuracy: float | None
+    test_agreement: float
 
 
 class Bench:
@@ -101,7 +104,7 @@ class Bench:
             bfloat16=bfloat16,
             store=open_store(store),
         )
-        self.jury = Jury(self.task, by_agreement=self._reward.name == "agreement")
+        self.jury = Jury(self.task, self._reward)
 
     @property
     def reward_name(self) -> str:
@@ -125,21 +128,30 @@ class Bench:
 
     def original(self) -> Level:
         """The original network's level."""
-        found = self.jury.judge(self.task.reference)
-        test = self.jury.test(self.task.reference).accuracy
-        rewards = {"accuracy": self.task.original.accuracy, "agreement": 0.0}
-        reward = rewards.get(self._reward.name)  # others judge the cost, which is not a candidate's
-        return Level(reward, self.jury.quality(found), found.accuracy, test)
+        found, test = self.jury.original, self.jury.test(self.task.reference)
+        rewards = {REWARDS["accuracy"]: self.task.original.accuracy, REWARDS["agreement"]: 0.0}
+        reward = rewards.get(self._reward)  # others judge the cost, which is not a candidate's
+        return Level(
+            reward,
+            self.jury.reward(IDENTITY, found),
+            found.accuracy,
+            test.accuracy,
+            test.agreement,
+        )
 
     def uniform(self) -> Level:
         """The level of the best uniform strategy, among as many as a search may evaluate."""
         env = api.environment(self.task, self._reward)
         tried = build_searcher("uniform").search(env, self.evaluations, 0, lambda _: True)
-        best = max(tried.trials, key=lambda trial: self.jury.quality(trial.evaluation))
+        best = max(tried.trials, key=lambda trial: trial.reward)
         found = self.jury.verdict([best.strategy])
-        quality = self.jury.quality(found.evaluation)
-        reward = max(trial.reward for trial in tried.trials)
-        return Level(reward, quality, found.evaluation.accuracy, found.test_accuracy)
+        return Level(
+            best.reward,
+            found.reward,
+            found.evaluation.accuracy,
+            found.test.accuracy,
+            found.test.agreement,
+        )
 
     def run(self, cell: Cell, go_on: Callable[[], bool]) -> CellResult | None:
         """Search, repair and rank the best, test the winner.
@@ -182,9 +194,11 @@ class Bench:
             seed=cell.seed,
             best_so_far=tuple(best),
             strategy=verdict.strategy,
+            search_reward=verdict.reward,
             search_accuracy=verdict.evaluation.accuracy,
             search_agreement=verdict.evaluation.agreement,
-            test_accuracy=verdict.test_accuracy,
+            test_accuracy=verdict.test.accuracy,
+            test_agreement=verdict.test.agreement,
             agent_seconds=agent_s,
             seconds=agent_s + evaluating_s,
         )

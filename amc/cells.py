@@ -19,7 +19,7 @@ from amc.files import read_text, write_text
 from amc.strategy import Strategy
 from envs.observation import feature_names
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 kept neither the winner's reward nor its agreement on the test split
 CELLS_FOLDER = "cells"
 _TRACEBACK = "traceback.txt"  # beside what a search found: where one failed
 _LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
@@ -78,8 +78,9 @@ class CellResult:
         best_so_far: Best reward within the budget after every evaluation; None before the first
             strategy that meets it.
         strategy: The winner among the search's best, repaired, on the whole search split.
-        search_accuracy, search_agreement, test_accuracy: The winner's, repaired: on the whole
-            search split and on the test split.
+        search_reward, search_accuracy, search_agreement: The winner's, repaired, on the whole
+            search split; no accuracy where there are no labels.
+        test_accuracy, test_agreement: On the test split.
         agent_seconds: Wall time of the search without its evaluations.
         seconds: Wall time of the search; an evaluation that was remembered counts as long as it
             took.
@@ -89,9 +90,11 @@ class CellResult:
     seed: int
     best_so_far: tuple[float | None, ...]
     strategy: Strategy
-    search_accuracy: float
+    search_reward: float
+    search_accuracy: float | None
     search_agreement: float
-    test_accuracy: float
+    test_accuracy: float | None
+    test_agreement: float
     agent_seconds: float
     seconds: float
 
@@ -160,7 +163,7 @@ def _path(folder: Path, label: str, seed: int, ending: str) -> Path:
 
 
 def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
-    best = tuple(None if value is None else _number(value) for value in document["best_so_far"])
+    best = tuple(map(_number_or_none, document["best_so_far"]))
     if not best or best[-1] is None:
         raise ValueError("best_so_far holds no reward")
     return CellResult(
@@ -168,11 +171,17 @@ def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
         seed=int(document["seed"]),
         best_so_far=best,
         strategy=Strategy.from_json(json.dumps(document["strategy"]), source),
+        search_accuracy=_number_or_none(document["search_accuracy"]),
+        test_accuracy=_number_or_none(document["test_accuracy"]),
         **{name: _number(document[name]) for name in _NUMBERS},
     )
 
 
-_NUMBERS = ("search_accuracy", "search_agreement", "test_accuracy", "agent_seconds", "seconds")
+_NUMBERS = ("search_reward", "search_agreement", "test_agreement", "agent_seconds", "seconds")
+
+
+def _number_or_none(value: object) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _number(value: object) -> float:

@@ -33,6 +33,7 @@ from amc.report.ranking import (
     ranking_markdown,
     scores_csv,
 )
+from amc.task import data_for
 from envs.reward import DEFAULT_REWARD, build_reward
 
 log = logging.getLogger("amc")
@@ -71,7 +72,7 @@ class Comparison:
 
     @property
     def ranking(self) -> list[RankingRow]:
-        """A row for every agent, by mean test accuracy, best first."""
+        """A row for every agent, by what the test split says, best first."""
         labels = list(dict.fromkeys(cell.entry.label for cell in self.cells))
         return rank(self.scores, labels, len({cell.seed for cell in self.cells}))
 
@@ -85,8 +86,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """What the user should know of the table: the levels, who is no better, who failed."""
         lines = [
-            f"{name}: test accuracy {100 * level.test_accuracy:.2f} %, on the whole search split "
-            f"{100 * level.search_accuracy:.2f} %."
+            f"{name}: {_said(level)}."
             for name, level in (("Original", self.original), ("Uniform strategy", self.uniform))
         ]
         level = never_better_than_uniform(self.ranking)
@@ -133,8 +133,6 @@ class Comparison:
             )
 
     def _score(self, result: CellResult) -> Score:
-        agreement = self.reward_name == "agreement"
-        quality = result.search_agreement if agreement else result.search_accuracy
         level = self.uniform.reward
         above = (
             index
@@ -147,13 +145,28 @@ class Comparison:
             reward=result.reward,
             search_accuracy=result.search_accuracy,
             test_accuracy=result.test_accuracy,
-            drop=self.original.test_accuracy - result.test_accuracy,
+            test_agreement=result.test_agreement,
+            drop=_drop(self.original.test_accuracy, result.test_accuracy),
             evaluations=result.evaluations,
             evaluations_to_beat_uniform=next(above, None),
-            beats_uniform=quality > self.uniform.quality,
+            beats_uniform=result.search_reward > self.uniform.search_reward,
             agent_seconds=result.agent_seconds,
             seconds=result.seconds,
         )
+
+
+def _said(level: Level) -> str:
+    if level.test_accuracy is None or level.search_accuracy is None:
+        agreement = level.test_agreement + 0.0  # no -0
+        return f"test agreement {agreement:.4g} nats; no labels, so no accuracy"
+    return (
+        f"test accuracy {100 * level.test_accuracy:.2f} %, on the whole search split "
+        f"{100 * level.search_accuracy:.2f} %"
+    )
+
+
+def _drop(original: float | None, found: float | None) -> float | None:
+    return None if original is None or found is None else original - found
 
 
 Runner = Callable[
@@ -222,6 +235,7 @@ def compare(
     check_folder(folder)
     cells = cells_of(agents, seeds, evaluations, observation)
     check_task(reward, device, budget)
+    build_reward(reward).check_labels(data_for(network, data))
     place = None if folder is None else Path(folder)
     with limited_threads(threads):
         bench = Bench(

@@ -24,6 +24,7 @@ from amc.measure import Timing, measure_latency
 from amc.report.tables import ComparisonRow
 from amc.strategy import FLOAT, Strategy
 from amc.task import CompressionTask
+from envs.reward import Reward, outcome_of
 
 log = logging.getLogger(__name__)
 
@@ -43,30 +44,35 @@ class Verdict:
 
     Attributes:
         evaluation: On the whole search split, repaired.
-        test_accuracy: Of the same network on the test split.
+        reward: For it.
+        test: Of the same network on the test split.
     """
 
     strategy: Strategy
     evaluation: Evaluation
-    test_accuracy: float
+    reward: float
+    test: Evaluation
 
 
 class Jury:
-    """Repairs candidates, ranks them on the whole search split, and tests the winner alone.
+    """Repairs candidates, ranks them by their reward on the whole search split, tests the winner.
 
     The searches of a task can share one: it remembers the numbers of the strategies that it met,
     not their networks.
     """
 
-    def __init__(self, task: CompressionTask, *, by_agreement: bool) -> None:
-        """
-        Args:
-            by_agreement: Rank by agreement with the original instead of by accuracy.
-        """
-        self._task, self._by_agreement = task, by_agreement
+    def __init__(self, task: CompressionTask, reward: Reward) -> None:
+        self._task, self._reward = task, reward
         self.judge = task.evaluator(task.data.search)
         self._judged: dict[str, Evaluation] = {}
-        self._tested: dict[str, float] = {}
+        self._tested: dict[str, Evaluation] = {}
+
+    @cached_property
+    def original(self) -> Evaluation:
+        """The original network's, on the whole search split."""
+        costs = self._task.costs
+        priced = {**self._task.original.costs, costs.budget.metric: costs.original}
+        return replace(self.judge(self._task.reference), costs=priced)
 
     @cached_property
     def test(self) -> Evaluator:
@@ -76,11 +82,21 @@ class Jury:
     def finalist(self, strategy: Strategy) -> Finalist:
         """Repair the network of a strategy and judge it."""
         network = self._task.finish(strategy)
-        return Finalist(strategy, network, self.judge(network.module))
+        found = replace(self.judge(network.module), costs=self._task.strategy_costs(strategy))
+        return Finalist(strategy, network, found)
 
-    def quality(self, evaluation: Evaluation) -> float:
-        """What is ranked by."""
-        return evaluation.agreement if self._by_agreement else evaluation.accuracy
+    def reward(self, strategy: Strategy, evaluation: Evaluation) -> float:
+        """What is ranked by.
+
+        Args:
+            evaluation: On the whole search split.
+
+        Raises:
+            ConfigError: The reward is no number.
+        """
+        costs = self._task.costs
+        cost = evaluation.costs[costs.budget.metric]
+        return self._reward(outcome_of(costs, strategy, cost, evaluation, self.original))
 
     def verdict(self, strategies: Sequence[Strategy]) -> Verdict:
         """The best of some strategies, tested."""
@@ -93,12 +109,13 @@ class Jury:
         self._judged |= {key: finalist.evaluation for key, finalist in fresh.items()}
         key, best = max(
             zip(keys, strategies, strict=True),
-            key=lambda pair: self.quality(self._judged[pair[0]]),
+            key=lambda pair: self.reward(pair[1], self._judged[pair[0]]),
         )
         if key not in self._tested:
             winner = fresh.get(key) or self.finalist(best)
-            self._tested[key] = self.test(winner.network.module).accuracy
-        return Verdict(best, self._judged[key], self._tested[key])
+            self._tested[key] = self.test(winner.network.module)
+        found = self._judged[key]
+        return Verdict(best, found, self.reward(best, found), self._tested[key])
 
 
 @dataclass(frozen=True)
@@ -117,12 +134,13 @@ class Conclusion:
     notes: list[str]
 
     def tested(self, task: CompressionTask) -> Conclusion:
-        """With accuracies on the test split, which is touched here and nowhere else."""
+        """With what is found on the test split, which is touched here and nowhere else."""
         test = task.evaluator(task.data.test)
         networks = task.reference, self.uniform.network.module, self.best.network.module
+        found = map(test, networks)
         rows = [
-            replace(row, test_accuracy=test(network).accuracy)
-            for row, network in zip(self.comparison, networks, strict=True)
+            replace(row, test_accuracy=tested.accuracy, test_agreement=tested.agreement)
+            for row, tested in zip(self.comparison, found, strict=True)
         ]
         return replace(self, comparison=rows)
 
@@ -131,8 +149,8 @@ def conclude(
     task: CompressionTask,
     candidates: Sequence[Trial],
     uniform: Strategy,
+    reward: Reward,
     *,
-    by_agreement: bool,
     name: str = "best found",
     measure: bool = True,
 ) -> Conclusion:
@@ -146,19 +164,18 @@ def conclude(
     Args:
         candidates: The best trials of the search, best first.
         uniform: The uniform strategy to compare with.
-        by_agreement: Rank by agreement with the original instead of by accuracy.
+        reward: What is ranked by, as in the search.
     """
-    jury = Jury(task, by_agreement=by_agreement)
+    jury = Jury(task, reward)
     finalists: dict[str, Finalist] = {}
     for strategy in (uniform, *(trial.strategy for trial in candidates)):
         if strategy.to_json() not in finalists:
             finalists[strategy.to_json()] = jury.finalist(strategy)
     chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
-    best = max(chosen, key=lambda finalist: jury.quality(finalist.evaluation))
+    best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
     even = finalists[uniform.to_json()]
-    original = jury.judge(task.reference)
     named = [
-        ("original", original, None),
+        ("original", jury.original, None),
         ("uniform", even.evaluation, even),
         (name, best.evaluation, best),
     ]
@@ -197,6 +214,7 @@ def _row(
     return ComparisonRow(
         name=name,
         search_accuracy=found.accuracy,
+        search_agreement=found.agreement,
         predicted_ms=costs.get("latency_ms"),
         measured_ms=timing.latency_ms if timing else None,
         measured_spread_ms=timing.spread_ms if timing else None,

@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from amc.data.split import Split
 from amc.errors import EvaluationError
+from amc.scores import as_logits
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation of a strategy found.
+    """What one evaluation of a strategy found; without labels, neither accuracy nor loss.
 
     Attributes:
         accuracy: Fraction of images classified rightly.
@@ -29,8 +30,8 @@ class Evaluation:
         seconds: Wall time of building and running the candidate.
     """
 
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
     agreement: float
     costs: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -50,7 +51,7 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            split: Images and labels.
+            split: Images, and their labels if there are any.
             reference: The original network; its outputs are what agreement is measured by.
             layout: How the images lie in memory (`amc.layout.fast_layout`).
         """
@@ -59,11 +60,11 @@ class Evaluator:
         self._labels = split.labels
         self._reference = None
         if reference is not None:
-            logits = self._logits(reference)
+            logits = as_logits(self._logits(reference))
             self._reference = functional.log_softmax(logits, 1)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._images)
 
     def __call__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Evaluation:
         """Evaluate a network, which is left in evaluation mode.
@@ -76,16 +77,20 @@ class Evaluator:
         """
         start = time.perf_counter()
         logits = self._logits(network, dtype)
-        log_probabilities = functional.log_softmax(logits, 1)
+        log_probabilities = functional.log_softmax(as_logits(logits), 1)
         agreement = 0.0
         if self._reference is not None:
             divergence = functional.kl_div(
                 log_probabilities, self._reference, reduction="batchmean", log_target=True
             )
             agreement = -float(divergence)
+        accuracy = loss = None
+        if self._labels is not None:
+            accuracy = float((logits.argmax(1) == self._labels).double().mean())
+            loss = float(functional.nll_loss(log_probabilities, self._labels))
         return Evaluation(
-            accuracy=float((logits.argmax(1) == self._labels).double().mean()),
-            loss=float(functional.nll_loss(log_probabilities, self._labels)),
+            accuracy=accuracy,
+            loss=loss,
             agreement=agreement,
             seconds=time.perf_counter() - start,
         )
@@ -107,7 +112,7 @@ class Evaluator:
                 "Check its weights, and that the images are normalised as in its training "
                 "(data.mean, data.std)."
             )
-        if int(self._labels.max()) >= logits.shape[1]:
+        if self._labels is not None and int(self._labels.max()) >= logits.shape[1]:
             raise EvaluationError(
                 f"The data has class {int(self._labels.max())}, but the network scores only "
                 f"{logits.shape[1]} classes (counted from 0)."

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,8 @@ log = logging.getLogger("amc")
 
 FILE_NAME = "evaluations.sqlite"
 _ADVICE = "Remove the file: it is made anew, and only saves time (search.store=false: none)."
-_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "recovery")  # amc's rooms
+# amc's rooms
+_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "recovery", "scores.py")
 _TABLE = """
     CREATE TABLE IF NOT EXISTS evaluations (
         task TEXT NOT NULL, strategy TEXT NOT NULL,
@@ -40,6 +42,8 @@ _TABLE = """
 """
 _INSERT = "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)"
 _MEASURED = ("accuracy", "loss", "agreement", "seconds")
+_OF_LABELS = ("accuracy", "loss")
+_NONE = "none"  # there are no labels
 
 
 def default_path() -> Path:
@@ -101,7 +105,7 @@ class EvaluationStore:
         query = f"SELECT {', '.join(_MEASURED)} FROM evaluations WHERE task = ? AND strategy = ?"
         try:
             row = self._database.execute(query, (task_key, strategy.to_json())).fetchone()
-            return None if row is None else _evaluation(*map(float, row))
+            return None if row is None else Evaluation(**_read(row))
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise explained(self.path, error, _ADVICE) from error
 
@@ -114,8 +118,7 @@ class EvaluationStore:
         """
         if not self.writable:
             return
-        numbers = (repr(float(getattr(evaluation, name))) for name in _MEASURED)
-        row = (task_key, strategy.to_json(), *numbers)
+        row = (task_key, strategy.to_json(), *_written(evaluation))
         try:
             with self._database:
                 self._database.execute(_INSERT, row)
@@ -134,8 +137,20 @@ class EvaluationStore:
         return EvaluationStore, (self.path,)  # a connection belongs to its process
 
 
-def _evaluation(accuracy: float, loss: float, agreement: float, seconds: float) -> Evaluation:
-    return Evaluation(accuracy, loss, agreement, seconds=seconds)
+def _written(evaluation: Evaluation) -> list[str]:
+    numbers = (getattr(evaluation, name) for name in _MEASURED)
+    return [_NONE if number is None else repr(float(number)) for number in numbers]
+
+
+def _read(row: Sequence[str]) -> dict[str, Any]:
+    """What `_written` wrote.
+
+    Raises:
+        ValueError, TypeError: It did not write this.
+    """
+    found = dict(zip(_MEASURED, row, strict=True))
+    unlabelled = {name for name in _OF_LABELS if found[name] == _NONE}
+    return {name: None if name in unlabelled else float(text) for name, text in found.items()}
 
 
 def open_store(store: bool | str | Path) -> EvaluationStore | None:

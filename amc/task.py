@@ -164,10 +164,20 @@ def check_task_arguments(
         raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
 
 
+def data_for(network: nn.Module, data: DataSet) -> DataSet:
+    """The data as they are to a network: without labels where those are not of its outputs.
+
+    Raises:
+        NetworkError: The network does not take the images, or does not score classes.
+    """
+    return data.for_outputs(check_network(network, data.image_shape))
+
+
 class CompressionTask:
     """One network to compress: traced, calibrated, priced, and ready to evaluate strategies.
 
     Attributes:
+        data: As they are to the network (`data_for`).
         network: A copy of the original network, in evaluation mode.
         graph: The network's layers and channel groups.
         costs: Prices of every decision under the budget's metric, and the bound.
@@ -195,6 +205,7 @@ class CompressionTask:
         """
         Args:
             network: Trained; maps images of the data's shape to class scores. Not modified.
+            data: Their labels count where the network has an output for each class.
             search_images: Images of the search split that each evaluation runs on.
             bfloat16: Whether float candidates are evaluated in bfloat16; None: where the
                 processor computes in it and the original's outputs stay what they are.
@@ -205,9 +216,9 @@ class CompressionTask:
         """
         check_task_arguments(network, data, space, recovery, search_images, bfloat16)
         check_metric(budget.metric, device)
-        self.data, self.budget = data, budget
+        self.data, self.budget = data_for(network, data), budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
-        check_network(network, data.image_shape, data.num_classes)
+        data = self.data
         self.graph: NetworkGraph = graph_of(network, data.image_shape)
         self.network = copy.deepcopy(network).cpu().eval()
         if device is not None and budget.metric in DEVICE_METRICS:

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.cost.model import ROUNDING, CostModel, WalkCosts, operator_prices
+from amc.cost.model import ROUNDING, CostModel, WalkCosts
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError
@@ -32,7 +32,7 @@ from envs.levels import nearest_level
 from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
 from envs.outlook import Outlook, outlooks
 from envs.program import program_strategy
-from envs.reward import DEFAULT_REWARD, Outcome, Reward, build_reward
+from envs.reward import DEFAULT_REWARD, Outcome, Reward, build_reward, outcome_of
 from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
@@ -112,7 +112,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             errors: Gives the estimated errors of all decisions; called once, when needed.
 
         Raises:
-            ConfigError: A feature is unknown, or needs errors that are not given.
+            ConfigError: A feature is unknown, or needs errors that are not given; or the reward
+                needs labels, and the original has no accuracy.
         """
         if observation is None and errors is None:
             observation = "plain"
@@ -125,6 +126,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self.task: CompressionTask | None = None
         self._reward = build_reward(reward)
         self._graph = costs.graph
+        if original.accuracy is None:  # a reward that needs labels is refused now
+            self._rewarded(original, IDENTITY, costs.original)
         self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
         self._lowest = 0.0 if costs.choices.drop_blocks else costs.choices.min_preserve_ratio
         self.observation_space = spaces.Box(LOW, HIGH, (len(self.observation_names),), np.float32)
@@ -137,6 +140,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     def layers_count(self) -> int:
         """Steps of an episode."""
         return len(self._graph.layers)
+
+    @property
+    def reward(self) -> Reward:
+        """What the agent maximises."""
+        return self._reward
 
     @property
     def reward_name(self) -> str:
@@ -382,17 +390,21 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         evaluation = replace(evaluation, costs={**evaluation.costs, self.costs.budget.metric: cost})
         return evaluation, self._rewarded(evaluation, strategy, cost)
 
+    def reward_of(self, strategy: Strategy, evaluation: Evaluation | None = None) -> float:
+        """Reward of a strategy, without a walk.
+
+        Args:
+            evaluation: Its evaluation where it is known; None: it is evaluated.
+
+        Raises:
+            ConfigError: As `evaluate`.
+        """
+        if evaluation is None:
+            return self.evaluate(strategy)[1]
+        return self._rewarded(evaluation, strategy, self.costs.cost_of(strategy))
+
     def _rewarded(self, evaluation: Evaluation, strategy: Strategy, cost: float) -> float:
-        return self._reward(
-            Outcome(
-                evaluation=evaluation,
-                original=self._original,
-                cost=cost,
-                bound=self.costs.bound,
-                original_cost=self.costs.original,
-                macs=sum(operator_prices(self._graph, strategy, "macs", None)),
-            )
-        )
+        return self._reward(outcome_of(self.costs, strategy, cost, evaluation, self._original))
 
 
 def checked_action(action: Array) -> npt.NDArray[np.float64]:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from amc.cost.model import CostModel, operator_prices
+from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
+from amc.strategy import Strategy
 
 DEFAULT_REWARD = "agreement"
 MNASNET_EXPONENT = -0.07  # Tan et al. 2019, sec. 3.1: 5 % accuracy for twice the latency
@@ -36,26 +39,55 @@ class Outcome:
     macs: float
 
 
+def outcome_of(
+    costs: CostModel,
+    strategy: Strategy,
+    cost: float,
+    evaluation: Evaluation,
+    original: Evaluation,
+) -> Outcome:
+    """What a reward sees of a strategy, in a search and in the ranking at its end.
+
+    Args:
+        costs: With the bound that counts.
+        cost: Of the strategy, in the budget's metric.
+        evaluation, original: On the same images.
+    """
+    return Outcome(
+        evaluation=evaluation,
+        original=original,
+        cost=cost,
+        bound=costs.bound,
+        original_cost=costs.original,
+        macs=sum(operator_prices(costs.graph, strategy, "macs", None)),
+    )
+
+
 @dataclass(frozen=True)
 class Reward:
-    """A named reward.
+    """A named reward: what a search maximises, and what its best strategies are ranked by.
 
     Attributes:
         hard: Whether the budget clamps the walk; False only for rewards that price the
             cost themselves.
+        needs_labels: Whether it cannot be had of images without labels.
     """
 
     name: str
     function: Callable[[Outcome], float]
     hard: bool = True
+    needs_labels: bool = False
 
     def __call__(self, outcome: Outcome) -> float:
         """The reward of an outcome.
 
         Raises:
-            ConfigError: The function does not return a number.
+            ConfigError: The function does not return a number, or asks for labels where there
+                are none.
         """
-        value: object = self.function(outcome)
+        value = self._value(outcome)
+        if value is None and outcome.evaluation.accuracy is None:
+            raise ConfigError(self._without_labels("accuracy and loss are None"))
         try:
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError) as error:
@@ -63,26 +95,52 @@ class Reward:
                 f"Reward {self.name!r} must return a number, got {value!r}."
             ) from error
 
+    def _value(self, outcome: Outcome) -> object:
+        if outcome.evaluation.accuracy is not None:
+            return self.function(outcome)
+        try:
+            return self.function(outcome)
+        except TypeError as error:  # arithmetic on None
+            raise ConfigError(self._without_labels("accuracy and loss are None")) from error
+
+    def check_labels(self, data: DataSet) -> None:
+        """Check that there are labels where the reward needs them.
+
+        Args:
+            data: As they are to the network (`DataSet.for_outputs`).
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if self.needs_labels and not data.is_labelled:
+            raise ConfigError(self._without_labels(data.why_unlabelled))
+
+    def _without_labels(self, why: str) -> str:
+        return (
+            f"reward={self.name} needs labels, and there are none: {why}. Without labels: "
+            f"reward={DEFAULT_REWARD}, which compares with the original's outputs."
+        )
+
 
 def accuracy(outcome: Outcome) -> float:
     """Accuracy under a hard budget (He et al. 2018, AMC, sec. 3.3, resource-constrained)."""
-    return outcome.evaluation.accuracy
+    return _accuracy(outcome.evaluation)
 
 
 def amc_log_macs(outcome: Outcome) -> float:
     """``-error * log(macs)`` (AMC, eq. 3, accuracy-guaranteed)."""
-    return -(1 - outcome.evaluation.accuracy) * math.log(max(outcome.macs, 2.0))
+    return -(1 - _accuracy(outcome.evaluation)) * math.log(max(outcome.macs, 2.0))
 
 
 def mnasnet(outcome: Outcome) -> float:
     """``accuracy * (cost / bound)^-0.07`` (Tan et al. 2019, MnasNet, eq. 2): a soft budget."""
     factor: float = (outcome.cost / outcome.bound) ** MNASNET_EXPONENT
-    return outcome.evaluation.accuracy * factor
+    return _accuracy(outcome.evaluation) * factor
 
 
 def haq(outcome: Outcome) -> float:
     """``0.1 * (accuracy - original accuracy)``, in points (Wang et al. 2019, HAQ, eq. 8)."""
-    return 0.1 * 100 * (outcome.evaluation.accuracy - outcome.original.accuracy)
+    return 0.1 * 100 * (_accuracy(outcome.evaluation) - _accuracy(outcome.original))
 
 
 def agreement(outcome: Outcome) -> float:
@@ -94,11 +152,17 @@ def agreement(outcome: Outcome) -> float:
     return outcome.evaluation.agreement
 
 
+def _accuracy(evaluation: Evaluation) -> float:
+    if evaluation.accuracy is None:
+        raise TypeError("accuracy is None")
+    return evaluation.accuracy
+
+
 REWARDS: dict[str, Reward] = {
-    "accuracy": Reward("accuracy", accuracy),
-    "amc": Reward("amc", amc_log_macs),
-    "mnasnet": Reward("mnasnet", mnasnet, hard=False),
-    "haq": Reward("haq", haq),
+    "accuracy": Reward("accuracy", accuracy, needs_labels=True),
+    "amc": Reward("amc", amc_log_macs, needs_labels=True),
+    "mnasnet": Reward("mnasnet", mnasnet, hard=False, needs_labels=True),
+    "haq": Reward("haq", haq, needs_labels=True),
     "agreement": Reward("agreement", agreement),
 }
 

@@ -18,8 +18,10 @@ RESULT = CellResult(
     best_so_far=(None, 0.1, 0.1 + 0.2),
     strategy=Strategy({"conv": 0.5}, {"conv": Bits(8, 32)}),
     search_accuracy=0.75,
+    search_reward=-0.25,
     search_agreement=-0.25,
     test_accuracy=0.7,
+    test_agreement=-0.3,
     agent_seconds=1.5,
     seconds=3.0,
 )

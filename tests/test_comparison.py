@@ -184,7 +184,7 @@ def test_the_first_reward_above_the_uniform_strategys_is_counted(find: Find) -> 
     for level, expected in ((best[0] - 1e-9, 1), (best[-1], None), (-99.0, 1)):
         found.uniform = replace(found.uniform, reward=level)
         assert found.scores[0].evaluations_to_beat_uniform == expected
-    assert score.beats_uniform == (found.results[0].search_agreement > found.uniform.quality)
+    assert score.beats_uniform == (found.results[0].search_reward > found.uniform.search_reward)
 
 
 def test_an_agent_sees_its_own_features_or_those_of_all(

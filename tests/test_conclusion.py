@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +20,13 @@ from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
+from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
 
 UNIFORM = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
 WIDE = Strategy({"conv1": 0.5}, {})
 NARROW = Strategy({"conv1": 0.25, "conv2": 0.5}, {})
+ACCURACY, AGREEMENT = REWARDS["accuracy"], REWARDS["agreement"]
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def test_rows_are_original_uniform_and_best_on_the_test_split(
 ) -> None:
     _timed(monkeypatch, 4.0, 3.0, 2.0)
     task = _task(tiny_net, data)
-    end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, by_agreement=False, name="mine")
+    end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, ACCURACY, name="mine")
     assert [row.test_accuracy for row in end.comparison] == [None] * 3
     end = end.tested(task)
     original, uniform, best = end.comparison
@@ -76,18 +79,53 @@ def test_rows_are_original_uniform_and_best_on_the_test_split(
     assert uniform.params == 3 * 9 * 2 + 2 * 9 * 3 + 3 * 9 * 3 + 3 * 5 + 5 + 2 + 3 + 3
 
 
-@pytest.mark.parametrize("by_agreement", [False, True])
+@pytest.mark.parametrize("name", ["agreement", "accuracy", "amc", "haq", "mnasnet"])
 def test_best_is_the_candidate_that_does_best_on_the_whole_search_split_after_its_repair(
-    by_agreement: bool, tiny_net: nn.Module, data: DataSet
+    name: str, tiny_net: nn.Module, data: DataSet
 ) -> None:
     task = _task(tiny_net, data)
     judge = task.evaluator(data.search)
     found = {s: judge(task.finish(s).module) for s in (WIDE, NARROW)}
-    quality = {s: e.agreement if by_agreement else e.accuracy for s, e in found.items()}
+    macs = {s: task.strategy_costs(s)["macs"] for s in found}
+    rewards = {
+        "agreement": {s: e.agreement for s, e in found.items()},
+        "accuracy": {s: e.accuracy for s, e in found.items()},
+        "amc": {s: -(1 - e.accuracy) * math.log(macs[s]) for s, e in found.items()},
+        "haq": {s: e.accuracy for s, e in found.items()},
+        "mnasnet": {s: e.accuracy * macs[s] ** -0.07 for s, e in found.items()},
+    }[name]
     for order in ((WIDE, NARROW), (NARROW, WIDE)):
         trials = _trials(task, *order)
-        end = conclude(task, trials, UNIFORM, by_agreement=by_agreement, measure=False)
-        assert quality[end.best.strategy] == max(quality.values())
+        end = conclude(task, trials, UNIFORM, REWARDS[name], measure=False)
+        assert rewards[end.best.strategy] == max(rewards.values())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_reward_of_ones_own_chooses_the_winner(
+    sign: int, tiny_net: nn.Module, data: DataSet
+) -> None:
+    seen: list[Outcome] = []
+
+    def agreement(outcome: Outcome) -> float:  # a name says nothing
+        seen.append(outcome)
+        return -sign * (outcome.evaluation.loss or 0.0)
+
+    task = _task(tiny_net, data)
+    judge = task.evaluator(data.search)
+    loss = {s: judge(task.finish(s).module).loss for s in (WIDE, NARROW)}
+    end = conclude(
+        task, _trials(task, WIDE, NARROW), UNIFORM, build_reward(agreement), measure=False
+    )
+    assert loss[end.best.strategy] == (min if sign == 1 else max)(loss.values())
+    assert loss[WIDE] != loss[NARROW]
+    # on the whole search split, with the costs, beside the original on the same images
+    assert {outcome.evaluation.loss for outcome in seen} == set(loss.values())
+    assert seen[0].original.loss == judge(task.reference).loss
+    assert (seen[0].bound, seen[0].original_cost) == (task.costs.bound, task.costs.original)
+    assert {outcome.cost for outcome in seen} == {
+        task.strategy_costs(s)["macs"] for s in (WIDE, NARROW)
+    }
+    assert all(outcome.evaluation.costs["macs"] == outcome.macs for outcome in seen)
 
 
 def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
@@ -97,7 +135,7 @@ def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
     finished: list[Strategy] = []
     finish = task.finish
     monkeypatch.setattr(task, "finish", lambda s: finished.append(s) or finish(s))
-    end = conclude(task, _trials(task, UNIFORM), UNIFORM, by_agreement=False, measure=False)
+    end = conclude(task, _trials(task, UNIFORM), UNIFORM, ACCURACY, measure=False)
     assert end.best is end.uniform
     assert finished == [UNIFORM]
     _, uniform, best = end.tested(task).comparison
@@ -110,23 +148,22 @@ def test_cheapest_strategy_in_the_place_of_the_uniform_one_is_said_to_be(
     task = _task(tiny_net, data)
     mixed = Strategy(UNIFORM.preserve_ratio, {"conv1": Bits(8, 8)})
     for strategy, said in ((UNIFORM, False), (mixed, True)):
-        end = conclude(task, _trials(task, WIDE), strategy, by_agreement=False, measure=False)
+        end = conclude(task, _trials(task, WIDE), strategy, ACCURACY, measure=False)
         note = "No strategy of one ratio and one bit pair meets the budget: what is called uniform"
         assert any(found.startswith(note) for found in end.notes) is said
 
 
-@pytest.mark.parametrize("by_agreement", [False, True])
+@pytest.mark.parametrize("reward", [ACCURACY, AGREEMENT])
 def test_jury_gives_the_verdict_that_a_search_concludes_with(
-    by_agreement: bool, tiny_net: nn.Module, data: DataSet
+    reward: Reward, tiny_net: nn.Module, data: DataSet
 ) -> None:
     task = _task(tiny_net, data)
-    end = conclude(
-        task, _trials(task, WIDE, NARROW), UNIFORM, by_agreement=by_agreement, measure=False
-    )
-    verdict = Jury(task, by_agreement=by_agreement).verdict([WIDE, NARROW])
+    end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, reward, measure=False)
+    verdict = Jury(task, reward).verdict([WIDE, NARROW])
     assert verdict.strategy == end.best.strategy
     assert verdict.evaluation.accuracy == end.comparison[-1].search_accuracy
-    assert verdict.test_accuracy == end.tested(task).comparison[-1].test_accuracy
+    assert verdict.reward == getattr(verdict.evaluation, reward.name)
+    assert verdict.test.accuracy == end.tested(task).comparison[-1].test_accuracy
 
 
 def test_jury_repairs_no_strategy_twice_for_its_verdicts(
@@ -136,7 +173,7 @@ def test_jury_repairs_no_strategy_twice_for_its_verdicts(
     finished: list[Strategy] = []
     finish = task.finish
     monkeypatch.setattr(task, "finish", lambda s: finished.append(s) or finish(s))
-    jury = Jury(task, by_agreement=True)
+    jury = Jury(task, AGREEMENT)
     first = jury.verdict([WIDE, NARROW])
     assert jury.verdict([WIDE, NARROW]) == first
     assert finished == [WIDE, NARROW]
@@ -148,7 +185,7 @@ def test_without_measuring_there_are_no_latencies_and_no_notes_on_them(
     tiny_net: nn.Module, data: DataSet
 ) -> None:
     task = _task(tiny_net, data)
-    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False, measure=False)
+    end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY, measure=False)
     assert [row.measured_ms for row in end.comparison] == [None] * 3
     assert end.notes == []
 
@@ -157,7 +194,7 @@ def test_without_measuring_there_are_no_latencies_and_no_notes_on_them(
 
 
 def _notes(task: CompressionTask, strategy: Strategy) -> list[str]:
-    return conclude(task, _trials(task, strategy), UNIFORM, by_agreement=False).notes
+    return conclude(task, _trials(task, strategy), UNIFORM, ACCURACY).notes
 
 
 def test_notes_say_where_the_time_was_measured(
@@ -242,7 +279,7 @@ def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
     monkeypatch.setattr(local, "measure_latency", measure)
     spec = OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2)
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
-    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False)
+    end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY)
     assert end.notes[0] == "Measured in ONNX Runtime on the device, batch 1."
     images = torch.rand(2, *task.data.image_shape)
     for network, module in zip(
@@ -295,7 +332,7 @@ def test_predicted_latency_and_energy_come_from_the_device(
         "energy": {"pj_per_mac": {"32/32": 1.0}, "pj_per_byte": 1.0},
     }  # fmt: skip
     task = _task(tiny_net, data, load_device(spec))
-    end = conclude(task, _trials(task, WIDE), UNIFORM, by_agreement=False, measure=False)
+    end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY, measure=False)
     for row, strategy in zip(end.comparison[1:], (UNIFORM, WIDE), strict=True):
         costs = task.strategy_costs(strategy)
         assert (row.predicted_ms, row.energy_mj) == (costs["latency_ms"], costs["energy_mj"])

@@ -124,3 +124,23 @@ def test_network_in_bfloat16_is_given_its_type_and_judged_in_float():
     three, seven = (math.exp(float(torch.tensor(math.log(k)).bfloat16())) for k in (3, 7))
     loss = -(math.log(three / (1 + three)) + math.log(seven / (1 + seven))) / 2
     assert found.loss == pytest.approx(loss, rel=1e-6)
+
+
+def test_outputs_that_are_probabilities_are_read_as_such():
+    logits, softmax = Answers([ONE, TWO, TWO]), Answers([[3 / 4, 1 / 4], [1 / 8, 7 / 8], [0, 1]])
+    found = evaluator([0, 1, 1], logits)(softmax)
+    assert found.accuracy == 1.0
+    assert found.loss == pytest.approx(-(math.log(3 / 4) + math.log(7 / 8) + 0) / 3, abs=1e-6)
+    # the first two agree; of the last, KL((1/8, 7/8) || (0, 1)), log 0 being that of float's least
+    assert evaluator([0, 1], logits)(Answers([[3 / 4, 1 / 4], [1 / 8, 7 / 8]])).agreement == (
+        pytest.approx(0, abs=1e-6)
+    )
+
+
+def test_without_labels_agreement_alone_is_found():
+    images = torch.arange(2.0).view(-1, 1, 1, 1)
+    measure = Evaluator(Split(images, None), (0.0,), (1.0,), Answers([ONE, ONE]))
+    found = measure(Answers([ONE, TWO]))
+    assert (found.accuracy, found.loss) == (None, None)
+    assert found.agreement < 0
+    assert len(measure) == 2

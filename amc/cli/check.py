@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc.data.options import read_options
 from amc.errors import ConfigError
 from amc.runs import check_run_folder
 
@@ -131,6 +132,7 @@ def check_options(config: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: An option has a value of another type, or a group has an unknown option.
+        DataError: So has an option of the data.
     """
     for key, (accepts, expected) in OPTIONS.items():
         group, _, name = key.rpartition(".")
@@ -147,6 +149,8 @@ def check_options(config: Mapping[str, Any]) -> None:
             near = _nearest(key, beside) or _nearest(key, known)
             hint = f"Did you mean {near}?" if near else f"Known: {', '.join(beside)}."
             raise ConfigError(f"Unknown option {key}. {hint}")
+    data = config.get("data") or {}
+    read_options({name: data[name] for name in data if f"data.{name}" not in OPTIONS})
 
 
 def check_folders(config: Mapping[str, Any]) -> None:

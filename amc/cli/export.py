@@ -34,6 +34,7 @@ from amc.local import calibration_images
 from amc.measure import Timing, measure_latency
 from amc.runs import RUN_FILE, STRATEGY_FILE
 from amc.strategy import FLOAT_BITS
+from amc.task import data_for
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
 FORMAT_VERSION = 1
@@ -67,7 +68,8 @@ def run(config: DictConfig) -> bool:
         compressed.module, data.image_shape, path, images=calibration, opset=config.opset
     )
     images = data.search.normalised(data.mean, data.std)
-    parity = check_parity(path, compressed.module, images, data.search.labels)
+    labels = data_for(original, data).search.labels
+    parity = check_parity(path, compressed.module, images, labels)
     plain, smaller = _time(original, report, data.image_shape, config)
     graph = graph_of(original, data.image_shape)
     estimate = sum(operator_prices(graph, compressed.strategy, "size_bytes", None))
@@ -150,7 +152,8 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
     table.add_column()
     table.add_row("same class", f"{100 * parity.agreement:.2f} %", f"of {parity.images} images")
     for name, accuracy in (("PyTorch", parity.torch_accuracy), ("ONNX", parity.onnx_accuracy)):
-        table.add_row(f"accuracy, {name}", f"{100 * accuracy:.2f} %", "search split")
+        if accuracy is not None:
+            table.add_row(f"accuracy, {name}", f"{100 * accuracy:.2f} %", "search split")
     table.add_row(
         "max difference", f"{parity.max_difference:.2g}", f"of scores up to {parity.max_score:.3g}"
     )

@@ -18,9 +18,10 @@ from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
 from amc.data import DataSet
 from amc.errors import ArtifactError
-from amc.evaluate import Evaluator
+from amc.evaluate import Evaluation, Evaluator
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
+from amc.task import data_for
 
 
 def run(config: DictConfig) -> bool:
@@ -36,8 +37,9 @@ def run(config: DictConfig) -> bool:
     if config.restart:
         for name in (STATE_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
-    test = Evaluator(data.test, data.mean, data.std)
-    before = test(compressed.module).accuracy
+    data = data_for(original, data)
+    test = Evaluator(data.test, data.mean, data.std, None if data.is_labelled else original)
+    before = test(compressed.module)
     done: list[EpochRecord] = []
     with EventWriter(folder) as events, _restart_offered():
         trained = api.finetune(
@@ -53,8 +55,8 @@ def run(config: DictConfig) -> bool:
     finetuned = CompressedNetwork(network, compressed.strategy, compressed.kept)
     artifact.write_compressed(folder, finetuned)
     artifact.write_strategy(folder, finetuned.strategy)
-    accuracies = before, test(network).accuracy, test(original).accuracy
-    _show(*accuracies, trained.history, folder, augmented=bool(settings.augment))
+    tested = _tested(before, test(network), test(original))
+    _show(tested, trained.history, folder, augmented=bool(settings.augment))
     gained = trained.best_epoch > 0 or not trained.history
     for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):
         print(line)
@@ -113,16 +115,28 @@ def _note(events: EventWriter, epoch: EpochRecord, done: list[EpochRecord]) -> N
         "finetune/loss": epoch.loss,
         "finetune/train_accuracy": epoch.train_accuracy,
         "finetune/learning_rate": epoch.learning_rate,
+        "finetune/search_accuracy": epoch.accuracy,
+        "finetune/search_agreement": epoch.agreement,
     }
-    if epoch.accuracy is not None:
-        scalars["finetune/search_accuracy"] = epoch.accuracy
-    events.episode(epoch.epoch, scalars)
+    known = {name: value for name, value in scalars.items() if value is not None}
+    events.episode(epoch.epoch, known)
+
+
+def _tested(before: Evaluation, after: Evaluation, original: Evaluation) -> str:
+    """What the test split says, in a line."""
+    if before.accuracy is None or after.accuracy is None or original.accuracy is None:
+        return (
+            f"test agreement with the original: {before.agreement:.4g} before, "
+            f"{after.agreement:.4g} after (nats; 0 is perfect)"
+        )
+    return (
+        f"test accuracy: {100 * before.accuracy:.2f} % before, {100 * after.accuracy:.2f} % after, "
+        f"{100 * original.accuracy:.2f} % original"
+    )
 
 
 def _show(
-    before: float,
-    after: float,
-    original: float,
+    tested: str,
     history: Sequence[EpochRecord],
     folder: Path,
     *,
@@ -131,17 +145,20 @@ def _show(
     console = Console()
     # What it trains on is harder than what it is judged on where images are augmented.
     trained_on = "train accuracy %, augmented" if augmented else "train accuracy %"
-    epochs = Table("epoch", "loss", trained_on, "search accuracy %")
+    unlabelled = any(epoch.train_accuracy is None for epoch in history)
+    shown = ["search agreement"] if unlabelled else [trained_on, "search accuracy %"]
+    epochs = Table("epoch", "loss", *shown)
     for epoch in history:
-        found = "" if epoch.accuracy is None else f"{100 * epoch.accuracy:.2f}"
+        agreement = "" if epoch.agreement is None else f"{epoch.agreement:.4g}"
+        accuracies = [_percent(epoch.train_accuracy), _percent(epoch.accuracy)]
         epochs.add_row(
-            str(epoch.epoch), f"{epoch.loss:.4f}", f"{100 * epoch.train_accuracy:.2f}", found
+            str(epoch.epoch), f"{epoch.loss:.4f}", *([agreement] if unlabelled else accuracies)
         )
     if history:
         console.print(epochs)
-    console.print(
-        f"test accuracy: {100 * before:.2f} % before, {100 * after:.2f} % after, "
-        f"{100 * original:.2f} % original",
-        highlight=False,
-    )
+    console.print(tested, highlight=False)
     console.print(f"written to {folder.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.2f}"

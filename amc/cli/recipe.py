@@ -17,7 +17,7 @@ from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.data import DataSet, build_data
 from amc.errors import ConfigError, NetworkError
-from amc.networks import build_network, load_checkpoint
+from amc.networks import build_network, load_checkpoint, outputs_in
 from amc.report.tables import comparison_table
 from amc.task import SearchSpace
 
@@ -56,20 +56,33 @@ def device_of(config: DictConfig) -> dict[str, Any] | None:
 def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
     """The network of a config group, with its weights.
 
+    It has an output for each class of the data, or as many as ``network.options.num_classes`` or
+    its checkpoint say: then the data's labels do not count (`amc.task.data_for`).
+
     Raises:
         NetworkError: There is no checkpoint, and the network cannot be trained in seconds.
     """
-    name, given = str(options["name"]), options.get("options") or {}
-    own = sorted({"name", "num_classes", "image_shape"} & set(given))
+    name, given = str(options["name"]), dict(options.get("options") or {})
+    own = sorted({"name", "image_shape"} & set(given))
     if own:
         raise ConfigError(f"network.options must not hold {', '.join(own)}: the data decide them.")
-    network = build_network(
-        name, num_classes=data.num_classes, image_shape=data.image_shape, **given
-    )
-    if not trained:
+    asked = given.pop("num_classes", None)
+
+    def build(outputs: int | None) -> nn.Module:
+        return build_network(name, num_classes=outputs, image_shape=data.image_shape, **given)
+
+    checkpoint = options.get("checkpoint") if trained else None
+    if checkpoint:
+        path = Path(checkpoint).expanduser()
+        network = build(asked or data.num_classes or 1)
+        outputs = outputs_in(path, network, asked or data.num_classes or 1)
+        if asked is None and outputs is not None:
+            log.info("the checkpoint %s is of a network with %d outputs", path, outputs)
+            network = build(outputs)
+        load_checkpoint(network, path)
         return network
-    if options.get("checkpoint"):
-        load_checkpoint(network, Path(options["checkpoint"]).expanduser())
+    network = build(asked or data.num_classes or None)
+    if not trained:
         return network
     if ":" in name:
         return network  # the user's function brings the weights

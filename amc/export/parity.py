@@ -22,7 +22,7 @@ class Parity:
     Attributes:
         images: Number of images compared.
         agreement: Fraction of them that both give the same class.
-        torch_accuracy, onnx_accuracy: Fraction classified rightly by each.
+        torch_accuracy, onnx_accuracy: Fraction classified rightly by each; None without labels.
         max_difference: Largest absolute difference of a score. A value half-way between two
             integers of a grid may be rounded either way, so it is small, not zero.
         max_score: Largest absolute score of the PyTorch network, for comparison.
@@ -30,14 +30,14 @@ class Parity:
 
     images: int
     agreement: float
-    torch_accuracy: float
-    onnx_accuracy: float
+    torch_accuracy: float | None
+    onnx_accuracy: float | None
     max_difference: float
     max_score: float
 
 
 def check_parity(
-    path: str | Path, network: nn.Module, images: Tensor, labels: Tensor, *, threads: int = 1
+    path: str | Path, network: nn.Module, images: Tensor, labels: Tensor | None, *, threads: int = 1
 ) -> Parity:
     """Run an ONNX file and the network that it was made from on the same images.
 
@@ -45,7 +45,7 @@ def check_parity(
         path: As `amc.export.export_onnx` wrote it.
         network: On the CPU; it is left in evaluation mode.
         images: Normalised, (n, channels, height, width).
-        labels: (n,).
+        labels: (n,), if there are any.
 
     Raises:
         EvaluationError: One of them gives scores that are not finite.
@@ -73,8 +73,8 @@ def check_parity(
     return Parity(
         images=len(images),
         agreement=fraction(ours.argmax(1) == theirs.argmax(1)),
-        torch_accuracy=fraction(ours.argmax(1) == labels),
-        onnx_accuracy=fraction(theirs.argmax(1) == labels),
+        torch_accuracy=None if labels is None else fraction(ours.argmax(1) == labels),
+        onnx_accuracy=None if labels is None else fraction(theirs.argmax(1) == labels),
         max_difference=float((ours - theirs).abs().max()),
         max_score=float(ours.abs().max()),
     )

@@ -2,6 +2,6 @@
 
 from amc.networks.build import NETWORKS, build_network
 from amc.networks.check import check_network
-from amc.networks.checkpoint import load_checkpoint
+from amc.networks.checkpoint import load_checkpoint, outputs_in
 
-__all__ = ["NETWORKS", "build_network", "check_network", "load_checkpoint"]
+__all__ = ["NETWORKS", "build_network", "check_network", "load_checkpoint", "outputs_in"]

@@ -41,7 +41,7 @@ TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 def build_network(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None,
     image_shape: tuple[int, int, int],
     seed: int = 0,
     **options: Any,
@@ -51,7 +51,8 @@ def build_network(
     Args:
         name: A key of ``NETWORKS``, a classification model of torchvision, or
             "package.module:function", a function that returns the network.
-        num_classes: Features of the output.
+        num_classes: Features of the output. None: as many as a network has that is not told;
+            amc's own must be told.
         image_shape: (channels, height, width) of one input image.
         seed: Of the initial weights. The global random state is left as it was.
         options: Passed to the builder. A function of the user's is called with those of
@@ -61,7 +62,14 @@ def build_network(
         NetworkError: The name is unknown, the function cannot be imported, the builder fails,
             or what it returns is no nn.Module.
     """
-    arguments = {"num_classes": num_classes, "image_shape": image_shape, **options}
+    counted = {} if num_classes is None else {"num_classes": num_classes}
+    arguments: dict[str, Any] = {**counted, "image_shape": image_shape, **options}
+    if name in NETWORKS and num_classes is None:
+        raise NetworkError(
+            f"Network {name!r} must be told its number of outputs, as there are no labels to count "
+            "classes by: +network.options.num_classes=<number>, or a checkpoint "
+            "(network.checkpoint)."
+        )
     if ":" in name:
         build, arguments = _users_builder(name, {**arguments, "seed": seed}, set(options))
     elif name in NETWORKS:

@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from amc.errors import NetworkError
 
 
-def check_network(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
+def check_network(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Run one black and one noise image through the network, which is left as it was.
+
+    Returns:
+        The number of classes that it scores.
 
     Raises:
         NetworkError: It rejects images of this shape, or its output is not finite or not of
-            shape (2, num_classes).
+            shape (2, classes).
     """
     output = run_images(network, image_shape)
     name, shape = type(network).__name__, "x".join(map(str, image_shape))
@@ -24,18 +27,14 @@ def check_network(network: nn.Module, image_shape: tuple[int, int, int], num_cla
         )
     if output.dim() != 2 or len(output) != 2:
         raise NetworkError(
-            f"{name} must return a tensor of shape (2, {num_classes}) for two images of {shape}, "
+            f"{name} must return a tensor of shape (2, classes) for two images of {shape}, "
             f"got {tuple(output.shape)}. amc compresses classifiers."
-        )
-    if output.shape[1] != num_classes:
-        raise NetworkError(
-            f"{name} has {output.shape[1]} outputs, the data has {num_classes} classes. "
-            "Build the network with this number of classes or choose other data."
         )
     if not bool(torch.isfinite(output).all()):
         raise NetworkError(
             f"{name} returns NaN or infinity for images of {shape}. Check its checkpoint."
         )
+    return output.shape[1]
 
 
 def run_images(network: nn.Module, image_shape: tuple[int, int, int]) -> object:

@@ -33,6 +33,40 @@ def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[st
             infinity, or does not fit the network.
     """
     path = Path(path)
+    state = _read(path)
+    state = {key: tensor for key, tensor in state.items() if not _matches(key, ignore)}
+    _check_fits(network, state, path, ignore)
+    _check_finite(state, path)
+    network.load_state_dict(state, strict=False)
+
+
+def outputs_in(path: str | Path, network: nn.Module, outputs: int) -> int | None:
+    """How many outputs the network of a checkpoint has, where it is this one but for them.
+
+    Args:
+        outputs: Of ``network``.
+
+    Returns:
+        None where it has as many, or is another network.
+
+    Raises:
+        NetworkError: The file is missing, damaged, or holds more than tensors.
+    """
+    state = _read(Path(path))
+    found: set[int] = set()
+    for key, tensor in network.state_dict().items():
+        stored = state.get(key)
+        if stored is None or stored.shape == tensor.shape:
+            continue
+        last = stored.dim() > 0 and tensor.dim() > 0 and tensor.shape[0] == outputs
+        if not last or stored.shape[1:] != tensor.shape[1:]:
+            return None
+        found.add(stored.shape[0])
+    return found.pop() if len(found) == 1 else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
     readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
     if path.suffix not in readers:
         raise NetworkError(
@@ -40,11 +74,7 @@ def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[st
         )
     if not path.is_file():
         raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
-    state = _without_prefix(readers[path.suffix](path))
-    state = {key: tensor for key, tensor in state.items() if not _matches(key, ignore)}
-    _check_fits(network, state, path, ignore)
-    _check_finite(state, path)
-    network.load_state_dict(state, strict=False)
+    return _without_prefix(readers[path.suffix](path))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 With a teacher the loss is the one of knowledge distillation (Hinton et al. 2015, section 2):
 ``w T^2 KL(teacher_T || student_T) + (1 - w) CE(labels, student)``, where the subscript means
-softmax of logits / T, and T^2 keeps the gradient's size independent of T.
+softmax of logits / T, and T^2 keeps the gradient's size independent of T. Without labels the first
+part is all.
 
 The loop can be killed at any moment. After every epoch all that the next one depends on goes
 into a single file, and everything random in an epoch is drawn from (seed, epoch) alone, so
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
 from amc.files import fingerprint, read_tensors, write_tensors
 from amc.progress import Bar, progress_bar
+from amc.scores import are_probabilities, as_logits
 
 STATE_FILE = "training.safetensors"
 BEST_FILE = "best.safetensors"
@@ -160,16 +162,23 @@ class EpochRecord:
     Attributes:
         epoch: 1 for the first.
         loss: Mean over the epoch's steps.
-        train_accuracy: On the augmented images, while they were trained on.
-        accuracy: What ``evaluate`` said after the epoch; None without it.
+        train_accuracy: On the augmented images, while they were trained on; None without labels.
+        accuracy: What ``evaluate`` said after the epoch; None without it, and without labels.
         learning_rate: At the epoch's last step.
+        agreement: What ``evaluate`` said after the epoch where there are no labels.
     """
 
     epoch: int
     loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     accuracy: float | None
     learning_rate: float
+    agreement: float | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """What epochs are compared by; None where nothing evaluated them."""
+        return self.agreement if self.accuracy is None else self.accuracy
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ class TrainingResult:
     Attributes:
         network: The one that was passed in, in eval mode, with the best weights.
         best_epoch: The epoch they are from; 0 means that none was better than the start.
-        best_accuracy: Theirs, as a fraction; None when nothing evaluated it.
+        best_accuracy: Theirs, as a fraction; None when nothing evaluated it, and without labels.
         history: One record per epoch, those before a resume included.
         complete: False when it was stopped before its last epoch.
     """
@@ -197,7 +206,7 @@ class TrainingResult:
 def train(
     network: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     *,
     mean: Sequence[float] | Tensor,
     std: Sequence[float] | Tensor,
@@ -219,17 +228,19 @@ def train(
 
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float in 0..1.
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,). None: there are none, and the teacher alone is learned
+            from.
         mean, std: Of the channels of images in 0..1, shape (C,).
         teacher: The original network, on the same device; put into eval mode, never changed.
-        evaluate: Accuracy as a fraction, on data that is not trained on.
+        evaluate: Accuracy as a fraction, on data that is not trained on; without labels the
+            agreement with the teacher.
         checkpoint_folder: Where the state is kept. A call with the same folder and the same
             arguments goes on after the last full epoch.
         on_epoch: Told of every epoch that this call has trained.
         should_stop: Asked before every step. Stopping, and Ctrl-C, loses the current epoch only.
 
     Raises:
-        ConfigError: ``distillation_weight`` is above 0 without a teacher.
+        ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without labels.
         DataError: Images and labels do not belong together.
         NetworkError: Outputs are not (N, classes), or the teacher's are of another shape.
         ArtifactError: The folder's state is unreadable or of a training with other arguments.
@@ -240,7 +251,7 @@ def train(
     batches = _Batches(images, labels, mean, std, settings, _device_of(network))
     loss = _Loss(settings, teacher)
     identity = _identity(network, batches, settings, teacher) if checkpoint_folder else {}
-    run = _Run(network, settings, checkpoint_folder, identity)
+    run = _Run(network, settings, checkpoint_folder, identity, is_labelled=batches.is_labelled)
     with (
         _layout_for_speed(network),
         progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
@@ -299,16 +310,20 @@ def _train_epoch(
                 value = loss(logits, inputs, targets, batches.classes)
             run.step(value, learning_rate)
             losses[step] = value.detach()
-            correct += (logits.detach().argmax(1) == targets).sum()
+            if targets is not None:
+                correct += (logits.detach().argmax(1) == targets).sum()
             bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
     _check_finite(losses, epoch, learning_rate)
     network.eval()
+    quality = None if evaluate is None else float(evaluate(network))
+    is_labelled = batches.is_labelled
     return EpochRecord(
         epoch=epoch,
         loss=float(losses.mean()),
-        train_accuracy=int(correct) / (batches.steps * batches.size),
-        accuracy=None if evaluate is None else float(evaluate(network)),
+        train_accuracy=int(correct) / (batches.steps * batches.size) if is_labelled else None,
+        accuracy=quality if is_labelled else None,
         learning_rate=learning_rate,
+        agreement=None if is_labelled else quality,
     )
 
 
@@ -326,6 +341,8 @@ def _check_finite(losses: Tensor, epoch: int, learning_rate: float) -> None:
 
 def _note(record: EpochRecord) -> str:
     accuracy = record.train_accuracy if record.accuracy is None else record.accuracy
+    if accuracy is None:
+        return f"loss {record.loss:.3f}"
     return f"loss {record.loss:.3f}, accuracy {100 * accuracy:.2f} %"
 
 
@@ -338,24 +355,41 @@ class _Loss:
     def __init__(self, settings: TrainingSettings, teacher: nn.Module | None) -> None:
         self._settings = settings
         self._teacher = teacher.eval() if teacher is not None else None
+        self._probabilities: bool | None = None  # whether networks end with a softmax
 
-    def __call__(self, logits: Tensor, inputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-        if logits.ndim != 2 or len(logits) != len(targets) or logits.shape[1] < classes:
+    def __call__(
+        self, outputs: Tensor, inputs: Tensor, targets: Tensor | None, classes: int
+    ) -> Tensor:
+        if outputs.ndim != 2 or len(outputs) != len(inputs) or outputs.shape[1] < classes:
             raise NetworkError(
-                f"The network must return ({len(targets)}, at least {classes}) for "
-                f"{len(targets)} images of {classes} classes, got {tuple(logits.shape)}. "
+                f"The network must return ({len(inputs)}, at least {classes}) for "
+                f"{len(inputs)} images of {classes} classes, got {tuple(outputs.shape)}. "
                 "Set its number of classes to the data's."
             )
-        weight = self._settings.distillation_weight
-        logits = logits.float()
+        logits = self._logits(outputs.float())
+        taught = self._distilled(logits, inputs)
+        if targets is None:
+            assert taught is not None
+            return taught
         labelled = F.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
-        if self._teacher is None or weight == 0:
+        if taught is None:
             return labelled
+        weight = self._settings.distillation_weight
+        return weight * taught + (1 - weight) * labelled
+
+    def _distilled(self, logits: Tensor, inputs: Tensor) -> Tensor | None:
+        """The divergence from the teacher; None where it does not count."""
+        if self._teacher is None or self._settings.distillation_weight == 0:
+            return None
         with torch.no_grad():  # not inference_mode: the loss keeps the targets for its gradient
-            taught = self._teacher(inputs).float()
-        return weight * distillation_loss(logits, taught, self._settings.temperature) + (
-            (1 - weight) * labelled
-        )
+            taught = self._logits(self._teacher(inputs).float())
+        return distillation_loss(logits, taught, self._settings.temperature)
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        # Seen once, for student and teacher alike: asking at every step would make a GPU wait.
+        if self._probabilities is None:
+            self._probabilities = are_probabilities(outputs.detach())
+        return as_logits(outputs, self._probabilities)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -388,22 +422,27 @@ class _Batches:
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         mean: Sequence[float] | Tensor,
         std: Sequence[float] | Tensor,
         settings: TrainingSettings,
         device: torch.device,
     ) -> None:
-        self._images, self._labels, self._settings = images, labels.long(), settings
+        self._images, self._settings = images, settings
+        self._labels = None if labels is None else labels.long()
         self.device = device
-        self.classes = int(labels.max()) + 1
+        self.classes = 0 if labels is None else int(labels.max()) + 1
         self.size = min(settings.batch_size, len(images))
         self.steps = len(images) // self.size
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=device)[:, None, None]
         self._std = torch.as_tensor(std, dtype=torch.float32, device=device)[:, None, None]
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs (B, C, H, W) and targets (B,)."""
+    @property
+    def is_labelled(self) -> bool:
+        return self._labels is not None
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs (B, C, H, W) and targets (B,), if there are any."""
         generator = torch.Generator().manual_seed(_stream(self._settings.seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         for rows in order[: self.steps * self.size].view(self.steps, self.size):
@@ -415,12 +454,15 @@ class _Batches:
             inputs = (scaled - self._mean) / self._std
             yield (
                 inputs.contiguous(memory_format=torch.channels_last),
-                self._labels[rows.to(self._labels.device)].to(self.device),
+                None
+                if self._labels is None
+                else self._labels[rows.to(self._labels.device)].to(self.device),
             )
 
     def fingerprint(self) -> str:
         """Changes with any pixel, label, mean or std."""
-        return fingerprint(self._images, self._labels, self._mean, self._std)
+        labels = () if self._labels is None else (self._labels,)
+        return fingerprint(self._images, *labels, self._mean, self._std)
 
 
 def _stream(seed: int, epoch: int) -> int:
@@ -428,12 +470,18 @@ def _stream(seed: int, epoch: int) -> int:
 
 
 def _check_arguments(
-    images: Tensor, labels: Tensor, settings: TrainingSettings, teacher: nn.Module | None
+    images: Tensor, labels: Tensor | None, settings: TrainingSettings, teacher: nn.Module | None
 ) -> None:
-    if images.ndim != 4 or labels.shape != images.shape[:1] or len(images) == 0:
+    fitting = labels is None or labels.shape == images.shape[:1]
+    if images.ndim != 4 or not fitting or len(images) == 0:
         raise DataError(
             "Training needs images (N, C, H, W) and labels (N,) with N above 0, got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}."
+            f"{tuple(images.shape)} and {None if labels is None else tuple(labels.shape)}."
+        )
+    if labels is None and (teacher is None or settings.distillation_weight == 0):
+        raise ConfigError(
+            "Without labels a network learns from the original alone: give it, and set "
+            f"distillation_weight above 0, got {settings.distillation_weight}."
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(f"Training images must be uint8 or float, got {images.dtype}.")
@@ -456,14 +504,17 @@ class _Run:
         settings: TrainingSettings,
         folder: Path | None,
         identity: dict[str, Any],
+        *,
+        is_labelled: bool = True,
     ) -> None:
         self.network, self.settings = network, settings
+        self._is_labelled = is_labelled
         self.history: list[EpochRecord] = []
         self.half = _half_precision(_device_of(network), settings)
         self._folder, self._identity = folder, identity
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
-        self._best_accuracy: float | None = None
+        self._best_quality: float | None = None
         self._scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
         self._trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._optimizer = _sgd(self._trained, settings)
@@ -480,10 +531,10 @@ class _Run:
     def finish_epoch(self, record: EpochRecord) -> None:
         """Remember the epoch, its weights if they are the best, and write both down."""
         self.history.append(record)
-        to_beat = self._best_accuracy
-        is_best = to_beat is None or record.accuracy is None or record.accuracy >= to_beat
+        to_beat = self._best_quality
+        is_best = to_beat is None or record.quality is None or record.quality >= to_beat
         if is_best:
-            self._keep_best(record.epoch, record.accuracy)
+            self._keep_best(record.epoch, record.quality)
         if self._folder is not None:
             self._write_state(self._folder)
             if is_best:
@@ -504,14 +555,14 @@ class _Run:
         return TrainingResult(
             network=self.network.eval(),
             best_epoch=self._best_epoch,
-            best_accuracy=self._best_accuracy,
+            best_accuracy=self._best_quality if self._is_labelled else None,
             history=tuple(self.history),
             complete=len(self.history) == self.settings.epochs,
         )
 
-    def _keep_best(self, epoch: int, accuracy: float | None) -> None:
+    def _keep_best(self, epoch: int, quality: float | None) -> None:
         self._best = {n: t.detach().clone() for n, t in self.network.state_dict().items()}
-        self._best_epoch, self._best_accuracy = epoch, accuracy
+        self._best_epoch, self._best_quality = epoch, quality
 
     def _write_state(self, folder: Path) -> None:
         tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
@@ -526,7 +577,7 @@ class _Run:
             "identity": self._identity,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self._best_epoch,
-            "best_accuracy": self._best_accuracy,
+            "best_accuracy": self._best_quality,
             "scaler": self._scaler.state_dict(),
         }
         # Numbers and JSON in one file: whenever the process dies, they belong together.
@@ -539,7 +590,7 @@ class _Run:
         _check_identity(document["identity"], self._identity, path)
         self.history = [EpochRecord(**record) for record in document["history"]]
         self._best_epoch = document["best_epoch"]
-        self._best_accuracy = document["best_accuracy"]
+        self._best_quality = document["best_accuracy"]
         self._best = _under("best/", tensors)
         self.network.load_state_dict(_under("weights/", tensors))
         for name, buffer in _under("momentum/", tensors).items():

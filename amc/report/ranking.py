@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -21,17 +22,18 @@ from amc.report.tables import MISSING
 
 @dataclass(frozen=True)
 class Score:
-    """One search of a comparison; accuracies are fractions.
+    """One search of a comparison; accuracies are fractions, None where there are no labels.
 
     Attributes:
         reward: The best that the search saw, on its own images.
         search_accuracy, test_accuracy: Of the winner, repaired: on the whole search split and on
             the test split.
+        test_agreement: Of the winner with the original, nats, on the test split.
         drop: Test accuracy of the original minus the winner's.
         evaluations: How many strategies were evaluated.
         evaluations_to_beat_uniform: Until a reward above the best uniform strategy's; None: never.
-        beats_uniform: Whether the winner does better than the best uniform strategy on the whole
-            search split, both repaired.
+        beats_uniform: Whether the winner's reward on the whole search split is above that of the
+            best uniform strategy, both repaired.
         agent_seconds: Wall time of the search without its evaluations.
         seconds: Wall time of the search.
     """
@@ -39,9 +41,10 @@ class Score:
     agent: str
     seed: int
     reward: float
-    search_accuracy: float
-    test_accuracy: float
-    drop: float
+    search_accuracy: float | None
+    test_accuracy: float | None
+    test_agreement: float
+    drop: float | None
     evaluations: int
     evaluations_to_beat_uniform: int | None
     beats_uniform: bool
@@ -61,18 +64,31 @@ class RankingRow:
     seeds: int
     scores: tuple[Score, ...]
 
-    def mean(self, value: Callable[[Score], float]) -> float | None:
+    def known(self, value: Callable[[Score], float | None]) -> list[float]:
+        """A number of the finished seeds, where it is known."""
+        return [number for number in map(value, self.scores) if number is not None]
+
+    def mean(self, value: Callable[[Score], float | None]) -> float | None:
         """Mean over the finished seeds."""
-        return statistics.fmean(map(value, self.scores)) if self.scores else None
+        known = self.known(value)
+        return statistics.fmean(known) if known else None
 
     @property
     def test_accuracy(self) -> float | None:
         """Mean over the finished seeds: what agents are ranked by."""
         return self.mean(lambda score: score.test_accuracy)
 
+    @property
+    def tested(self) -> float:
+        """What agents are ranked by: on the test split, accuracy or, without labels, agreement."""
+        if self.test_accuracy is not None:
+            return self.test_accuracy
+        agreement = self.mean(lambda score: score.test_agreement)
+        return -math.inf if agreement is None else agreement
+
 
 def rank(scores: Sequence[Score], agents: Sequence[str], seeds: int) -> list[RankingRow]:
-    """A row for every agent, by mean test accuracy, best first; agents without a score last.
+    """A row for every agent, by what the test split says, best first; agents without a score last.
 
     Args:
         seeds: How many were asked for, of each agent.
@@ -81,25 +97,26 @@ def rank(scores: Sequence[Score], agents: Sequence[str], seeds: int) -> list[Ran
         RankingRow(agent, seeds, tuple(score for score in scores if score.agent == agent))
         for agent in agents
     ]
-    return sorted(rows, key=lambda r: -1.0 if r.test_accuracy is None else -r.test_accuracy - 2)
+    return sorted(rows, key=lambda row: -row.tested)
 
 
 # -- the table -----------------------------------------------------------------------------
 
 
-def _percent(row: RankingRow, value: Callable[[Score], float]) -> str:
+def _percent(row: RankingRow, value: Callable[[Score], float | None]) -> str:
     mean = row.mean(value)
     return MISSING if mean is None else f"{100 * mean:.2f}"
 
 
-def _spread(row: RankingRow, value: Callable[[Score], float]) -> str:
+def _spread(row: RankingRow, value: Callable[[Score], float | None]) -> str:
     """Mean ± standard deviation over seeds, n - 1 in its denominator."""
-    if len(row.scores) < 2:
+    known = row.known(value)
+    if len(known) < 2:
         return _percent(row, value)
-    return f"{_percent(row, value)} ± {100 * statistics.stdev(map(value, row.scores)):.2f}"
+    return f"{_percent(row, value)} ± {100 * statistics.stdev(known):.2f}"
 
 
-def _number(row: RankingRow, value: Callable[[Score], float], digits: str) -> str:
+def _number(row: RankingRow, value: Callable[[Score], float | None], digits: str) -> str:
     mean = row.mean(value)
     return MISSING if mean is None else f"{mean:{digits}}"
 
@@ -126,12 +143,17 @@ def _seeds(row: RankingRow) -> str:
     return str(done) if done == row.seeds else f"{done} of {row.seeds}"
 
 
-# Title, its second line, cell.
-_COLUMNS: tuple[tuple[str, str, Callable[[RankingRow], str]], ...] = (
-    ("seeds", "", _seeds),
+_Column = tuple[str, str, Callable[[RankingRow], str]]
+"""Title, its second line, cell."""
+
+_SEEDS: _Column = ("seeds", "", _seeds)
+_ACCURACIES: tuple[_Column, ...] = (
     ("test", "acc. %", lambda row: _spread(row, lambda s: s.test_accuracy)),
     ("drop", "points", lambda row: _percent(row, lambda s: s.drop)),
     ("search", "acc. %", lambda row: _percent(row, lambda s: s.search_accuracy)),
+)
+_AGREEMENT: _Column = ("test", "agreement", lambda r: _number(r, lambda s: s.test_agreement, ".4g"))
+_OTHERS: tuple[_Column, ...] = (
     ("beats", "uniform", _better),
     ("best", "reward", lambda row: _number(row, lambda s: s.reward, ".4g")),
     ("evals", "", lambda row: _number(row, lambda s: s.evaluations, ".4g")),
@@ -143,30 +165,40 @@ LEGEND = """\
 Means over seeds; the test accuracy ± the standard deviation.
 
 - test, drop: the winner, repaired, on the test split; how much the original is above it.
-- search: the winner, repaired, on the whole search split. beats uniform: in how many seeds that is
-  more than the best uniform strategy's.
+- search: the winner, repaired, on the whole search split. beats uniform: in how many seeds its
+  reward there is above the best uniform strategy's.
+- test agreement, in place of these where there are no labels: minus the divergence from the
+  original's outputs, nats.
 - best reward: on the search's own images: no result. at eval: the evaluation whose reward is the
   first above the best uniform strategy's; the median over the seeds that came there.
 - agent s/eval: seconds per evaluation that the agent took for itself.
 """
 
 
+def _columns(rows: Sequence[RankingRow]) -> tuple[_Column, ...]:
+    scores = [score for row in rows for score in row.scores]
+    unlabelled = bool(scores) and all(score.test_accuracy is None for score in scores)
+    return (_SEEDS, *((_AGREEMENT,) if unlabelled else _ACCURACIES), *_OTHERS)
+
+
 def ranking_table(rows: Sequence[RankingRow]) -> Table:
     """The ranking for a terminal of 100 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("agent", no_wrap=True)
-    for title, unit, _ in _COLUMNS:
+    columns = _columns(rows)
+    for title, unit, _ in columns:
         table.add_column(f"{title}\n{unit}", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(escape(row.agent), *(cell(row) for _, _, cell in _COLUMNS))
+        table.add_row(escape(row.agent), *(cell(row) for _, _, cell in columns))
     return table
 
 
 def ranking_markdown(rows: Sequence[RankingRow]) -> str:
     """The same table in Markdown."""
-    titles = [f"{title} {unit}".rstrip() for title, unit, _ in _COLUMNS]
+    columns = _columns(rows)
+    titles = [f"{title} {unit}".rstrip() for title, unit, _ in columns]
     lines = [["agent", *titles], [":--", *("--:" for _ in titles)]]
-    lines += [[row.agent, *(cell(row) for _, _, cell in _COLUMNS)] for row in rows]
+    lines += [[row.agent, *(cell(row) for _, _, cell in columns)] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

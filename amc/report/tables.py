@@ -20,6 +20,7 @@ class ComparisonRow:
 
     Attributes:
         test_accuracy, search_accuracy: Fractions, shown as percent.
+        test_agreement, search_agreement: With the original, nats; shown where there are no labels.
         predicted_ms: From the device's table.
         measured_ms, measured_spread_ms: On the device itself.
     """
@@ -34,6 +35,8 @@ class ComparisonRow:
     params: int | None = None
     size_bytes: int | None = None
     energy_mj: float | None = None
+    test_agreement: float | None = None
+    search_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class _Column:
     unit: str
     field: str
     scale: float
-    digits: int
-    relation: Callable[[float, float], str]
+    form: str
+    relation: Callable[[float, float], str] | None
     spread_field: str | None = None
 
     def cell(self, row: ComparisonRow, first: ComparisonRow) -> list[str]:
@@ -53,11 +56,11 @@ class _Column:
         value, reference = getattr(row, self.field), getattr(first, self.field)
         if value is None:
             return [MISSING]
-        lines = [f"{value * self.scale:.{self.digits}f}"]
+        lines = [f"{value * self.scale + 0.0:{self.form}}"]  # not -0
         spread = getattr(row, self.spread_field) if self.spread_field else None
         if spread is not None:
-            lines[0] += f" ± {spread * self.scale:.{self.digits}f}"
-        if row is not first and reference is not None:
+            lines[0] += f" ± {spread * self.scale:{self.form}}"
+        if row is not first and reference is not None and self.relation is not None:
             lines.append(self.relation(value, reference))
         return lines
 
@@ -70,17 +73,26 @@ def _points(value: float, reference: float) -> str:
     return f"{100 * (value - reference):+.2f}"
 
 
+_AGREEMENTS = (
+    _Column("test", "agreement", "test_agreement", 1, ".3g", None),
+    _Column("search", "agreement", "search_agreement", 1, ".3g", None),
+)
 # Accuracies are compared by percentage points too: 91 of 93 % as "0.98x" says little.
 _COLUMNS = (
-    _Column("test", "acc. %", "test_accuracy", 100, 2, _points),
-    _Column("search", "acc. %", "search_accuracy", 100, 2, _points),
-    _Column("predicted", "ms", "predicted_ms", 1, 3, _ratio),
-    _Column("measured", "ms", "measured_ms", 1, 3, _ratio, "measured_spread_ms"),
-    _Column("MACs", "M", "macs", 1e-6, 2, _ratio),
-    _Column("params", "k", "params", 1e-3, 1, _ratio),
-    _Column("size", "kB", "size_bytes", 1e-3, 1, _ratio),
-    _Column("energy", "mJ", "energy_mj", 1, 3, _ratio),
+    _Column("test", "acc. %", "test_accuracy", 100, ".2f", _points),
+    _Column("search", "acc. %", "search_accuracy", 100, ".2f", _points),
+    *_AGREEMENTS,
+    _Column("predicted", "ms", "predicted_ms", 1, ".3f", _ratio),
+    _Column("measured", "ms", "measured_ms", 1, ".3f", _ratio, "measured_spread_ms"),
+    _Column("MACs", "M", "macs", 1e-6, ".2f", _ratio),
+    _Column("params", "k", "params", 1e-3, ".1f", _ratio),
+    _Column("size", "kB", "size_bytes", 1e-3, ".1f", _ratio),
+    _Column("energy", "mJ", "energy_mj", 1, ".3f", _ratio),
 )
+
+
+# The original's agreement with itself is 0, and a spread is no ratio's numerator.
+_NO_RATIO = ("measured_spread_ms", "test_agreement", "search_agreement")
 
 
 def comparison_table(rows: Sequence[ComparisonRow], title: str | None = None) -> Table:
@@ -122,7 +134,7 @@ def to_csv(rows: Sequence[ComparisonRow]) -> str:
     Each number has a column ``<name>_ratio`` too: the number over the first row's.
     """
     numbers = [field.name for field in fields(ComparisonRow) if field.name != "name"]
-    compared = [name for name in numbers if name != "measured_spread_ms"]
+    compared = [name for name in numbers if name not in _NO_RATIO]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *numbers, *(f"{name}_ratio" for name in compared)])
@@ -133,7 +145,9 @@ def to_csv(rows: Sequence[ComparisonRow]) -> str:
 
 
 def _known_columns(rows: Sequence[ComparisonRow]) -> list[_Column]:
-    return [c for c in _COLUMNS if any(getattr(row, c.field) is not None for row in rows)]
+    known = [c for c in _COLUMNS if any(getattr(row, c.field) is not None for row in rows)]
+    accurate = any(row.search_accuracy is not None for row in rows)
+    return [column for column in known if not accurate or column not in _AGREEMENTS]
 
 
 def _in_one_line(cell: list[str]) -> str:

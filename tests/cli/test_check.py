@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from amc.cli.check import MISSING, check_options
-from amc.errors import ConfigError
+from amc.errors import ConfigError, DataError
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -27,6 +29,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
         ("network.options", {"width": 2}),
         ("recovery.batch_norm", False),
         ("policy", MISSING),  # whoever reads it says that it is missing
+        ("data.mean", 0.1307),
+        ("data.std", [0.1, 0.2, 0.3]),
+        ("data.augment", []),
         ("device.anything", object()),  # checked where devices are made
         ("agent.anything", object()),
     ],
@@ -86,3 +91,27 @@ def test_unknown_options_are_named_with_near_ones(key: str, hint: str) -> None:
 def test_a_value_in_place_of_a_group_is_refused() -> None:
     with pytest.raises(ConfigError, match="search must be a group of options, got 3"):
         check_options({"search": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"std": 0, "channels": 3}, "data.std must be greater than zero"),
+        ({"mean": [0.1, 0.2], "channels": 3}, "data.mean must hold 1 number or 3"),
+        ({"mean": "half"}, "data.mean must be a finite number, or a list"),
+        ({"channels": 2}, "data.channels must be 1 or 3"),
+        ({"image_size": "big"}, "data.image_size must be an integer"),
+        ({"augment": ["turn"]}, r"must be a list of flip, crop, got \['turn'\]"),
+        ({"search_every": 1}, "data.search_every must be an integer >= 2"),
+        ({"search": 5, "search_every": 5}, "not both"),
+        ({"colour": 1}, r"Unknown data options \['colour'\]"),
+    ],
+)
+def test_options_of_the_data_are_those_that_data_take(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        check_options({"data": {"name": "digits", "root": None, "seed": 0, **given}})
+
+
+def test_options_are_checked_without_pytorch() -> None:
+    code = "import sys, amc.cli.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

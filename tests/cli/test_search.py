@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys: Output) -> None
         ("network=tests.cli.nets:undecided", "must be a torch.nn.Module"),
         ("network=tests.cli.nets:broken", "returns NaN or infinity"),
         ("network.checkpoint=none.pt", "Checkpoint not found: "),
-        ("+network.options.num_classes=7", "network.options must not hold num_classes"),
+        ("+network.options.image_shape=7", "network.options must not hold image_shape"),
         ("budget.fraction=0.01", "below the smallest reachable"),
         ("budget={fraction:null,absolute:99}", "is already met"),
         ("search.reaim=1", "search.reaim compares the budget with what is measured"),

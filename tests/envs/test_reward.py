@@ -1,9 +1,11 @@
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from envs.reward import REWARDS, Outcome, Reward, build_reward
@@ -89,3 +91,46 @@ def test_reward_may_be_a_tensor_of_one_number():
 def test_reward_must_be_a_number(value):
     with pytest.raises(ConfigError, match="Reward 'wrong' must return a number, got"):
         Reward("wrong", lambda _: value)(OUTCOME)
+
+
+UNLABELLED = replace(
+    OUTCOME,
+    evaluation=Evaluation(None, None, -0.25),
+    original=Evaluation(None, None, 0.0),
+)
+
+
+def test_agreement_alone_needs_no_labels():
+    assert [name for name, reward in REWARDS.items() if not reward.needs_labels] == ["agreement"]
+    assert REWARDS["agreement"](UNLABELLED) == -0.25
+
+
+@pytest.mark.parametrize("name", ["accuracy", "amc", "haq", "mnasnet"])
+def test_rewards_that_need_labels_are_refused_without(name):
+    data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2))
+    with pytest.raises(ConfigError, match=f"reward={name} needs labels.*its images have none"):
+        REWARDS[name].check_labels(data)
+    with pytest.raises(ConfigError, match=f"reward={name} needs labels.*reward=agreement"):
+        REWARDS[name](UNLABELLED)
+    REWARDS["agreement"].check_labels(data)
+
+
+def test_reward_of_ones_own_may_do_without_labels_or_is_told_that_it_cannot():
+    def mine(outcome):
+        return 1 - outcome.evaluation.accuracy
+
+    def plain(outcome):
+        return outcome.evaluation.accuracy
+
+    for function in (mine, plain):
+        with pytest.raises(ConfigError, match=rf"reward={function.__name__} needs labels.*None"):
+            build_reward(function)(UNLABELLED)
+    assert build_reward(lambda outcome: 2 * outcome.evaluation.agreement)(UNLABELLED) == -0.5
+
+
+def test_labels_of_other_classes_than_the_networks_are_said():
+    data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2), torch.arange(9) % 3)
+    REWARDS["accuracy"].check_labels(data)
+    said = "none: they are of 3 classes, and the network has 1000 outputs"
+    with pytest.raises(ConfigError, match=said):
+        REWARDS["accuracy"].check_labels(data.for_outputs(1000))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -33,6 +34,8 @@ def test_another_network_in_the_file_is_noticed(tiny_net: nn.Module, tmp_path: P
     assert parity.torch_accuracy == 1
     assert parity.agreement == parity.onnx_accuracy < 1
     assert parity.max_difference == pytest.approx(100, rel=1e-3)
+    unlabelled = check_parity(report.path, tiny_net, pictures(), None)
+    assert unlabelled == replace(parity, torch_accuracy=None, onnx_accuracy=None)
 
 
 def test_scores_that_are_not_finite_are_refused(tiny_net: nn.Module, tmp_path: Path) -> None:

@@ -521,3 +521,54 @@ def test_mixed_precision_on_cuda_resumes_to_the_same_bits(tmp_path: Path) -> Non
     whole = fit(tiny_net().cuda())
     fit(tiny_net().cuda(), checkpoint_folder=tmp_path, on_epoch=interrupt)
     assert same_weights(fit(tiny_net().cuda(), checkpoint_folder=tmp_path).network, whole.network)
+
+
+# ------------------------------------------------------------------ probabilities, no labels
+
+
+class Softmax(nn.Module):
+    """A network that ends with a softmax."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).softmax(1)
+
+
+def test_network_that_ends_with_a_softmax_learns_as_by_its_logits() -> None:
+    settings = replace(QUICK, distillation_weight=0.5)
+    plain = fit(tiny_net(), settings, teacher=tiny_net(1))
+    ended = fit(Softmax(tiny_net()), settings, teacher=Softmax(tiny_net(1)))
+    for expected, found in zip(plain.history, ended.history, strict=True):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert found.train_accuracy == expected.train_accuracy
+
+
+def test_without_labels_the_teacher_alone_is_learned_from() -> None:
+    images, labels = stripes()
+    options = {"mean": [0.4], "std": [0.4], "progress": False, "teacher": tiny_net(1)}
+    settings = replace(QUICK, distillation_weight=0.3)
+    found = train(
+        tiny_net(), images, None, settings=settings, evaluate=scripted(-3.0, -2.0, -1.0, -1.5),
+        **options,
+    )  # type: ignore[arg-type]  # fmt: skip
+    alone = train(
+        tiny_net(), images, labels, settings=replace(settings, distillation_weight=1.0), **options
+    )  # type: ignore[arg-type]
+    assert [e.loss for e in found.history] == [e.loss for e in alone.history]
+    assert [e.agreement for e in found.history] == [-2.0, -1.0, -1.5]
+    assert {(e.train_accuracy, e.accuracy) for e in found.history} == {(None, None)}
+    assert (found.best_epoch, found.best_accuracy) == (2, None)
+
+
+@pytest.mark.parametrize("given", [{"teacher": None}, {"distillation_weight": 0.0}])
+def test_without_labels_and_a_teacher_there_is_nothing_to_learn_from(given: dict) -> None:
+    teacher = given.get("teacher", tiny_net(1))
+    settings = replace(QUICK, distillation_weight=given.get("distillation_weight", 0.5))
+    with pytest.raises(ConfigError, match=r"the original alone.*distillation_weight above 0"):
+        train(
+            tiny_net(), stripes()[0], None, mean=[0.4], std=[0.4], settings=settings,
+            teacher=teacher,
+        )  # fmt: skip

@@ -21,6 +21,7 @@ SCORE = Score(
     reward=0.5,
     search_accuracy=0.8,
     test_accuracy=0.7,
+    test_agreement=-0.05,
     drop=0.2,
     evaluations=10,
     evaluations_to_beat_uniform=4,
@@ -111,3 +112,18 @@ def test_csv_holds_exact_numbers_per_agent_and_seed() -> None:
         "4",
         "",
     )
+
+
+def test_without_labels_agents_are_ranked_by_their_agreement_on_the_test_split() -> None:
+    score = replace(SCORE, search_accuracy=None, test_accuracy=None, drop=None)
+    rows = rank([score, replace(score, agent="b", test_agreement=-0.01)], ["a", "b", "c"], 1)
+    assert [row.agent for row in rows] == ["b", "a", "c"]
+    lines = ranking_markdown(rows).splitlines()
+    assert lines[0] == (
+        "| agent | seeds | test agreement | beats uniform | best reward | evals | at eval "
+        "| agent s/eval |"
+    )
+    assert lines[2].startswith("| b | 1 | -0.01 | 1/1 |")
+    assert lines[4].startswith(f"| c | 0 of 1 | {DASH} | {DASH} |")
+    (row,) = csv.DictReader(io.StringIO(scores_csv([score])))
+    assert (row["test_accuracy"], row["drop"], row["test_agreement"]) == ("", "", "-0.05")

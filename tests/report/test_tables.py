@@ -1,5 +1,6 @@
 import csv
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -84,3 +85,19 @@ def test_csv_holds_exact_numbers_and_ratios_and_leaves_the_unknown_empty() -> No
     assert float(second["measured_ms_ratio"]) == 0.5
     assert float(second["params_ratio"]) == 135 / 270
     assert second["size_bytes"] == second["size_bytes_ratio"] == ""
+
+
+def test_agreement_stands_in_for_accuracy_where_there_are_no_labels() -> None:
+    rows = [
+        ComparisonRow("a", test_agreement=-0.0, search_agreement=0.0, macs=1_000_000),
+        ComparisonRow("b", test_agreement=-2.8049e-6, search_agreement=-0.5, macs=500_000),
+    ]
+    assert to_markdown(rows) == (
+        "| network | test (agreement) | search (agreement) | MACs (M) |\n"
+        "| :-- | --: | --: | --: |\n"
+        "| a | 0 | 0 | 1.00 |\n| b | -2.8e-06 | -0.5 | 0.50 (0.50x) |\n"
+    )
+    labelled = [replace(row, test_accuracy=0.9, search_accuracy=0.8) for row in rows]
+    assert "agreement" not in to_markdown(labelled)
+    (first, second) = csv.DictReader(io.StringIO(to_csv(labelled)))
+    assert (first["test_agreement"], second["search_agreement"]) == ("-0.0", "-0.5")
