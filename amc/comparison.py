@@ -242,6 +242,8 @@ def compare(
             network, data, device, budget, evaluations=evaluations, reward=reward, **task_options
         )
         log.info("%s", api.describe(bench.task))
+        if bench.task.data.shortage:
+            log.warning("%s", bench.task.data.shortage)
         comparison = _begin(bench, cells)
         left = [cell for cell in cells if not _recall(comparison, bench, cell, place)]
         with stop_on_interrupt() as stop, _said_on_interrupt(place):

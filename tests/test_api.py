@@ -130,6 +130,27 @@ def test_reward_may_be_a_function_of_the_user(find: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_reward_of_ones_own_chooses_the_winner_and_the_uniform_strategy(
+    find: Any, sign: int
+) -> None:
+    result = find(
+        agent="random",
+        budget={"metric": "size_bytes", "fraction": 0.5},
+        space=SearchSpace(weight_bits=(8, 32), activation_bits=(32,)),
+        evaluations=6,
+        final_candidates=6,
+        reward=lambda outcome: sign * outcome.macs,
+    )
+    chosen = max if sign == 1 else min
+    _, uniform, best = result.comparison
+    assert best.macs == chosen(trial.evaluation.costs["macs"] for trial in result.trials)
+    even = api.environment(result.task, "agreement").uniform_strategies()
+    assert len(even) > 1
+    costs = [result.task.strategy_costs(strategy)["macs"] for strategy in even]
+    assert uniform.macs == chosen(costs)
+
+
 def test_result_above_the_budget_is_said_where_the_reward_prices_the_cost(
     find: Any, tmp_path: Path
 ) -> None:
@@ -202,8 +223,8 @@ def test_unreachable_budget_and_misfit_network_have_their_own_errors(
 ) -> None:
     with pytest.raises(UnreachableBudgetError, match="smallest reachable"):
         find(budget={"metric": "macs", "fraction": 0.001})
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7))
-    with pytest.raises(NetworkError, match="has 7 outputs, the data has 5 classes"):
+    network = nn.Sequential(nn.Conv2d(3, 7, 3))
+    with pytest.raises(NetworkError, match=r"shape \(2, classes\)"):
         search(network, data, None, {"metric": "macs", "fraction": 0.5})
 
 

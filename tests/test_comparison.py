@@ -156,6 +156,7 @@ def test_uniform_agent_is_the_uniform_level_and_no_better_than_it(find: Find) ->
     assert score.reward == found.uniform.reward
     assert score.test_accuracy == found.uniform.test_accuracy
     assert score.search_accuracy == found.uniform.search_accuracy
+    assert found.results[0].search_reward == found.uniform.search_reward
     assert (score.beats_uniform, score.evaluations_to_beat_uniform) == (False, None)
     assert "Nothing better than the uniform strategy was found by uniform." in found.notes
 
