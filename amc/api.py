@@ -486,6 +486,8 @@ def finetune(
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
     data = data_for(original, data)
+    if not data.is_labelled:
+        log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
     reference = None if data.is_labelled else copy.deepcopy(original).cpu()
     evaluator = Evaluator(data.search, data.mean, data.std, reference)
     mean, std = _normalisation(data)

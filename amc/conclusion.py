@@ -139,7 +139,7 @@ class Conclusion:
         networks = task.reference, self.uniform.network.module, self.best.network.module
         found = map(test, networks)
         rows = [
-            replace(row, test_accuracy=tested.accuracy, test_agreement=tested.agreement)
+            replace(row, test_accuracy=tested.accuracy, test_agreement=tested.agreement + 0.0)
             for row, tested in zip(self.comparison, found, strict=True)
         ]
         return replace(self, comparison=rows)
@@ -214,7 +214,7 @@ def _row(
     return ComparisonRow(
         name=name,
         search_accuracy=found.accuracy,
-        search_agreement=found.agreement,
+        search_agreement=found.agreement + 0.0,  # the original's is -0.0
         predicted_ms=costs.get("latency_ms"),
         measured_ms=timing.latency_ms if timing else None,
         measured_spread_ms=timing.spread_ms if timing else None,

@@ -189,10 +189,15 @@ def test_finetuning_without_labels_learns_from_the_original_alone(
         api.finetune(result.network, tiny_net, bare, settings=TrainingSettings(epochs=1))
 
 
-def test_finetuning_does_not_learn_labels_of_other_classes(wide: nn.Module) -> None:
+def test_finetuning_does_not_learn_labels_of_other_classes(
+    wide: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     settings = TrainingSettings(epochs=1, distillation_weight=0.5, batch_size=16)
     trained = api.finetune(wide, wide, random_images(), settings=settings)
     assert trained.history[0].train_accuracy is None
+    said = "the network has 1000 outputs): the original alone is learned from"
+    assert said in caplog.text
 
 
 def test_few_images_are_said(

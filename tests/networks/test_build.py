@@ -242,3 +242,10 @@ def test_every_own_network_has_a_config_that_builds_it():
         assert set(config) == {"name", "checkpoint", "options"}
         assert (config["name"], config["checkpoint"]) == (name, None)
         build_network(name, num_classes=2, image_shape=RGB32, **config["options"])
+
+
+def test_number_of_outputs_that_nothing_says_is_the_networks_own_or_asked_for():
+    with pytest.raises(NetworkError, match=r"told its number of outputs.*num_classes=<number>"):
+        build_network("resnet20", num_classes=None, image_shape=RGB32)
+    network = build_network("squeezenet1_1", num_classes=None, image_shape=RGB32)
+    assert check_network(network, (3, 64, 64)) == 1000

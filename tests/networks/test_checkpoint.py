@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amc.errors import NetworkError
-from amc.networks import build_network, load_checkpoint
+from amc.networks import build_network, load_checkpoint, outputs_in
 
 CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 
@@ -133,3 +133,16 @@ def test_missing_file_and_unknown_format_are_named(tmp_path):
 def test_shared_checkpoints_load(name):
     network = build_network(name, num_classes=10, image_shape=(3, 32, 32))
     load_checkpoint(network, CHECKPOINTS / f"{name}-cifar10jpeg.safetensors")
+
+
+def test_number_of_outputs_is_read_where_the_checkpoint_differs_in_nothing_else(tmp_path):
+    def of(outputs, hidden=3):
+        return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    path = tmp_path / "net.pt"
+    torch.save(of(7).state_dict(), path)
+    assert outputs_in(path, of(5), 5) == 7
+    assert outputs_in(path, of(7), 7) is None
+    assert outputs_in(path, of(5, hidden=6), 5) is None  # another network
+    with pytest.raises(NetworkError, match="Checkpoint not found"):
+        outputs_in(tmp_path / "none.pt", of(5), 5)
