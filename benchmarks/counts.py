@@ -35,7 +35,7 @@ _OF_README = (
     *("resnet18", "densenet121", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small"),
     *("shufflenet_v2_x1_0", "mnasnet1_0", "vgg11_bn", "efficientnet_b0"),
 )
-_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 70, "vit_l_32": 64, "vit_b_32": 64}
+_SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 70}
 _LARGE = ("vit_h_14", "regnet_y_128gf")  # 2.5 GB of weights, and copies of them: --all
 NETWORKS = {
     **dict.fromkeys(("resnet20", "resnet56", "mobilenet_v1", "lenet_5", "lenet_300_100"), 32),
@@ -65,9 +65,10 @@ def measure(name: str, size: int) -> dict[str, object]:
     """Count a network both ways."""
     channels = 1 if name.startswith("lenet") else 3
     shape = (channels, size, size)
-    network = build_network(
-        name, num_classes=CLASSES if size > 32 else 10, image_shape=shape, seed=SEED
-    ).eval()
+    options = {"image_size": size} if name.startswith("vit") else {}
+    classes = CLASSES if size > 32 else 10
+    network = build_network(name, num_classes=classes, image_shape=shape, seed=SEED, **options)
+    network.eval()
     graph = graph_of(network, shape)
     macs = sum(operator_prices(graph, IDENTITY, "macs", None))
     params = sum(operator_prices(graph, IDENTITY, "params", None))
