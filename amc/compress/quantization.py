@@ -104,9 +104,10 @@ def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Te
         scale, zero_point: One value each; `activation_range`.
     """
     levels = 2**bits - 1
-    if torch.is_grad_enabled() or not x.is_cpu:
+    if torch.is_grad_enabled() or not x.is_cpu or torch.compiler.is_compiling():
         return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, levels)
-    # The same values in four passes: on a CPU the operator above takes eight times as long.
+    # The same values in four passes: on a CPU the operator above takes eight times as long. It
+    # reads the zero point as a number, which `torch.export` and `torch.compile` have none of.
     zero = int(zero_point)
     counts = x.mul(scale.reciprocal()).round_()
     return counts.clamp_(-zero, levels - zero).mul_(scale)

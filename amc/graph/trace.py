@@ -293,6 +293,8 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
             f"{type(network).__name__} must return one tensor of class scores, shape (N, classes); "
             f"it returns {_describe(output)}. Wrap it in a module that returns the scores only."
         )
+    # Loading a pickled graph follows its code once more: straight-line by now, for any tracer.
+    graph._tracer_cls = fx.Tracer
     module = fx.GraphModule(network, graph, class_name=type(network).__name__)
     _remove_dead(module)
     return TracedNetwork(module, tracer.opaque)
