@@ -19,7 +19,7 @@ from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
-from amc.layout import fast_layout
+from amc.layout import fast_layout, laid_out
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, linear_change
@@ -128,7 +128,7 @@ class Compressor:
         # Shuffled: data sets come sorted by class, and every part must look like the whole.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
-        images = images[order].contiguous(memory_format=layout)
+        images = laid_out(images[order], layout)
         self._repair_images = images[: self.settings.repair_images]
         self._images = images[: self.settings.images]
         self.statistics: CalibrationStatistics = gather_statistics(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from amc.data.split import Split
 from amc.errors import EvaluationError
+from amc.layout import laid_out
 from amc.scores import as_logits
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
@@ -55,8 +56,7 @@ class Evaluator:
             reference: The original network; its outputs are what agreement is measured by.
             layout: How the images lie in memory (`amc.layout.fast_layout`).
         """
-        images = split.normalised(mean, std)
-        self._images = images.contiguous(memory_format=layout)
+        self._images = laid_out(split.normalised(mean, std), layout)
         self._labels = split.labels
         self._reference = None
         if reference is not None:

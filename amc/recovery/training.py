@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
 from amc.files import fingerprint, read_tensors, write_tensors
+from amc.layout import fast_layout, laid_out, lay_out
 from amc.progress import Bar, progress_bar
 from amc.scores import are_probabilities, as_logits
 
@@ -253,7 +254,7 @@ def train(
     identity = _identity(network, batches, settings, teacher) if checkpoint_folder else {}
     run = _Run(network, settings, checkpoint_folder, identity, is_labelled=batches.is_labelled)
     with (
-        _layout_for_speed(network),
+        _layout_for_speed(network, teacher, batches),
         progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
     ):
         try:
@@ -417,7 +418,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 class _Batches:
-    """The images in a fresh order every epoch, augmented, normalised, on the device."""
+    """The images in a fresh order every epoch, augmented, normalised, on the device.
+
+    Attributes:
+        layout: How they lie in memory there.
+    """
 
     def __init__(
         self,
@@ -431,6 +436,7 @@ class _Batches:
         self._images, self._settings = images, settings
         self._labels = None if labels is None else labels.long()
         self.device = device
+        self.layout = torch.contiguous_format
         self.classes = 0 if labels is None else int(labels.max()) + 1
         self.size = min(settings.batch_size, len(images))
         self.steps = len(images) // self.size
@@ -453,11 +459,17 @@ class _Batches:
             scaled = images.float() / 255 if images.dtype == torch.uint8 else images
             inputs = (scaled - self._mean) / self._std
             yield (
-                inputs.contiguous(memory_format=torch.channels_last),
+                laid_out(inputs, self.layout),
                 None
                 if self._labels is None
                 else self._labels[rows.to(self._labels.device)].to(self.device),
             )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self._images.shape[1:]
+        return channels, height, width
 
     def fingerprint(self) -> str:
         """Changes with any pixel, label, mean or std."""
@@ -691,13 +703,32 @@ def _half_precision(device: torch.device, settings: TrainingSettings) -> torch.d
 
 
 @contextmanager
-def _layout_for_speed(network: nn.Module) -> Iterator[None]:
-    """Channels last while training: 1.3 to 1.6 times faster on a CPU, and made for tensor cores."""
-    network.to(memory_format=torch.channels_last)
+def _layout_for_speed(
+    network: nn.Module, teacher: nn.Module | None, batches: _Batches
+) -> Iterator[None]:
+    """Channels last while training: 1.3 to 1.6 times faster on a CPU, and made for tensor cores.
+
+    Where the network or its teacher cannot take images so, they stay in the usual layout.
+    """
     try:
+        lay_out(network, torch.channels_last)
+        batches.layout = _common_layout(network, teacher, batches.image_shape)
+        lay_out(network, batches.layout)
         yield
     finally:
-        network.to(memory_format=torch.contiguous_format)
+        lay_out(network, torch.contiguous_format)
+
+
+def _common_layout(
+    network: nn.Module, teacher: nn.Module | None, image_shape: tuple[int, int, int]
+) -> torch.memory_format:
+    """Channels last if both take it, while training and while evaluated."""
+    layouts = {
+        fast_layout(network.eval(), image_shape),
+        fast_layout(network, image_shape, training=True),
+        torch.channels_last if teacher is None else fast_layout(teacher, image_shape),
+    }
+    return torch.channels_last if layouts == {torch.channels_last} else torch.contiguous_format
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from amc.errors import (
     NetworkError,
     StorageError,
 )
+from amc.layout import fast_layout
 from amc.recovery import training
 from amc.recovery.training import (
     AUGMENTATIONS,
@@ -152,6 +153,95 @@ def test_network_comes_back_in_eval_mode_and_in_the_usual_memory_layout() -> Non
     network = fit(tiny_net()).network
     assert not network.training
     assert network.get_submodule("conv").weight.is_contiguous()
+
+
+class Flattened(TinyNet):
+    """Flattens by ``view`` over more than one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4 * 64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Regrouped(TinyNet):
+    """Regroups its channels by ``view``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        count, channels, height, width = x.shape
+        x = x.view(count * 2, channels // 2, height, width).cumsum(1)
+        return self.fc(x.view(count, channels, height, width).mean((2, 3)))
+
+
+class FlattenedInTraining(Flattened):
+    """Flattens by ``view`` in training mode only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv(x)))
+        return self.fc(x.view(x.size(0), -1) if self.training else x.flatten(1))
+
+
+class WithVolume(TinyNet):
+    """Has a weight of five dimensions, for which there is no channels last of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = nn.Parameter(torch.ones(1, 1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.volume.flatten()
+
+
+@pytest.mark.parametrize("build", [Flattened, Regrouped, FlattenedInTraining, WithVolume])
+@pytest.mark.parametrize("role", ["network", "teacher"])
+def test_network_that_cannot_take_channels_last_trains_without(
+    build: type[TinyNet], role: str
+) -> None:
+    torch.manual_seed(0)
+    odd, labels = build(), stripes()[1]
+    settings = replace(QUICK, epochs=12, augment=(), distillation_weight=float(role == "teacher"))
+    images = (stripes()[0] / 255 - 0.4) / 0.4
+
+    def accuracy(network: nn.Module) -> float:
+        with torch.inference_mode():
+            return float((network(images).argmax(1) == labels).float().mean())
+
+    teacher = fit(odd, replace(settings, distillation_weight=0.0), evaluate=accuracy).network
+    assert accuracy(teacher) == 1
+    if role == "teacher":
+        assert accuracy(fit(tiny_net(), settings, evaluate=accuracy, teacher=teacher).network) == 1
+
+
+def test_channels_last_is_taken_only_where_both_networks_take_it() -> None:
+    torch.manual_seed(0)
+    seen: list[bool] = []
+
+    class Watching(TinyNet):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            if self.training:
+                seen.append(y.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(x)
+
+    settings = replace(QUICK, epochs=1, distillation_weight=0.5)
+    for teacher, expected in ((tiny_net(), True), (Flattened(), False)):
+        seen.clear()
+        fit(Watching(), settings, teacher=teacher)
+        trained = seen[1:]  # the first was the try
+        assert trained == [expected] * 5
+
+
+def test_trying_a_layout_changes_nothing() -> None:
+    network, before = tiny_net(), tiny_net()
+    state = torch.get_rng_state()
+    assert fast_layout(network, (1, 8, 8), training=True) == torch.channels_last
+    assert same_weights(network, before)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------------- learning rate
@@ -442,7 +532,7 @@ def test_loss_that_is_not_finite_names_epoch_and_step_and_says_what_to_do() -> N
     calls: list[int] = []
 
     def spoil(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
-        calls.append(1)
+        calls.extend([1] if len(output) == 8 else [])  # not where a layout is tried
         return output * (float("nan") if len(calls) == 7 else 1.0)
 
     network.fc.register_forward_hook(spoil)
