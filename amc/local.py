@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from amc.cost.device import Device, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
-from amc.export import OnnxNetwork, export_onnx
+from amc.export import DEFAULT_OPSET, OnnxNetwork, convert
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
 from amc.progress import Bar, progress_bar
@@ -86,6 +84,7 @@ def time_in_onnx(
     batch: int = 1,
     threads: int = 1,
     images: Tensor | None = None,
+    opset: int = DEFAULT_OPSET,
     rounds: int = measure.ROUNDS,
     bar: Bar | None = None,
 ) -> list[Timing]:
@@ -102,7 +101,7 @@ def time_in_onnx(
     """
     exported = []
     for network in networks:
-        exported.append(in_onnx(network, image_shape, threads=threads, images=images))
+        exported.append(in_onnx(network, image_shape, threads=threads, images=images, opset=opset))
         if bar is not None:
             bar.advance()
     return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
@@ -114,16 +113,15 @@ def in_onnx(
     *,
     threads: int = 1,
     images: Tensor | None = None,
+    opset: int = DEFAULT_OPSET,
 ) -> OnnxNetwork:
-    """A network as ONNX Runtime on the CPU runs it; its file is gone once it is loaded.
+    """A network as ONNX Runtime on the CPU runs it, to be timed: it is not compared with itself.
 
     Raises:
         ExportError: The network cannot be exported.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_onnx(network, image_shape, path, images=images)
-        return OnnxNetwork(path, threads=threads)
+    model = convert(network, image_shape, images=images, opset=opset).model
+    return OnnxNetwork(model, threads=threads, name=type(network).__name__)
 
 
 def calibration_images(data: DataSet) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import nn
 
 from amc import artifact
 from amc.cli import recipe
@@ -22,7 +20,6 @@ from amc.cost.model import operator_prices
 from amc.errors import ArtifactError
 from amc.export import (
     ExportReport,
-    OnnxNetwork,
     Parity,
     check_parity,
     export_onnx,
@@ -30,8 +27,8 @@ from amc.export import (
     precision_words,
 )
 from amc.files import write_text
-from amc.local import calibration_images
-from amc.measure import Timing, measure_latency
+from amc.local import calibration_images, time_in_onnx
+from amc.measure import Timing
 from amc.runs import RUN_FILE, STRATEGY_FILE
 from amc.strategy import FLOAT_BITS
 from amc.task import data_for
@@ -64,13 +61,25 @@ def run(config: DictConfig) -> bool:
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     path = source / FOLDER / MODEL_FILE
     calibration = calibration_images(data) if config.integer_additions else None
-    report = export_onnx(
-        compressed.module, data.image_shape, path, images=calibration, opset=config.opset
-    )
     images = data.search.normalised(data.mean, data.std)
+    report = export_onnx(
+        compressed.module,
+        data.image_shape,
+        path,
+        images=calibration,
+        compare_on=images,
+        opset=config.opset,
+    )
     labels = data_for(original, data).search.labels
     parity = check_parity(path, compressed.module, images, labels)
-    plain, smaller = _time(original, report, data.image_shape, config)
+    plain, smaller = time_in_onnx(
+        [original, compressed.module],
+        data.image_shape,
+        batch=config.batch,
+        threads=config.threads,
+        images=calibration,
+        opset=config.opset,
+    )
     graph = graph_of(original, data.image_shape)
     estimate = sum(operator_prices(graph, compressed.strategy, "size_bytes", None))
     found = _Findings(report, parity, plain, smaller, integer_layers(path), round(estimate))
@@ -91,18 +100,6 @@ def _check_compressed(source: Path) -> None:
                 f"{source} holds no compressed network ({name} is missing): give the folder of a "
                 "finished search, of an applied policy, or the folder finetune in one of them."
             )
-
-
-def _time(
-    original: nn.Module, report: ExportReport, shape: tuple[int, int, int], config: DictConfig
-) -> list[Timing]:
-    """The original in float and the compressed network, side by side in ONNX Runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain = export_onnx(original, shape, Path(folder) / MODEL_FILE, opset=report.opset)
-        networks = [
-            OnnxNetwork(written.path, threads=config.threads) for written in (plain, report)
-        ]
-        return measure_latency(networks, shape, batch=config.batch, threads=config.threads)
 
 
 def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:

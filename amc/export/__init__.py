@@ -1,16 +1,18 @@
 """Compressed networks as ONNX files: written, read back, checked and timed."""
 
-from amc.export.file import ExportReport, export_onnx
+from amc.export.file import DEFAULT_OPSET, ExportReport, convert, export_onnx
 from amc.export.graph import precision_words
 from amc.export.parity import Parity, check_parity
 from amc.export.precision import read_precisions
 from amc.export.runtime import OnnxNetwork, integer_layers, runtime_operators
 
 __all__ = [
+    "DEFAULT_OPSET",
     "ExportReport",
     "OnnxNetwork",
     "Parity",
     "check_parity",
+    "convert",
     "export_onnx",
     "integer_layers",
     "precision_words",

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
-from amc.errors import EvaluationError
+from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
+from amc.errors import EvaluationError, ExportError
 from amc.export.runtime import OnnxNetwork
+from amc.export.skeleton import LAYER_KINDS
 from amc.progress import progress_bar
+from amc.strategy import FLOAT_BITS
 
 _BATCH = 64
+_COMPARED = 32  # images that a file is compared with its network on, before it is written
+_MARGIN = 5.0  # times what rounding at random changes: that in a file is another, of a like size
+_FLOOR = 1e-4  # of the largest score: as good as equal, whatever explains it
 
 
 @dataclass(frozen=True)
@@ -78,3 +89,171 @@ def check_parity(
         max_difference=float((ours - theirs).abs().max()),
         max_score=float(ours.abs().max()),
     )
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How much a file may round otherwise than PyTorch does.
+
+    Attributes:
+        values: By how much of its largest value a layer's input or output may be moved.
+        counts: By how many counts (input step times weight step) a quantized layer's output may.
+        fused: Whether it is asked of what ONNX Runtime makes of the file, or of what the file says.
+        causes: What else may have happened where that explains no difference: for the user.
+    """
+
+    values: float
+    counts: float
+    fused: bool
+    causes: str
+
+
+AS_WRITTEN = Rounding(
+    values=1e-5,  # sums in another order, and values half-way between two steps of a grid
+    counts=0.0,
+    fused=False,
+    causes="Likely causes: a forward hook that changes an output (a file has no hooks: do it in "
+    "the forward), or Python code that goes by the contents or the number of its images (a file "
+    "does what was done for two black ones).",
+)
+IN_INTEGERS = Rounding(
+    values=1 / 255,  # a grid of 8 bits on what lies between layers, its sign included
+    counts=0.5,  # biases in whole counts
+    fused=True,
+    causes="Computed in floats, the file does agree. Likely causes: calibration images unlike "
+    "those that it is compared on, or a processor on which ONNX Runtime's 8-bit products overflow "
+    "(x86 without VNNI). images=None, for the command integer_additions=false, rounds less.",
+)
+
+
+class Comparison:
+    """A network's scores on a few images, and models of it compared with them.
+
+    What rounding explains is measured: the root mean square change of the network's own scores
+    when the inputs and outputs of its layers are moved at random, by as much as rounding may. Grids
+    of few bits make whole steps of small movements; in such a network they do so here too. Models
+    of real networks differed by 0.01 of that in floats, and by up to 1.1 of it in few bits.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        network: nn.Module,
+        image_shape: tuple[int, int, int],
+        images: Tensor | None,
+    ) -> None:
+        """
+        Args:
+            name: What errors call the file.
+            network: Not modified.
+            images: Normalised, (n, channels, height, width); None: noise is compared on, and what
+                is not finite then is not compared.
+
+        Raises:
+            EvaluationError: The network's scores on the images are not finite.
+            ExportError: It does not return one tensor, or another one at every call.
+        """
+        self._name, self._network = name, copy.deepcopy(network).cpu().eval()
+        self._images = _noise(image_shape) if images is None else _some_of(images)
+        with torch.inference_mode():
+            self._expected, again = (_scores(self._network, self._images) for _ in range(2))
+        if images is not None and not bool(self._expected.isfinite().all()):
+            raise EvaluationError(
+                f"{name} was not written: PyTorch gives NaN or infinite scores. Check the "
+                "network's weights."
+            )
+        if not torch.allclose(again, self._expected, _FLOOR, equal_nan=True):
+            raise ExportError(
+                f"{name} was not written: {type(network).__name__} gives other scores each time "
+                "that it is called on the same images. Take random numbers (dropout with "
+                "training=True) and what it remembers between calls out of its forward."
+            )
+
+    def check(self, model: onnx.ModelProto, rounding: Rounding) -> None:
+        """Check that a model gives the network's scores, but for what rounding explains.
+
+        Raises:
+            ExportError: It does not, or ONNX Runtime cannot run it.
+        """
+        runtime = OnnxNetwork(model, name=self._name, fused=rounding.fused)
+        found, expected = runtime(self._images), self._expected
+        if found.shape != expected.shape:
+            raise ExportError(
+                f"{self._name} was not written: for {len(expected)} images ONNX Runtime gives "
+                f"scores of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}. "
+                f"{rounding.causes}"
+            )
+        with torch.inference_mode(), _moved(self._network, rounding):
+            moved = _scores(self._network, self._images)
+        finite = (expected.isfinite() & moved.isfinite()).flatten(1).all(1)
+        if not bool(finite.any()):
+            return  # nothing can be compared
+        expected, moved, found = (scores[finite] for scores in (expected, moved, found))
+        difference, explained = _size(found - expected), _size(moved - expected)
+        largest = float(expected.abs().max())
+        if difference <= _MARGIN * explained + _FLOOR * largest:
+            return
+        same = float((found.argmax(1) == expected.argmax(1)).double().mean())
+        raise ExportError(
+            f"{self._name} was not written: ONNX Runtime does not compute from it what PyTorch "
+            f"does. Scores differ by up to {float((found - expected).abs().max()):.3g}, in the "
+            f"root mean square by {difference:.3g}, of which rounding explains {explained:.3g}; "
+            f"they are up to {largest:.3g}. {same:.0%} of {len(expected)} images get the same "
+            f"class. {rounding.causes}"
+        )
+
+
+def _noise(image_shape: tuple[int, int, int]) -> Tensor:
+    return torch.randn(_COMPARED, *image_shape, generator=torch.Generator().manual_seed(0))
+
+
+def _some_of(images: Tensor) -> Tensor:
+    """From all over: data sets come sorted by class."""
+    return images[torch.linspace(0, len(images) - 1, min(_COMPARED, len(images))).long()]
+
+
+def _scores(network: nn.Module, images: Tensor) -> Tensor:
+    scores: Any = network(images.clone())  # a network may work in place
+    if not isinstance(scores, Tensor):
+        raise ExportError(
+            f"{type(network).__name__} must return one tensor of scores to be written as ONNX, it "
+            f"returns a {type(scores).__name__}. Wrap it in a module that returns the scores only."
+        )
+    return scores.float()
+
+
+def _size(values: Tensor) -> float:
+    """Their root mean square."""
+    return float(values.double().square().mean().sqrt())
+
+
+@contextmanager
+def _moved(network: nn.Module, rounding: Rounding) -> Iterator[None]:
+    """Layers see and give values that are moved at random, by up to what rounding may move."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(shape: Sequence[int]) -> Tensor:
+        return torch.rand(tuple(shape), generator=generator).mul_(2).sub_(1)
+
+    def moved(x: Tensor) -> Tensor:
+        return x + noise(x.shape) * (rounding.values * x.abs().max())
+
+    def move_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (moved(inputs[0]), *inputs[1:])
+
+    def move_output(layer: nn.Module, _: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        y = moved(y)
+        if not isinstance(layer, QuantizedConv2d | QuantizedLinear) or FLOAT_BITS in layer.bits:
+            return y
+        count = layer.input_scale * layer.weight_scale
+        bias: Tensor = noise(count.shape) * (rounding.counts * count)
+        return y + (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
+
+    layers = [module for module in network.modules() if isinstance(module, LAYER_KINDS)]
+    hooks = [layer.register_forward_pre_hook(move_input) for layer in layers]
+    hooks += [layer.register_forward_hook(move_output) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -22,23 +22,35 @@ _ERRORS_ONLY = 3
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file that is called like a network.
+    """An ONNX file, or a model that is none yet, called like a network.
 
     Input (N, channels, height, width) float32 on the CPU, output (N, classes).
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        file: str | Path | onnx.ModelProto,
+        *,
+        threads: int = 1,
+        name: str | Path | None = None,
+        fused: bool = True,
+    ) -> None:
         """
         Args:
-            path: As `amc.export.export_onnx` wrote it.
+            file: As `amc.export.export_onnx` wrote it, or what it would write.
             threads: CPU threads of every call.
+            name: What errors call it; None: its path.
+            fused: Whether ONNX Runtime may make integer operators of what the file says in floats
+                between quantizations, which rounds a little more.
 
         Raises:
             ArtifactError: The file is missing or no ONNX file.
             ExportError: ONNX Runtime cannot run it.
         """
         super().__init__()
-        self._session = open_session(load_onnx(Path(path)), path, threads=threads)
+        model = file if isinstance(file, onnx.ModelProto) else load_onnx(Path(file))
+        called = name or ("the network" if isinstance(file, onnx.ModelProto) else file)
+        self._session = open_session(model, called, threads=threads, fused=fused)
 
     def forward(self, images: Tensor) -> Tensor:
         (scores,) = self._session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
@@ -70,13 +82,19 @@ def integer_layers(path: str | Path) -> int:
 
 
 def open_session(
-    model: onnx.ModelProto, name: str | Path, *, threads: int = 1, optimized: Path | None = None
+    model: onnx.ModelProto,
+    name: str | Path,
+    *,
+    threads: int = 1,
+    optimized: Path | None = None,
+    fused: bool = True,
 ) -> Any:
     """ONNX Runtime's session of a model on the CPU.
 
     Args:
         name: What errors call the model.
         optimized: Where to write what is really run.
+        fused: As `OnnxNetwork`.
 
     Raises:
         ExportError: ONNX Runtime cannot run it.
@@ -84,6 +102,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _ERRORS_ONLY
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:

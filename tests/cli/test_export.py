@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from amc import api
+from amc import api, artifact
 from amc.artifact import read_strategy, write_compressed, write_strategy
 from amc.candidate import CompressedNetwork
 from amc.cli import export as recipe
@@ -17,7 +17,8 @@ from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.export import OnnxNetwork, read_precisions
-from amc.measure import Timing, measure_latency
+from amc.local import time_in_onnx
+from amc.measure import Timing
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.cli import nets
@@ -36,7 +37,7 @@ def run(searched: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(recipe, "time_in_onnx", partial(time_in_onnx, rounds=1))
 
 
 def export(run: Path, *arguments: str) -> int:
@@ -123,7 +124,7 @@ def test_network_that_is_no_faster_is_said_to_be(
     milliseconds: float, is_said: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     timings = [Timing(1.0, 0.1), Timing(milliseconds, 0.1)]
-    monkeypatch.setattr(recipe, "_time", lambda *_: timings)
+    monkeypatch.setattr(recipe, "time_in_onnx", lambda *_, **__: timings)
     assert export(run) == 0
     assert ("It is no faster than the original" in capsys.readouterr().out) == is_said
 
@@ -155,6 +156,45 @@ def test_integer_additions_can_be_refused(run: Path, capsys: Output) -> None:
     # The first convolution goes straight into the second, nothing else into a quantized layer.
     assert (document["integer_layers"], document["extra_grids"]) == (1, 0)
     assert "close to it" not in capsys.readouterr().out
+
+
+def test_both_networks_are_timed_in_turn_in_the_way_of_a_search(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def timed(networks: list[torch.nn.Module], shape: object, **how: Any) -> list[Timing]:
+        asked.append({"networks": len(networks), "shape": shape, **how})
+        return [Timing(1.0, 0.1), Timing(0.5, 0.1)]
+
+    monkeypatch.setattr(recipe, "time_in_onnx", timed)
+    assert export(run, "threads=2", "batch=3") == 0
+    images = asked[0].pop("images")
+    assert images.shape[1:] == SHAPE  # what lies between 8-bit layers is in integers, as exported
+    assert asked == [{"networks": 2, "shape": SHAPE, "batch": 3, "threads": 2, "opset": 17}]
+
+
+def test_file_that_does_not_agree_is_not_written(
+    run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export(run) == 0
+    written = (run / "export" / "model.onnx").read_bytes()
+    rebuild = artifact.rebuild_compressed
+
+    def hooked(*arguments: Any) -> CompressedNetwork:
+        network = rebuild(*arguments)
+        network.module.get_submodule("linear").register_forward_hook(lambda *given: given[2] + 7)
+        return network
+
+    monkeypatch.setattr(artifact, "rebuild_compressed", hooked)
+    capsys.readouterr()
+    assert export(run) == 2
+    said = capsys.readouterr().err
+    assert f"{run / 'export' / 'model.onnx'} was not written: ONNX Runtime" in said
+    assert "Scores differ by up to 7, in the root mean square by 7, of which rounding" in said
+    assert "Likely causes: a forward hook that changes an output" in said
+    assert (run / "export" / "model.onnx").read_bytes() == written
+    assert len(list((run / "export").iterdir())) == 2
 
 
 # -- mistakes ------------------------------------------------------------------------------
