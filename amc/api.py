@@ -66,8 +66,14 @@ from amc.recovery.training import (
     train,
 )
 from amc.report.plots import plot_learning_curve, plot_strategy
-from amc.report.tables import ComparisonRow, to_csv, to_markdown
-from amc.report.tensorboard import EventWriter
+from amc.report.tables import (
+    ComparisonRow,
+    settings_to_markdown,
+    significant,
+    to_csv,
+    to_markdown,
+)
+from amc.report.tensorboard import RESULT, EventWriter
 from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments, data_for
@@ -232,6 +238,7 @@ def search(
             if place is not None:
                 _write_run(place, result, env)
             if events is not None:
+                _note_result(events, result, config)
                 _note_hparams(events, result, env, searcher.name, seed, hparams or {})
         if not result.interrupted:
             journal.finish()
@@ -804,18 +811,49 @@ def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
 
 
 def _strength_note(strengths: Sequence[float], trials: Sequence[Trial], best: Trial) -> str:
+    texts = significant([trial.reward for trial in trials])
     rewards = ", ".join(
-        f"{trial.reward:.4f} at {strength:g}"
-        for strength, trial in zip(strengths, trials, strict=True)
+        f"{text} at {strength:g}" for text, strength in zip(texts, strengths, strict=True)
     )
+    nothing_learned = "0 is the program's own allocation, nothing learned"
+    reached = texts[best.index - 1]
+    equal = [s for s, text in zip(strengths, texts, strict=True) if text == reached]
     chosen = strengths[best.index - 1]
-    meaning = "; 0 is the program's own allocation, nothing learned" if chosen == 0 else ""
-    return f"The policy helps most here at strength {chosen:g}{meaning}. Rewards: {rewards}."
+    if len(equal) == len(strengths):
+        found = "The policy's strength makes no difference here"
+        meaning = f", and {nothing_learned}" if 0 in equal else ""
+    elif len(equal) > 1:
+        named = ", ".join(f"{strength:g}" for strength in equal)
+        found, meaning = f"The policy does equally well here at strengths {named}", ""
+        if 0 in equal:
+            meaning = f"; {nothing_learned}"
+    else:
+        found = f"The policy helps most here at strength {chosen:g}"
+        meaning = f"; {nothing_learned}" if chosen == 0 else ""
+    return f"{found}{meaning}. Rewards: {rewards}."
 
 
 def _report(result: SearchResult) -> str:
     lines = [to_markdown(result.comparison), *(f"- {note}" for note in result.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _note_result(events: EventWriter, result: SearchResult, config: Mapping[str, object]) -> None:
+    """The strategy that was found as a picture, the final table and the configuration as texts."""
+    task = result.task
+    found = (trial.index for trial in result.trials if trial.strategy == result.strategy)
+    rows = layer_rows(task.costs, result.strategy)
+    events.strategy_image(next(found, len(result.trials)), rows, RESULT)
+    settings = {
+        "network": type(task.network).__name__,
+        "data": task.data.name,
+        "images": "x".join(map(str, task.data.image_shape)),
+        "device": task.device.name if task.device else "none",
+        "budget": task.budget,
+        **config,
+    }
+    events.text("result/table", _report(result))
+    events.text("configuration", settings_to_markdown(settings))
 
 
 def _note_hparams(

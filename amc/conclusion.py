@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import nn
 
 from agents.searcher import Trial
-from amc.aiming import allowed_share, is_missed, measured_share
+from amc.aiming import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
@@ -20,7 +20,7 @@ from amc.cost.model import ROUNDING
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
 from amc.local import calibration_images, time_in_onnx
-from amc.measure import Timing, measure_latency
+from amc.measure import Share, Timing, measure_latency
 from amc.report.tables import ComparisonRow
 from amc.strategy import FLOAT, Strategy
 from amc.task import CompressionTask
@@ -184,7 +184,7 @@ def conclude(
         _row(task, label, found, finalist, timing)
         for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
-    notes = _notes(task, best.strategy, rows, times.in_float)
+    notes = _notes(task, best.strategy, rows, times)
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
     if not _is_uniform(task, uniform):
@@ -231,6 +231,12 @@ class _Times:
 
     rows: Sequence[Timing | None]
     in_float: Timing | None = None
+
+    @property
+    def share(self) -> Share | None:
+        """The best one's time compared with the original's."""
+        original, best = self.rows[0], self.rows[-1]
+        return best.share_of(original) if best and original else None
 
 
 def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
@@ -286,9 +292,10 @@ def _notes(
     task: CompressionTask,
     strategy: Strategy,
     rows: Sequence[ComparisonRow],
-    in_float: Timing | None,
+    times: _Times,
 ) -> list[str]:
     """What must not be read past."""
+    in_float = times.in_float
     notes = [
         f"{line[:1].upper()}{line[1:]}."
         for line in unpriced_lines(task.graph, task.budget.metric, task.device)
@@ -360,17 +367,42 @@ def _notes(
             f"{original.measured_ms:.3g} ms: the machine was busier at one of the two times. "
             f"To measure the table again, remove {task.local.table_path()}."
         )
-    if is_missed(task, rows):
-        notes.append(
-            f"The budget of {allowed_share(task.costs):.2f} is met by prediction and missed by "
-            f"measurement ({measured_share(rows):.2f}). To aim lower and go on from there: "
-            "search.reaim=2; or lower the budget."
-        )
+    notes += _timing_notes(task, rows, times.share)
     if task.compressor.unrefitted:
         wide = task.compressor.unrefitted
         notes.append(
             "Sliced without a refit, being wider than recovery.max_columns="
             f"{task.compressor.settings.max_columns}: "
             f"{', '.join(wide[:3])}{f' and {len(wide) - 3} more' if len(wide) > 3 else ''}."
+        )
+    return notes
+
+
+def _timing_notes(
+    task: CompressionTask, rows: Sequence[ComparisonRow], share: Share | None
+) -> list[str]:
+    """What the measured times say of the budget, and whether they say it."""
+    notes = []
+    on_clock = task.local is not None and task.budget.metric == "latency_ms"
+    allowed, is_share = allowed_share(task.costs), task.budget.absolute is None
+    is_open = share is not None and on_clock and is_share and share.leaves_open(allowed)
+    if share is not None and not share.is_steady:
+        notes.append(share.caveat)
+    measured, aim_lower = rows[-1].measured_ms, "To aim lower and go on from there: search.reaim=2"
+    if is_open:
+        notes[-1] += f" Whether the budget of {allowed:.2f} is met cannot be told from it."
+    elif is_missed(task, rows):
+        budget = f"{allowed:.2f}" if is_share else f"{task.budget.absolute:.4g} ms"
+        found = f"{measured_share(rows):.2f}" if is_share else f"{measured:.4g} ms"
+        notes.append(
+            f"The budget of {budget} is met by prediction and missed by measurement ({found}). "
+            f"{aim_lower}; or lower the budget."
+        )
+    elif on_clock and measured is not None and measured > (1 + TOLERANCE) * task.costs.bound:
+        notes.append(
+            f"Measured, {measured:.4g} ms are more than the {task.costs.bound:.4g} ms that "
+            f"{allowed:.2f} of the original was by the table. Timed beside the original, which "
+            f"took {rows[0].measured_ms:.4g} ms and not {task.costs.original:.4g}, it took "
+            f"{measured_share(rows):.2f} of its time."
         )
     return notes

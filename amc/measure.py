@@ -12,12 +12,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 ROUNDS = 41  # the same for all that is compared: the shortest of more calls is shorter
+STEADY = 0.1  # of a ratio of two times: how far apart the rounds may be for it to be a statement
 _BURST_S = 0.02  # per network and round: what disturbs a shared machine pauses in between
 
 
@@ -29,10 +30,60 @@ class Timing:
         latency_ms: For one batch: the shortest call.
         spread_ms: Half the interquartile range of the rounds' shortest calls: how much else the
             machine did.
+        rounds_ms: The shortest call of every round. Of networks that were timed in turn, those of
+            one round stand side by side.
     """
 
     latency_ms: float
     spread_ms: float
+    rounds_ms: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def share_of(self, other: Timing) -> Share:
+        """How long it takes compared with another network that was timed in turn with it."""
+        value = self.latency_ms / other.latency_ms
+        pairs = zip(self.rounds_ms, other.rounds_ms, strict=True)
+        ratios = [mine / its for mine, its in pairs]
+        if len(ratios) < 2:
+            return Share(value, value, value)
+        low, _, high = statistics.quantiles(ratios, n=4)
+        return Share(value, min(low, value), max(high, value))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A network's time as a fraction of another's.
+
+    Attributes:
+        value: Of the shortest calls.
+        low, high: Of the middle half of the rounds, and the value. What a neighbour does meets both
+            networks alike, unless it slows one kind of operator more than another.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the rounds agree well enough for the value alone to be said."""
+        return self.high - self.low <= STEADY * self.value
+
+    def leaves_open(self, bound: float) -> bool:
+        """Whether it cannot be told if the time is below a fraction of the other network's."""
+        return not self.is_steady and self.low <= bound <= self.high
+
+    @property
+    def caveat(self) -> str:
+        """What is to be said where it is not steady: a sentence."""
+        return (
+            "The machine was too busy for a finer statement of the time than: "
+            f"{self.low:.2f} to {self.high:.2f} of the original's, in the middle half of the "
+            "rounds."
+        )
+
+    def __str__(self) -> str:
+        """The value, or from where to where it was seen: "0.28", "0.27 to 0.34"."""
+        return f"{self.value:.2f}" if self.is_steady else f"{self.low:.2f} to {self.high:.2f}"
 
 
 def measure_latency(
@@ -86,6 +137,6 @@ def _time(network: nn.Module, images: torch.Tensor) -> float:
 
 def _summary(values: Sequence[float]) -> Timing:
     if len(values) < 2:
-        return Timing(values[0], 0.0)
+        return Timing(values[0], 0.0, tuple(values))
     low, _, high = statistics.quantiles(values, n=4)
-    return Timing(min(values), (high - low) / 2)
+    return Timing(min(values), (high - low) / 2, tuple(values))

@@ -65,7 +65,7 @@ class Recorder:
             self._note(trial, better, new)
             if new:
                 self._journal.append(trial)
-            best = "none yet" if self._best is None else f"{self._best.reward:.4f}"
+            best = "none yet" if self._best is None else f"{self._best.reward:.4g}"
             bar.advance(note=f"best reward {best}")
             return self._repeating or not self._stop.is_set()
 

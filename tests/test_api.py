@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from agents.policy import Policy
@@ -36,7 +37,9 @@ from amc.errors import (
 from amc.evaluate import Evaluation
 from amc.export import export_onnx, read_precisions
 from amc.measure import measure_latency
+from amc.recording import layer_rows
 from amc.recovery.training import TrainingSettings
+from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
 from amc.task import CompressionTask, SearchSpace
@@ -228,6 +231,38 @@ def test_unreachable_budget_and_misfit_network_have_their_own_errors(
         search(network, data, None, {"metric": "macs", "fraction": 0.5})
 
 
+def test_tensorboard_has_the_result_under_tags_of_its_own(
+    find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures: list[tuple[int, list[LayerRow], str]] = []
+    monkeypatch.setattr(
+        EventWriter,
+        "strategy_image",
+        lambda _, index, rows, tag="strategy": pictures.append((index, rows, tag)),
+    )
+    result = find(folder=tmp_path / "run")
+    index, rows, tag = pictures[-1]
+    assert tag == "result/strategy"
+    assert [tag for *_, tag in pictures].count("result/strategy") == 1
+    assert result.trials[index - 1].strategy == result.strategy
+    assert rows == layer_rows(result.task.costs, result.strategy)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (table,) = events.Tensors("result/table/text_summary")
+    assert table.tensor_proto.string_val[0].decode() == str(result)
+    (configuration,) = events.Tensors("configuration/text_summary")
+    lines = configuration.tensor_proto.string_val[0].decode().splitlines()
+    for line in (
+        "| network | TinyNet |",
+        "| images | 3x8x8 |",
+        "| budget | macs at most 0.5 of the original |",
+        "| agent.name | ddpg |",
+        "| evaluations | 3 |",
+        "| reward | agreement |",
+    ):
+        assert line in lines
+
+
 # -- the other recipes -----------------------------------------------------------------------
 
 
@@ -275,8 +310,7 @@ def test_policy_is_tried_at_several_strengths_and_the_best_walk_is_kept(
         )
         assert alone.strategy == trial.strategy
     (note,) = (note for note in result.notes if "strength" in note)
-    assert note.startswith(f"The policy helps most here at strength {(1, 0.5, 0.25, 0)[best]}")
-    assert f"{rewards[3]:.4f} at 0." in note
+    assert note == api._strength_note((1.0, 0.5, 0.25, 0.0), result.trials, result.trials[best])
 
 
 def test_note_says_that_strength_0_is_nothing_learned(
@@ -293,7 +327,30 @@ def test_note_says_that_strength_0_is_nothing_learned(
     )
     assert result.trials[0].strategy == result.trials[1].strategy
     (note,) = (note for note in result.notes if "strength" in note)
-    assert "at strength 0; 0 is the program's own allocation, nothing learned." in note
+    assert note.startswith(
+        "The policy's strength makes no difference here, and 0 is the program's own allocation, "
+        "nothing learned. Rewards: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "best", "said"),
+    [
+        ([-0.31, -0.2, -0.5], 1, "helps most here at strength 0.5. Rewards: -0.31 at 1, -0.2 at"),
+        ([-1e-5, -2e-5, -3e-5], 0, "helps most here at strength 1. Rewards: -1e-05 at 1, -2e-05"),
+        ([-0.4, -0.3, -0.2], 2, "helps most here at strength 0; 0 is the program's own allocation"),
+        ([-0.12345, -0.12346, -0.3], 0, "at strength 1. Rewards: -0.12345 at 1, -0.12346 at 0.5"),
+        ([-0.2, -0.2, -0.3], 0, "does equally well here at strengths 1, 0.5. Rewards: -0.2 at 1,"),
+        ([-0.2, -0.3, -0.2], 0, "does equally well here at strengths 1, 0; 0 is the program's own"),
+        ([-0.0, 0.0, -0.0], 0, "'s strength makes no difference here, and 0 is the program's own"),
+    ],
+)
+def test_note_on_strengths_says_most_only_of_one_and_in_digits_that_tell_them_apart(
+    rewards: list[float], best: int, said: str
+) -> None:
+    evaluation = Evaluation(0.5, 1.0, 0.0)
+    trials = [Trial(i, IDENTITY, evaluation, reward) for i, reward in enumerate(rewards, 1)]
+    assert said in api._strength_note([1.0, 0.5, 0.0], trials, trials[best])
 
 
 def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:

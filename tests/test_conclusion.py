@@ -267,6 +267,75 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu"}]
 
 
+def _unsteady(monkeypatch: pytest.MonkeyPatch, original: float, best: Sequence[float]) -> None:
+    """Let the original always take so long, and the best network so long round by round."""
+    timings = [
+        Timing(original, 0.1, (original,) * len(best)),
+        Timing(original, 0.1, (original,) * len(best)),
+        Timing(min(best), 0.1, tuple(best)),
+    ]
+    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timings)
+
+
+def _clock_task(
+    network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch, **budget: float
+) -> CompressionTask:
+    spec = TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2)
+    task = _task(network, data, spec, budget=Budget("params", fraction=0.9))
+    monkeypatch.setattr(task, "budget", Budget("latency_ms", **budget))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ((3.4, 3.4, 3.4, 4.0, 4.4), "0.85 to 1.05"),  # 0.9 lies between
+        ((3.8, 3.8, 3.8, 4.6, 5.0), "0.95 to 1.20"),  # it does not
+    ],
+)
+def test_notes_say_when_the_timing_is_too_unsteady_for_a_statement(
+    rounds: Sequence[float],
+    said: str,
+    tiny_net: nn.Module,
+    data: DataSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _unsteady(monkeypatch, 4.0, rounds)
+    notes = _notes(_clock_task(tiny_net, data, monkeypatch, fraction=0.9), WIDE)
+    (caveat,) = (note for note in notes if "too busy" in note)
+    assert f"than: {said} of the original's" in caveat
+    is_open = rounds[0] / 4 < 0.9
+    assert ("Whether the budget of 0.90 is met cannot be told from it." in caveat) == is_open
+    assert any("missed by measurement" in note for note in notes) != is_open
+
+
+def test_absolute_budget_that_the_measurement_misses_is_missed_whatever_the_original_took(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _timed(monkeypatch, 40.0, 30.0, 5.5)  # the original was slowed: the ratio says all is well
+    notes = _notes(_clock_task(tiny_net, data, monkeypatch, absolute=5.0), WIDE)
+    assert notes[-1] == (
+        "The budget of 5 ms is met by prediction and missed by measurement (5.5 ms). To aim lower "
+        "and go on from there: search.reaim=2; or lower the budget."
+    )
+    _timed(monkeypatch, 4.0, 4.0, 4.0)  # no faster than the original, and fast enough
+    notes = _notes(_clock_task(tiny_net, data, monkeypatch, absolute=5.0), WIDE)
+    assert not any("missed" in note for note in notes)
+
+
+def test_milliseconds_that_a_fraction_came_to_are_compared_with_what_was_measured(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _clock_task(tiny_net, data, monkeypatch, fraction=0.9)
+    costs = task.costs  # of parameters here: so many "ms"
+    _timed(monkeypatch, 1.2 * costs.original, 1.0, 0.8 * 1.2 * costs.original)
+    notes = _notes(task, WIDE)
+    measured, bound = 0.96 * costs.original, costs.bound
+    assert f"Measured, {measured:.4g} ms are more than the {bound:.4g} ms that 0.90" in notes[-1]
+    assert notes[-1].endswith("it took 0.80 of its time.")
+    assert not any("missed" in note for note in notes)
+
+
 def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

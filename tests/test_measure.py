@@ -65,6 +65,44 @@ def test_shortest_call_and_half_the_interquartile_range() -> None:
     assert measure._summary([2.0]) == Timing(2.0, 0.0)
 
 
+def test_share_is_of_the_shortest_calls_and_ranges_over_the_middle_half_of_the_rounds() -> None:
+    original = Timing(2.0, 0.1, (2.0, 4.0, 2.0, 4.0, 2.0))
+    steady = Timing(1.0, 0.1, (1.0, 2.0, 1.0, 2.0, 1.0))  # slowed whenever the original was
+    share = steady.share_of(original)
+    assert (share.value, share.low, share.high) == (0.5, 0.5, 0.5)
+    assert share.is_steady
+    assert str(share) == "0.50"
+    assert not share.leaves_open(0.5)
+
+
+def test_share_of_rounds_that_do_not_agree_is_a_range() -> None:
+    original = Timing(1.0, 0.0, (1.0, 1.0, 1.0, 1.0, 1.0))
+    # Quartiles of five: half-way between the first and second, and the fourth and fifth, values.
+    share = Timing(0.28, 0.0, (0.28, 0.28, 0.3, 0.34, 0.36)).share_of(original)
+    assert (share.value, share.low, share.high) == (0.28, 0.28, 0.35)
+    assert not share.is_steady
+    assert str(share) == "0.28 to 0.35"
+    assert share.leaves_open(0.3)
+    assert not share.leaves_open(0.4)
+    assert share.caveat == (
+        "The machine was too busy for a finer statement of the time than: 0.28 to 0.35 of the "
+        "original's, in the middle half of the rounds."
+    )
+
+
+def test_share_without_rounds_is_the_ratio_alone() -> None:
+    share = Timing(1.0, 0.5).share_of(Timing(4.0, 0.5))
+    assert (share.value, share.low, share.high) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.usefixtures("one_call_a_round")
+def test_rounds_of_networks_timed_in_turn_stand_side_by_side() -> None:
+    networks = [Counting("a", []), Counting("b", [])]
+    first, second = measure_latency(networks, SHAPE, rounds=4)
+    assert len(first.rounds_ms) == len(second.rounds_ms) == 4
+    assert first.latency_ms == min(first.rounds_ms)
+
+
 def test_a_slower_network_takes_longer() -> None:
     small, large = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 512, 3)
     fast, slow = measure_latency([small, large], (3, 32, 32), rounds=3)

@@ -28,7 +28,7 @@ from amc.export import (
 )
 from amc.files import write_text
 from amc.local import calibration_images, time_in_onnx
-from amc.measure import Timing
+from amc.measure import Share, Timing
 from amc.runs import RUN_FILE, STRATEGY_FILE
 from amc.strategy import FLOAT_BITS
 from amc.task import data_for
@@ -47,6 +47,11 @@ class _Findings:
     compressed: Timing
     integer_layers: int
     size_estimate: int
+
+    @property
+    def share(self) -> Share:
+        """The compressed network's time compared with the original's."""
+        return self.compressed.share_of(self.original)
 
 
 def run(config: DictConfig) -> bool:
@@ -134,10 +139,15 @@ def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
             "runtime": "onnxruntime CPUExecutionProvider",
             "threads": threads,
             "batch": batch,
-            "original": asdict(found.original),
-            "compressed": asdict(found.compressed),
+            "original": _latency(found.original),
+            "compressed": _latency(found.compressed),
+            "share": asdict(found.share),
         },
     }
+
+
+def _latency(timing: Timing) -> dict[str, float]:
+    return {"latency_ms": timing.latency_ms, "spread_ms": timing.spread_ms}
 
 
 def _show(found: _Findings, threads: int, batch: int) -> None:
@@ -170,7 +180,7 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
 
 
 def _gain(found: _Findings) -> str:
-    return f"{found.compressed.latency_ms / found.original.latency_ms:.2f} of the original"
+    return f"{found.share} of the original"
 
 
 def _rounding_notes(report: ExportReport) -> list[str]:
@@ -198,7 +208,11 @@ def _notes(found: _Findings) -> list[str]:
             "float: what goes into something that takes float values, and what has only weights "
             f"or only activations quantized ({len(quantized) - both})."
         )
-    if found.compressed.latency_ms >= found.original.latency_ms:
+    share = found.share
+    if not share.is_steady:
+        unknown = " Whether it is faster cannot be told from it." if share.leaves_open(1) else ""
+        notes.append(share.caveat + unknown)
+    if share.value >= 1 and not share.leaves_open(1):
         notes.append(
             "It is no faster than the original in ONNX Runtime on this machine. Search with "
             "device=onnxruntime_cpu to budget that time"

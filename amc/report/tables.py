@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from rich.box import SIMPLE_HEAD
@@ -126,6 +126,31 @@ def to_markdown(rows: Sequence[ComparisonRow]) -> str:
         cells = [_in_one_line(column.cell(row, rows[0])) for column in columns]
         lines.append(_markdown_line([row.name.replace("|", "\\|"), *cells]))
     return "\n".join(lines) + "\n"
+
+
+def significant(values: Sequence[float]) -> list[str]:
+    """Numbers in three significant digits, in up to six where different ones would look alike."""
+    for digits in range(3, 7):
+        texts = [f"{value + 0.0:.{digits}g}" for value in values]  # -0.0 is 0
+        if len({*texts}) == len({*values}):
+            break
+    return texts
+
+
+def settings_to_markdown(settings: Mapping[str, object]) -> str:
+    """Names and values in Markdown; a mapping's under its name and a dot."""
+    lines = [_markdown_line(["setting", "value"]), _markdown_line([":--", ":--"])]
+    for name, value in _flat(settings):
+        lines.append(_markdown_line([name, str(value).replace("|", "\\|")]))
+    return "\n".join(lines) + "\n"
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def to_csv(rows: Sequence[ComparisonRow]) -> str:

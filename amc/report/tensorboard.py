@@ -25,6 +25,8 @@ from amc.strategy import FLOAT_BITS
 Image = npt.NDArray[np.uint8]
 Value = bool | int | float | str
 
+# Tags: the IMAGES tab sorts by them, and opens each on its last picture.
+RESULT, TRIED = "result/strategy", "strategy"
 _MOST_LABELLED = 60  # layers; more of them get cells without text
 
 
@@ -58,11 +60,15 @@ class EventWriter:
         """A picture, uint8 of shape (height, width, 3)."""
         self._writer.add_image(tag, pixels, index, dataformats="HWC")
 
-    def strategy_image(self, index: int, rows: Sequence[LayerRow], tag: str = "strategy") -> None:
+    def strategy_image(self, index: int, rows: Sequence[LayerRow], tag: str = TRIED) -> None:
         """The strategy of episode ``index`` as a strip: layers by (channels kept, bits)."""
         if len(rows) not in self._strips:
             self._strips[len(rows)] = StrategyStrip(len(rows))
         self.image(tag, index, self._strips[len(rows)].pixels(rows))
+
+    def text(self, tag: str, markdown: str, index: int = 0) -> None:
+        """A text for the TEXT tab, which shows Markdown."""
+        self._writer.add_text(tag, markdown, index)
 
     def hparams(self, hparams: Mapping[str, Value], metrics: Mapping[str, float]) -> None:
         """Make the run a row of the HPARAMS tab: what it was started with, what it reached.

@@ -129,6 +129,29 @@ def test_network_that_is_no_faster_is_said_to_be(
     assert ("It is no faster than the original" in capsys.readouterr().out) == is_said
 
 
+@pytest.mark.parametrize(
+    ("rounds", "is_open", "is_slower"),
+    [((0.9, 0.9, 1.2, 1.2, 1.2), True, False), ((1.1, 1.1, 1.4, 1.4, 1.4), False, True)],
+)
+def test_timing_that_is_too_unsteady_for_a_statement_says_so(
+    rounds: tuple[float, ...],
+    is_open: bool,
+    is_slower: bool,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    timings = [Timing(1.0, 0.1, (1.0,) * 5), Timing(rounds[0], 0.1, rounds)]
+    monkeypatch.setattr(recipe, "time_in_onnx", lambda *_, **__: timings)
+    assert export(run) == 0
+    shown = capsys.readouterr().out
+    assert f"than: {rounds[0]:.2f} to {rounds[-1]:.2f} of the original's" in shown
+    assert ("Whether it is faster cannot be told from it." in shown) == is_open
+    assert ("It is no faster than the original" in shown) == is_slower
+    share = {"value": rounds[0], "low": rounds[0], "high": rounds[-1]}
+    assert _report(run)["latency"]["share"] == pytest.approx(share)
+
+
 def test_threads_batch_and_opset_are_options(run: Path) -> None:
     assert export(run, "threads=2", "batch=4", "opset=13") == 0
     document = _report(run)

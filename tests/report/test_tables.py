@@ -4,7 +4,14 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from amc.report.tables import ComparisonRow, comparison_table, to_csv, to_markdown
+from amc.report.tables import (
+    ComparisonRow,
+    comparison_table,
+    settings_to_markdown,
+    significant,
+    to_csv,
+    to_markdown,
+)
 
 ORIGINAL = ComparisonRow(
     "original",
@@ -101,3 +108,20 @@ def test_agreement_stands_in_for_accuracy_where_there_are_no_labels() -> None:
     assert "agreement" not in to_markdown(labelled)
     (first, second) = csv.DictReader(io.StringIO(to_csv(labelled)))
     assert (first["test_agreement"], second["search_agreement"]) == ("-0.0", "-0.5")
+
+
+def test_numbers_have_as_many_digits_as_tell_them_apart() -> None:
+    assert significant([-0.12345, 0.5, -0.0]) == ["-0.123", "0.5", "0"]
+    assert significant([-1.234e-05, -2e-05]) == ["-1.23e-05", "-2e-05"]
+    assert significant([-0.12345, -0.12346]) == ["-0.12345", "-0.12346"]
+    assert significant([1.0000001, 1.0000002]) == ["1", "1"]  # nothing to tell apart
+
+
+def test_settings_in_markdown_name_what_is_within_a_setting() -> None:
+    lines = settings_to_markdown({"seed": 3, "agent": {"name": "a|b"}}).splitlines()
+    assert lines == [
+        "| setting | value |",
+        "| :-- | :-- |",
+        "| seed | 3 |",
+        "| agent.name | a\\|b |",
+    ]

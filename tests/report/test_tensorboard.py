@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from amc.errors import StorageError
 from amc.report.plots import LayerRow
-from amc.report.tensorboard import EventWriter, StrategyStrip
+from amc.report.tensorboard import RESULT, EventWriter, StrategyStrip
 
 ROWS = [
     LayerRow("conv1", 16, 16, 32, 32, 1.0, 1.0),
@@ -63,6 +63,21 @@ def test_strategy_is_written_as_an_image(tmp_path: Path) -> None:
         writer.strategy_image(2, ROWS)
     (event,) = events(tmp_path).Images("strategy")
     assert (event.step, event.height, event.width) == (2, *strategy_pixels(ROWS).shape[:2])
+
+
+def test_result_has_a_tag_of_its_own_before_that_of_what_was_tried(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.strategy_image(1, ROWS)
+        writer.strategy_image(1, ROWS, RESULT)
+    tags = events(tmp_path).Tags()["images"]
+    assert sorted(tags) == ["result/strategy", "strategy"]
+
+
+def test_text_comes_back(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.text("result/table", "| a |")
+    (event,) = events(tmp_path).Tensors("result/table/text_summary")
+    assert event.tensor_proto.string_val[0] == b"| a |"
 
 
 def test_strategy_pixels_show_kept_channels_and_bits() -> None:
