@@ -253,12 +253,12 @@ def test_tensorboard_has_the_result_under_tags_of_its_own(
     (configuration,) = events.Tensors("configuration/text_summary")
     lines = configuration.tensor_proto.string_val[0].decode().splitlines()
     for line in (
-        "| network | TinyNet |",
-        "| images | 3x8x8 |",
-        "| budget | macs at most 0.5 of the original |",
-        "| agent.name | ddpg |",
-        "| evaluations | 3 |",
-        "| reward | agreement |",
+        "- **network**: TinyNet",
+        "- **images**: 3x8x8",
+        "- **budget**: macs at most 0.5 of the original",
+        "- **agent.name**: ddpg",
+        "- **evaluations**: 3",
+        "- **reward**: agreement",
     ):
         assert line in lines
 

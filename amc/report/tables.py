@@ -138,11 +138,12 @@ def significant(values: Sequence[float]) -> list[str]:
 
 
 def settings_to_markdown(settings: Mapping[str, object]) -> str:
-    """Names and values in Markdown; a mapping's under its name and a dot."""
-    lines = [_markdown_line(["setting", "value"]), _markdown_line([":--", ":--"])]
-    for name, value in _flat(settings):
-        lines.append(_markdown_line([name, str(value).replace("|", "\\|")]))
-    return "\n".join(lines) + "\n"
+    """Names and values as a list in Markdown; a mapping's under its name and a dot."""
+    return "".join(f"- **{name}**: {_in_words(value)}\n" for name, value in _flat(settings))
+
+
+def _in_words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

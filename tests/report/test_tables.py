@@ -118,10 +118,6 @@ def test_numbers_have_as_many_digits_as_tell_them_apart() -> None:
 
 
 def test_settings_in_markdown_name_what_is_within_a_setting() -> None:
-    lines = settings_to_markdown({"seed": 3, "agent": {"name": "a|b"}}).splitlines()
-    assert lines == [
-        "| setting | value |",
-        "| :-- | :-- |",
-        "| seed | 3 |",
-        "| agent.name | a\\|b |",
-    ]
+    settings = {"seed": 3, "agent": {"name": "ddpg", "hidden": [300, 200]}}
+    lines = settings_to_markdown(settings).splitlines()
+    assert lines == ["- **seed**: 3", "- **agent.name**: ddpg", "- **agent.hidden**: 300, 200"]
