@@ -316,7 +316,8 @@ class _Follower:
         if ids.dim() == len(shape):
             rows = places.transpose(0, 1).flatten(1)  # (channels, height * width)
             channels = rows[:, :1] // area
-            if torch.equal(rows, channels * area + torch.arange(area)):
+            whole = torch.equal(rows, channels * area + torch.arange(area))
+            if whole and ids.shape[2:] == shape[2:]:
                 return self._settle_select(moved, origin, channels.flatten())
             if torch.equal(rows // area, torch.arange(shape[1])[:, None].expand(-1, rows.shape[1])):
                 return _Value(ids, node)  # only height and width changed
@@ -399,9 +400,11 @@ def _flat(held: Any) -> list[_Value]:
 
 def _is_broadcast_over_channels(operand: _Value, shape: torch.Size) -> bool:
     """Whether one channel of the operand meets many, as a spatial attention map does."""
+    if len(shape) < 2:  # there are no channels to be broadcast over
+        return False
     missing = len(shape) - operand.ids.dim()
     channels = operand.ids.shape[1 - missing] if missing <= 1 else 1
-    return len(shape) >= 2 and channels == 1 and shape[1] > 1
+    return channels == 1 and shape[1] > 1
 
 
 def _channel_vector(ids: Tensor, shape: torch.Size) -> Ids | None:

@@ -126,6 +126,40 @@ class LayerScale(Net):
         return x + self.scale * x
 
 
+class FactorsOfTwoVectors(Net):
+    """Channels of the pooled output are scaled by a product of parameters of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.one = nn.Parameter(torch.linspace(0.5, 1.5, 8))
+        self.other = nn.Parameter(torch.linspace(2.0, 1.0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)).mean((2, 3))
+        return self.last(x * (self.one * self.other))
+
+
+class Patches(Net):
+    """MobileViT's: a map cut into patches of 2 x 2, a linear layer over their channels, and back.
+
+    On a map of 2 x 2 there is one patch, and the cutting a reshape to (n, channels, 1, 4).
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(8)
+        self.down, self.mix = conv(8, 8, stride=stride), nn.Linear(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        n, c, h, w = x.shape
+        rows, columns = h // 2, w // 2
+        x = x.reshape(n * c * rows, 2, columns, 2).transpose(1, 2)
+        x = x.reshape(n, c, rows * columns, 4).transpose(1, 3)  # (n, 4, patches, c)
+        x = torch.relu(self.mix(x)).transpose(1, 3)
+        x = x.reshape(n * c * rows, columns, 2, 2).transpose(1, 2)
+        return x.reshape(n, c, h, w)
+
+
 class PositionMap(Net):
     """A learned map over positions, the same for all channels."""
 

@@ -1,10 +1,12 @@
 """How channels pass through operators; what amc takes for exact is checked in tests/compress."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.graph import channels
 from amc.graph.graph import NetworkGraph, build_graph
@@ -12,10 +14,12 @@ from tests.graph.nets import (
     SHAPE,
     CalledTwice,
     Concat,
+    FactorsOfTwoVectors,
     Flattening,
     Function,
     LayerScale,
     PaddedShortcut,
+    Patches,
     PositionMap,
     Sequence,
     SharedFactors,
@@ -132,6 +136,39 @@ def test_factors_per_channel_belong_to_the_group():
 def test_factors_used_twice_tie_the_groups_that_use_them():
     graph = graph_of(SharedFactors(), SHAPE)
     assert [(g.producers, g.size) for g in graph.free_groups] == [(("first", "second"), 8)]
+
+
+def test_product_of_two_vectors_of_factors_belongs_to_the_group():
+    graph = graph_of(FactorsOfTwoVectors(), SHAPE)
+    assert sizes(graph) == {"first": 8}
+    half = remove_channels(graph.plan, keep_mask(graph, {0: np.array([1, 2, 5])}))
+    assert half.one.shape == half.other.shape == (3,)
+    assert torch.equal(half.one, graph.plan.module.one[[1, 2, 5]])
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.reshape(x.shape[0], x.shape[1], x.shape[2] // 2, x.shape[3] * 2),
+        lambda x: x.flatten(2).unsqueeze(2),
+        lambda x: x.view(*x.shape[:2], 1, -1),
+        lambda x: x[:, 2:].reshape(x.shape[0], -1, 4, 16),
+    ],
+)
+def test_reshape_of_height_and_width_alone_is_kept_and_leaves_the_group_free(reshape):
+    network = Function(lambda x: x)
+    network.function = lambda x: functional.max_pool2d(reshape(x), (1, 2))
+    network.last = nn.Linear(reshape(torch.zeros(1, 8, 8, 8)).shape[1], 5)
+    graph = graph_of(network, SHAPE)
+    images = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(graph.plan.module(images), network(images))
+    assert sum(sizes(graph).values()) == 8
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_channels_that_are_mixed_patch_by_patch_are_followed(stride):
+    graph = graph_of(Patches(stride), SHAPE)
+    assert sizes(graph) == {"first": 8, "down": 8, "mix": 8}
 
 
 def test_parameter_with_a_batch_dimension_of_its_own_may_be_expanded():
