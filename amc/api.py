@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +55,8 @@ from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, wr
 from amc.interrupt import stop_on_interrupt
 from amc.journal import Journal, origin_of
 from amc.local import device_for_network
+from amc.networks import admit, unwrapped
+from amc.networks.check import run_images
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
 from amc.recovery.training import (
@@ -188,6 +189,7 @@ def search(
     settings = _agent_settings(agent)
     check_search(settings, reward, device, budget, reaim, observation)
     episode.check_search(evaluations, seed)
+    network = admit(network, data.image_shape)
     build_reward(reward).check_labels(data_for(network, data))
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
@@ -201,7 +203,7 @@ def search(
             network, data, device, budget, space, recovery, search_images, bfloat16, remembered
         )
         env = environment(task, reward, observation)
-        _introduce(task)
+        introduce(task)
         config = {
             "agent": settings_of(searcher),
             "evaluations": evaluations,
@@ -291,7 +293,7 @@ def apply_policy(
         network, data, device, budget, space, recovery, search_images, bfloat16, remembered
     )
     env = environment(task, DEFAULT_REWARD, policy.observation_names)
-    _introduce(task)
+    introduce(task)
     trials = []
     with progress_bar("applying the policy", len(strengths)) as bar:
         for index, strength in enumerate(strengths, 1):
@@ -360,10 +362,12 @@ def describe(task: CompressionTask) -> str:
     return "\n".join(lines)
 
 
-def _introduce(task: CompressionTask) -> None:
+def introduce(task: CompressionTask) -> None:
+    """Say what a task is, and what makes its numbers doubtful."""
     log.info("%s", describe(task))
-    if task.data.shortage:
-        log.warning("%s", task.data.shortage)
+    for note in (task.data.shortage, *task.notes):
+        if note:
+            log.warning("%s", note)
     if task.original.accuracy is None:
         return
     chance = 1 / task.data.num_classes
@@ -479,7 +483,7 @@ def finetune(
         on_epoch: Called after every epoch.
 
     Returns:
-        The result; its network is ``compressed``, on the CPU.
+        The result; its network is ``compressed`` (without `torch.compile`), on the CPU.
 
     Raises:
         AmcError: An argument is of another kind, the folder holds a training with other
@@ -492,13 +496,17 @@ def finetune(
     check_folder(folder)
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
-    data = data_for(original, data)
+    teacher = admit(original, data.image_shape)
+    data = data_for(teacher, data)
     if not data.is_labelled:
         log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
-    reference = None if data.is_labelled else copy.deepcopy(original).cpu()
+    reference = None if data.is_labelled else teacher
     evaluator = Evaluator(data.search, data.mean, data.std, reference)
     mean, std = _normalisation(data)
-    student, teacher = compressed.to(place), copy.deepcopy(original).to(place).eval()
+    teacher = teacher.to(place)
+    compressed = unwrapped(compressed)
+    run_images(compressed, data.image_shape)
+    student = compressed.to(place)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 

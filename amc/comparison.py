@@ -22,6 +22,7 @@ from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.files import write_text
 from amc.interrupt import stop_on_interrupt
+from amc.networks import admit
 from amc.progress import progress_bar
 from amc.report.curves import Curve, curves_csv, plot_curves
 from amc.report.ranking import (
@@ -235,15 +236,14 @@ def compare(
     check_folder(folder)
     cells = cells_of(agents, seeds, evaluations, observation)
     check_task(reward, device, budget)
+    network = admit(network, data.image_shape)
     build_reward(reward).check_labels(data_for(network, data))
     place = None if folder is None else Path(folder)
     with limited_threads(threads):
         bench = Bench(
             network, data, device, budget, evaluations=evaluations, reward=reward, **task_options
         )
-        log.info("%s", api.describe(bench.task))
-        if bench.task.data.shortage:
-            log.warning("%s", bench.task.data.shortage)
+        api.introduce(bench.task)
         comparison = _begin(bench, cells)
         left = [cell for cell in cells if not _recall(comparison, bench, cell, place)]
         with stop_on_interrupt() as stop, _said_on_interrupt(place):

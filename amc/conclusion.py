@@ -184,7 +184,7 @@ def conclude(
         _row(task, label, found, finalist, timing)
         for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
-    notes = _notes(task, best.strategy, rows, times)
+    notes = [*task.notes, *_notes(task, best.strategy, rows, times)]
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
     if not _is_uniform(task, uniform):

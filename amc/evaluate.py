@@ -49,13 +49,16 @@ class Evaluator:
         reference: nn.Module | None = None,
         *,
         layout: torch.memory_format = torch.contiguous_format,
+        batch: int = BATCH,
     ) -> None:
         """
         Args:
             split: Images, and their labels if there are any.
             reference: The original network; its outputs are what agreement is measured by.
             layout: How the images lie in memory (`amc.layout.fast_layout`).
+            batch: Images that a network is given at once.
         """
+        self._batch = batch
         self._images = laid_out(split.normalised(mean, std), layout)
         self._labels = split.labels
         self._reference = None
@@ -99,8 +102,8 @@ class Evaluator:
         network.eval()
         outputs: list[Tensor] = []
         with torch.inference_mode():
-            for start in range(0, len(self._images), BATCH):
-                batch = self._images[start : start + BATCH]
+            for start in range(0, len(self._images), self._batch):
+                batch = self._images[start : start + self._batch]
                 # A copy: networks may work in place, and these images are needed again.
                 scores = network(batch.to(dtype, copy=True))
                 outputs.append(_scores(scores, len(batch)).float())

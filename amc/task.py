@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from amc.arguments import check_count, check_data, check_kind, check_module
+from amc.batches import DEPENDENT, batch_note
 from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
@@ -34,12 +35,12 @@ from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.data import DataSet, Split
 from amc.errors import AmcError, ConfigError, DeviceError
-from amc.evaluate import Evaluation, Evaluator
+from amc.evaluate import BATCH, Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
 from amc.layout import computes_in_bfloat16, fast_layout
 from amc.local import device_for_network
-from amc.networks import check_network
+from amc.networks import admit, check_network
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
 from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
@@ -168,9 +169,9 @@ def data_for(network: nn.Module, data: DataSet) -> DataSet:
     """The data as they are to a network: without labels where those are not of its outputs.
 
     Raises:
-        NetworkError: The network does not take the images, or does not score classes.
+        NetworkError: As `admit`; or the network does not score classes.
     """
-    return data.for_outputs(check_network(network, data.image_shape))
+    return data.for_outputs(check_network(admit(network, data.image_shape), data.image_shape))
 
 
 class CompressionTask:
@@ -178,7 +179,7 @@ class CompressionTask:
 
     Attributes:
         data: As they are to the network (`data_for`).
-        network: A copy of the original network, in evaluation mode.
+        network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
         graph: The network's layers and channel groups.
         costs: Prices of every decision under the budget's metric, and the bound.
         compressor: Builds candidates.
@@ -187,6 +188,7 @@ class CompressionTask:
         device: Prices latency; None where only formulas are needed.
         local: How a runtime on this machine is the device; None if none is.
         bfloat16: Whether candidates without quantized layers are evaluated in bfloat16.
+        notes: What the user should know of the network.
     """
 
     def __init__(
@@ -216,11 +218,11 @@ class CompressionTask:
         """
         check_task_arguments(network, data, space, recovery, search_images, bfloat16)
         check_metric(budget.metric, device)
-        self.data, self.budget = data_for(network, data), budget
+        self.network = admit(network, data.image_shape)
+        self.data, self.budget = data_for(self.network, data), budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
         data = self.data
-        self.graph: NetworkGraph = graph_of(network, data.image_shape)
-        self.network = copy.deepcopy(network).cpu().eval()
+        self.graph: NetworkGraph = graph_of(self.network, data.image_shape)
         if device is not None and budget.metric in DEVICE_METRICS:
             device = settled(device)
         self.local = device if isinstance(device, LocalSpec) else None
@@ -232,12 +234,16 @@ class CompressionTask:
         self._subset = _spread(data.search, search_images)
         self.reference = self.graph.plan.module
         self._layout = fast_layout(self.reference, data.image_shape)
+        depends = self.graph.batch_difference > DEPENDENT
+        alone = self.device.batch if self.device is not None else 1
+        self._batch = alone if depends else BATCH
         self._evaluator = self.evaluator(self._subset)
         self._store, self._recalled = store, dict[Strategy, Evaluation]()
         self.original = replace(
             self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
         )
         self.bfloat16 = self._may_compute_in_bfloat16() if bfloat16 is None else bfloat16
+        self.notes = (self._batch_note(),) if depends else ()
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace
@@ -329,7 +335,13 @@ class CompressionTask:
             self.data.std,
             self.reference,
             layout=self._layout,
+            batch=self._batch,
         )
+
+    def _batch_note(self) -> str:
+        data = self.data
+        batched = Evaluator(self._subset, data.mean, data.std, self.reference, layout=self._layout)
+        return batch_note(self.network, self._batch, self.original, batched(self.reference))
 
     def finish(self, strategy: Strategy) -> CompressedNetwork:
         """The network of a strategy that is kept, repaired layer by layer."""

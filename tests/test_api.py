@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from agents.policy import Policy
 from agents.searcher import Trial
@@ -607,3 +608,42 @@ def test_search_that_may_leave_blocks_out_says_which_and_what_is_left_runs(
 def test_switch_of_blocks_must_be_one() -> None:
     with pytest.raises(ConfigError, match=r"env\.drop_blocks must be true or false, got 'yes'"):
         SearchSpace(drop_blocks="yes")  # type: ignore[arg-type]
+
+
+# -- networks in other forms -------------------------------------------------------------------
+
+
+def test_parametrized_network_is_searched_in_8_bits_exported_and_loaded_again(
+    find: Any, tiny_net: nn.Module, tmp_path: Path
+) -> None:
+    for layer in (tiny_net.conv1, tiny_net.conv2, tiny_net.linear):
+        parametrizations.weight_norm(layer)
+    bops = {"metric": "bops", "fraction": 0.1}
+    space = SearchSpace(weight_bits=(8,), activation_bits=(8,))
+    result = find(budget=bops, space=space, folder=tmp_path / "run", agent="random")
+    report = export_onnx(result.network, TINY_SHAPE, tmp_path / "model.onnx")
+    assert {str(bits) for bits in report.precisions.values()} == {"8/8"}
+    loaded = api.load_compressed(tmp_path / "run", tiny_net, TINY_SHAPE)
+    images = torch.randn(4, *TINY_SHAPE)
+    assert torch.equal(loaded(images), result.network(images))
+
+
+def test_teacher_may_be_of_half_precision_and_the_student_compiled(
+    find: Any, tiny_net: nn.Module, data: DataSet
+) -> None:
+    student = find().network
+    settings = TrainingSettings(epochs=1, distillation_weight=1.0)
+    trained = api.finetune(
+        torch.compile(student, backend="eager"), tiny_net.half(), data, settings=settings
+    )
+    assert trained.network is student
+    assert next(tiny_net.parameters()).dtype is torch.float16
+
+
+def test_what_the_batch_does_to_accuracies_is_among_the_notes(
+    find: Any, tiny_net: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_net.bn2 = nn.BatchNorm2d(6, track_running_stats=False)
+    result = find(agent="random")
+    assert result.notes[0].startswith("TinyNet gives an image other scores alone than in a batch")
+    assert result.notes[0] in caplog.text

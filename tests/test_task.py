@@ -378,3 +378,51 @@ def test_network_that_cannot_run_in_bfloat16_is_evaluated_in_float(data, monkeyp
     task = task_of(NoHalf().eval(), data)
     assert not task.bfloat16
     assert math.isfinite(task.evaluate(Strategy({"conv": 0.5}, {})).agreement)
+
+
+# -- networks that compute over the batch ----------------------------------------------------------
+
+
+def test_network_that_computes_over_the_batch_is_judged_as_the_device_runs_it(data):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8, track_running_stats=False),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()
+    split = data.search.take(torch.linspace(0, len(data.search) - 1, 20).round().long())
+    given, labels = split.normalised(data.mean, data.std), split.labels
+    with torch.no_grad():
+        batched = network(given).argmax(1)
+        alone = torch.cat([network(given[i : i + 1]) for i in range(20)]).argmax(1)
+        pairs = torch.cat([network(given[i : i + 2]) for i in range(0, 20, 2)]).argmax(1)
+
+    def right(classes):
+        return float((classes == labels).double().mean())
+
+    task = task_of(network, data)
+    assert task.original.accuracy == right(alone)
+    (note,) = task.notes
+    assert "without running statistics (1). All that is reported here is of one image" in note
+    assert f"right on {100 * right(alone):.2f} % of the search images so" in note
+    assert f"on {100 * right(batched):.2f} % in batches of 64" in note
+    device = dataclasses.replace(DEVICE, batch=2)
+    task = task_of(network, data, device, LATENCY)
+    assert task.original.accuracy == right(pairs)
+    assert "reported here is of 2 images at a time" in task.notes[0]
+
+
+def test_forward_that_computes_over_the_batch_is_noticed_too(tiny_net, data):
+    class Centred(type(tiny_net)):
+        def forward(self, x):
+            scores = super().forward(x)
+            return scores - 0.5 * scores.mean(0)
+
+    task = task_of(Centred().eval(), data)
+    assert "alone than in a batch: something in its forward computes over" in task.notes[0]
+
+
+def test_nothing_is_noted_of_a_network_that_treats_images_one_by_one(tiny_net, data):
+    assert task_of(tiny_net, data).notes == ()

@@ -29,6 +29,7 @@ from amc.export import (
 from amc.files import write_text
 from amc.local import calibration_images, time_in_onnx
 from amc.measure import Share, Timing
+from amc.networks import admit
 from amc.runs import RUN_FILE, STRATEGY_FILE
 from amc.strategy import FLOAT_BITS
 from amc.task import data_for
@@ -63,6 +64,7 @@ def run(config: DictConfig) -> bool:
     check_options({"network": record.network, "data": record.data})
     data = recipe.data_of(recipe.recorded_data(record.data, config))
     original = recipe.network_of(recipe.recorded_network(record.network, config), data)
+    original = admit(original, data.image_shape)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     path = source / FOLDER / MODEL_FILE
     calibration = calibration_images(data) if config.integer_additions else None

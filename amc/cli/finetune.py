@@ -19,6 +19,7 @@ from amc.cli.export import FOLDER as EXPORT_FOLDER
 from amc.data import DataSet
 from amc.errors import ArtifactError
 from amc.evaluate import Evaluation, Evaluator
+from amc.networks import admit
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.task import data_for
@@ -32,6 +33,7 @@ def run(config: DictConfig) -> bool:
     data = recipe.data_of(recipe.recorded_data(record.data, config))
     settings = _settings(config, data)
     original = recipe.network_of(recipe.recorded_network(record.network, config), data)
+    original = admit(original, data.image_shape)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     folder = source / "finetune"
     if config.restart:

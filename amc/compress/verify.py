@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
-from amc.errors import TraceError
+from amc.errors import NetworkError, TraceError
 from amc.graph.blocks import Block, without
 from amc.graph.graph import NetworkGraph, build_graph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelCount
-from amc.networks.check import run_images
+from amc.networks import admit
+from amc.networks.autocast import WithoutAutocast
+from amc.networks.check import relative_difference
 
+log = logging.getLogger("amc")
+SHOWN = 5
 TOLERANCE = 1e-4  # of the largest output; float32 sums in another order differ by about 1e-6
 
 
@@ -32,14 +37,29 @@ def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGr
     its residual blocks it must give what it has when they add nothing, or none of them can go.
 
     Raises:
-        NetworkError: The network rejects images of this shape.
+        NetworkError: As `admit`; or the network is quantized already, or does not run on one image.
         TraceError: As `build_graph`; or the traced network does not equal the original.
     """
-    run_images(network, image_shape)
-    graph = build_graph(network, image_shape)
+    _check_not_quantized(network)
+    network = admit(network, image_shape)
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(1))
-    _check_same_function(network, graph, images)
-    graph = _exact(graph, images)
+    with torch.no_grad(), WithoutAutocast() as autocast:
+        expected = network(images.clone())
+    try:
+        graph = build_graph(network, image_shape)
+    except TraceError:
+        _check_runs_alone(network, images)
+        raise
+    with torch.no_grad(), WithoutAutocast():
+        _check_same_function(network, graph, images, expected)
+        alone = graph.plan.module.forward(images[:1].clone())
+        difference = relative_difference(expected[:1], alone)
+    if autocast.met:
+        log.warning(
+            "%s switches autocast on in its forward: amc computes it in float32 throughout.",
+            type(network).__name__,
+        )
+    graph = replace(_exact(graph, images), batch_difference=difference)
     if not block_error(graph, images) <= TOLERANCE:
         graph = replace(graph, plan=replace(graph.plan, blocks=()))
     return graph
@@ -70,17 +90,52 @@ def _reason(error: float) -> str:
     return f"changes the network when removed (by {error:.1e} of its output)"
 
 
-def _check_same_function(network: nn.Module, graph: NetworkGraph, images: Tensor) -> None:
+def _check_not_quantized(network: nn.Module) -> None:
+    quantized = [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, (QuantizedConv2d, QuantizedLinear)) or _is_of_torchs_integers(module)
+    ]
+    if quantized:
+        shown = ", ".join(quantized[:SHOWN]) + (", ..." if len(quantized) > SHOWN else "")
+        raise NetworkError(
+            f"{len(quantized)} layers of {type(network).__name__} are quantized already ({shown}), "
+            "and a quantized layer is not compressed again. Compress the network in float that it "
+            "was made from: one search decides channels and bits together. To compress in stages, "
+            "offer only 32 bits in all stages but the last (env.weight_bits=[32] "
+            "env.activation_bits=[32])."
+        )
+
+
+def _is_of_torchs_integers(module: nn.Module) -> bool:
+    home = type(module).__module__
+    return home.startswith("torch.ao.nn.") and ".quantized." in home and hasattr(module, "weight")
+
+
+def _check_runs_alone(network: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            network(images[:1].clone())
+    except Exception as error:  # whatever the user's code raises
+        name, said = type(network).__name__, str(error).strip().splitlines()
+        raise NetworkError(
+            f"{name} runs on two images and not on a single one, as devices do: "
+            f"{said[0] if said else type(error).__name__}. A normalisation without running "
+            "statistics (track_running_stats=False) computes them from the batch: give it some, "
+            "by training with track_running_stats=True."
+        ) from error
+
+
+def _check_same_function(
+    network: nn.Module, graph: NetworkGraph, images: Tensor, expected: Tensor
+) -> None:
     """The trace was made on one image: on two others it must give what the network gives."""
-    original = copy.deepcopy(network).cpu().eval()
-    with torch.no_grad():
-        expected = original(images)
-        try:
-            traced = graph.plan.module.forward(images)  # a call would print the traceback
-            difference = f"they differ by {_relative(expected, traced):.1e} of the largest output"
-            same = _relative(expected, traced) <= TOLERANCE
-        except Exception as error:  # the graph holds whatever the user's code does
-            difference, same = f"{type(error).__name__}: {str(error).splitlines()[0]}", False
+    try:
+        traced = graph.plan.module.forward(images)  # a call would print the traceback
+        error = relative_difference(expected, traced)
+        difference, same = f"they differ by {error:.1e} of the largest output", error <= TOLERANCE
+    except Exception as error:  # the graph holds whatever the user's code does
+        difference, same = f"{type(error).__name__}: {str(error).splitlines()[0]}", False
     if not same:
         raise TraceError(
             f"{type(network).__name__} as traced on one image does not give what the network "
@@ -100,7 +155,7 @@ def removal_error(graph: NetworkGraph, keep: KeepMask, images: Tensor) -> float:
             removed = remove_channels(graph.plan, keep).forward(images)
         except Exception:  # whatever the user's code raises on fewer channels
             return math.inf
-    return _relative(expected, removed)
+    return relative_difference(expected, removed)
 
 
 def block_error(graph: NetworkGraph, images: Tensor) -> float:
@@ -117,7 +172,7 @@ def block_error(graph: NetworkGraph, images: Tensor) -> float:
             given = without(plan.module, plan.blocks).forward(images)
         except Exception:  # whatever the user's code raises
             return math.inf
-    return _relative(expected, given)
+    return relative_difference(expected, given)
 
 
 class _AddingNothing(fx.Interpreter):
@@ -132,13 +187,6 @@ class _AddingNothing(fx.Interpreter):
         if n in self._shortcuts:
             return self.env[self._shortcuts[n]]
         return super().run_node(n)
-
-
-def _relative(expected: Tensor, given: Tensor) -> float:
-    """Largest difference, of the largest expected value; NaN where either is not finite."""
-    if given.shape != expected.shape:
-        return math.inf
-    return float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
 
 
 def ignoring_channels(graph: NetworkGraph, keep: KeepMask) -> nn.Module:

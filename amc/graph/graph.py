@@ -50,13 +50,14 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     """Trace a network and find its layers and channel groups.
 
     Args:
-        network: Any module that maps images (N, *image_shape) to class scores. It is copied.
+        network: Any module that maps images (N, *image_shape) to class scores, as
+            `amc.networks.admit` gives it. It is copied.
         image_shape: (channels, height, width).
 
     Raises:
         TraceError: The outermost forward cannot be followed, or there is no layer to compress.
     """
-    root = _frozen_copy(network)
+    root = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     traced = trace(root, _example(image_shape))
     flow = follow_channels(traced.module)
     if not flow.layers:
@@ -66,16 +67,6 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
             f"{': ' + reasons if reasons else ''}."
         )
     return _Builder(root, traced, flow, image_shape).build()
-
-
-def _frozen_copy(network: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(network).cpu().eval().requires_grad_(False)
-    except RuntimeError as error:
-        raise TraceError(
-            f"{type(network).__name__} cannot be copied: {str(error).splitlines()[0]} "
-            "Load its weights anew; a network in the middle of a backward pass cannot be copied."
-        ) from error
 
 
 def _example(image_shape: tuple[int, int, int]) -> Tensor:

@@ -92,6 +92,8 @@ class NetworkGraph:
         stored: Parameters that no layer has.
         wholes: What is counted and timed as it stands, by the ``op`` of its signature.
         unused: Modules and parameters that the forward never reads -> their number of parameters.
+        batch_difference: Between an image's outputs alone and in a batch, relative to the largest:
+            rounding alone, unless the network computes over the batch.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -104,6 +106,7 @@ class NetworkGraph:
     stored: tuple[StoredInfo, ...] = ()
     wholes: Mapping[str, Whole] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
+    batch_difference: float = 0.0
 
     @property
     def free_groups(self) -> tuple[ChannelGroup, ...]:

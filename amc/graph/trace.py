@@ -41,6 +41,16 @@ class _Unfollowable(Exception):
 
 _CONTENTS = "its Python code reads the contents of a tensor"
 _BATCH_SIZE = "its Python code makes a constant of the number of images"
+_REMEDIES = {
+    _CONTENTS: "Move code that depends on tensor contents out of the outermost forward: inside a "
+    "submodule it is frozen and the rest goes on.",
+    _BATCH_SIZE: "Write x.shape[0] as it is where a size is wanted, as in "
+    "x.reshape(x.shape[0], -1): not len(x), int(x.shape[0]) or a Python loop over the images.",
+}
+_REMEDY = (
+    "amc follows the network's forward with torch.fx, which calls it with a stand-in for one image "
+    "tensor. Inside a submodule, what cannot be followed is frozen and the rest goes on."
+)
 
 
 # What gives a Python value that depends on a tensor's shape and type only.
@@ -280,9 +290,7 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
     except Exception as error:
         raise TraceError(
             f"{type(network).__name__} cannot be traced on an input of shape "
-            f"{tuple(example.shape)}: {_one_line(error)}. amc follows the network's forward with "
-            "torch.fx: give it one image tensor, and move code that depends on tensor contents "
-            "out of the outermost forward (inside a submodule it is frozen and the rest goes on)."
+            f"{tuple(example.shape)}: {_one_line(error)}. {_REMEDIES.get(str(error), _REMEDY)}"
         ) from error
     for node in graph.nodes:  # constants of the forward come without their value
         if node.op == "get_attr":
@@ -315,4 +323,6 @@ def _describe(output: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
+    if isinstance(error, _Unfollowable):
+        return str(error)
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

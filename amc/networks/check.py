@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from amc.errors import NetworkError
+
+# Raised by code that is wrong whatever the images' sizes.
+_CODE_ERRORS = (TypeError, AttributeError, LookupError, NameError, ImportError, NotImplementedError)
 
 
 def check_network(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -20,11 +26,6 @@ def check_network(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     output = run_images(network, image_shape)
     name, shape = type(network).__name__, "x".join(map(str, image_shape))
-    if not isinstance(output, Tensor):
-        raise NetworkError(
-            f"{name} must return one tensor (images, classes), it returned "
-            f"{type(output).__name__}. Switch off auxiliary outputs in network.options."
-        )
     if output.dim() != 2 or len(output) != 2:
         raise NetworkError(
             f"{name} must return a tensor of shape (2, classes) for two images of {shape}, "
@@ -37,32 +38,126 @@ def check_network(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return output.shape[1]
 
 
-def run_images(network: nn.Module, image_shape: tuple[int, int, int]) -> object:
+def run_images(
+    network: nn.Module, image_shape: tuple[int, int, int], changes: Sequence[str] = ()
+) -> Tensor:
     """What a network, left as it was, gives for one black and one noise image.
 
+    Args:
+        changes: What was done to the network before, for the message: "moved to the CPU".
+
     Raises:
-        NetworkError: It rejects images of this shape.
+        NetworkError: It takes other inputs than images, rejects images of this shape, or returns
+            no tensor.
     """
+    _check_inputs(network)
     first = next(network.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
-    noise = torch.randn(image_shape, generator=torch.Generator().manual_seed(0))
-    images = torch.stack([torch.zeros(image_shape), noise]).to(device)
-    return _eval_forward(network, images)
+    images = torch.stack([torch.zeros(image_shape), noise(image_shape, 1)[0]]).to(device)
+    output = _eval_forward(network, images, changes)
+    if not isinstance(output, Tensor):
+        raise NetworkError(
+            f"{type(network).__name__} must return one tensor (images, classes), it returned "
+            f"{_described(output)}. Give amc a module that returns the scores alone: its forward "
+            f"returns self.network(images){_access(output)}. Auxiliary outputs of a network by "
+            "name are switched off in network.options."
+        )
+    return output
 
 
-def _eval_forward(network: nn.Module, images: Tensor) -> object:
+def noise(image_shape: tuple[int, int, int], count: int = 2) -> Tensor:
+    """Images of normal noise, always the same, (count, *image_shape)."""
+    return torch.randn(count, *image_shape, generator=torch.Generator().manual_seed(0))
+
+
+def relative_difference(expected: Tensor, given: Tensor) -> float:
+    """Largest difference, of the largest expected value; NaN where either is not finite."""
+    if given.shape != expected.shape:
+        return float("inf")
+    return float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
+
+
+def _check_inputs(network: nn.Module) -> None:
+    """Whether the forward can be called with images alone."""
+    try:
+        parameters = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):
+        return
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes_images = any(p.kind in (*by_place, inspect.Parameter.VAR_POSITIONAL) for p in parameters)
+    needed = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (*by_place, inspect.Parameter.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1 or not takes_images:
+        name = type(network).__name__
+        raise NetworkError(
+            f"{name} takes {len(needed)} inputs ({', '.join(needed)}); amc compresses networks of "
+            "one, a tensor of images. Give it a module that brings the others with it: its forward "
+            "takes images and returns self.network(images, ...)."
+        )
+
+
+def _eval_forward(network: nn.Module, images: Tensor, changes: Sequence[str]) -> object:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
             output: object = network(images)
     except Exception as cause:
-        shape = "x".join(map(str, images.shape[1:]))
-        raise NetworkError(
-            f"{type(network).__name__} does not accept images of {shape} (channels x height x "
-            f"width): {cause}. Set data.image_size and data.channels to what it was built for."
-        ) from cause
+        raise _failed(network, images, changes, cause) from cause
     finally:
         for module, training in modes:
             module.training = training
     return output
+
+
+def _failed(
+    network: nn.Module, images: Tensor, changes: Sequence[str], cause: Exception
+) -> NetworkError:
+    name, shape = type(network).__name__, "x".join(map(str, images.shape[1:]))
+    kinds = {p.dtype for p in network.parameters() if p.is_floating_point()} - {torch.float32}
+    where = f"images of {shape} (channels x height x width)"
+    said = f"{type(cause).__name__}: {str(cause).strip() or 'no message'}"
+    if changes:
+        return NetworkError(
+            f"{name}, {' and '.join(changes)}, does not accept {where}: {said}. amc computes in "
+            "float32 on the CPU: leave out of its forward what asks for another type or device, "
+            "such as x.half() or x.cuda()."
+        )
+    if kinds:
+        types = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        return NetworkError(
+            f"{name} has weights of {types} and does not accept {where} of float32: {said}. "
+            "Convert it: network.float()."
+        )
+    if isinstance(cause, _CODE_ERRORS):
+        return NetworkError(
+            f"{name} fails on {where}: {said}. Correct its forward, which is called with one "
+            "tensor (images, channels, height, width) of float32."
+        )
+    return NetworkError(
+        f"{name} does not accept {where}: {cause}. Set data.image_size and data.channels to what "
+        "it was built for."
+    )
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with the keys {', '.join(map(repr, output))}"
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return f"{type(output).__name__} of {len(output)}"
+    return type(output).__name__
+
+
+def _access(output: object) -> str:
+    """How to get at the first tensor of an output, as Python code."""
+    if isinstance(output, Mapping):
+        return "".join(f"[{key!r}]" for key in list(output)[:1])
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return f".{output._fields[0]}"
+    if isinstance(output, Sequence):
+        return "[0]"
+    fields: Mapping[str, object] = getattr(output, "__dict__", {})
+    return f".{next((name for name, held in fields.items() if isinstance(held, Tensor)), 'scores')}"

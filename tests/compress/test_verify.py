@@ -1,11 +1,15 @@
+import logging
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from amc.compress import verify
+from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask
 from amc.compress.verify import (
     block_error,
@@ -16,6 +20,7 @@ from amc.compress.verify import (
 )
 from amc.errors import NetworkError
 from amc.graph.graph import build_graph
+from amc.strategy import Bits
 from tests.graph.nets import SHAPE, Concat, Function, Net, Residuals, conv
 
 
@@ -129,3 +134,65 @@ def test_rectifier_that_goes_with_a_block_and_should_not_is_found_out():
 def test_blocks_that_fail_the_check_cannot_go(monkeypatch):
     monkeypatch.setattr(verify, "block_error", lambda graph, images: float("nan"))
     assert graph_of(Residuals().eval(), SHAPE).plan.blocks == ()
+
+
+# -- what is said of a network as a whole ----------------------------------------------------------
+
+
+def test_parametrized_layer_is_as_free_as_a_plain_one(tiny_net):
+    expected = [(group.name, group.reason) for group in graph_of(tiny_net, SHAPE).groups]
+    parametrizations.weight_norm(tiny_net.conv2)
+    prune.l1_unstructured(tiny_net.conv3, "weight", 0.5)
+    graph = graph_of(tiny_net, SHAPE)
+    assert [(group.name, group.reason) for group in graph.groups] == expected
+
+
+def test_hook_that_changes_outputs_is_an_error_before_anything_is_traced(tiny_net):
+    tiny_net.conv2.register_forward_hook(lambda module, inputs, output: 3 * output)
+    with pytest.raises(NetworkError, match="forward hooks that change its outputs, on: conv2"):
+        graph_of(tiny_net, SHAPE)
+
+
+def test_quantized_network_is_not_compressed_again(tiny_net):
+    tiny_net.conv2 = quantize_layer(tiny_net.conv2, Bits(8, 8), (0.1, 0))
+    said = r"1 layers of TinyNet are quantized already \(conv2\).*network in float.*stages"
+    with pytest.raises(NetworkError, match=said):
+        graph_of(tiny_net, SHAPE)
+
+
+def test_network_of_torchs_integer_layers_is_not_compressed_again(tiny_net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = torch.ao.quantization.quantize_dynamic(tiny_net, {nn.Linear})
+    with pytest.raises(NetworkError, match=r"1 layers of TinyNet are quantized already \(linear\)"):
+        graph_of(network, SHAPE)
+
+
+def test_autocast_in_the_forward_is_left_out_and_said(tiny_net, caplog):
+    class Autocasting(type(tiny_net)):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    network = Autocasting().eval()
+    network.load_state_dict(tiny_net.state_dict())
+    with caplog.at_level(logging.WARNING, "amc"):
+        graph = graph_of(network, SHAPE)
+    assert "Autocasting switches autocast on in its forward: amc computes it in fl" in caplog.text
+    images = torch.randn(2, *SHAPE)
+    assert torch.allclose(graph.plan.module(images), tiny_net(images), atol=1e-5)
+    assert not torch.allclose(network(images), tiny_net(images), atol=1e-5)
+
+
+def test_difference_between_an_image_alone_and_in_a_batch_is_measured(tiny_net):
+    assert graph_of(tiny_net, SHAPE).batch_difference < 1e-6
+    tiny_net.bn2 = nn.BatchNorm2d(6, track_running_stats=False)
+    assert graph_of(tiny_net.eval(), SHAPE).batch_difference > 1e-2
+
+
+def test_network_that_needs_a_batch_is_an_error_with_its_cause():
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6, track_running_stats=False)
+    )
+    with pytest.raises(NetworkError, match=r"not on a single one.*track_running_stats=True"):
+        graph_of(network, SHAPE)

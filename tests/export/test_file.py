@@ -9,10 +9,11 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import amc
 from amc.compress.quantization import quantize_layer
-from amc.errors import ConfigError, ExportError, StorageError
+from amc.errors import ConfigError, ExportError, NetworkError, StorageError
 from amc.export import OnnxNetwork, export_onnx, integer_layers, read_precisions
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits
@@ -272,6 +273,86 @@ def test_network_with_attention_gives_the_same_scores(
     torch.testing.assert_close(given, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
+# -- normalisation by statistics of its own ------------------------------------------------
+
+
+class _FunctionalNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.register_buffer("mean", torch.linspace(-1, 1, 4))
+        self.register_buffer("variance", torch.linspace(0.5, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.instance_norm(
+            self.conv(x), self.mean, self.variance, use_input_stats=False
+        )
+        x = self.linear(torch.relu(x).amax((2, 3)))
+        x = x[..., None] * torch.tensor([1.0, 2.0])
+        return nn.functional.batch_norm(x, None, None, training=True)[..., 0]
+
+
+def _norms() -> dict[str, nn.Module]:
+    return {
+        "batch": nn.BatchNorm2d(4, track_running_stats=False),
+        "batch without factors": nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+        "instance with statistics": nn.InstanceNorm2d(4, track_running_stats=True, affine=True),
+        "instance": nn.InstanceNorm2d(4),
+    }
+
+
+@pytest.mark.parametrize("kind", [*_norms(), "functional"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_norms_of_any_statistics_are_written_as_they_run(kind: str, count: int, file: Path) -> None:
+    torch.manual_seed(0)
+    network: nn.Module = _FunctionalNorms()
+    if kind != "functional":
+        norm = _norms()[kind]
+        for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+            if name != "num_batches_tracked":
+                tensor.data.uniform_(0.5, 1.5)
+        parts = [nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+        network = nn.Sequential(*parts, nn.Linear(4, 5))
+    export_onnx(network.eval(), SHAPE, file)
+    images = pictures(count)
+    torch.testing.assert_close(OnnxNetwork(file)(images), scores(network, images))
+
+
+# -- networks in other forms ---------------------------------------------------------------
+
+
+def test_hook_that_changes_outputs_is_an_error_and_nothing_is_written(
+    tiny_net: nn.Module, file: Path
+) -> None:
+    tiny_net.conv2.register_forward_hook(lambda module, inputs, output: 3 * output)
+    with pytest.raises(NetworkError, match="forward hooks that change its outputs, on: conv2"):
+        export_onnx(tiny_net, SHAPE, file)
+    assert not file.exists()
+
+
+def test_parametrized_network_of_another_type_is_written_in_float32(
+    tiny_net: nn.Module, file: Path
+) -> None:
+    parametrizations.weight_norm(tiny_net.conv2)
+    expected = scores(tiny_net, pictures())
+    export_onnx(tiny_net.double(), SHAPE, file)
+    torch.testing.assert_close(OnnxNetwork(file)(pictures()), expected)
+
+
+def test_autocast_in_the_forward_is_not_written(tiny_net: nn.Module, file: Path) -> None:
+    class Autocasting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.inner(x).float()
+
+    export_onnx(Autocasting(), SHAPE, file)
+    torch.testing.assert_close(OnnxNetwork(file)(pictures()), scores(tiny_net, pictures()))
+
+
 # -- mistakes ------------------------------------------------------------------------------
 
 
@@ -296,7 +377,7 @@ class _Fails(_ReadsWeights):
 
 
 def test_whatever_a_forward_raises_is_said_with_its_kind(file: Path) -> None:
-    with pytest.raises(ExportError, match="_Fails cannot be written as ONNX: KeyError: 'logits'"):
+    with pytest.raises(NetworkError, match=r"_Fails fails on images of 3x8x8 .*KeyError: 'logits'"):
         export_onnx(_Fails(), SHAPE, file)
 
 
@@ -309,14 +390,18 @@ class _Bessel(nn.Module):
         return self.linear(torch.special.i0(x.flatten(1)))
 
 
-def test_operator_without_onnx_form_is_named(file: Path) -> None:
+def test_operator_without_onnx_form_is_named_and_no_graph_is_printed(
+    file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ExportError, match=r"Operator aten::.*i0 of _Bessel has no form in ONNX"):
         export_onnx(_Bessel(), SHAPE, file)
     assert not file.exists()
+    printed = capfd.readouterr()
+    assert "graph" not in printed.out + printed.err
 
 
 def test_images_that_the_network_does_not_take_are_said(tiny_net: nn.Module, file: Path) -> None:
-    with pytest.raises(ExportError, match=r"TinyNet cannot be written as ONNX: .*channels"):
+    with pytest.raises(NetworkError, match=r"TinyNet does not accept images of 1x8x8 .*channels"):
         export_onnx(tiny_net, (1, 8, 8), file)
 
 

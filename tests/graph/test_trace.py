@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.compress.verify import graph_of
-from amc.errors import TraceError
+from amc.errors import NetworkError, TraceError
 from amc.graph.graph import build_graph
 from amc.graph.trace import trace
 from tests.conftest import TINY_SHAPE, TinyNet
@@ -85,6 +85,16 @@ def test_contents_read_in_the_outermost_forward_are_an_error_that_says_what_to_d
         graph_of(network, SHAPE)
 
 
+@pytest.mark.parametrize("count", [len, lambda x: int(x.shape[0])])
+def test_constant_of_the_batch_size_in_the_outermost_forward_is_told_to_stay_a_size(count):
+    network = Function(lambda x: x.reshape(count(x), 8, -1)[..., None])
+    said = r"makes a constant of the number of images\. Write x\.shape\[0\] as it is.*not len\(x\)"
+    with pytest.raises(TraceError, match=said) as error:
+        graph_of(network, SHAPE)
+    assert "contents" not in str(error.value)
+    assert "_Unfollowable" not in str(error.value)
+
+
 def test_images_of_the_wrong_shape_are_an_error_that_names_the_shape():
     with pytest.raises(TraceError, match=r"\(1, 4, 8, 8\).*RuntimeError"):
         build_graph(TinyNet(), (4, 8, 8))
@@ -112,8 +122,10 @@ def test_network_that_returns_several_tensors_is_an_error():
             scores = super().forward(x)
             return scores, scores
 
-    with pytest.raises(TraceError, match=r"one tensor of class scores.*returns a tuple"):
+    with pytest.raises(NetworkError, match=r"must return one tensor.*returned tuple of 2"):
         graph_of(Two(), SHAPE)
+    with pytest.raises(TraceError, match=r"one tensor of class scores.*returns a tuple"):
+        build_graph(Two(), SHAPE)
 
 
 def test_branch_on_the_batch_size_is_an_error_not_a_wrong_network():
@@ -153,7 +165,7 @@ def test_network_that_gives_nan_is_an_error(tiny_net):
 
 def test_network_in_the_middle_of_a_backward_pass_is_an_error(tiny_net):
     tiny_net.cache = tiny_net(IMAGES)
-    with pytest.raises(TraceError, match="cannot be copied"):
+    with pytest.raises(NetworkError, match=r"cannot be copied.*Load its weights anew"):
         graph_of(tiny_net, TINY_SHAPE)
 
 

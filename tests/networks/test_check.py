@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -47,3 +50,62 @@ def test_output_that_is_not_finite_is_refused():
     nn.init.constant_(network[4].bias, float("nan"))
     with pytest.raises(NetworkError, match="returns NaN or infinity for images of 3x8x8"):
         check_network(network, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (lambda x: (x, x), r"returned tuple of 2\. .*self\.network\(images\)\[0\]"),
+        (lambda x: {"out": x, "aux": x}, r"keys 'out', 'aux'\. .*\(images\)\['out'\]"),
+        (lambda x: SimpleNamespace(loss=None, logits=x), r"SimpleNamespace.*\(images\)\.logits"),
+        (lambda x: Outputs(x, None), r"Outputs of 2\. .*\(images\)\.logits"),
+        (lambda x: None, r"returned NoneType"),
+    ],
+    ids=["tuple", "dict", "object", "named tuple", "nothing"],
+)
+def test_output_of_another_form_is_told_how_to_be_unpacked(output, said):
+    class Other(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    with pytest.raises(NetworkError, match=said):
+        check_network(Other(), SHAPE)
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    aux: None
+
+
+def test_network_of_two_inputs_is_told_so_and_not_to_change_the_image_size():
+    class Two(nn.Module):
+        def forward(self, x, mask, scale=1.0):
+            return x
+
+    with pytest.raises(NetworkError, match=r"Two takes 2 inputs \(x, mask\); .*of images") as error:
+        check_network(Two(), SHAPE)
+    assert "image_size" not in str(error.value)
+
+
+def test_network_without_inputs_is_told_so():
+    class Constant(nn.Module):
+        def forward(self):
+            return torch.zeros(2, 4)
+
+    with pytest.raises(NetworkError, match="Constant takes 0 inputs"):
+        check_network(Constant(), SHAPE)
+
+
+def test_mistake_in_the_forward_is_not_taken_for_a_wrong_image_size():
+    class Misspelt(nn.Module):
+        def forward(self, x):
+            return self.convolution(x)
+
+    said = r"Misspelt fails on images of 3x8x8 .*AttributeError: .*convolution.*Correct its forward"
+    with pytest.raises(NetworkError, match=said):
+        check_network(Misspelt(), SHAPE)
+
+
+def test_network_of_another_type_that_is_not_converted_is_told_to_be():
+    with pytest.raises(NetworkError, match=r"has weights of float64 .*network\.float\(\)"):
+        check_network(classifier().double(), SHAPE)

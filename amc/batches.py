@@ -1,0 +1,41 @@
+"""Networks that compute over the batch, and so give an image other scores alone."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from amc.evaluate import BATCH, Evaluation
+
+DEPENDENT = 1e-4  # between alone and in a batch, of the largest output: rounding is far less
+_SHOWN = 5
+
+
+def batch_note(network: nn.Module, batch: int, own: Evaluation, batched: Evaluation) -> str:
+    """What the user should know of such a network.
+
+    Args:
+        batch: Images that the device runs at once.
+        own: Evaluation of the network on the search images, so many at once.
+        batched: The same in batches of `amc.evaluate.BATCH`.
+    """
+    norms = [path for path, module in network.named_modules() if _has_no_statistics(module)]
+    cause = "something in its forward computes over the batch"
+    if norms:
+        shown = ", ".join(norms[:_SHOWN]) + (", ..." if len(norms) > _SHOWN else "")
+        cause = f"batch normalisation without running statistics ({shown})"
+    size = "one image" if batch == 1 else f"{batch} images"
+    found = ""
+    if own.accuracy is not None and batched.accuracy is not None:
+        found = (
+            f": the original is right on {100 * own.accuracy:.2f} % of the search images so, and "
+            f"on {100 * batched.accuracy:.2f} % in batches of {BATCH}"
+        )
+    return (
+        f"{type(network).__name__} gives an image other scores alone than in a batch: {cause}. "
+        f"All that is reported here is of {size} at a time, as the device runs it{found}. Train it "
+        "with running statistics (track_running_stats=True) for the same scores at any batch."
+    )
+
+
+def _has_no_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
