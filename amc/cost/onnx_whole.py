@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
 from amc.errors import DeviceError
-from amc.graph.whole import Whole, attention_by_its_parts
+from amc.graph.exportable import in_exportable_operators
+from amc.graph.whole import Whole
 
 
 def whole_model(whole: Whole, batch: int, opset: int) -> tuple[bytes, dict[str, npt.NDArray[Any]]]:
@@ -26,7 +27,7 @@ def whole_model(whole: Whole, batch: int, opset: int) -> tuple[bytes, dict[str, 
     names = [f"x{place}" for place in range(len(inputs))]
     written = io.BytesIO()
     try:
-        with torch.no_grad(), attention_by_its_parts(), warnings.catch_warnings():
+        with torch.no_grad(), in_exportable_operators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 _Tensors(whole),
