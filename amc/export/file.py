@@ -20,6 +20,8 @@ from amc.export.parity import AS_WRITTEN, IN_INTEGERS, Comparison
 from amc.export.precision import read_precisions
 from amc.export.skeleton import write_skeleton
 from amc.files import write_atomically
+from amc.networks import admit
+from amc.networks.autocast import WithoutAutocast
 from amc.strategy import Bits
 
 DEFAULT_OPSET = 17
@@ -153,6 +155,7 @@ def export_onnx(
 
     Raises:
         ConfigError: The opset cannot be written.
+        NetworkError: As `amc.networks.admit`: it does not take the images, has a hook, ...
         CalibrationError: The images do not fit, or give values that are not finite.
         EvaluationError: The network's scores on the images are not finite.
         ExportError: An operator has no ONNX form, or the file does not agree with the network.
@@ -162,6 +165,7 @@ def export_onnx(
     if compare_on is not None:
         instead = "Give compare_on=None to compare on others."
         _check_images("compare_on must be normalised images", compare_on, image_shape, instead)
+    network = admit(network, image_shape)
     converted = convert(network, image_shape, images=images, opset=opset)
     _check(converted, path, network, image_shape, images, compare_on)
     content = converted.model.SerializeToString()
@@ -195,15 +199,18 @@ def _check(
     compare_on: Tensor | None,
 ) -> None:
     """Run what shall be written beside its network."""
-    comparison = Comparison(
-        path, network, image_shape, images if compare_on is None else compare_on
-    )
-    if all(layer.bits.is_float for layer in converted.layers.values()):
-        comparison.check(converted.model, AS_WRITTEN)
-        return
-    exact = converted if images is None else convert(network, image_shape, opset=converted.opset)
-    comparison.check(exact.model, AS_WRITTEN)
-    comparison.check(converted.model, IN_INTEGERS)
+    with WithoutAutocast():  # as it is written
+        comparison = Comparison(
+            path, network, image_shape, images if compare_on is None else compare_on
+        )
+        if all(layer.bits.is_float for layer in converted.layers.values()):
+            comparison.check(converted.model, AS_WRITTEN)
+            return
+        exact = converted
+        if images is not None:
+            exact = convert(network, image_shape, opset=converted.opset)
+        comparison.check(exact.model, AS_WRITTEN)
+        comparison.check(converted.model, IN_INTEGERS)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -112,9 +111,8 @@ AS_WRITTEN = Rounding(
     values=1e-5,  # sums in another order, and values half-way between two steps of a grid
     counts=0.0,
     fused=False,
-    causes="Likely causes: a forward hook that changes an output (a file has no hooks: do it in "
-    "the forward), or Python code that goes by the contents or the number of its images (a file "
-    "does what was done for two black ones).",
+    causes="Likely cause: Python code that goes by the contents or the number of its images (a "
+    "file does what was done for two black ones).",
 )
 IN_INTEGERS = Rounding(
     values=1 / 255,  # a grid of 8 bits on what lies between layers, its sign included
@@ -145,13 +143,13 @@ class Comparison:
         """
         Args:
             name: What errors call the file.
-            network: Not modified.
+            network: As `amc.networks.admit` gives it. Not modified.
             images: Normalised, (n, channels, height, width); None: noise is compared on, and what
                 is not finite then is not compared.
 
         Raises:
             EvaluationError: The network's scores on the images are not finite.
-            ExportError: It does not return one tensor, or another one at every call.
+            ExportError: It gives other scores at every call.
         """
         self._name, self._network = name, copy.deepcopy(network).cpu().eval()
         self._images = _noise(image_shape) if images is None else _some_of(images)
@@ -213,12 +211,7 @@ def _some_of(images: Tensor) -> Tensor:
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    scores: Any = network(images.clone())  # a network may work in place
-    if not isinstance(scores, Tensor):
-        raise ExportError(
-            f"{type(network).__name__} must return one tensor of scores to be written as ONNX, it "
-            f"returns a {type(scores).__name__}. Wrap it in a module that returns the scores only."
-        )
+    scores: Tensor = network(images.clone())  # a network may work in place
     return scores.float()
 
 
