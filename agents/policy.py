@@ -16,8 +16,9 @@ from torch.nn.functional import linear
 
 from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
+from amc.documents import Kind, shown
 from amc.errors import PolicyError
-from amc.files import fingerprint, read_tensors, read_text, write_tensors, write_text
+from amc.files import fingerprint, read_document, read_tensors, write_tensors, write_text
 from envs.action import ACTION_NAMES
 from envs.observation import FEATURES
 
@@ -233,7 +234,7 @@ def _is_list_of(value: Any, accepts: Any) -> bool:
 
 
 # Key -> (what it accepts, how to say it).
-_FIELDS = {
+_FIELDS: dict[str, Kind] = {
     "algorithm": (_is_name, "a name"),
     "observation_names": (lambda value: _is_list_of(value, _is_name), "a list of names"),
     "anchor": (lambda value: value in ANCHORS, f"one of {', '.join(ANCHORS)}"),
@@ -243,29 +244,20 @@ _FIELDS = {
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_text(path, "Policy description", PolicyError))
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise PolicyError(f"{path} is not a policy: expected a JSON object of format {FORMAT!r}.")
-    version = document.get("version")
-    if version != FORMAT_VERSION:
-        raise PolicyError(
-            f"{path} has version {version!r}, this amc reads version {FORMAT_VERSION}. "
-            "Use the amc that wrote it, or search again."
-        )
-    for key, (accepts, expected) in _FIELDS.items():
-        if not accepts(document.get(key)):
-            raise PolicyError(f"{path}: {key!r} must be {expected}, got {document.get(key)!r}.")
+    advice = "Use the amc that wrote it, copy both files again, or search again."
+    document = read_document(
+        path, "Policy description", FORMAT, FORMAT_VERSION, _FIELDS, PolicyError, advice
+    )
     for key, constant in _CONSTANTS.items():
         if document.get(key) != constant:
-            raise PolicyError(f"{path}: {key!r} must be {constant!r}, got {document.get(key)!r}.")
+            raise PolicyError(
+                f"{path}: {key!r} must be {constant!r}, got {shown(document.get(key))}."
+            )
     names, sizes = document["observation_names"], document["layer_sizes"]
     if len(sizes) < 2 or (sizes[0], sizes[-1]) != (len(names), len(ACTION_NAMES)):
         raise PolicyError(
             f"{path}: 'layer_sizes' must go from {len(names)} (observation_names) to "
-            f"{len(ACTION_NAMES)} (action_names), got {sizes}."
+            f"{len(ACTION_NAMES)} (action_names), got {shown(sizes)}."
         )
     return document
 

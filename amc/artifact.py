@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from amc.candidate import CompressedNetwork, rebuild
 from amc.compress.verify import graph_of
+from amc.documents import OBJECT, TEXT, Kind, fault, is_whole, list_of, object_of, shown
 from amc.errors import ArtifactError
-from amc.files import read_tensors, read_text, write_tensors, write_text
+from amc.files import read_document, read_tensors, read_text, write_tensors, write_text
 from amc.runs import (
     RUN_FILE,
     STRATEGY_FILE,
@@ -89,12 +90,20 @@ class RunRecord:
         Raises:
             ArtifactError: No such folder, not a run folder, or of another version.
         """
-        document = _read_json(folder, RUN_FILE, "amc-run")
-        if not isinstance(document.get("kind"), str):
-            raise ArtifactError(f"{folder / RUN_FILE}: 'kind' must be text.")
-        for key in _RECORD_KEYS[1:]:
-            if not isinstance(document.get(key), dict):
-                raise ArtifactError(f"{folder / RUN_FILE}: {key!r} must be an object.")
+        check_run_folder(folder)
+        path = folder / RUN_FILE
+        if not path.exists():
+            raise ArtifactError(
+                f"{folder} is not a complete run folder: {RUN_FILE} not found."
+                f"{where_the_run_is(folder)}"
+            )
+        fields = {"kind": TEXT, **dict.fromkeys(_RECORD_KEYS[1:], OBJECT)}
+        document = _read_json(folder, RUN_FILE, "amc-run", fields)
+        for part in ("network", "data"):
+            name = document[part].get("name")
+            if not TEXT[0](name):
+                said = f"is damaged: {part + '.name'!r} must be text, got {shown(name)}"
+                raise fault(str(path), ArtifactError, _SEARCH_AGAIN)(said)
         return cls(**{key: document[key] for key in _RECORD_KEYS})
 
 
@@ -109,26 +118,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read_json(folder: Path, name: str, expected: str) -> dict[str, Any]:
-    path = folder / name
+_SEARCH_AGAIN = "Use the amc that wrote it, or make the run again, in another folder."
+
+
+def _read_json(
+    folder: Path, name: str, expected: str, fields: Mapping[str, Kind]
+) -> dict[str, Any]:
     check_run_folder(folder)
-    if name == RUN_FILE and not path.exists():
-        raise ArtifactError(
-            f"{folder} is not a complete run folder: {name} not found.{where_the_run_is(folder)}"
-        )
-    text = read_text(path, f"{folder} is not a complete run folder: {name}")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(document, dict) or document.get("format") != expected:
-        raise ArtifactError(f"{path} is not of format {expected!r}.")
-    if document.get("version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has version {document.get('version')!r}; this amc reads {FORMAT_VERSION}. "
-            "Use the amc that wrote it."
-        )
-    return document
+    what = f"{folder} is not a complete run folder: {name}"
+    return read_document(
+        folder / name, what, expected, FORMAT_VERSION, fields, advice=_SEARCH_AGAIN
+    )
 
 
 def write_strategy(folder: Path, strategy: Strategy) -> None:
@@ -164,15 +164,9 @@ def read_compressed(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str,
     Raises:
         ArtifactError: A file is missing, unreadable, or of another version.
     """
-    document = _read_json(folder, STRUCTURE_FILE, "amc-compressed")
-    kept = document.get("kept")
-    path = folder / STRUCTURE_FILE
-    if not isinstance(kept, dict):
-        raise ArtifactError(f"{path}: 'kept' must be an object of lists of positions.")
-    for name, positions in kept.items():
-        whole = isinstance(positions, list) and all(type(p) is int for p in positions)
-        if not whole:
-            raise ArtifactError(f"{path}: kept channels of {name!r} must be whole numbers.")
+    positions = list_of((is_whole, "a channel's number"))
+    document = _read_json(folder, STRUCTURE_FILE, "amc-compressed", {"kept": object_of(positions)})
+    kept = document["kept"]
     tensors = read_tensors(folder / WEIGHTS_FILE, "Compressed weights")
     return {name: tuple(positions) for name, positions in kept.items()}, tensors
 

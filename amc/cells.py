@@ -14,8 +14,9 @@ from typing import Any
 from agents import episode
 from agents.searcher import SEARCHERS, build_searcher
 from agents.settings import check_names
-from amc.errors import ArtifactError, ConfigError
-from amc.files import read_text, write_text
+from amc.documents import OBJECT, TEXT, WHOLE, Kind, fault, is_number, list_of, object_of, or_null
+from amc.errors import ArtifactError, ConfigError, StrategyError
+from amc.files import read_document, write_text
 from amc.strategy import Strategy
 from envs.observation import feature_names
 
@@ -135,15 +136,13 @@ def read_cell(folder: Path, cell: Cell, conditions: Mapping[str, str]) -> CellRe
     path = _path(folder, cell.entry.label, cell.seed, "json")
     if not path.exists():
         return None
+    document = read_document(
+        path, "Cell of the comparison", "amc-cell", FORMAT_VERSION, _FIELDS, advice=_ADVICE
+    )
     try:
-        document = json.loads(read_text(path, "Cell of the comparison"))
-        known = document["format"] == "amc-cell" and document["version"] == FORMAT_VERSION
-        found = _result_of(document, str(path)) if known else None
-        then = dict(document["conditions"]) if known else {}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}). Remove it: it is made anew.") from None
-    if found is None:
-        raise ArtifactError(f"{path} is of another version. Compare in another folder.")
+        found, then = _result_of(document, str(path)), document["conditions"]
+    except (ValueError, StrategyError) as error:
+        raise fault(str(path), ArtifactError, _ADVICE)(f"is damaged: {error}") from None
     changed = sorted(k for k in {*conditions, *then} if conditions.get(k) != then.get(k))
     if changed:
         raise ArtifactError(
@@ -163,31 +162,36 @@ def _path(folder: Path, label: str, seed: int, ending: str) -> Path:
 
 
 def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
-    best = tuple(map(_number_or_none, document["best_so_far"]))
+    best = tuple(map(_float_or_none, document["best_so_far"]))
     if not best or best[-1] is None:
         raise ValueError("best_so_far holds no reward")
     return CellResult(
-        label=str(document["label"]),
-        seed=int(document["seed"]),
+        label=document["label"],
+        seed=document["seed"],
         best_so_far=best,
-        strategy=Strategy.from_json(json.dumps(document["strategy"]), source),
-        search_accuracy=_number_or_none(document["search_accuracy"]),
-        test_accuracy=_number_or_none(document["test_accuracy"]),
-        **{name: _number(document[name]) for name in _NUMBERS},
+        strategy=Strategy.from_json(json.dumps(document["strategy"]), "strategy"),
+        search_accuracy=_float_or_none(document["search_accuracy"]),
+        test_accuracy=_float_or_none(document["test_accuracy"]),
+        **{name: float(document[name]) for name in _NUMBERS},
     )
 
 
+def _float_or_none(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+_ADVICE = "Remove it: it is made anew."
 _NUMBERS = ("search_reward", "search_agreement", "test_agreement", "agent_seconds", "seconds")
-
-
-def _number_or_none(value: object) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"not a number: {value!r}")
-    return float(value)
+_FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
+_FIELDS: dict[str, Kind] = {
+    "label": TEXT,
+    "seed": WHOLE,
+    "best_so_far": list_of(or_null(_FINITE)),
+    "strategy": OBJECT,
+    "conditions": object_of(TEXT),
+    **dict.fromkeys(("search_accuracy", "test_accuracy"), or_null(_FINITE)),
+    **dict.fromkeys(_NUMBERS, _FINITE),
+}
 
 
 # -- what is asked for ---------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from amc.documents import (
+    MOST_CHARACTERS,
+    OBJECT,
+    Fault,
+    Kind,
+    check_fields,
+    check_format,
+    fault,
+    is_whole,
+    parse_json,
+    shown,
+)
 from amc.errors import AmcError, ArtifactError, StorageError
 
 # Not on every system: where it is missing, what several processes write is not locked.
@@ -149,14 +163,75 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def read_text(path: Path, what: str, error: type[AmcError] = ArtifactError) -> str:
-    """Read a text file; ``what`` names it in the error that a missing or binary file raises."""
+def read_bytes(
+    path: Path,
+    what: str,
+    error: type[AmcError] = ArtifactError,
+    *,
+    most: int = MOST_CHARACTERS,
+) -> bytes:
+    """The content of a file of at most so many bytes.
+
+    Args:
+        what: Names it in the error.
+
+    Raises:
+        AmcError: Of the kind given: it is missing, cannot be read, or is larger.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise error(f"{what} not found: {path}.") from None
-    except (OSError, UnicodeDecodeError) as cause:
+    except (OSError, ValueError) as cause:  # ValueError: no file has such a name
         raise error(f"{what} cannot be read: {path}: {cause}.") from cause
+    if len(content) > most:
+        raise error(f"{what} cannot be read: {path} is larger than {most} bytes.")
+    return content
+
+
+def read_text(
+    path: Path,
+    what: str,
+    error: type[AmcError] = ArtifactError,
+    *,
+    most: int = MOST_CHARACTERS,
+) -> str:
+    """The content of a text file (UTF-8, whose line ends become newlines); see `read_bytes`."""
+    try:
+        text = read_bytes(path, what, error, most=most).decode()
+    except UnicodeDecodeError as cause:
+        raise error(f"{what} cannot be read: {path}: {cause}.") from cause
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_document(
+    path: Path,
+    what: str,
+    format_name: str,
+    version: int,
+    fields: Mapping[str, Kind],
+    error: type[AmcError] = ArtifactError,
+    advice: str = "",
+) -> dict[str, Any]:
+    """A JSON file of amc's: of this format and version, with all these fields.
+
+    Args:
+        what: Names it in the error that a missing or binary file raises.
+        advice: What to do about a file that is damaged.
+
+    Raises:
+        AmcError: Of the kind given: it is missing, or not such a file.
+    """
+    wrong = fault(str(path), error, advice)
+    document = check_format(
+        parse_json(read_text(path, what, error), wrong), format_name, version, wrong
+    )
+    check_fields(document, fields, wrong)
+    return document
+
+
+# -- tensors -------------------------------------------------------------------------------
 
 
 def write_tensors(
@@ -171,12 +246,78 @@ def read_tensors(
     path: Path, what: str, error: type[AmcError] = ArtifactError
 ) -> dict[str, torch.Tensor]:
     """Read a safetensors file (numbers only: loading it cannot run code)."""
+    return read_tensors_and_metadata(path, what, error)[0]
+
+
+def read_tensors_and_metadata(
+    path: Path, what: str, error: type[AmcError] = ArtifactError
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file, and the texts in its header.
+
+    The header is checked before anything that it promises is believed: that its tensors are of
+    known types, as large as their shapes say, and one after the other the rest of the file.
+
+    Raises:
+        AmcError: Of the kind given: it is missing, or is no such file.
+    """
+    wrong = fault(f"{what} is not a readable safetensors file: {path}", error)
     if not path.is_file():
         raise error(f"{what} not found: {path}.")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as cause:
-        raise error(f"{what} is not a readable safetensors file: {path}: {cause}.") from cause
+        metadata = _checked_header(path, wrong)
+        return load_file(path), metadata
+    except AmcError:
+        raise
+    except Exception as cause:  # of many kinds, whatever a library of another version makes of it
+        raise wrong(f"is damaged: {cause}") from cause
+
+
+# Bytes of a number of each type.
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
+_METADATA = "__metadata__"
+
+
+def _checked_header(path: Path, wrong: Fault) -> dict[str, str]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
+        if length > min(size - 8, MOST_CHARACTERS):
+            raise wrong(f"is cut off, or has no header: it has {size} bytes")
+        header = parse_json(file.read(length).decode(), wrong)
+    if not OBJECT[0](header):
+        raise wrong("has no header of tensors by name")
+    metadata = header.pop(_METADATA, {})
+    if not (OBJECT[0](metadata) and all(isinstance(text, str) for text in metadata.values())):
+        raise wrong("must have texts alone beside its tensors")
+    spans = sorted(_span(name, entry, wrong) for name, entry in header.items())
+    ends = [0, *(end for _, end in spans)]
+    if [start for start, _ in spans] != ends[:-1] or ends[-1] != size - 8 - length:
+        raise wrong("does not hold its tensors one after the other, and nothing else")
+    return dict(metadata)
+
+
+def _span(name: str, entry: Any, wrong: Fault) -> tuple[int, int]:
+    """Where a tensor's numbers begin and end."""
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    for numbers in (shape, offsets):
+        if not (isinstance(numbers, list) and len(numbers) <= 64 and all(map(is_whole, numbers))):
+            raise wrong(f"does not say the shape and place of {shown(name)} in whole numbers")
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise wrong(f"has {shown(name)} of type {shown(dtype)}, of: {', '.join(_ITEM_BYTES)}")
+    wanted = math.prod(shape) * _ITEM_BYTES[dtype]
+    if len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
+        raise wrong(f"has not as many bytes for {shown(name)} as a tensor of {shape} takes")
+    if math.prod(max(1, side) for side in shape) >= 2**62:
+        raise wrong(f"has {shown(name)} of a shape that no tensor can have, {shape}")
+    return offsets[0], offsets[1]
 
 
 def fingerprint(*parts: str | bytes | torch.Tensor) -> str:

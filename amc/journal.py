@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 from agents.trial import Trial
 from amc import artifact
 from amc.conditions import code_digests, machine_and_libraries
-from amc.errors import AmcError, ArtifactError
+from amc.database import Database
+from amc.documents import NUMBER, OBJECT, Fault, Kind, check_fields, object_of, or_null, parse_json
+from amc.errors import ArtifactError
 from amc.evaluate import Evaluation
 from amc.runs import JOURNAL_FILE
-from amc.store import connect, explained
 from amc.strategy import Strategy
 
 Origin = Mapping[str, Mapping[str, Any]]
@@ -29,14 +29,14 @@ Origin = Mapping[str, Mapping[str, Any]]
 
 _BUSY_S = 1.0  # a search that runs holds its journal to its end
 _ADVICE = "The run cannot go on: search again, in another folder."
-_TABLES = """
-    CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-    CREATE TABLE trials (
+_TABLES = (
+    "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE trials (
         evaluation INTEGER PRIMARY KEY, strategy TEXT NOT NULL, reward TEXT NOT NULL,
         measured TEXT NOT NULL, costs TEXT NOT NULL, diagnostics TEXT NOT NULL,
         meets_budget INTEGER NOT NULL
-    );
-"""
+    )""",
+)
 _APPEND = "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)"
 _NOTE = "INSERT OR REPLACE INTO about VALUES (?, ?)"
 _MEASURED = ("accuracy", "loss", "agreement", "seconds")
@@ -62,27 +62,48 @@ class Journal:
             StorageError: The file cannot be written, or another process runs the search.
         """
         self._path = folder / JOURNAL_FILE if folder is not None else None
+        self._origin: Origin | None = None
         self._stale = 0  # so many first trials were evaluated under other conditions,
         self._replaceable = 0  # and so many may come out differently after a forced resume
         self.trials: list[Trial] = []
         self.aims: list[float] = []
-        try:
-            self._database = connect(self._path or ":memory:", busy_s=_BUSY_S)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        self._database = Database(self._path, _TABLES, _ADVICE, busy_s=_BUSY_S)
         try:
             self._lock()
-            self.trials = [_trial(row) for row in self._rows("SELECT * FROM trials ORDER BY 1")]
-            self.aims = _bounds(self._about("aims"))
-            self._stale = int(self._about("stale") or 0)
-            self._replaceable = int(self._about("replaceable") or 0)
+            self._read()
             self._check(resume)
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            self.close()
-            raise self._explained(error) from error
-        except AmcError:
+        except BaseException:
             self.close()
             raise
+
+    def _read(self) -> None:
+        """All that the file holds, checked."""
+        rows = self._rows("SELECT * FROM trials ORDER BY 1")
+        with self._database.explaining():
+            self.trials = [_trial(row, self._wrong) for row in rows]
+            self.aims = [float(bound) for bound in self._json("aims", _BOUNDS) or ()]
+            self._origin = self._json("origin", _ORIGIN)
+            self._stale, self._replaceable = (
+                self._trials_so_far(self._about(name)) for name in ("stale", "replaceable")
+            )
+
+    def _json(self, name: str, kind: Kind) -> Any:
+        """What is noted under a name, as JSON; None where nothing is."""
+        text = self._about(name)
+        if text is None:
+            return None
+        document = {name: parse_json(text, self._wrong)}
+        check_fields(document, {name: kind}, self._wrong)
+        return document[name]
+
+    def _trials_so_far(self, text: str | None) -> int:
+        count = int(text or 0)
+        if not 0 <= count <= len(self.trials):
+            raise ValueError(f"{count} of {len(self.trials)} evaluations")
+        return count
+
+    def _wrong(self, said: str) -> ArtifactError:
+        return self._database.damaged(f"what it holds {said}")
 
     def _check(self, resume: bool) -> None:
         if self.trials and not resume:
@@ -96,12 +117,12 @@ class Journal:
             raise ArtifactError(f"{self._path} lacks evaluations in between. {_ADVICE}")
 
     def _lock(self) -> None:
-        self._database.execute("PRAGMA locking_mode=EXCLUSIVE").close()
-        self._database.execute("PRAGMA synchronous=FULL").close()
-        with self._database:
+        self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._database.execute("PRAGMA synchronous=FULL")
+        with self._database.transaction():
             self._database.execute("BEGIN EXCLUSIVE")
-            if not self._rows("SELECT 1 FROM sqlite_master"):
-                for statement in filter(str.strip, _TABLES.split(";")):
+            if not self._database.check_schema():
+                for statement in _TABLES:
                     self._database.execute(statement)
 
     def begin(self, origin: Origin, evaluation_key: str, *, force: bool = False) -> bool:
@@ -118,12 +139,11 @@ class Journal:
         Raises:
             ArtifactError: Something changed that the outcome depends on; names it.
         """
-        recorded = self._about("origin")
         plain = json.loads(json.dumps(origin))
-        if recorded is None or not self.trials:
+        if self._origin is None or not self.trials:
             self._note_begun(plain, evaluation_key)
             return True
-        changed = differences(json.loads(recorded), plain)
+        changed = differences(self._origin, plain)
         if changed and not force:
             raise ArtifactError(
                 f"The run in {self._folder} was started otherwise: {'; '.join(changed)}. "
@@ -146,6 +166,7 @@ class Journal:
             stale=str(self._stale),
             replaceable=str(self._replaceable),
         )
+        self._origin = origin
 
     def evaluations(self) -> dict[Strategy, Evaluation]:
         """What was found of every strategy in the journal, as far as it still holds."""
@@ -177,14 +198,11 @@ class Journal:
         """Remove a trial and all that came after it."""
         stale, replaceable = (min(n, index - 1) for n in (self._stale, self._replaceable))
         left = {"stale": str(stale), "replaceable": str(replaceable)}
-        try:
-            with self._database:
-                self._database.execute("DELETE FROM trials WHERE evaluation >= ?", (index,))
-                # What was aimed at was measured of trials that no longer hold.
-                self._database.execute("DELETE FROM about WHERE name = 'aims'")
-                self._database.executemany(_NOTE, left.items())
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        with self._database.transaction():
+            self._database.execute("DELETE FROM trials WHERE evaluation >= ?", index)
+            # What was aimed at was measured of trials that no longer hold.
+            self._database.execute("DELETE FROM about WHERE name = 'aims'")
+            self._database.execute_many(_NOTE, list(left.items()))
         self._stale, self._replaceable = stale, replaceable
         del self.trials[index - 1 :]
         self.aims.clear()
@@ -195,11 +213,8 @@ class Journal:
         Raises:
             StorageError: It cannot be written.
         """
-        try:
-            with self._database:
-                self._database.execute(_APPEND, _row(trial))
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        with self._database.transaction():
+            self._database.execute(_APPEND, *_row(trial))
         self.trials.append(trial)
 
     def aim(self, bound: float) -> None:
@@ -224,17 +239,11 @@ class Journal:
         return str(rows[0][0]) if rows else None
 
     def _note_about(self, **values: str) -> None:
-        try:
-            with self._database:
-                self._database.executemany(_NOTE, values.items())
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        with self._database.transaction():
+            self._database.execute_many(_NOTE, list(values.items()))
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._database.execute(query, values).fetchall()
-
-    def _explained(self, error: Exception) -> Exception:
-        return explained(self._path or "the journal", error, _ADVICE)
+        return self._database.rows(query, *values)
 
 
 def _row(trial: Trial) -> tuple[object, ...]:
@@ -250,24 +259,41 @@ def _row(trial: Trial) -> tuple[object, ...]:
     )
 
 
-def _trial(row: Sequence[Any]) -> Trial:
-    index, strategy, reward, measured, costs, diagnostics, meets_budget = row
-    evaluation = Evaluation(**json.loads(measured), costs=json.loads(costs))
+_NUMBERS_BY_NAME = object_of(NUMBER)
+_JSON_COLUMNS: dict[str, Kind] = {
+    "measured": object_of(or_null(NUMBER)),
+    "costs": _NUMBERS_BY_NAME,
+    "diagnostics": _NUMBERS_BY_NAME,
+}
+_MEASURED_KINDS = dict.fromkeys(_MEASURED, NUMBER) | dict.fromkeys(
+    ("accuracy", "loss"),
+    or_null(NUMBER),  # none without labels
+)
+_BOUNDS: Kind = (
+    lambda value: isinstance(value, list) and all(type(bound) is float for bound in value),
+    "a list of numbers",
+)
+_ORIGIN: Kind = object_of(OBJECT)
+
+
+def _trial(row: Sequence[Any], wrong: Fault) -> Trial:
+    index, strategy, reward, *texts, meets_budget = row
+    columns = {
+        name: parse_json(text, wrong) for name, text in zip(_JSON_COLUMNS, texts, strict=True)
+    }
+    check_fields(columns, _JSON_COLUMNS, wrong)
+    measured = columns["measured"]
+    check_fields(measured, _MEASURED_KINDS, wrong)
     return Trial(
         index=index,
         strategy=Strategy.from_json(strategy, "the journal's strategy"),
-        evaluation=evaluation,
+        evaluation=Evaluation(
+            **{name: measured[name] for name in _MEASURED}, costs=columns["costs"]
+        ),
         reward=float(reward),
-        diagnostics=json.loads(diagnostics),
+        diagnostics=columns["diagnostics"],
         meets_budget=bool(meets_budget),
     )
-
-
-def _bounds(text: str | None) -> list[float]:
-    found = json.loads(text or "[]")
-    if not isinstance(found, list) or not all(isinstance(bound, float) for bound in found):
-        raise ValueError(f"aims must be a list of numbers, got {text}")
-    return found
 
 
 def is_finished(folder: Path) -> bool:
@@ -280,16 +306,13 @@ def is_finished(folder: Path) -> bool:
     path = folder / JOURNAL_FILE
     if not path.is_file():  # of a version that kept no journal, or killed before it began
         return (folder / f"{artifact.COMPARISON_FILE}.csv").is_file()
+    database = Database(path, _TABLES, _ADVICE, busy_s=_BUSY_S)
     try:
-        database = connect(path, busy_s=_BUSY_S)
-        try:
-            return bool(database.execute("SELECT 1 FROM about WHERE name = 'finished'").fetchall())
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        if "no such table" in str(error):  # killed while it was made
+        if not database.check_schema():  # killed while it was made
             return False
-        raise explained(path, error, _ADVICE) from error
+        return bool(database.rows("SELECT 1 FROM about WHERE name = 'finished'"))
+    finally:
+        database.close()
 
 
 # -- what a search depends on --------------------------------------------------------------

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from amc.conditions import COMPUTING, machine_and_libraries, sources
-from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
+from amc.database import IN_USE, Database, code_of
+from amc.errors import AmcError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.files import cache_folder, fingerprint, storage_error
 from amc.strategy import Strategy
@@ -70,31 +71,34 @@ class EvaluationStore:
         """
         self.path, self.writable = path, True
         try:
-            try:
-                self._open()
-            except (sqlite3.OperationalError, OSError) as error:
-                if not path.is_file() or _code(error) in _IN_USE:
-                    raise
-                self._open_read_only()
-        except (sqlite3.Error, OSError) as error:
-            raise explained(path, error, _ADVICE) from error
+            self._open()
+        except AmcError as error:
+            cause = error.__cause__
+            denied = isinstance(cause, (sqlite3.OperationalError, OSError))
+            if not denied or not path.is_file() or code_of(cause) in IN_USE:
+                raise
+            self._open_read_only()
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = connect(self.path)
-        with suppress(sqlite3.OperationalError):  # another process is just doing the same
-            self._database.execute("PRAGMA journal_mode=WAL").close()
-        self._database.execute("PRAGMA synchronous=NORMAL").close()
-        with self._database:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        self._database = Database(self.path, [_TABLE], _ADVICE)
+        with suppress(StorageError):  # another process is just doing the same
+            self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.check_schema()
+        with self._database.transaction():
             self._database.execute(_TABLE)
             self._database.execute("DELETE FROM evaluations WHERE 0")  # fails if read-only
 
     def _open_read_only(self) -> None:
         """What may only be read is still worth reading."""
         self.writable = False
-        # immutable: otherwise SQLite wants to write beside the file even to read it.
-        self._database = connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1")
-        self._database.execute("SELECT * FROM evaluations LIMIT 1").close()
+        self._database = Database(self.path, [_TABLE], _ADVICE, read_only=True)
+        self._database.check_schema()
+        self._database.rows("SELECT * FROM evaluations LIMIT 1")
 
     def get(self, task_key: str, strategy: Strategy) -> Evaluation | None:
         """What the strategy was evaluated at, to the bit; None if it was not.
@@ -103,11 +107,9 @@ class EvaluationStore:
             ArtifactError: The file is damaged.
         """
         query = f"SELECT {', '.join(_MEASURED)} FROM evaluations WHERE task = ? AND strategy = ?"
-        try:
-            row = self._database.execute(query, (task_key, strategy.to_json())).fetchone()
-            return None if row is None else Evaluation(**_read(row))
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise explained(self.path, error, _ADVICE) from error
+        rows = self._database.rows(query, task_key, strategy.to_json())
+        with self._database.explaining():
+            return Evaluation(**_read(rows[0])) if rows else None
 
     def put(self, task_key: str, strategy: Strategy, evaluation: Evaluation) -> None:
         """Remember an evaluation; one that is there already stays as it is.
@@ -119,15 +121,12 @@ class EvaluationStore:
         if not self.writable:
             return
         row = (task_key, strategy.to_json(), *_written(evaluation))
-        try:
-            with self._database:
-                self._database.execute(_INSERT, row)
-        except sqlite3.Error as error:
-            raise explained(self.path, error, _ADVICE) from error
+        with self._database.transaction():
+            self._database.execute(_INSERT, *row)
 
     def __len__(self) -> int:
         """Evaluations remembered, of all tasks."""
-        return int(self._database.execute("SELECT COUNT(*) FROM evaluations").fetchone()[0])
+        return int(self._database.rows("SELECT COUNT(*) FROM evaluations")[0][0])
 
     def close(self) -> None:
         """Let the file go."""
@@ -193,49 +192,3 @@ def _evaluating_sources() -> str:
     home = Path(__file__).parent
     found = [sources(home / name) for name in _EVALUATING]
     return fingerprint(*(part for digests in found for item in digests.items() for part in item))
-
-
-# -- SQLite, as the journal of a run needs it too ------------------------------------------
-
-
-def connect(path: Path | str, busy_s: float = 30.0) -> sqlite3.Connection:
-    """A connection that waits for other processes, and may be used from any thread.
-
-    Transactions begin where ``with`` or ``BEGIN`` says so.
-
-    Args:
-        path: A file, ``":memory:"``, or a ``file:`` URI.
-        busy_s: How long one process waits for another's write, seconds.
-    """
-    uri = str(path).startswith("file:")
-    return sqlite3.connect(path, timeout=busy_s, check_same_thread=False, uri=uri)
-
-
-def explained(path: Path | str, error: Exception, advice: str) -> AmcError:
-    """The one clear message for a database that does not do as it should.
-
-    Args:
-        advice: What to do about a file that is damaged.
-    """
-    if isinstance(error, OSError):
-        return storage_error(Path(path), error)
-    said = _STORAGE.get(_code(error))
-    if said is not None:
-        return StorageError(f"{path}: {said}")
-    return ArtifactError(f"{path} is damaged, or not a file of this amc: {error}. {advice}")
-
-
-def _code(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", -1)) & 0xFF  # without what kind of it
-
-
-_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_STORAGE = {
-    sqlite3.SQLITE_FULL: "no space left on the disk. Free some, run again.",
-    sqlite3.SQLITE_READONLY: "no permission to write. Fix its mode, or choose another folder.",
-    sqlite3.SQLITE_PERM: "no permission. Fix its mode, or choose another folder.",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Fix its mode or its folder's, or choose another.",
-    sqlite3.SQLITE_IOERR: "cannot be read or written. Check the disk, and that it is not full.",
-    sqlite3.SQLITE_BUSY: "in use by another process. Wait for it to end, or end that process.",
-    sqlite3.SQLITE_LOCKED: "in use by another process. Wait for it to end, or end that process.",
-}

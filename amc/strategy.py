@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from amc.documents import check_format, fault, parse_json, shown
 from amc.errors import StrategyError
 
 FORMAT_VERSION = 1
@@ -49,15 +49,16 @@ class Strategy:
     def __post_init__(self) -> None:
         for name, ratio in self.preserve_ratio.items():
             number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
-            if not (number and math.isfinite(ratio) and 0 <= ratio <= 1):
+            if not (number and 0 <= ratio <= 1):
                 raise StrategyError(
-                    f"preserve_ratio of channel group {name!r} must be in [0, 1], got {ratio!r}."
+                    f"preserve_ratio of channel group {name!r} must be in [0, 1], got "
+                    f"{shown(ratio)}."
                 )
         for name, bits in self.bits.items():
             if not all(type(b) is int and b in BIT_WIDTHS for b in bits):
                 raise StrategyError(
                     f"Bits of layer {name!r} must be weight/activation, each one of {BIT_WIDTHS}, "
-                    f"got {bits!r}."
+                    f"got {shown(bits)}."
                 )
         object.__setattr__(self, "preserve_ratio", MappingProxyType(dict(self.preserve_ratio)))
         object.__setattr__(self, "bits", MappingProxyType(dict(self.bits)))
@@ -85,24 +86,16 @@ class Strategy:
         Raises:
             StrategyError: The text is not a strategy of this version, or has invalid values.
         """
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise StrategyError(f"{source} is not valid JSON: {error}.") from error
-        if not isinstance(document, dict) or document.get("format") != "amc-strategy":
-            raise StrategyError(f"{source} is not a strategy: expected 'format': 'amc-strategy'.")
-        if document.get("version") != FORMAT_VERSION:
-            raise StrategyError(
-                f"{source} has version {document.get('version')!r}; "
-                f"this amc reads {FORMAT_VERSION}."
-            )
+        wrong = fault(source, StrategyError)
+        document = check_format(parse_json(text, wrong), "amc-strategy", FORMAT_VERSION, wrong)
         ratios, bits = document.get("preserve_ratio"), document.get("bits")
         if not isinstance(ratios, dict) or not isinstance(bits, dict):
             raise StrategyError(f"{source} must hold two objects: 'preserve_ratio' and 'bits'.")
         for name, pair in bits.items():
             if not (isinstance(pair, list) and len(pair) == 2):
                 raise StrategyError(
-                    f"{source}: bits of layer {name!r} must be [weight, activation], got {pair!r}."
+                    f"{source}: bits of layer {name!r} must be [weight, activation], got "
+                    f"{shown(pair)}."
                 )
         return cls(ratios, {name: Bits(*pair) for name, pair in bits.items()})
 

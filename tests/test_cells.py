@@ -120,8 +120,8 @@ def test_a_cell_searched_under_other_conditions_names_what_changed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"version": 99}, "is of another version"),
-        ({"format": "amc-run"}, "is of another version"),
+        ({"version": 99}, r"has version 99; this amc reads 2\. Remove it"),
+        ({"format": "amc-run"}, "is not of format 'amc-cell'"),
         ({"best_so_far": []}, "is damaged"),
         ({"best_so_far": [None]}, "is damaged"),
         ({"test_accuracy": "0.7"}, "is damaged"),

@@ -9,6 +9,7 @@ import pytest
 import scipy
 
 from agents.trial import Trial
+from amc.database import Database
 from amc.errors import ArtifactError, StorageError
 from amc.evaluate import Evaluation
 from amc.journal import Journal, differences, is_finished, origin_of
@@ -117,7 +118,7 @@ def test_damaged_journal_is_said(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("UPDATE trials SET strategy = '{}'", "journal's strategy is not a strategy"),
+        ("UPDATE trials SET strategy = '{}'", "journal's strategy is not of format"),
         ("UPDATE trials SET reward = 'many'", "is damaged"),
         ("UPDATE trials SET measured = '[]'", "is damaged"),
         ("DELETE FROM trials WHERE evaluation = 2", "lacks evaluations in between"),
@@ -197,28 +198,18 @@ def test_only_what_was_replaced_holds_after_a_forced_resume(run: Path) -> None:
 def test_full_disk_is_said_when_a_trial_is_taken_back(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
+    def full(database: Database, statement: str, *values: object) -> None:
         """A database of which nothing can be removed."""
+        if statement.startswith("DELETE"):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise database.explained(error)
+        execute(database, statement, *values)
 
-        def __init__(self, database: sqlite3.Connection) -> None:
-            self._database = database
-
-        def __enter__(self) -> None:
-            self._database.__enter__()
-
-        def __exit__(self, *error: object) -> None:
-            self._database.__exit__(*error)
-
-        def execute(self, query: str, values: object = ()) -> object:
-            if query.startswith("DELETE"):
-                error = sqlite3.OperationalError("database or disk is full")
-                error.sqlite_errorcode = sqlite3.SQLITE_FULL
-                raise error
-            return self._database.execute(query, values)
-
+    execute = Database.execute
     journal = resumed(run)
     journal.begin(ORIGIN | {"config": {"seed": 1}}, "key", force=True)
-    monkeypatch.setattr(journal, "_database", Full(journal._database))
+    monkeypatch.setattr(Database, "execute", full)
     with pytest.raises(StorageError, match="no space left on the disk"):
         journal.is_new(trial(2, reward=0.7))
     assert journal.trials == [trial(1), trial(2), trial(3)]

@@ -8,13 +8,13 @@ import random
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from amc import conditions
-from amc import store as store_module
 from amc import task as task_module
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
@@ -129,8 +129,8 @@ def test_table_of_another_version_is_refused(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE evaluations (task TEXT, strategy TEXT)")
     database.close()
-    with pytest.raises(ArtifactError, match="no such column"):
-        EvaluationStore(path).get("task", HALF)
+    with pytest.raises(ArtifactError, match=r"holds 'table' 'evaluations', which is none.*Remove"):
+        EvaluationStore(path)
 
 
 def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
 
 def _read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a user without permission; the one who runs the tests may be root."""
-    connect = store_module.connect
+    connect = sqlite3.connect
 
-    def connected(path: Path | str, busy_s: float = 1.0) -> sqlite3.Connection:
-        uri = str(path) if str(path).startswith("file:") else f"{Path(path).as_uri()}?mode=ro"
-        return connect(uri, busy_s)
+    def connected(path: str, **options: Any) -> sqlite3.Connection:
+        uri = path if path.startswith("file:") else f"{Path(path).as_uri()}?mode=ro"
+        return connect(uri, **{**options, "uri": True})
 
-    monkeypatch.setattr(store_module, "connect", connected)
+    monkeypatch.setattr(sqlite3, "connect", connected)
 
 
 def test_store_without_permission_to_write_is_read_and_not_added_to(
@@ -179,7 +179,7 @@ def test_cache_that_cannot_be_made_is_done_without_and_one_given_by_name_is_not(
 
 
 def test_full_disk_is_said(store: EvaluationStore) -> None:
-    pages = store._database.execute("PRAGMA page_count").fetchone()[0]
+    pages = store._database.rows("PRAGMA page_count")[0][0]
     store._database.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own way to be full
     large = Strategy({f"group{number}": 0.5 for number in range(2000)}, {})  # many pages
     with pytest.raises(StorageError, match="no space left on the disk"):

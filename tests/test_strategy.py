@@ -72,7 +72,7 @@ def test_every_bit_width_is_accepted(bits):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "is not a strategy"),
+        ({"format": "other"}, "is not of format 'amc-strategy'"),
         ({"version": 2}, "has version 2; this amc reads 1"),
         ({"version": None}, "has version None"),
         ({"preserve_ratio": [1]}, "must hold two objects"),

@@ -25,7 +25,7 @@ def _has_trials(journal: Path) -> bool:
     try:
         with closing(sqlite3.connect(journal, timeout=0)) as database:
             return bool(database.execute("SELECT 1 FROM trials LIMIT 1").fetchall())
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:  # ValueError: what it says is no text
         return "no such table" not in str(error)  # killed while it was made
 
 

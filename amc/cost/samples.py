@@ -9,8 +9,9 @@ from dataclasses import astuple
 from pathlib import Path
 
 from amc.cost.device import Request, TableHeader
+from amc.documents import OBJECT, Kind, list_of, object_of, shown
 from amc.errors import TableError
-from amc.files import read_text, write_text
+from amc.files import read_document, write_text
 
 Samples = dict[str, list[float]]
 """Milliseconds of one batch, by `key_of` the request."""
@@ -38,22 +39,17 @@ def read_samples(table: Path, header: TableHeader) -> Samples:
     path = samples_path(table)
     if not path.exists():
         return {}
-    try:
-        document = json.loads(read_text(path, "Samples of a table", TableError))
-        if (document["format"], document["version"]) != ("amc-samples", FORMAT_VERSION):
-            raise ValueError("another format")
-        then = document["conditions"]
-        samples = {str(key): _checked(ms) for key, ms in document["samples"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TableError(
-            f"{path} is damaged ({error!r}). Remove it: what it holds is measured anew."
-        ) from None
+    document = read_document(
+        path, "Samples of a table", "amc-samples", FORMAT_VERSION, _FIELDS, TableError, _ADVICE
+    )
+    then = document["conditions"]
     if then != _conditions(header):
         raise TableError(
-            f"{path} was measured under other conditions: {then}, expected {_conditions(header)}. "
+            f"{path} was measured under other conditions: {shown(then)}, expected "
+            f"{_conditions(header)}. "
             "Remove it, or choose another path for the table."
         )
-    return samples
+    return {key: list(map(float, ms)) for key, ms in document["samples"].items()}
 
 
 def write_samples(table: Path, header: TableHeader, samples: Mapping[str, list[float]]) -> None:
@@ -79,10 +75,9 @@ def _conditions(header: TableHeader) -> dict[str, object]:
     return {name: getattr(header, name) for name in _CONDITIONS}
 
 
-def _checked(samples_ms: object) -> list[float]:
-    if not isinstance(samples_ms, list):
-        raise TypeError(f"no list of samples: {samples_ms!r}")
-    for value in samples_ms:
-        if type(value) is not float or not math.isfinite(value) or value <= 0:
-            raise ValueError(f"no sample: {value!r}")
-    return samples_ms
+_ADVICE = "Remove it: what it holds is measured anew."
+_SAMPLE: Kind = (
+    lambda value: type(value) is float and math.isfinite(value) and value > 0,
+    "a positive, finite number of milliseconds",
+)
+_FIELDS = {"conditions": OBJECT, "samples": object_of(list_of(_SAMPLE))}

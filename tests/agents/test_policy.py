@@ -213,7 +213,7 @@ def test_truncated_weights_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "version 1, this amc reads version 2"),
+        ({"version": 1}, "version 1; this amc reads 2. Use the amc that wrote it"),
         ({"version": None}, "version None"),
         ({"algorithm": 7}, "'algorithm' must be a name, got 7"),
         ({"algorithm": ""}, "'algorithm'"),

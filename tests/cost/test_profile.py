@@ -144,17 +144,17 @@ def test_samples_of_what_is_not_asked_for_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is damaged"),
-        ("[]", "is damaged"),
-        ('{"format": "amc-run", "version": 1}', "another format"),
+        ("", "is not valid JSON"),
+        ("[]", "is not of format 'amc-samples'"),
+        ('{"format": "amc-run", "version": 1}', "is not of format 'amc-samples'"),
         ('{"format": "amc-samples", "version": 1, "conditions": {}, "samples": []}', "is damaged"),
         (
             '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {"a": [NaN]}}',
-            "no sample: nan",
+            "each a positive, finite number of milliseconds, got .*nan",
         ),
         (
             '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {"a": 1.0}}',
-            "no list of samples: 1.0",
+            "each value a list, each a positive, .* got .*1.0",
         ),
         (
             '{"format": "amc-samples", "version": 1, "conditions": {}, "samples": {}}',
