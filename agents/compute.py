@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from agents.state import AgentState
+
 
 class AgentCompute:
     """Runs the agent's own torch code apart from the evaluation's.
@@ -50,3 +52,17 @@ class AgentCompute:
         """Wall-clock time spent inside since this was last asked."""
         taken, self._seconds = self._seconds, 0.0
         return taken
+
+
+def restore_stream(compute: AgentCompute, state: AgentState) -> None:
+    """Go on with the random stream where a state has it.
+
+    Raises:
+        AmcError: It has none.
+    """
+    stream = state.tensor("stream", compute.stream)
+    try:
+        torch.Generator().set_state(stream)
+    except RuntimeError as cause:
+        raise state.misfit(f"is damaged: stream is no state of a generator ({cause})") from cause
+    compute.stream = stream

@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import update_learning_rate
 
-from agents.compute import AgentCompute
+from agents.compute import AgentCompute, restore_stream
 from agents.episode import (
     WARM_STARTS,
     Array,
@@ -32,6 +32,7 @@ from agents.settings import check_settings, choice, count, is_count, is_number, 
 from agents.snapshot import restore_snapshot, take_snapshot
 from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
 from agents.trial import OnTrial, SearchResult, Trial
+from amc.documents import NUMBER, SWITCH, or_null
 from amc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -282,18 +283,27 @@ class _Run:
 
         Where the run aimed at another bound, what is learnt holds; the best walk so far is the
         best of those trials that meet this one.
+
+        Raises:
+            AmcError: The state is of another agent.
         """
         for trial in past:
             self._believe(trial)
-        restore_snapshot(self._model, _part_of(state, "model"))
-        self._replay.restore(_part_of(state, "replay"))
-        self._compute.stream = state.tensors["stream"]
-        restore_generator(self._rng, state.numbers["rng"])
-        self._learned = bool(state.numbers["learned"])
-        if state.numbers.get("bound", self.env.bound) != self.env.bound:
+        restore_snapshot(self._model, state.part("model"))
+        self._replay.restore(state.part("replay"))
+        restore_stream(self._compute, state)
+        restore_generator(self._rng, state, "rng")
+        self._learned = state.number("learned", SWITCH)
+        bound, elite = self.env.bound, state.number("elite", or_null(NUMBER))
+        if state.numbers.get("bound", bound) != bound:
             self._elite = self._best_walk(past)
-        elif state.numbers["elite"] is not None:
-            self._elite = state.numbers["elite"], state.tensors["elite"].numpy()
+        elif elite is not None:
+            space = self._model.action_space.shape
+            assert space is not None
+            double = state.tensors.get("elite", torch.empty(0)).dtype == torch.float64
+            dtype = torch.float64 if double else torch.float32  # as walked, or as encoded
+            walk = torch.zeros(self.env.layers_count, *space, dtype=dtype)
+            self._elite = elite, state.tensor("elite", walk).numpy()
 
     def _best_walk(self, trials: Sequence[Trial]) -> tuple[float, Array] | None:
         within = [trial for trial in trials if trial.meets_budget]
@@ -341,16 +351,6 @@ class _Run:
     def _sigma(self, index: int) -> float | None:
         learning = self._noise is not None and index > self._warmup
         return self._noise.sigma(index - self._warmup - 1) if self._noise and learning else None
-
-
-def _part_of(state: AgentState, name: str) -> AgentState:
-    prefix = f"{name}/"
-    tensors = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in state.tensors.items()
-        if key.startswith(prefix)
-    }
-    return AgentState(tensors, state.numbers[name])
 
 
 def _shared_arguments(

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from agents.episode import Episode
 from agents.state import AgentState, generator_state, restore_generator
+from amc.documents import NUMBER, SWITCH, WHOLE, or_null
 
 _STORED = ("observations", "next_observations", "actions", "rewards", "dones")
 
@@ -93,13 +94,24 @@ class EpisodeReplay(ReplayBuffer):
         return AgentState(tensors, numbers)
 
     def restore(self, state: AgentState) -> None:
-        """Make a replay of the same size what it was."""
+        """Make a replay of the same size what it was.
+
+        Raises:
+            AmcError: The state is of another replay.
+        """
+        position, full = state.number("next", WHOLE), state.number("full", SWITCH)
+        filled = self.buffer_size if full else position
+        if filled > self.buffer_size or (full and position >= self.buffer_size):
+            raise state.misfit(
+                f"does not fit this agent: its replay has {filled} transitions, at most "
+                f"{self.buffer_size}"
+            )
         for name in _STORED:
-            saved = state.tensors[name].numpy()
-            getattr(self, name)[: len(saved)] = saved
-        self.pos, self.full = int(state.numbers["next"]), bool(state.numbers["full"])
-        self.baseline = state.numbers["baseline"]
-        restore_generator(self._rng, state.numbers["rng"])
+            kept = getattr(self, name)
+            kept[:filled] = state.tensor(name, torch.from_numpy(kept[:filled])).numpy()
+        self.pos, self.full = position, full
+        self.baseline = state.number("baseline", or_null(NUMBER))
+        restore_generator(self._rng, state, "rng")
 
     def _centred(self, rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         mean = float(rewards.mean())

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
 from torch import Tensor
 
 from agents.state import AgentState
+from amc.documents import WHOLE, shown
 
 _ENTROPY = "log_ent_coef"  # SAC's learned weight: in no module
 
@@ -28,19 +30,57 @@ def take_snapshot(model: OffPolicyAlgorithm) -> AgentState:
 
 
 def restore_snapshot(model: OffPolicyAlgorithm, snapshot: AgentState) -> None:
-    """Make a freshly built model, of the same settings, what it was."""
+    """Make a freshly built model, of the same settings, what it was.
+
+    Raises:
+        AmcError: The snapshot is of another model.
+    """
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in snapshot.tensors.items():
         part, _, name = key.partition("/")
-        parts[part][name] = value.clone()
-    entropy = parts.pop(_ENTROPY, None)
+        parts[part][name] = value
+    now = model.get_parameters()
+    entropy = getattr(model, _ENTROPY, None)
+    wanted = {*now} if entropy is None else {*now, _ENTROPY}
+    unknown = sorted({*parts} - wanted)
+    if unknown:
+        raise snapshot.misfit(f"does not fit this agent: it has {shown(unknown)}")
     if entropy is not None:
         with torch.no_grad():
-            getattr(model, _ENTROPY).copy_(entropy[""])
-    now = model.get_parameters()
-    restored: dict[str, Any] = {part: _nested(part, parts[part], now[part]) for part in now}
+            entropy.copy_(snapshot.tensor(_ENTROPY, entropy))
+    restored: dict[str, Any] = {
+        part: _restored(model, part, now[part], parts[part], snapshot) for part in now
+    }
+    updates = snapshot.number("updates", WHOLE)
     model.set_parameters(restored, exact_match=True)
-    model._n_updates = int(snapshot.numbers["updates"])
+    model._n_updates = updates
+
+
+def _restored(
+    model: OffPolicyAlgorithm,
+    part: str,
+    now: Mapping[str, Any],
+    flat: dict[str, Tensor],
+    snapshot: AgentState,
+) -> dict[str, Any]:
+    """The state dict of a part, checked against the one that it has now."""
+    if not _is_optimizer(part):
+        wanted = dict(now)
+    else:
+        groups = recursive_getattr(model, part).param_groups
+        trained = [parameter for group in groups for parameter in group["params"]]
+        shapes = {"step": torch.zeros(()), "exp_avg": None, "exp_avg_sq": None}  # Adam's
+        wanted = {
+            f"{index}/{name}": parameter if scalar is None else scalar
+            for index, parameter in enumerate(trained)
+            for name, scalar in shapes.items()
+            if flat  # nothing before the first step
+        }
+    if flat.keys() != wanted.keys():
+        odd = sorted(flat.keys() ^ wanted.keys())
+        raise snapshot.misfit(f"does not fit this agent: it lacks or adds {part} {shown(odd)}")
+    found = {name: snapshot.tensor(f"{part}/{name}", like) for name, like in wanted.items()}
+    return _nested(part, {name: tensor.clone() for name, tensor in found.items()}, now)
 
 
 def _is_optimizer(part: str) -> bool:

@@ -10,6 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from agents.trial import Trial
+from amc.documents import OBJECT, Kind, check_fields
+from amc.errors import AmcError, ArtifactError
+
+
+def _misfit(said: str) -> AmcError:
+    return ArtifactError(f"The agent's state {said}.")
 
 
 @dataclass(frozen=True)
@@ -19,10 +25,53 @@ class AgentState:
     Attributes:
         tensors: Weights, moments of optimizers, replay, the torch stream.
         numbers: What JSON can hold: positions, counts, baselines, states of numpy generators.
+        misfit: The error of a state that another agent left: names where it was read from.
     """
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
+    misfit: Callable[[str], AmcError] = _misfit
+
+    def part(self, name: str) -> AgentState:
+        """The state of a part: what is named "part/..." in this one."""
+        prefix = f"{name}/"
+        tensors = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in self.tensors.items()
+            if key.startswith(prefix)
+        }
+        return AgentState(tensors, self.object(name), self.misfit)
+
+    def tensor(self, name: str, like: Tensor) -> Tensor:
+        """A tensor of the same type and shape as another one.
+
+        Raises:
+            AmcError: There is none.
+        """
+        found = self.tensors.get(name)
+        if found is None or (found.dtype, found.shape) != (like.dtype, like.shape):
+            have = "missing" if found is None else f"{found.dtype} of {tuple(found.shape)}"
+            wanted = f"{like.dtype} of {tuple(like.shape)}"
+            raise self.misfit(f"does not fit this agent: {name} must be {wanted}, it is {have}")
+        return found
+
+    def number(self, name: str, kind: Kind) -> Any:
+        """A number, or what else of JSON is of the kind.
+
+        Raises:
+            AmcError: There is none.
+        """
+        check_fields(self.numbers, {name: kind}, self.misfit)
+        return self.numbers[name]
+
+    def object(self, name: str) -> Mapping[str, Any]:
+        """Numbers by name.
+
+        Raises:
+            AmcError: There are none.
+        """
+        found: Mapping[str, Any] = self.number(name, OBJECT)
+        return found
 
 
 class Checkpoints(Protocol):
@@ -50,6 +99,13 @@ def generator_state(rng: np.random.Generator) -> dict[str, Any]:
     return dict(rng.bit_generator.state)
 
 
-def restore_generator(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
-    """Put a generator back where `generator_state` found it."""
-    rng.bit_generator.state = dict(state)
+def restore_generator(rng: np.random.Generator, state: AgentState, name: str) -> None:
+    """Put a generator back where `generator_state` found it, under this name.
+
+    Raises:
+        AmcError: There is no state of such a generator.
+    """
+    try:
+        rng.bit_generator.state = dict(state.object(name))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as cause:
+        raise state.misfit(f"is damaged: {name} is no state of a generator ({cause!r})") from cause

@@ -1,28 +1,29 @@
 """The learning agent's state on the disk, so that a killed search need not learn all again.
 
-One safetensors file, replaced atomically: the state after some trial, its plain numbers as JSON
-in the file's header. Without it (or when it is removed) a search is walked through again from
-its start, with the journal's evaluations.
+One file (`amc.sealed`), replaced atomically: the state after some trial. Without it (or when it is
+removed) a search is walked through again from its start, with the journal's evaluations.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from agents.state import AgentState
 from agents.trial import Trial
 from amc.artifact import CHECKPOINT_FILE
-from amc.errors import ArtifactError
-from amc.files import read_tensors, write_tensors
+from amc.documents import OBJECT, WHOLE
 from amc.journal import Journal
+from amc.sealed import Sealed
 
-_FORMAT = "amc-checkpoint"
-_VERSION = 1
-_ADVICE = "Remove it: the search then goes through its recorded evaluations from the start."
+_SEALED = Sealed(
+    "amc-checkpoint",
+    2,  # 2: a checksum
+    "the checkpoint of a search",
+    {"trials": WHOLE, "numbers": OBJECT},
+    "Remove it: the search then goes through its recorded evaluations from the start.",
+)
 
 
 class CheckpointFile:
@@ -47,14 +48,16 @@ class CheckpointFile:
         """
         if self._path is None or not self._path.exists():
             return [], None
-        tensors = read_tensors(self._path, f"Checkpoint ({_ADVICE})")
-        trials, numbers = _read_header(self._path)
+        tensors, document = _SEALED.read(self._path)
+        trials = document["trials"]
         if trials > len(self._journal.trials):
-            raise ArtifactError(
-                f"{self._path} is from after evaluation {trials}, the journal ends with "
-                f"{len(self._journal.trials)}: they are of different runs. {_ADVICE}"
+            raise _SEALED.misfit(
+                self._path,
+                f"is from after evaluation {trials}, the journal ends with "
+                f"{len(self._journal.trials)}: they are of different runs",
             )
-        return self._journal.trials[:trials], AgentState(tensors, numbers)
+        misfit = partial(_SEALED.misfit, self._path)
+        return self._journal.trials[:trials], AgentState(tensors, document["numbers"], misfit)
 
     def note(self, trial: Trial, state: Callable[[], AgentState]) -> None:
         """Write the state if it is time to.
@@ -65,26 +68,9 @@ class CheckpointFile:
         if self._path is None or trial.index % self._every:
             return
         now = state()
-        header = {
-            "format": _FORMAT,
-            "version": str(_VERSION),
-            "trials": str(trial.index),
-            "numbers": json.dumps(now.numbers),
-        }
-        write_tensors(self._path, now.tensors, header)
+        _SEALED.write(self._path, now.tensors, {"trials": trial.index, "numbers": now.numbers})
 
     def remove(self) -> None:
         """A finished search needs none."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-
-
-def _read_header(path: Path) -> tuple[int, dict[str, object]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        if (header.get("format"), header.get("version")) != (_FORMAT, str(_VERSION)):
-            raise ArtifactError(f"{path} is no checkpoint of this version of amc. {_ADVICE}")
-        return int(header["trials"]), dict(json.loads(header["numbers"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a complete checkpoint: {error}. {_ADVICE}") from error

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agents.trial import Trial
-from amc import checkpoint, journal
+from amc import journal, sealed
 from amc.artifact import TRIALS_FILE
 from amc.cli.main import main as amc
 from amc.files import write_tensors
@@ -80,7 +80,7 @@ def _in_checkpoint(countdown: int) -> None:
             _die()
         write(path, *rest)  # type: ignore[arg-type]
 
-    setattr(checkpoint, "write_tensors", killed)  # noqa: B010  # a name that it imported
+    setattr(sealed, "write_tensors", killed)  # noqa: B010  # a name that it imported
 
 
 def _in_journal(countdown: int) -> None:
@@ -89,8 +89,8 @@ def _in_journal(countdown: int) -> None:
 
     def killed(self: journal.Journal, trial: Trial) -> None:
         left[0] -= 1
-        with self._database:
-            self._database.execute(journal._APPEND, journal._row(trial))
+        with self._database.transaction():
+            self._database.execute(journal._APPEND, *journal._row(trial))
             if left[0] == 0:
                 _die()
 

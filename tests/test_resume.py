@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, checkpoint, conclusion, conditions, files, recording
+from amc import api, candidate, checkpoint, conclusion, conditions, files, recording, sealed
 from amc.candidate import RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
@@ -30,6 +31,7 @@ from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError
 from amc.evaluate import Evaluation
+from amc.files import write_tensors
 from amc.graph.types import Signature
 from amc.journal import Journal
 from amc.measure import measure_latency
@@ -117,7 +119,8 @@ def watched(folder: Path, search: Callable[[Path], api.SearchResult]) -> Watched
         if "checkpoint" in path.name:
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
-            keep(f"writing the state after {header['trials']}")
+            trials = json.loads(header["document"])["trials"]
+            keep(f"writing the state after {trials}")
             path.write_bytes(whole)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -427,30 +430,55 @@ def test_damaged_checkpoint_says_that_it_may_be_removed(content: bytes, tmp_path
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
     journal = Journal(None)
     journal.trials = [Trial(1, IDENTITY, Evaluation(0.5, 1.0, 0.0), 0.5)]
-    with pytest.raises(ArtifactError, match=r"Remove it.*not a readable safetensors"):
+    with pytest.raises(ArtifactError, match=r"not a readable safetensors.*Remove it: the search"):
+        CheckpointFile(tmp_path, journal, 1).load()
+
+
+def test_changed_bit_in_a_checkpoint_is_found_by_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint._SEALED.write(path, {"x": torch.zeros(1)}, {"trials": 0, "numbers": {}})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    journal = Journal(None)
+    journal.trials = [Trial(1, IDENTITY, Evaluation(0.5, 1.0, 0.0), 0.5)]
+    with pytest.raises(ArtifactError, match=r"does not have its checksum\. Remove it: the search"):
         CheckpointFile(tmp_path, journal, 1).load()
 
 
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({}, "is no checkpoint of this version"),
-        ({"format": "amc-checkpoint", "version": "2"}, "is no checkpoint of this version"),
-        ({"format": "amc-checkpoint", "version": "1"}, "is not a complete checkpoint"),
-        (
-            {"format": "amc-checkpoint", "version": "1", "trials": "1", "numbers": "{"},
-            "is not a complete checkpoint",
-        ),
-        (
-            {"format": "amc-checkpoint", "version": "1", "trials": "1", "numbers": "{}"},
-            "from after evaluation 1, the journal ends with 0",
-        ),
+        ({}, "is not the checkpoint of a search: expected the format 'amc-checkpoint'"),
+        ({"format": "amc-checkpoint", "version": "1"}, "has version '1', this amc reads 2"),
+        ({"format": "amc-checkpoint", "version": "2"}, "does not have its checksum"),
     ],
 )
-def test_checkpoint_of_another_kind_or_run_is_refused(
+def test_checkpoint_of_another_kind_is_refused(
     header: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     file = CheckpointFile(tmp_path, Journal(None), 1)
-    checkpoint.write_tensors(tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}, header)
-    with pytest.raises(ArtifactError, match=said):
+    write_tensors(tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}, header)
+    with pytest.raises(ArtifactError, match=f"{said}.*Remove it: the search"):
+        file.load()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"trials": 1, "numbers": {}}, "from after evaluation 1, the journal ends with 0"),
+        ({"trials": -1, "numbers": {}}, "'trials' must be a whole number from 0, got -1"),
+        ({"trials": 1}, "'numbers' must be an object, and is missing"),
+        ([], "expected an object"),
+    ],
+)
+def test_checkpoint_of_another_run_or_with_another_content_is_refused(
+    document: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    file = CheckpointFile(tmp_path, Journal(None), 1)
+    path, tensors = tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}
+    text = json.dumps(document)
+    header = {"format": "amc-checkpoint", "version": "2", "document": text}
+    write_tensors(path, tensors, {**header, "checksum": sealed._checksum(tensors, text)})
+    with pytest.raises(ArtifactError, match=f"{said}.*Remove it: the search"):
         file.load()

@@ -12,29 +12,28 @@ that a resumed training ends in the same bits as one that was never interrupted.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from amc.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
-from amc.files import fingerprint, read_tensors, write_tensors
+from amc.files import fingerprint, write_tensors
 from amc.layout import fast_layout, laid_out, lay_out
 from amc.progress import Bar, progress_bar
 from amc.scores import are_probabilities, as_logits
+from amc.sealed import Sealed
 
 STATE_FILE = "training.safetensors"
 BEST_FILE = "best.safetensors"
-_FORMAT = "amc-training"
-_VERSION = 1
 _STREAM_STRIDE = 1_000_003  # a prime that keeps the streams of (seed, epoch) apart
 
 
@@ -180,6 +179,34 @@ class EpochRecord:
     def quality(self) -> float | None:
         """What epochs are compared by; None where nothing evaluated them."""
         return self.agreement if self.accuracy is None else self.accuracy
+
+
+_EPOCH: dict[str, Kind] = {
+    "epoch": WHOLE,
+    **dict.fromkeys(("loss", "learning_rate"), NUMBER),
+    **dict.fromkeys(("train_accuracy", "accuracy", "agreement"), or_null(NUMBER)),
+}
+_IS_EPOCH: Kind = (
+    lambda value: (
+        isinstance(value, dict)
+        and value.keys() == _EPOCH.keys()
+        and all(accepts(value[name]) for name, (accepts, _) in _EPOCH.items())
+    ),
+    f"{', '.join(_EPOCH)} of an epoch",
+)
+_STATE = Sealed(
+    "amc-training",
+    2,  # 2: a checksum
+    "the state of a training",
+    {
+        "identity": OBJECT,
+        "history": list_of(_IS_EPOCH),
+        "best_epoch": WHOLE,
+        "best_accuracy": or_null(NUMBER),
+        "scaler": OBJECT,
+    },
+    "Remove it to start over.",
+)
 
 
 @dataclass(frozen=True)
@@ -584,34 +611,49 @@ class _Run:
             if buffer is not None:  # absent without momentum, and where no gradient came
                 tensors[f"momentum/{name}"] = buffer
         document = {
-            "format": _FORMAT,
-            "version": _VERSION,
             "identity": self._identity,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self._best_epoch,
             "best_accuracy": self._best_quality,
             "scaler": self._scaler.state_dict(),
         }
-        # Numbers and JSON in one file: whenever the process dies, they belong together.
-        write_tensors(folder / STATE_FILE, tensors, {_FORMAT: json.dumps(document)})
+        _STATE.write(folder / STATE_FILE, tensors, document)
 
     def _read_state(self, folder: Path) -> None:
         path = folder / STATE_FILE
-        tensors = read_tensors(path, "The state of the training")
-        document = _read_document(path)
+        tensors, document = _STATE.read(path)
         _check_identity(document["identity"], self._identity, path)
-        self.history = [EpochRecord(**record) for record in document["history"]]
-        self._best_epoch = document["best_epoch"]
-        self._best_quality = document["best_accuracy"]
-        self._best = _under("best/", tensors)
-        self.network.load_state_dict(_under("weights/", tensors))
-        for name, buffer in _under("momentum/", tensors).items():
+        wrong = partial(_STATE.misfit, path)
+        now = self.network.state_dict()
+        weights, best = (_like(now, _under(part, tensors), wrong) for part in ("weights/", "best/"))
+        momentum = _under("momentum/", tensors)
+        moved = {n: p for n, p in self._trained.items() if n in momentum}
+        for name, buffer in _like(moved, momentum, wrong).items():
             parameter = self._trained[name]
             self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
                 buffer
             )
+        self.network.load_state_dict(weights)
+        self._best = best
+        self.history = [EpochRecord(**record) for record in document["history"]]
+        self._best_epoch = document["best_epoch"]
+        self._best_quality = document["best_accuracy"]
         if document["scaler"]:
             self._scaler.load_state_dict(document["scaler"])
+
+
+def _like(
+    wanted: Mapping[str, Tensor], found: dict[str, Tensor], wrong: Fault
+) -> dict[str, Tensor]:
+    """The tensors that were found, which must be named and shaped like those wanted."""
+    odd = [
+        name
+        for name in sorted({*wanted, *found})
+        if name not in wanted or name not in found or found[name].shape != wanted[name].shape
+    ]
+    if odd:
+        raise wrong(f"does not fit the network: {shown(odd)} is missing, or not as large there")
+    return found
 
 
 def _sgd(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.SGD:
@@ -656,7 +698,7 @@ def _identity(
 
 def _check_identity(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     changed = [
-        f"{name} was {stored.get(name)}, now {wanted.get(name)}"
+        f"{shown(name)[1:-1]} was {shown(stored.get(name))}, now {shown(wanted.get(name))}"
         for name in dict.fromkeys([*stored, *wanted])
         if stored.get(name) != wanted.get(name)
     ]
@@ -666,23 +708,6 @@ def _check_identity(stored: dict[str, Any], wanted: dict[str, Any], path: Path) 
             f"{path} is the state of another training: {'; '.join(changed[:5])}{more}. "
             "Use the settings that it was started with, or another folder."
         )
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    """The JSON beside a state's tensors."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            document = json.loads((opened.metadata() or {})[_FORMAT])
-    except (SafetensorError, OSError, KeyError, ValueError) as cause:
-        raise ArtifactError(
-            f"{path} is not the state of a training: {cause}. Remove it to start over."
-        ) from cause
-    if document.get("version") != _VERSION:
-        raise ArtifactError(
-            f"{path} has version {document.get('version')}, expected {_VERSION}. "
-            "Remove it to start over."
-        )
-    return dict(document)
 
 
 # --------------------------------------------------------------------------- the machine

@@ -156,6 +156,6 @@ def test_generator_goes_on_where_its_state_was_taken_through_json():
     state = json.loads(json.dumps(generator_state(rng)))
     drawn = rng.random(4), rng.integers(0, 10, 7)
     other = np.random.default_rng(6)
-    restore_generator(other, state)
+    restore_generator(other, AgentState({}, {"rng": state}), "rng")
     np.testing.assert_array_equal(other.random(4), drawn[0])
     np.testing.assert_array_equal(other.integers(0, 10, 7), drawn[1])

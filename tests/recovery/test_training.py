@@ -468,7 +468,7 @@ def test_state_is_one_file_of_numbers_and_json(tmp_path: Path) -> None:
     fit(tiny_net(), checkpoint_folder=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, BEST_FILE}
     with safe_open(tmp_path / STATE_FILE, framework="pt") as opened:
-        document = json.loads(opened.metadata()["amc-training"])
+        document = json.loads(opened.metadata()["document"])
     assert len(document["history"]) == QUICK.epochs
     assert document["identity"]["learning_rate"] == QUICK.learning_rate
 
@@ -500,7 +500,16 @@ def test_state_of_another_training_is_refused_and_says_what_changed(
 
 def test_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_bytes(b"\x00" * 30)
-    with pytest.raises(ArtifactError, match="not a readable safetensors"):
+    with pytest.raises(ArtifactError, match=r"not a readable safetensors.*Remove it to start"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+def test_changed_bit_in_a_state_is_found_by_its_checksum(tmp_path: Path) -> None:
+    fit(tiny_net(), checkpoint_folder=tmp_path)
+    content = bytearray((tmp_path / STATE_FILE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"does not have its checksum\. Remove it to start"):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
@@ -511,9 +520,54 @@ def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    metadata = {"amc-training": json.dumps({"version": 99})}
+    metadata = {"format": "amc-training", "version": "99"}
     save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE, metadata)
-    with pytest.raises(ArtifactError, match="version 99, expected 1"):
+    with pytest.raises(ArtifactError, match=r"version '99', this amc reads 2\. Remove it"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"identity": None}, "'identity' must be an object, got None"),
+        ({"history": [1]}, "'history' must be a list, each epoch, loss, learning_rate"),
+        ({"history": [{"epoch": 1}]}, "accuracy, agreement of an epoch, got"),
+        ({"best_epoch": -1}, "'best_epoch' must be a whole number from 0, got -1"),
+        ({"best_accuracy": "high"}, "'best_accuracy' must be a number, or null, got 'high'"),
+        ({"scaler": 3}, "'scaler' must be an object, got 3"),
+    ],
+)
+def test_state_whose_document_is_not_one_is_refused(
+    values: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    fit(tiny_net(), checkpoint_folder=tmp_path)
+    tensors, document = training._STATE.read(tmp_path / STATE_FILE)
+    training._STATE.write(tmp_path / STATE_FILE, tensors, document | values)
+    with pytest.raises(ArtifactError, match=rf"{said}.*Remove it to start over"):
+        fit(tiny_net(), checkpoint_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("weights/fc.weight", None),
+        ("weights/fc.weight", torch.zeros(9)),
+        ("best/bn.bias", None),
+        ("momentum/other", torch.zeros(4)),
+        ("momentum/fc.bias", torch.zeros(9)),
+    ],
+)
+def test_state_whose_tensors_are_not_the_networks_is_refused(
+    name: str, tensor: Tensor | None, tmp_path: Path
+) -> None:
+    fit(tiny_net(), checkpoint_folder=tmp_path)
+    tensors, document = training._STATE.read(tmp_path / STATE_FILE)
+    changed = {n: t for n, t in (tensors | {name: tensor}).items() if t is not None}
+    training._STATE.write(tmp_path / STATE_FILE, changed, document)
+    missing = name.partition("/")[2]
+    with pytest.raises(
+        ArtifactError, match=rf"does not fit the network: \['{missing}'\].*Remove it"
+    ):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
