@@ -133,7 +133,7 @@ def test_haq_table_refuses_fewer_channels_and_says_what_to_search(tmp_path, tiny
         (np.where(haq_array(4) == 2003, np.nan, 1.0), "layer 0, 2/3 bits.*got nan"),
         (haq_array(4).astype(complex), "array of numbers, got complex128"),
         (haq_array(4).astype(str), "array of numbers, got <U"),
-        (haq_array(4).astype(object), "is not a .npy array of numbers"),
+        (haq_array(4).astype(object), "array of numbers, got object"),
     ],
 )
 def test_array_that_is_no_haq_table_is_refused(tmp_path, tiny_graph, array, said):

@@ -28,16 +28,6 @@ def path_of(spec: Spec, example: str) -> Path:
     return Path(path).expanduser()
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """The content of a file; ``what`` names it in the error that a missing one raises."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise TableError(f"{what} not found: {path}.") from None
-    except OSError as cause:
-        raise TableError(f"{what} cannot be read: {path}: {cause}.") from cause
-
-
 def header_of(spec: Spec, path: Path, origin: str) -> TableHeader:
     """Header of an imported float table of layers, from the device's options."""
     return TableHeader(

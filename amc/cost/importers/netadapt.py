@@ -17,12 +17,12 @@ from amc.cost.importers.common import (
     measurements,
     path_of,
     positive,
-    read_bytes,
     shown,
 )
 from amc.cost.importers.pickled import plain_pickle
 from amc.cost.spec import Spec
 from amc.errors import TableError
+from amc.files import read_bytes
 from amc.graph.types import Signature, Size
 from amc.strategy import FLOAT
 
@@ -49,7 +49,7 @@ def read_netadapt(path: Path, header: TableHeader) -> TableDevice:
         TableError: The file is missing, is no such table, names a class, or has a layer that is
             neither ``Conv2d`` nor ``Linear``, or a value out of its range.
     """
-    table = plain_pickle(read_bytes(path, "NetAdapt table"), str(path))
+    table = plain_pickle(read_bytes(path, "NetAdapt table", TableError), str(path))
     if not isinstance(table, dict) or not table:
         raise TableError(f"{path}: expected a mapping of layers to prices, got {shown(table)}.")
     return TableDevice(

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from amc.cost.device import Request, TableDevice, TableHeader, listing_command
 from amc.cost.importers.common import (
     HEADER_KEYS,
@@ -22,11 +20,12 @@ from amc.cost.importers.common import (
     measurements,
     path_of,
     positive,
-    read_bytes,
     shown,
 )
+from amc.cost.importers.plain_yaml import plain_yaml
 from amc.cost.spec import Spec
 from amc.errors import DeviceError, TableError
+from amc.files import read_bytes
 from amc.graph.types import Signature
 from amc.strategy import FLOAT
 
@@ -86,10 +85,10 @@ def read_ofa(path: Path, header: TableHeader, *, skip_others: bool = False) -> T
 
 
 def _entries(path: Path) -> dict[object, object]:
-    content = read_bytes(path, "Once-for-All table")
+    content = read_bytes(path, "Once-for-All table", TableError)
     try:
-        table = yaml.safe_load(content)  # numbers, texts, lists and mappings, never objects
-    except Exception as cause:  # of many kinds: dates that are none, nesting without end, ...
+        table = plain_yaml(content)
+    except Exception as cause:  # of many kinds: of the library, and whatever bytes make of it
         raise TableError(f"{path} is not a YAML file: {_first_line(cause)}.") from cause
     if not isinstance(table, dict):
         raise TableError(f"{path}: expected a mapping of layers to prices, got {shown(table)}.")
