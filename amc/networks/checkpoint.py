@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from amc.documents import shown
 from amc.errors import NetworkError
 from amc.files import read_tensors
+from amc.networks.torch_file import OtherTensor, StoredTensor, load_tensors, read_torch_file
 
 # Where training scripts keep the weights beside other things.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 SHOWN = 8
+_LONGEST = 300  # characters of a key in a message
 
 
 def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[str] = ()) -> None:
@@ -74,7 +76,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
-    return _without_prefix(readers[path.suffix](path))
+    return _as_numbers(_without_prefix(readers[path.suffix](path)), path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -82,36 +84,40 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as cause:
-        raise NetworkError(
-            f"Checkpoint {path} holds more than tensors (or is no PyTorch file) and was not "
-            "loaded, because loading it could run code. Save network.state_dict() instead."
-        ) from cause
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as cause:
-        raise NetworkError(f"Checkpoint {path} is damaged: {cause}.") from cause
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not (isinstance(content, dict) and content and all(map(_is_entry, content.items()))):
-        raise NetworkError(
-            f"Checkpoint {path} must hold a state dict (name -> tensor), bare or under one of "
-            f"{', '.join(WRAPPERS)}; it holds {_outline(content)}."
-        )
-    return dict(content)
+    with path.open("rb") as file:
+        found = read_torch_file(path, file)
+        content = found.content
+        for wrapper in WRAPPERS:
+            if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
+        if not (isinstance(content, dict) and content and all(map(_is_entry, content.items()))):
+            raise NetworkError(
+                f"Checkpoint {path} must hold a state dict (name -> tensor), bare or under one of "
+                f"{', '.join(WRAPPERS)}; it holds {_outline(content)}."
+            )
+        others = [f"{key}: {t.kind}" for key, t in content.items() if isinstance(t, OtherTensor)]
+        if others:
+            raise NetworkError(
+                f"Checkpoint {path} must hold dense tensors of numbers; it holds "
+                f"{_listed(others)}. Save their dense values, in float32, instead."
+            )
+        return load_tensors(path, found, content)
 
 
 def _is_entry(item: tuple[object, object]) -> bool:
     key, value = item
-    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
-    return isinstance(key, str) and dense
+    return isinstance(key, str) and isinstance(value, (StoredTensor, OtherTensor))
 
 
 def _outline(content: object) -> str:
     if isinstance(content, dict):
-        return _listed([f"{key}: {type(value).__name__}" for key, value in content.items()])
-    return type(content).__name__
+        return _listed([f"{_name(key)}: {_kind(value)}" for key, value in content.items()])
+    return _kind(content)
+
+
+def _kind(value: object) -> str:
+    tensor = isinstance(value, (StoredTensor, OtherTensor))
+    return "Tensor" if tensor else type(value).__name__
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,6 +128,21 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _as_numbers(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights of eight bits in floating point as float32, which PyTorch computes with."""
+    found = {}
+    for key, tensor in state.items():
+        narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+        try:
+            found[key] = tensor.float() if narrow else tensor
+        except RuntimeError as cause:
+            raise NetworkError(
+                f"Checkpoint {path} holds {shown(key)} as {tensor.dtype}, which cannot be read as "
+                "float32. Save it in float32."
+            ) from cause
+    return found
 
 
 def _check_fits(
@@ -137,7 +158,17 @@ def _check_fits(
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    mistyped = [
+        f"{key} (expected {tensor.dtype}, got {state[key].dtype})"
+        for key, tensor in expected.items()
+        if key in state and tensor.is_floating_point() and not state[key].is_floating_point()
+    ]
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "no real numbers": mistyped,  # whole ones lack their scale, complex ones lose a half
+    }
     if any(faults.values()):
         said = "; ".join(f"{fault}: {_listed(keys)}" for fault, keys in faults.items() if keys)
         raise NetworkError(
@@ -159,4 +190,10 @@ def _check_finite(state: dict[str, Tensor], path: Path) -> None:
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(map(_name, names[:SHOWN])) + more
+
+
+def _name(key: object) -> str:
+    """A key in a message: a file's may be long, or not for printing."""
+    short = isinstance(key, str) and len(key) <= _LONGEST and key.isprintable()
+    return str(key) if short else shown(key)
