@@ -32,6 +32,7 @@ from typing import Any, Protocol, TypeVar
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
 from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
+from amc.documents import shown
 from amc.errors import TableError
 from amc.files import read_text, write_text
 from amc.graph.types import Signature, Size
@@ -328,7 +329,7 @@ def _convert(text: str, convert: Callable[[str], Value], where: str) -> Value:
     try:
         return convert(text)
     except ValueError:
-        raise TableError(f"{where}: expected {_EXPECTED[convert]}, got {text!r}.") from None
+        raise TableError(f"{where}: expected {_EXPECTED[convert]}, got {shown(text)}.") from None
 
 
 def _read_header(path: Path, lines: list[str]) -> TableHeader:
@@ -336,14 +337,14 @@ def _read_header(path: Path, lines: list[str]) -> TableHeader:
     values: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):
         key, colon, text = (part.strip() for part in line.removeprefix("#").partition(":"))
-        where = f"{path}, line {number}, key {key!r}"
+        where = f"{path}, line {number}, key {shown(key)}"
         if key not in allowed or not colon:
             raise TableError(f"{where}: expected '# key: value' with one of {', '.join(allowed)}.")
         if key in values:
             raise TableError(f"{where}: the key occurs twice. Keep one of them.")
         if key in _FIXED_KEYS:
             if text != _FIXED_KEYS[key]:
-                raise TableError(f"{where}: expected {_FIXED_KEYS[key]!r}, got {text!r}.")
+                raise TableError(f"{where}: expected {_FIXED_KEYS[key]!r}, got {shown(text)}.")
             values[key] = text
         else:
             values[key] = _convert(text, _HEADER_KEYS[key], where)
@@ -360,9 +361,9 @@ def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
         if column not in _COLUMNS:
             near = get_close_matches(column, _COLUMNS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(_COLUMNS)}."
-            raise TableError(f"{path}, line {line}: unknown column {column!r}.{hint}")
+            raise TableError(f"{path}, line {line}: unknown column {shown(column)}.{hint}")
         if columns.count(column) > 1:
-            raise TableError(f"{path}, line {line}: column {column!r} occurs twice.")
+            raise TableError(f"{path}, line {line}: column {shown(column)} occurs twice.")
     absent = [c for c in _COLUMNS if c not in columns and c not in _OPTIONAL_COLUMNS]
     if absent:
         raise TableError(f"{path}, line {line}: expected columns are missing: {', '.join(absent)}.")
