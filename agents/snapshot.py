@@ -80,6 +80,8 @@ def _restored(
         odd = sorted(flat.keys() ^ wanted.keys())
         raise snapshot.misfit(f"does not fit this agent: it lacks or adds {part} {shown(odd)}")
     found = {name: snapshot.tensor(f"{part}/{name}", like) for name, like in wanted.items()}
+    if any(float(found[name]) < 1 for name in found if name.endswith("/step")):
+        raise snapshot.misfit(f"is damaged: the steps of {part} must be at least 1")
     return _nested(part, {name: tensor.clone() for name, tensor in found.items()}, now)
 
 

@@ -46,13 +46,15 @@ class AgentState:
         """A tensor of the same type and shape as another one.
 
         Raises:
-            AmcError: There is none.
+            AmcError: There is none, or it holds NaN or infinity.
         """
         found = self.tensors.get(name)
         if found is None or (found.dtype, found.shape) != (like.dtype, like.shape):
             have = "missing" if found is None else f"{found.dtype} of {tuple(found.shape)}"
             wanted = f"{like.dtype} of {tuple(like.shape)}"
             raise self.misfit(f"does not fit this agent: {name} must be {wanted}, it is {have}")
+        if found.is_floating_point() and not bool(found.isfinite().all()):
+            raise self.misfit(f"is damaged: {name} holds values that are not finite")
         return found
 
     def number(self, name: str, kind: Kind) -> Any:

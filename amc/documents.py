@@ -72,7 +72,7 @@ def _finite(digits: str) -> float:
 
 def _check_depth_and_texts(value: Any, wrong: Fault, *, surrogates: bool) -> None:
     level: list[Any] = [[value]]
-    for _ in range(DEEPEST + 2):
+    for _ in range(DEEPEST + 1):
         if surrogates:
             _check_texts(chain.from_iterable(map(_parts, level)), wrong)
         level = [

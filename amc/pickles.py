@@ -23,7 +23,7 @@ from typing import Any
 
 MOST_STEPS = 4_000_000
 STEPS_PER_COPY = 4  # an entry of a dictionary takes as much memory as several instructions,
-STEPS_PER_CONTAINER = 8  # and so does a list, which the garbage collector looks at too
+STEPS_PER_CONTAINER = 16  # and so does a list, which the garbage collector looks at too
 MOST_MARKS = 100  # of containers begun and not ended
 MOST_INTEGER_BYTES = 256
 LONGEST_KEY = 8  # items of a tuple

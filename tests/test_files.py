@@ -16,6 +16,7 @@ from amc.files import (
     fingerprint,
     locked,
     read_tensors,
+    read_tensors_and_metadata,
     read_text,
     storage_error,
     write_atomically,
@@ -112,6 +113,35 @@ def test_what_is_no_safetensors_file_is_refused_with_the_callers_error(tmp_path:
         read_tensors(tmp_path / "bad.safetensors", "Checkpoint", NetworkError)
     with pytest.raises(NetworkError, match="Checkpoint not found"):
         read_tensors(tmp_path / "none.safetensors", "Checkpoint", NetworkError)
+
+
+def test_file_beyond_its_bound_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "long").write_text("0123456789")
+    assert read_text(tmp_path / "long", "Text", most=10) == "0123456789"
+    with pytest.raises(ArtifactError, match=r"cannot be read: .*long is larger than 9 bytes"):
+        read_text(tmp_path / "long", "Text", most=9)
+
+
+def test_line_ends_of_every_system_are_newlines(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"a\r\nb\rc\n")
+    assert read_text(tmp_path / "lines", "Text") == "a\nb\nc\n"
+
+
+def test_name_that_no_file_can_have_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="Text cannot be read"):
+        read_text(tmp_path / "a\0b", "Text")
+
+
+def test_tensors_of_every_type_and_of_no_numbers_come_back(tmp_path: Path) -> None:
+    names = ("float64", "float16", "bfloat16", "int8", "uint8", "int64", "bool", "float8_e5m2")
+    tensors = {name: torch.ones(2, 3).to(getattr(torch, name)) for name in (*names, "complex64")}
+    tensors["nothing"] = torch.zeros(0, 3)
+    write_tensors(tmp_path / "t.safetensors", tensors, {"note": "grün"})
+    found, metadata = read_tensors_and_metadata(tmp_path / "t.safetensors", "Weights")
+    assert metadata == {"note": "grün"}
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].cfloat(), tensor.cfloat())
 
 
 def test_fingerprint_depends_on_every_part_and_on_where_parts_end() -> None:

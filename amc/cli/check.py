@@ -39,6 +39,10 @@ def _or_null(kind: _Kind) -> _Kind:
 
 _AT_LEAST_0: _Kind = (lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
 _AT_LEAST_1: _Kind = (lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
+_SEED: _Kind = (
+    lambda value: _is_whole(value) and 0 <= value < 2**63,  # as large as generators take
+    "a whole number from 0 to 9223372036854775807",
+)
 _NUMBER: _Kind = (_is_number, "a number")
 _TEXT: _Kind = (_is_text, "text")
 _SWITCH: _Kind = (lambda value: isinstance(value, bool), "true or false")
@@ -55,7 +59,7 @@ _FEATURES: _Kind = (
 )
 
 OPTIONS: dict[str, _Kind] = {
-    "seed": _AT_LEAST_0,
+    "seed": _SEED,
     "seeds": _LIST,
     "agents": _or_null(_LIST),
     "threads": _AT_LEAST_1,
@@ -95,7 +99,7 @@ OPTIONS: dict[str, _Kind] = {
     "network.options": _or_null(_MAPPING),
     "data.name": _TEXT,
     "data.root": _or_null(_TEXT),
-    "data.seed": _AT_LEAST_0,
+    "data.seed": _SEED,
     "agent.name": _TEXT,
     "env.min_preserve_ratio": _NUMBER,
     "env.channel_step": _or_null(_AT_LEAST_1),

@@ -210,7 +210,9 @@ def _of_class(make: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     """A tensor with attributes of its own, which are left out, or of another class."""
     if type(make) is not Known or type(arguments) is not tuple:
         raise ValueError("a tensor without its parts")
-    return make.call(*arguments) if kind is Tensor else OtherTensor("a tensor of another class")
+    made = make.call(*arguments)
+    plain = kind is Tensor or isinstance(made, OtherTensor)
+    return made if plain else OtherTensor("a tensor of another class")
 
 
 _NAMES: dict[str, Any] = {
@@ -241,6 +243,8 @@ for _module in ("builtins", "__builtin__"):  # of Python 3, and as protocol 2 ca
 
 
 def _named(name: str) -> Any:
+    if name.startswith("torch.nested."):  # of ragged rows, with a class and a cache of its own
+        raise RefusedError("a nested tensor")
     module, _, last = name.rpartition(".")
     if module in ("torch", "torch.storage") and last in _STORAGES:
         return _STORAGES[last]

@@ -10,6 +10,7 @@ from agents.searcher import SEARCHERS, Resumable, build_searcher
 from agents.state import AgentState, Forgetful, generator_state, restore_generator
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
+from amc.errors import ArtifactError
 from amc.strategy import Bits
 from tests.agents.toy import ToyWalk
 from tests.envs.made_up import losing_env, made_up_errors
@@ -159,3 +160,70 @@ def test_generator_goes_on_where_its_state_was_taken_through_json():
     restore_generator(other, AgentState({}, {"rng": state}), "rng")
     np.testing.assert_array_equal(other.random(4), drawn[0])
     np.testing.assert_array_equal(other.integers(0, 10, 7), drawn[1])
+
+
+# -- states that another agent left, or nobody -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """The state of a small agent that has learned, as a file would hold it."""
+    kept = Kept()
+    search("sac", kept, evaluations=5)
+    return kept.states[5]
+
+
+def resumed_from(state, tensors=None, numbers=None):
+    """Go on from the state with other tensors and numbers; None leaves one out."""
+    found = {**state.tensors, **(tensors or {})}
+    plain = {**state.numbers, **(numbers or {})}
+    given = {name: tensor for name, tensor in found.items() if tensor is not None}
+    changed = {name: value for name, value in plain.items() if value != "gone"}
+    return search("sac", Kept([None] * 5, AgentState(given, changed)), evaluations=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "said"),
+    [
+        ("stream", None, "stream must be torch.uint8 .*, it is missing"),
+        ("stream", torch.zeros(7, dtype=torch.uint8), "stream must be torch.uint8"),
+        ("replay/rewards", torch.zeros(3, 1), "rewards must be .* of "),
+        ("replay/actions", None, "actions must be .* missing"),
+        ("model/policy/actor.mu.bias", None, "it lacks or adds policy .'actor.mu.bias'"),
+        ("model/policy/actor.mu.bias", torch.zeros(9), "policy/actor.mu.bias must be .* of .3,"),
+        ("model/policy/more", torch.zeros(9), "it lacks or adds policy .'more'"),
+        ("model/elsewhere/more", torch.zeros(9), "it has .'elsewhere'"),
+        ("model/actor.optimizer/0/step", torch.zeros(()), "steps of actor.optimizer must be at"),
+        ("model/actor.optimizer/0/exp_avg", None, "lacks or adds actor.optimizer .'0/exp_avg'"),
+        ("model/log_ent_coef", None, "log_ent_coef must be"),
+        ("model/log_ent_coef", torch.tensor([float("nan")]), "log_ent_coef holds values that"),
+        ("elite", torch.zeros(1, 3), "elite must be torch.float32 of .3, 3., it is"),
+    ],
+)
+def test_tensors_that_another_agent_left_are_refused_by_name(learned, name, tensor, said):
+    with pytest.raises(ArtifactError, match=f"The agent's state .*{said}"):
+        resumed_from(learned, tensors={name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"model": "gone"}, "is incomplete: 'model' must be an object, and is missing"),
+        ({"model": {"updates": -1}}, "'updates' must be a whole number from 0, got -1"),
+        ({"replay": {}}, "'next' must be a whole number from 0, and is missing"),
+        ({"replay": {"next": 99, "full": False}}, "its replay has 99 transitions, at most 18"),
+        ({"replay": {"next": 18, "full": True}}, "its replay has 18 transitions, at most 18"),
+        ({"rng": {"bit_generator": "MT19937"}}, "rng is no state of a generator"),
+        ({"rng": [3]}, "'rng' must be an object, got .3."),
+        ({"learned": 1}, "'learned' must be true or false, got 1"),
+        ({"elite": "x"}, "'elite' must be a number, or null, got 'x'"),
+    ],
+)
+def test_numbers_that_another_agent_left_are_refused_by_name(learned, numbers, said):
+    with pytest.raises(ArtifactError, match=f"The agent's state .*{said}"):
+        resumed_from(learned, numbers=numbers)
+
+
+def test_stream_that_is_no_state_of_a_generator_is_refused(learned):
+    with pytest.raises(ArtifactError, match="stream is no state of a generator"):
+        resumed_from(learned, tensors={"stream": torch.full_like(learned.tensors["stream"], 255)})

@@ -43,9 +43,10 @@ def test_fitting_values_pass(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("seed", -1, "a whole number from 0"),
-        ("seed", True, "a whole number from 0"),
-        ("seed", 1.0, "a whole number from 0"),
+        ("seed", -1, "a whole number from 0 to 9223372036854775807"),
+        ("seed", True, "a whole number from 0 to 9223372036854775807"),
+        ("seed", 1.0, "a whole number from 0 to 9223372036854775807"),
+        ("data.seed", 2**63, "a whole number from 0 to 9223372036854775807"),
         ("epochs", None, "a whole number from 1"),
         ("search.images", "40", "a whole number from 1"),
         ("search.final_candidates", 0, "a whole number from 1"),

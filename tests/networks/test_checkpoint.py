@@ -83,6 +83,113 @@ def test_long_lists_of_mismatches_are_cut_after_eight(tmp_path):
         load_checkpoint(tiny(), saved(state, tmp_path / "net.pt"))
 
 
+# -- what a .pt file may hold ---------------------------------------------------------------
+
+
+def test_checkpoint_of_before_pytorch_1_6_restores_the_weights(tmp_path):
+    source, target = tiny(1), tiny(2)
+    content = {"model": source.state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / "net.pt", _use_new_zipfile_serialization=False)
+    load_checkpoint(target, tmp_path / "net.pt")
+    assert same_weights(source, target)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_everything_that_a_training_script_keeps_beside_the_weights_is_passed_over(
+    tmp_path, protocol
+):
+    source, target = tiny(1), tiny(2)
+    optimizer = torch.optim.Adam(source.parameters())
+    for parameter in source.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])  # holds a Counter
+    content = {
+        "model": source.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": torch.get_rng_state(),
+        "plain": [b"bytes", bytearray(b"more"), 1 + 2j, torch.Size([1, 2]), torch.float8_e4m3fn],
+        "device": torch.device("cuda:0"),
+    }
+    torch.save(content, tmp_path / "net.pt", pickle_protocol=protocol)
+    load_checkpoint(target, tmp_path / "net.pt")
+    assert same_weights(source, target)
+
+
+def test_shared_sliced_and_rearranged_tensors_keep_their_values(tmp_path):
+    source, target = tiny(1), tiny(2)
+    state = dict(source.named_parameters()) | dict(source.named_buffers())
+    state["0.weight"] = source[0].weight.detach().to(memory_format=torch.channels_last)
+    state["2.weight"] = torch.stack([torch.zeros(4, 2), source[2].weight.detach().t()])[1].t()
+    state["1.weight"] = torch.ones(1).expand(4)
+    load_checkpoint(target, saved(state, tmp_path / "net.pt"))
+    assert same_weights(source, target)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_float8_weights_load_as_the_numbers_that_they_are(tmp_path, suffix):
+    target = nn.Sequential(nn.Linear(2, 2, bias=False))
+    weight = torch.tensor([[0.5, -1.75], [448.0, 2.0**-9]]).to(torch.float8_e4m3fn)
+    load_checkpoint(target, saved({"0.weight": weight}, tmp_path / f"net{suffix}"))
+    assert target[0].weight.tolist() == [[0.5, -1.75], [448.0, 2.0**-9]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused_by_name(tmp_path, dtype):
+    state = {"0.weight": torch.zeros(2, 2, dtype=dtype)}
+    with pytest.raises(NetworkError, match=rf"no real numbers: 0\.weight .*float32, got {dtype}"):
+        load_checkpoint(nn.Sequential(nn.Linear(2, 2, bias=False)), saved(state, tmp_path / "n.pt"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (lambda: torch.zeros(4, device="meta"), r"0\.weight: a meta tensor, which has no numbers"),
+        (lambda: torch.eye(3).to_sparse(), r"0\.weight: a sparse tensor"),
+        (
+            lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+            r"0\.weight: a nested tensor",
+        ),
+        (
+            lambda: torch.nested.nested_tensor(
+                [torch.zeros(2), torch.zeros(3)], layout=torch.jagged
+            ),
+            r"holds more than tensors \(a nested tensor\)",
+        ),
+        (
+            lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+            r"0\.weight: a quantized tensor",
+        ),
+    ],
+)
+def test_tensor_that_is_no_plain_array_is_named(tmp_path, tensor, said):
+    with pytest.raises(NetworkError, match=said):
+        load_checkpoint(tiny(), saved({"0.weight": tensor()}, tmp_path / "net.pt"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_program_is_not_run(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "net.pt")
+    with pytest.raises(NetworkError, match=r"\(a TorchScript program\).*Save network\.state_dict"):
+        load_checkpoint(tiny(), tmp_path / "net.pt")
+
+
+def test_whole_module_is_refused_by_the_name_of_its_class(tmp_path):
+    torch.save(tiny(), tmp_path / "net.pt")
+    with pytest.raises(NetworkError, match=r"\(torch\.nn\.modules\.container\.Sequential\)"):
+        load_checkpoint(tiny(), tmp_path / "net.pt")
+
+
+def test_names_in_a_message_are_short_and_fit_for_printing(tmp_path):
+    state = tiny().state_dict() | {"x" * 5000: torch.zeros(1), "\x1b[2J": torch.zeros(1)}
+    with pytest.raises(NetworkError, match="seems to be of another architecture") as caught:
+        load_checkpoint(tiny(), saved(state, tmp_path / "net.pt"))
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
 class Hostile:
     def __init__(self, victim: Path) -> None:
         self.victim = victim
