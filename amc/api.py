@@ -49,13 +49,13 @@ from amc.cost.model import CostModel, check_metric
 from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
-from amc.errors import ConfigError, PolicyError
+from amc.errors import ConfigError, NetworkError, PolicyError
 from amc.evaluate import Evaluator
-from amc.files import cache_folder, fingerprint, read_tensors, write_tensors, write_text
+from amc.files import cache_folder, fingerprint, write_tensors, write_text
 from amc.interrupt import stop_on_interrupt
 from amc.journal import Journal, origin_of
 from amc.local import device_for_network
-from amc.networks import admit, unwrapped
+from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
@@ -536,12 +536,19 @@ def finetune(
 
 
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
-    """Train a small data set's network from scratch, once; afterwards it comes from the cache."""
+    """Train a small data set's network from scratch, once; afterwards it comes from the cache.
+
+    Raises:
+        NetworkError: What the cache holds is damaged.
+    """
     start = [part for item in network.state_dict().items() for part in item]
     key = fingerprint(name, data.fingerprint(), repr(BASE_TRAINING), *start)
     path = cache_folder() / "networks" / f"{name}-{data.name}-{key}.safetensors"
     if path.is_file():
-        network.load_state_dict(read_tensors(path, "Cached base network"))
+        try:
+            load_checkpoint(network, path)
+        except NetworkError as error:
+            raise NetworkError(f"{error} Remove {path}: the network is trained anew.") from error
         return network.eval()
     log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
     evaluator = Evaluator(data.search, data.mean, data.std)

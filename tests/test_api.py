@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -37,6 +38,7 @@ from amc.errors import (
 )
 from amc.evaluate import Evaluation
 from amc.export import export_onnx, read_precisions
+from amc.files import cache_folder
 from amc.measure import measure_latency
 from amc.recording import layer_rows
 from amc.recovery.training import TrainingSettings
@@ -467,6 +469,11 @@ def test_base_network_is_trained_once_and_then_comes_from_the_cache(
     torch.nn.init.zeros_(different[1].bias)
     with pytest.raises(TypeError):  # other initial weights: it would be trained
         api.train_base(different, data, "linear")
+    (kept,) = (cache_folder() / "networks").glob("linear-*")
+    for content in (b"x", save({"1.weight": torch.zeros(2)})):
+        kept.write_bytes(content)
+        with pytest.raises(NetworkError, match=r"linear-.*Remove .*: the network is trained anew"):
+            api.train_base(fresh(), data, "linear")
 
 
 # -- what can be given in several forms ------------------------------------------------------
