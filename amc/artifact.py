@@ -102,7 +102,7 @@ class RunRecord:
         for part in ("network", "data"):
             name = document[part].get("name")
             if not TEXT[0](name):
-                said = f"is damaged: {part + '.name'!r} must be text, got {shown(name)}"
+                said = f"is damaged: {part}.name must be text, got {shown(name)}"
                 raise fault(str(path), ArtifactError, _SEARCH_AGAIN)(said)
         return cls(**{key: document[key] for key in _RECORD_KEYS})
 

@@ -71,6 +71,8 @@ def test_folder_of_another_run_is_left_alone(tmp_path: Path) -> None:
         ({"kind": None}, "'kind' must be text"),
         ({"network": []}, "'network' must be an object"),
         ({"settings": None}, "'settings' must be an object"),
+        ({"network": {}}, r"network\.name must be text, got None"),
+        ({"data": {"name": 3}}, r"data\.name must be text, got 3\. Use the amc that wrote it, or"),
     ],
 )
 def test_run_record_of_another_kind_is_refused(

@@ -233,7 +233,7 @@ HANDMADE: dict[str, Handmade] = {
     "group named by half a character": Handmade(
         "strategy", _raw(b'"conv1"', b'"\\ud800"'), "half a character"
     ),
-    "run without data.name": Handmade("run", _edited(data={"seed": 0}), "'data.name' must be text"),
+    "run without data.name": Handmade("run", _edited(data={"seed": 0}), "data.name must be text"),
     "run of brackets": Handmade("run", _always(b'{"a":' * 100_000), "nested too deep"),
     "policy of a million lists": Handmade(
         "policy", _always(b"[" + b"[]," * 1_000_001 + b"0]"), "over 1000000 lists and objects"
