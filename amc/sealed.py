@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amc.documents import Kind, check_fields, fault, parse_json, shown
+from amc.documents import TEXT, Kind, check_fields, fault, parse_json, shown
 from amc.errors import AmcError, ArtifactError
 from amc.files import fingerprint, read_tensors_and_metadata, write_tensors
 
@@ -45,8 +45,9 @@ class Sealed:
             StorageError: It cannot be written.
         """
         text = json.dumps(dict(document))
-        metadata = {"format": self.name, "version": str(self.version), "document": text}
-        write_tensors(path, tensors, {**metadata, "checksum": _checksum(tensors, text)})
+        seal = {"version": self.version, "checksum": _checksum(tensors, text), "document": text}
+        # Under one name: safetensors writes several in an order that differs from time to time.
+        write_tensors(path, tensors, {self.name: json.dumps(seal)})
 
     def read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and document of a file that `write` wrote.
@@ -58,18 +59,19 @@ class Sealed:
             tensors, metadata = read_tensors_and_metadata(path, self.what.capitalize())
         except ArtifactError as cause:
             raise ArtifactError(f"{cause} {self.advice}") from cause
-        if metadata.get("format") != self.name:
-            raise self.misfit(path, f"is not {self.what}: expected the format {self.name!r}")
-        if metadata.get("version") != str(self.version):
-            version = shown(metadata.get("version"))
-            raise self.misfit(path, f"has version {version}, this amc reads {self.version!r}")
-        text = metadata.get("document", "")
-        if metadata.get("checksum") != _checksum(tensors, text):
-            raise self.misfit(path, "is damaged: its content does not have its checksum")
         wrong = fault(str(path), ArtifactError, self.advice)
-        document = parse_json(text, wrong)
+        if self.name not in metadata:
+            raise wrong(f"is not {self.what} of this version of amc: it has no {self.name!r}")
+        seal = parse_json(metadata[self.name], wrong)
+        version = seal.get("version") if isinstance(seal, dict) else seal
+        if type(version) is not int or version != self.version:
+            raise wrong(f"has version {shown(version)}, this amc reads {self.version}")
+        check_fields(seal, {"checksum": TEXT, "document": TEXT}, wrong)
+        if seal["checksum"] != _checksum(tensors, seal["document"]):
+            raise wrong("is damaged: its content does not have its checksum")
+        document = parse_json(seal["document"], wrong)
         if not isinstance(document, dict):
-            raise self.misfit(path, f"is damaged: expected an object, got {shown(document)}")
+            raise wrong(f"is damaged: expected an object, got {shown(document)}")
         check_fields(document, self.fields, wrong)
         return tensors, document
 

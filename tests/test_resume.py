@@ -119,7 +119,7 @@ def watched(folder: Path, search: Callable[[Path], api.SearchResult]) -> Watched
         if "checkpoint" in path.name:
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
-            trials = json.loads(header["document"])["trials"]
+            trials = json.loads(json.loads(header["amc-checkpoint"])["document"])["trials"]
             keep(f"writing the state after {trials}")
             path.write_bytes(whole)
 
@@ -449,9 +449,17 @@ def test_changed_bit_in_a_checkpoint_is_found_by_its_checksum(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({}, "is not the checkpoint of a search: expected the format 'amc-checkpoint'"),
-        ({"format": "amc-checkpoint", "version": "1"}, "has version '1', this amc reads 2"),
-        ({"format": "amc-checkpoint", "version": "2"}, "does not have its checksum"),
+        (
+            {},
+            "is not the checkpoint of a search of this version of amc: it has no 'amc-checkpoint'",
+        ),
+        ({"format": "amc-checkpoint", "version": "1"}, "is not the checkpoint of a search of this"),
+        ({"amc-checkpoint": "3"}, "has version 3, this amc reads 2"),
+        ({"amc-checkpoint": '{"version": 2}'}, "'checksum' must be text, and is missing"),
+        (
+            {"amc-checkpoint": '{"version": 2, "checksum": "0", "document": "{}"}'},
+            "does not have its checksum",
+        ),
     ],
 )
 def test_checkpoint_of_another_kind_is_refused(
@@ -478,7 +486,7 @@ def test_checkpoint_of_another_run_or_with_another_content_is_refused(
     file = CheckpointFile(tmp_path, Journal(None), 1)
     path, tensors = tmp_path / "checkpoint.safetensors", {"x": torch.zeros(1)}
     text = json.dumps(document)
-    header = {"format": "amc-checkpoint", "version": "2", "document": text}
-    write_tensors(path, tensors, {**header, "checksum": sealed._checksum(tensors, text)})
+    seal = {"version": 2, "document": text, "checksum": sealed._checksum(tensors, text)}
+    write_tensors(path, tensors, {"amc-checkpoint": json.dumps(seal)})
     with pytest.raises(ArtifactError, match=f"{said}.*Remove it: the search"):
         file.load()

@@ -97,9 +97,9 @@ def archive(content: bytes, draw: Random) -> bytes:
         members[name], members[other] = members[other], members[name]
     written = io.BytesIO()
     compression = zipfile.ZIP_DEFLATED if draw.random() < 0.05 else zipfile.ZIP_STORED
-    with zipfile.ZipFile(written, "w", compression) as archive:
+    with zipfile.ZipFile(written, "w") as archive:
         for name, member in members.items():
-            archive.writestr(name, member)
+            archive.writestr(zipfile.ZipInfo(name), member, compression)  # of no date: always alike
     return written.getvalue()
 
 
@@ -160,7 +160,7 @@ def _change_rows(database: sqlite3.Connection, table: str, column: str, draw: Ra
     statements = (
         f"DROP TABLE {table}",
         f"ALTER TABLE {table} ADD COLUMN more TEXT",
-        f"DELETE FROM {table} WHERE random() % 2",
+        f"DELETE FROM {table} WHERE length({column}) % 2",
         f"CREATE VIEW other AS SELECT * FROM {table}",
         f"CREATE TRIGGER other AFTER INSERT ON {table} BEGIN DELETE FROM {table}; END",
         f"UPDATE {table} SET {column} = X'ff00ff'",

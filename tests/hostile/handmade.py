@@ -149,11 +149,10 @@ def _archive(
     pickled: bytes, members: Mapping[str, bytes] = {}, compression: int = zipfile.ZIP_STORED
 ) -> bytes:
     written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", compression) as archive:
-        archive.writestr("net/data.pkl", pickled)
-        archive.writestr("net/byteorder", b"little")
-        for name, content in members.items():
-            archive.writestr(f"net/{name}", content)
+    whole = {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little", **members}
+    with zipfile.ZipFile(written, "w") as archive:
+        for name, content in whole.items():
+            archive.writestr(zipfile.ZipInfo(f"net/{name}"), content, compression)
     return written.getvalue()
 
 

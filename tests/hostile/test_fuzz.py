@@ -62,10 +62,11 @@ def test_what_comes_of_a_file_is_counted(
     assert tally.is_clean == (outcome == REFUSED)
 
 
-def test_mutations_are_the_same_for_the_same_seed() -> None:
-    reader = Reader("strategy")
+@pytest.mark.parametrize("kind", ["strategy", "journal", "checkpoint, .pt", "training state"])
+def test_mutations_are_the_same_for_the_same_seed(kind: str) -> None:
+    reader = Reader(kind)
     drawn = [reader.mutated(0, number) for number in range(40)]
-    assert drawn == [Reader("strategy").mutated(0, number) for number in range(40)]
+    assert drawn == [Reader(kind).mutated(0, number) for number in range(40)]
     assert len(set(drawn)) > 30
     assert drawn != [reader.mutated(1, number) for number in range(40)]
 

@@ -468,7 +468,7 @@ def test_state_is_one_file_of_numbers_and_json(tmp_path: Path) -> None:
     fit(tiny_net(), checkpoint_folder=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {STATE_FILE, BEST_FILE}
     with safe_open(tmp_path / STATE_FILE, framework="pt") as opened:
-        document = json.loads(opened.metadata()["document"])
+        document = json.loads(json.loads(opened.metadata()["amc-training"])["document"])
     assert len(document["history"]) == QUICK.epochs
     assert document["identity"]["learning_rate"] == QUICK.learning_rate
 
@@ -513,6 +513,13 @@ def test_changed_bit_in_a_state_is_found_by_its_checksum(tmp_path: Path) -> None
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
+def test_same_training_leaves_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        fit(tiny_net(), checkpoint_folder=tmp_path / folder)
+    one, other = (tmp_path / folder / STATE_FILE for folder in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE)
     with pytest.raises(ArtifactError, match=r"not the state of a training.*Remove it"):
@@ -520,9 +527,9 @@ def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    metadata = {"format": "amc-training", "version": "99"}
+    metadata = {"amc-training": json.dumps({"version": 99})}
     save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE, metadata)
-    with pytest.raises(ArtifactError, match=r"version '99', this amc reads 2\. Remove it"):
+    with pytest.raises(ArtifactError, match=r"version 99, this amc reads 2\. Remove it"):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
