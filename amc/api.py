@@ -75,6 +75,7 @@ from amc.report.tables import (
     to_markdown,
 )
 from amc.report.tensorboard import RESULT, EventWriter
+from amc.runs import SEARCH_AGAIN, told_how_to_go_on
 from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments, data_for
@@ -103,6 +104,7 @@ class SearchResult:
         policy: What the agent learned; None where nothing was learned.
         task: The prepared network, for further evaluations.
         compressed: The smaller network with what it was made from.
+        best_reward: Of all evaluations that may be the result, before the best are repaired.
         interrupted: Whether Ctrl-C was pressed; then there may be fewer trials than asked for.
         evaluations: How many a search was asked for, those of later aims included.
     """
@@ -115,6 +117,7 @@ class SearchResult:
     policy: Policy | None
     task: CompressionTask
     compressed: CompressedNetwork
+    best_reward: float
     interrupted: bool = False
     evaluations: int = 0
 
@@ -187,7 +190,7 @@ def search(
     check_count("search.checkpoint_every", checkpoint_every)
     check_count("search.reaim", reaim, least=0)
     settings = _agent_settings(agent)
-    check_search(settings, reward, device, budget, reaim, observation)
+    check_search(settings, reward, device, budget, reaim, observation, space)
     episode.check_search(evaluations, seed)
     network = admit(network, data.image_shape)
     build_reward(reward).check_labels(data_for(network, data))
@@ -195,7 +198,11 @@ def search(
         raise ConfigError("resume=True needs the folder of the run: folder=...")
     searcher = build_searcher(**settings)
     place = _writable(folder)
-    with closing(Journal(place, resume=resume)) as journal, blas.one_thread():
+    with (
+        closing(Journal(place, resume=resume)) as journal,
+        told_how_to_go_on(place, SEARCH_AGAIN),
+        blas.one_thread(),
+    ):
         if place is not None:
             artifact.remove_leftovers(place)
         remembered = open_store(store)
@@ -316,18 +323,21 @@ def check_search(
     budget: BudgetLike,
     reaim: int = 0,
     observation: str | Sequence[str] | None = None,
+    space: SearchSpace | None = None,
 ) -> None:
     """Check what can be checked before anything long is started.
 
     Raises:
         AmcError: The agent, the reward, the device or a feature is not one that amc knows, the
-            device has no cost in the budget's metric, or these cannot be aimed anew.
+            device has no cost in the budget's metric or none of the bits of the space, or these
+            cannot be aimed anew.
     """
     feature_names(observation)
     searcher = build_searcher(**agent)
     hard = build_reward(reward).hard
     loaded, metric = as_device(device), as_budget(budget).metric
     check_metric(metric, loaded)
+    (space or SearchSpace()).pairs(metric, loaded)
     if reaim:
         check_reaim(loaded, metric, resumable=isinstance(searcher, Resumable), hard=hard)
 
@@ -473,13 +483,14 @@ def finetune(
 
     Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
     the search split is kept, by accuracy or, without labels, by agreement with the original; with a
-    folder, a killed run goes on where it was.
+    folder, a killed run goes on where it was, and `load_compressed` reads what came of it.
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
         original: The teacher. Not modified, nor moved.
         settings: `TrainingSettings`, of which ``epochs`` has no usual value.
-        folder: Where each epoch's state is kept; None keeps nothing.
+        folder: Where each epoch's state is kept and, at the end, the network, if ``compressed``
+            is one that amc made; None keeps nothing.
         on_epoch: Called after every epoch.
 
     Returns:
@@ -517,7 +528,7 @@ def finetune(
 
     try:
         with stop_on_interrupt() as stop:
-            return train(
+            trained = train(
                 student,
                 data.train.images,
                 data.train.labels,
@@ -533,6 +544,10 @@ def finetune(
             )
     finally:
         compressed.cpu()
+    made = CompressedNetwork.of(compressed)
+    if folder is not None and made is not None:
+        artifact.write_compressed(Path(folder), made)
+    return trained
 
 
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
@@ -766,6 +781,7 @@ def _result(task: CompressionTask, end: Conclusion, found: searchers.SearchResul
         policy=found.policy,
         task=task,
         compressed=end.best.network,
+        best_reward=found.best.reward,
     )
 
 
@@ -783,7 +799,6 @@ _UNIFORM_TRIED = 8  # of the uniform strategies, when the search tried none of t
 
 
 def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
-    artifact.write_strategy(folder, result.strategy)
     artifact.write_compressed(folder, result.compressed)
     if result.policy is not None:
         result.policy.save(folder)

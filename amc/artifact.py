@@ -20,14 +20,15 @@ from amc.files import read_document, read_tensors, read_text, write_tensors, wri
 from amc.runs import (
     RUN_FILE,
     STRATEGY_FILE,
+    STRUCTURE_FILE,
+    WEIGHTS_FILE,
+    check_network,
     check_run_folder,
     where_the_run_is,
 )
 from amc.strategy import Strategy
 
 FORMAT_VERSION = 1
-WEIGHTS_FILE = "compressed.safetensors"
-STRUCTURE_FILE = "compressed.json"
 TRIALS_FILE = "trials.csv"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 COMPARISON_FILE = "comparison"
@@ -148,12 +149,13 @@ def read_strategy(folder: Path) -> Strategy:
 
 
 def write_compressed(folder: Path, network: CompressedNetwork) -> None:
-    """Write the smaller network: its weights, and which channels they are."""
+    """Write the smaller network: its strategy, its weights, and which channels they are."""
     document = {
         "format": "amc-compressed",
         "version": FORMAT_VERSION,
         "kept": {name: list(positions) for name, positions in network.kept.items()},
     }
+    write_strategy(folder, network.strategy)
     write_tensors(folder / WEIGHTS_FILE, network.module.state_dict())
     write_text(folder / STRUCTURE_FILE, json.dumps(document) + "\n")
 
@@ -177,9 +179,11 @@ def rebuild_compressed(
     """The smaller network that a run folder holds, cut from the original and given its weights.
 
     Raises:
-        ArtifactError: A file is missing, unreadable, or of another version.
+        ArtifactError: A file is missing (`amc.runs.check_network`), unreadable, or of another
+            version.
         StrategyError: The files are not of this network.
     """
+    check_network(folder)
     strategy = read_strategy(folder)
     kept, tensors = read_compressed(folder)
     return rebuild(graph_of(original, image_shape), kept, strategy, tensors)

@@ -40,6 +40,7 @@ QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the momen
 QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 _MEMO_BYTES = 256 * 2**20
+_MADE_FROM = "amc_made_from"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class RecoverySettings:
 class CompressedNetwork:
     """A physically smaller network.
 
+    Its module remembers what it was made from, so that what is written after a training can be
+    rebuilt (`of`).
+
     Attributes:
         module: Runs like the original.
         strategy: What it was made from.
@@ -107,6 +111,20 @@ class CompressedNetwork:
     module: fx.GraphModule
     strategy: Strategy
     kept: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        made_from = self.strategy, dict(self.kept)
+        # fx keeps `meta` in copy.deepcopy and the other attributes in pickle; neither keeps both.
+        self.module.meta[_MADE_FROM] = made_from
+        setattr(self.module, _MADE_FROM, made_from)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> CompressedNetwork | None:
+        """The compressed network that a module is; None where it is another's."""
+        if not isinstance(module, fx.GraphModule):
+            return None
+        made_from = module.meta.get(_MADE_FROM) or getattr(module, _MADE_FROM, None)
+        return None if made_from is None else cls(module, *made_from)
 
 
 class Compressor:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from amc import api
-from amc.arguments import check_data, check_folder, check_module
+from amc.arguments import check_data, check_folder, check_kind, check_module
 from amc.bench import Bench, Failure, Level, attempt, limited_threads
 from amc.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
 from amc.cost.budget import Budget
@@ -34,7 +34,8 @@ from amc.report.ranking import (
     ranking_markdown,
     scores_csv,
 )
-from amc.task import data_for
+from amc.runs import told_how_to_go_on
+from amc.task import SearchSpace, data_for
 from envs.reward import DEFAULT_REWARD, build_reward
 
 log = logging.getLogger("amc")
@@ -235,11 +236,13 @@ def compare(
     check_data(data)
     check_folder(folder)
     cells = cells_of(agents, seeds, evaluations, observation)
-    check_task(reward, device, budget)
+    space = task_options.get("space")
+    check_kind("space", space, SearchSpace, optional=True)
+    check_task(reward, device, budget, space)
     network = admit(network, data.image_shape)
     build_reward(reward).check_labels(data_for(network, data))
     place = None if folder is None else Path(folder)
-    with limited_threads(threads):
+    with limited_threads(threads), told_how_to_go_on(place, "the same call"):
         bench = Bench(
             network, data, device, budget, evaluations=evaluations, reward=reward, **task_options
         )
@@ -254,14 +257,22 @@ def compare(
     return comparison
 
 
-def check_task(reward: api.RewardLike, device: DeviceLike, budget: api.BudgetLike) -> None:
+def check_task(
+    reward: api.RewardLike,
+    device: DeviceLike,
+    budget: api.BudgetLike,
+    space: SearchSpace | None = None,
+) -> None:
     """Check what can be checked before anything long is started.
 
     Raises:
-        AmcError: An unknown reward or device, or one that has no cost in the budget's metric.
+        AmcError: An unknown reward or device, or one that has no cost in the budget's metric or
+            none of the bits of the space.
     """
     build_reward(reward)
-    check_metric(Budget.of(budget).metric, as_device(device))
+    loaded, metric = as_device(device), Budget.of(budget).metric
+    check_metric(metric, loaded)
+    (space or SearchSpace()).pairs(metric, loaded)
 
 
 def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,23 @@ def _foreign(name: str, fault: str, home: Path) -> ConfigError:
     )
 
 
+def as_module(name: str) -> str | None:
+    """How what a file holds is named as ``package.module:name``; None where no file is named.
+
+    Args:
+        name: As a user may write it: ``./nets/mynet.py:build``.
+    """
+    path, _, attribute = name.partition(":")
+    if not (path.endswith(".py") or "/" in path or os.sep in path):
+        return None
+    here = Path.cwd()
+    file = Path(os.path.normpath(here / path))
+    inside = file.is_relative_to(here)
+    parts = file.relative_to(here).parts if inside else (file.name,)
+    module = ".".join(parts).removesuffix(".py")
+    return f"{module}:{attribute or '<name>'}{'' if inside else f', called from {file.parent}'}"
+
+
 def import_named(name: str, what: str, kind: str, error: type[AmcError]) -> Callable[..., object]:
     """The user's own function or class behind ``package.module:name``.
 
@@ -55,10 +73,8 @@ def import_named(name: str, what: str, kind: str, error: type[AmcError]) -> Call
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as cause:
-        without = module_name.removesuffix(".py").replace("/", ".")
-        ending = (
-            "" if module_name == without else f' Write it without ".py": {without}:{attribute}.'
-        )
+        written = as_module(name)
+        ending = "" if written is None else f" Write it as a module: {written}."
         raise error(
             f"{what} {name!r}: cannot import module {module_name!r}: {type(cause).__name__}: "
             f"{cause}. Expected package.module:{kind}, importable from {Path.cwd()} or from the "

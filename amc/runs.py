@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from amc.errors import ArtifactError
+from amc.errors import ArtifactError, StorageError
 
 RUN_FILE = "run.json"
 JOURNAL_FILE = "journal.sqlite"
 STRATEGY_FILE = "strategy.json"
+STRUCTURE_FILE = "compressed.json"
+WEIGHTS_FILE = "compressed.safetensors"
+TRAINING_FILE = "training.safetensors"
+FINETUNE_FOLDER = "finetune"
+NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
+
+RESUMED = ("search", "compare")
+"""Commands whose runs go on with ``resume=``."""
+SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
 
 
 def check_run_folder(folder: Path) -> None:
@@ -23,14 +37,125 @@ def check_run_folder(folder: Path) -> None:
         raise ArtifactError(f"Run folder not found: {folder}. Give the folder of a search.")
 
 
+def has_network(folder: Path) -> bool:
+    """Whether a folder holds a compressed network: a run's that ended, or a fine-tuning's."""
+    return all((folder / name).is_file() for name in NETWORK_FILES)
+
+
+def check_network(folder: Path) -> None:
+    """Check that a folder holds a compressed network.
+
+    Raises:
+        ArtifactError: There is no such folder, or it holds none; the message says why.
+    """
+    check_run_folder(folder)
+    if has_network(folder):
+        return
+    missing = next(name for name in NETWORK_FILES if not (folder / name).is_file())
+    why = how_to_go_on(folder) or where_the_run_is(folder)
+    raise ArtifactError(
+        f"{folder} holds no compressed network ({missing} is missing): give the folder of a "
+        f"finished search, of an applied policy, or the folder finetune in one of them.{why}"
+    )
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Why the run or the training of a folder has no result, and what gives it one.
+
+    Returns:
+        A sentence, with a space before it; nothing where the folder is neither's.
+    """
+    kind = _record(folder).get("kind")
+    if (folder / TRAINING_FILE).is_file():
+        return (
+            " The fine-tuning in it is unfinished: the same command, or the same call of "
+            "amc.finetune, goes on with it (a network that came neither from amc.search nor from "
+            "amc.load_compressed is not written)."
+        )
+    if kind == "search":
+        return f" The search in {folder} is unfinished: {resume_command(folder)} goes on with it."
+    if kind == "compare":
+        return (
+            " It holds a comparison, which keeps no networks: amc search finds one with the agent "
+            "of your choice."
+        )
+    if kind == "apply":
+        return " The policy was not applied to its end: the same amc apply starts it again."
+    if (folder / JOURNAL_FILE).is_file():
+        return (
+            f" The search in {folder} is unfinished: {SEARCH_AGAIN}, called as before, goes on "
+            "with it."
+        )
+    return ""
+
+
+@contextmanager
+def told_how_to_go_on(folder: Path | None, call: str) -> Iterator[None]:
+    """Where a file of a run cannot be written, say what goes on with the run.
+
+    Args:
+        folder: Of the run; None: it keeps nothing.
+        call: What goes on with it in Python, if no command began it.
+
+    Raises:
+        StorageError: What is raised inside, with that advice.
+    """
+    try:
+        yield
+    except StorageError as error:
+        if folder is None:
+            raise
+        again = resume_command(folder) if (folder / RUN_FILE).is_file() else call
+        raise StorageError(
+            f"{error} What was done is kept. To go on instead of beginning anew: {again}."
+        ) from error
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, whose functions the user must name again."""
+    record = _record(folder)
+    command = record.get("kind") if record.get("kind") in RESUMED else "search"
+    named = {
+        "network": _inside(record, "network", "name"),
+        "reward": _inside(record, "settings", "reward"),
+        "device.name": _inside(record, "device", "name"),
+    }
+    return f"amc {command} {shlex.quote(f'resume={folder}')}{functions_again(named)}"
+
+
+def functions_again(named: Mapping[str, object]) -> str:
+    """What a later command needs beside a run: amc calls no function that only a file names.
+
+    Args:
+        named: Option -> what the run has there, a name or a function ``package.module:name``.
+
+    Returns:
+        The options that are functions, each after a space.
+    """
+    return "".join(f" {option}={name}" for option, name in named.items() if ":" in str(name))
+
+
+def _inside(record: Mapping[str, Any], group: str, key: str) -> object:
+    found = record.get(group)
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What is in a run's ``run.json``; empty where that cannot be read (`RunRecord.read` says)."""
+    try:
+        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def where_the_run_is(folder: Path) -> str:
     """What to do where a folder is there and holds no ``run.json``: a sentence, or nothing."""
     inside = [run.parent for run in folder.glob(f"*/{RUN_FILE}")]
     if (folder.parent / RUN_FILE).is_file():
         return f" The run is the folder above it: {folder.parent}."
     if inside:
-        newest = max(inside, key=lambda run: (run / RUN_FILE).stat().st_mtime)
-        return f" Choose one of the runs in it, as {newest}."
+        return _which_of(inside)
     if (folder / STRATEGY_FILE).is_file():
         return (
             " It was written from Python, and only Python has its network and data: "
@@ -38,3 +163,21 @@ def where_the_run_is(folder: Path) -> str:
             "resume=True) go on from it."
         )
     return ""
+
+
+def _which_of(runs: Sequence[Path]) -> str:
+    """The newest run that came to its end, and the newest search that did not."""
+    unfinished = [
+        run for run in runs if not has_network(run) and _record(run).get("kind") == "search"
+    ]
+    ended = [run for run in runs if run not in unfinished]
+    with_network = [run for run in ended if has_network(run)]
+    said = f" Choose one of the runs in it, as {_newest(with_network or ended)}." if ended else ""
+    if unfinished:
+        newest = _newest(unfinished)
+        said += f" The search in {newest} is unfinished: {resume_command(newest)} goes on with it."
+    return said
+
+
+def _newest(runs: Sequence[Path]) -> Path:
+    return max(runs, key=lambda run: (run / RUN_FILE).stat().st_mtime)

@@ -19,7 +19,7 @@ from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS, Budget
-from amc.cost.choices import LEVELS
+from amc.cost.choices import LEVELS, check_ratio
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
@@ -73,6 +73,7 @@ class SearchSpace:
         ratio = self.min_preserve_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
             raise ConfigError(f"env.min_preserve_ratio must be a number in (0, 1], got {ratio!r}.")
+        check_ratio(ratio)
         if self.channel_step is not None:
             check_count("env.channel_step", self.channel_step)
         if not isinstance(self.drop_blocks, bool):

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from agents.policy import Policy
 from agents.searcher import Trial
 from amc import api, conclusion
 from amc.api import SearchResult, search
+from amc.artifact import read_strategy
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
@@ -28,6 +31,7 @@ from amc.cost.shipped import shipped_device
 from amc.data import DataSet
 from amc.errors import (
     AmcError,
+    ArtifactError,
     BudgetError,
     ConfigError,
     DeviceError,
@@ -408,6 +412,41 @@ def test_finetuning_trains_every_weight_and_keeps_the_teacher(
         not torch.equal(tensor.cpu(), start[name])
         for name, tensor in trained.network.state_dict().items()
     )
+
+
+def _pickled(network: nn.Module) -> nn.Module:
+    network._tracer_cls = torch.fx.Tracer  # fx traces a graph anew when it is loaded
+    return pickle.loads(pickle.dumps(network))
+
+
+@pytest.mark.parametrize("copied", [lambda network: network, copy.deepcopy, _pickled])
+def test_what_finetuning_leaves_in_a_folder_is_loaded_like_the_network_of_a_search(
+    copied: Callable[[nn.Module], nn.Module],
+    find: Any,
+    tiny_net: nn.Module,
+    data: DataSet,
+    tmp_path: Path,
+) -> None:
+    found = find(agent="uniform")
+    settings = TrainingSettings(epochs=1, batch_size=16)
+    folder = tmp_path / "run" / "finetune"
+    student = copied(found.network)
+    trained = api.finetune(student, tiny_net, data, settings=settings, folder=folder)
+    loaded = api.load_compressed(str(folder), tiny_net, TINY_SHAPE)
+    assert not loaded.training
+    assert read_strategy(folder) == found.strategy
+    weights = trained.network.state_dict()
+    assert list(loaded.state_dict()) == list(weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_training_of_another_network_says_that_no_network_was_written(
+    tiny_net: nn.Module, data: DataSet, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(epochs=1, batch_size=16)
+    api.finetune(copy.deepcopy(tiny_net), tiny_net, data, settings=settings, folder=tmp_path)
+    with pytest.raises(ArtifactError, match=r"holds no compressed network .* is not written\)"):
+        api.load_compressed(tmp_path, tiny_net, TINY_SHAPE)
 
 
 def test_finetuning_leaves_the_teacher_in_its_mode_and_its_place_and_gives_a_network_on_the_cpu(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.data import DataSet
-from amc.errors import ArtifactError, ConfigError
+from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.files import write_tensors
 from amc.graph.types import Signature
@@ -490,3 +491,30 @@ def test_checkpoint_of_another_run_or_with_another_content_is_refused(
     write_tensors(path, tensors, {"amc-checkpoint": json.dumps(seal)})
     with pytest.raises(ArtifactError, match=f"{said}.*Remove it: the search"):
         file.load()
+
+
+# -- a disk that is full -------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_at_the_very_end_costs_nothing_but_the_end(
+    find: Find, whole: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = files.save_file
+
+    def full(tensors: Any, path: Path, header: Any) -> None:
+        if "compressed" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path, header)
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(StorageError) as raised:
+        find(tmp_path / "run")
+    assert str(raised.value) == (
+        f"No space left on the disk while writing {tmp_path / 'run' / 'compressed.safetensors'}. "
+        "Free some, run again. What was done is kept. To go on instead of beginning anew: "
+        "amc.search(..., folder=..., resume=True)."
+    )
+    monkeypatch.setattr(files, "save_file", save)
+    found = find(tmp_path / "run", resume=True)
+    assert found.strategy == whole.result.strategy
+    assert len(found.trials) == EVALUATIONS

@@ -12,15 +12,18 @@ from agents.policy import DESCRIPTION_FILE, Policy
 from amc import api, artifact
 from amc.cli import recipe
 from amc.cli.check import check_options
+from amc.cli.objective import objectives_of, value_of
 from amc.cost.budget import METRICS, Budget
+from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.runs import RUN_FILE
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 
 
-def run(config: DictConfig) -> bool:
+def run(config: DictConfig) -> recipe.Ended:
     """Read the policy, walk, write, show."""
+    objectives = objectives_of(config.objective)
     folder = recipe.run_folder()
     source = Path(config.policy).expanduser()
     learned = artifact.RunRecord.read(source)
@@ -29,10 +32,14 @@ def run(config: DictConfig) -> bool:
     policy.check_strengths(strengths)
     policy.check_features()
     device = recipe.device_of(config) or _learned(learned.device)
+    recipe.check_prices(objectives, device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
-    env = recipe.plain(config.env) if config.get("env") else _choices(source, learned)
+    env = recipe.plain(config.env) if config.get("env") else {}
+    if not set(env) >= _SPACE:
+        env = {**_choices(source, learned), **env}
     check_options({"env": env})
     space = recipe.space_of(env)
+    space.pairs(budget.metric, as_device(device))
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
     parts = {
         "network": recipe.recorded_place(config.network, "checkpoint"),
@@ -53,8 +60,7 @@ def run(config: DictConfig) -> bool:
         },
     ).write(folder)
     check_options({"data": parts["data"]})
-    data = recipe.data_of(parts["data"])
-    network = recipe.network_of(parts["network"], data)
+    network, data = recipe.prepared(parts["network"], parts["data"])
     result = api.apply_policy(
         policy,
         network,
@@ -69,7 +75,7 @@ def run(config: DictConfig) -> bool:
         folder=folder,
     )
     recipe.show(result, folder)
-    return False
+    return recipe.Ended(objective=value_of(result, objectives))
 
 
 def _learned(device: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amc.cli.objective import DIRECTIONS
 from amc.data.options import read_options
 from amc.errors import ConfigError
-from amc.runs import check_run_folder
+from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 
@@ -58,6 +59,17 @@ _FEATURES: _Kind = (
     "plain, all, a list of names, [name,name]",
 )
 
+_OBJECTIVES: _Kind = (
+    lambda value: (
+        (isinstance(value, str) and value in DIRECTIONS)
+        or (
+            _is_list_of(value, lambda name: isinstance(name, str) and name in DIRECTIONS)
+            and len(set(value)) == len(value)
+        )
+    ),
+    f"one of {', '.join(DIRECTIONS)}, or a list of some",
+)
+
 OPTIONS: dict[str, _Kind] = {
     "seed": _SEED,
     "seeds": _LIST,
@@ -68,6 +80,7 @@ OPTIONS: dict[str, _Kind] = {
     "integer_additions": _SWITCH,
     "jobs": _AT_LEAST_1,
     "reward": _TEXT,
+    "objective": _OBJECTIVES,
     "policy": _TEXT,
     "strengths": _or_null(_FRACTIONS),
     "run": _TEXT,
@@ -158,15 +171,19 @@ def check_options(config: Mapping[str, Any]) -> None:
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
-    """Check that the runs which options name are there: at once, not after seconds of imports.
+    """Check the runs which options name: at once, not after seconds of imports.
 
     Raises:
-        ArtifactError: A folder is missing.
+        ArtifactError: A folder is missing, or holds no network where one is asked for.
     """
     for key in ("run", "policy"):
         given = config.get(key, MISSING)
-        if given != MISSING:
-            check_run_folder(Path(given).expanduser())
+        if given == MISSING:
+            continue
+        folder = Path(given).expanduser()
+        check_run_folder(folder)
+        if key == "run" and ((folder / RUN_FILE).is_file() or folder.name == FINETUNE_FOLDER):
+            check_network(folder)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

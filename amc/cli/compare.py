@@ -17,10 +17,11 @@ from amc.cli.workers import in_parallel, task_arguments
 from amc.comparison import Comparison, check_task, compare
 from amc.errors import AmcError
 from amc.report.ranking import ranking_table
+from amc.runs import resume_command
 
 
-def run(config: DictConfig) -> bool:
-    """Set up, compare, write, show. True if Ctrl-C was pressed."""
+def run(config: DictConfig) -> recipe.Ended:
+    """Set up, compare, write, show."""
     if config.resume is None:
         folder = recipe.run_folder()
         record = _record(config)
@@ -43,7 +44,7 @@ def run(config: DictConfig) -> bool:
         run=in_parallel(record, config.jobs) if config.jobs > 1 else None,
     )
     _show(comparison, folder)
-    return comparison.interrupted
+    return recipe.Ended(comparison.interrupted)
 
 
 def _record(config: DictConfig) -> RunRecord:
@@ -77,7 +78,9 @@ def _check(record: RunRecord) -> None:
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
     cells_of(settings["agents"], settings["seeds"], evaluations, observation)
     device = dict(record.device) or None
-    check_task(settings["reward"], device, recipe.budget_of(record.budget))
+    space, budget = recipe.space_of(settings["env"]), recipe.budget_of(record.budget)
+    check_task(settings["reward"], device, budget, space)
+    recipe.recovery_of(settings["recovery"])
 
 
 def _show(comparison: Comparison, folder: Path) -> None:
@@ -97,7 +100,7 @@ def _show(comparison: Comparison, folder: Path) -> None:
     if left:
         console.print(
             f"ended early by Ctrl-C with {left} of {len(comparison.cells)} searches left; "
-            f"the rest: amc compare resume={folder}",
+            f"the rest: {resume_command(folder)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -105,5 +108,5 @@ def _show(comparison: Comparison, folder: Path) -> None:
         labels = dict.fromkeys(failure.cell.entry.label for failure in comparison.failures)
         raise AmcError(
             f"{failed} of {len(comparison.cells)} searches failed: {', '.join(labels)}. Why is "
-            f"said above. Tried again by: amc compare resume={folder}"
+            f"said above. Tried again by: {resume_command(folder)}"
         )

@@ -17,10 +17,10 @@ from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.compress.verify import graph_of
 from amc.cost.model import operator_prices
-from amc.errors import ArtifactError
 from amc.export import (
     ExportReport,
     Parity,
+    check_opset,
     check_parity,
     export_onnx,
     integer_layers,
@@ -30,7 +30,7 @@ from amc.files import write_text
 from amc.local import calibration_images, time_in_onnx
 from amc.measure import Share, Timing
 from amc.networks import admit
-from amc.runs import RUN_FILE, STRATEGY_FILE
+from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 from amc.strategy import FLOAT_BITS
 from amc.task import data_for
 
@@ -55,15 +55,17 @@ class _Findings:
         return self.compressed.share_of(self.original)
 
 
-def run(config: DictConfig) -> bool:
+def run(config: DictConfig) -> recipe.Ended:
     """Rebuild the run's network, write it, compare it, time it, show it."""
     source = Path(config.run).expanduser()
-    is_finetuned = source.name == "finetune" and not (source / RUN_FILE).exists()
+    is_finetuned = source.name == FINETUNE_FOLDER and not (source / RUN_FILE).exists()
     record = artifact.RunRecord.read(source.parent if is_finetuned else source)
-    _check_compressed(source)
+    check_network(source)
     check_options({"network": record.network, "data": record.data})
-    data = recipe.data_of(recipe.recorded_data(record.data, config))
-    original = recipe.network_of(recipe.recorded_network(record.network, config), data)
+    check_opset(config.opset)
+    original, data = recipe.prepared(
+        recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
+    )
     original = admit(original, data.image_shape)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     path = source / FOLDER / MODEL_FILE
@@ -93,20 +95,11 @@ def run(config: DictConfig) -> bool:
     document = _document(found, config.threads, config.batch)
     write_text(path.with_name(REPORT_FILE), json.dumps(document, indent=2) + "\n")
     _show(found, config.threads, config.batch)
-    trained = source / "finetune"
-    if (trained / artifact.WEIGHTS_FILE).is_file():
+    trained = source / FINETUNE_FOLDER
+    if has_network(trained):
         again = recipe.network_again(record.network)
         print(f"this is the network before fine-tuning; after it: amc export run={trained}{again}")
-    return False
-
-
-def _check_compressed(source: Path) -> None:
-    for name in (STRATEGY_FILE, artifact.STRUCTURE_FILE, artifact.WEIGHTS_FILE):
-        if not (source / name).is_file():
-            raise ArtifactError(
-                f"{source} holds no compressed network ({name} is missing): give the folder of a "
-                "finished search, of an applied policy, or the folder finetune in one of them."
-            )
+    return recipe.Ended()
 
 
 def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import fx
 
 from amc import api, artifact
-from amc.candidate import CompressedNetwork
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
-from amc.data import DataSet
 from amc.errors import ArtifactError
 from amc.evaluate import Evaluation, Evaluator
 from amc.networks import admit
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
+from amc.runs import FINETUNE_FOLDER
 from amc.task import data_for
 
 
-def run(config: DictConfig) -> bool:
-    """Rebuild the run's networks, train, keep the best, show the epochs. True after Ctrl-C."""
+def run(config: DictConfig) -> recipe.Ended:
+    """Rebuild the run's networks, train, keep the best, show the epochs."""
     source = Path(config.run).expanduser()
     record = artifact.RunRecord.read(source)
     check_options({"network": record.network, "data": record.data})
-    data = recipe.data_of(recipe.recorded_data(record.data, config))
-    settings = _settings(config, data)
-    original = recipe.network_of(recipe.recorded_network(record.network, config), data)
+    settings = _settings(config)
+    original, data = recipe.prepared(
+        recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
+    )
     original = admit(original, data.image_shape)
+    if config.augment is None:
+        settings = replace(settings, augment=data.augment)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
-    folder = source / "finetune"
+    folder = source / FINETUNE_FOLDER
     if config.restart:
         for name in (STATE_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -52,12 +54,7 @@ def run(config: DictConfig) -> bool:
             folder=folder,
             on_epoch=lambda epoch: _note(events, epoch, done),
         )
-    network = trained.network
-    assert isinstance(network, fx.GraphModule)
-    finetuned = CompressedNetwork(network, compressed.strategy, compressed.kept)
-    artifact.write_compressed(folder, finetuned)
-    artifact.write_strategy(folder, finetuned.strategy)
-    tested = _tested(before, test(network), test(original))
+    tested = _tested(before, test(trained.network), test(original))
     _show(tested, trained.history, folder, augmented=bool(settings.augment))
     gained = trained.best_epoch > 0 or not trained.history
     for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):
@@ -66,7 +63,7 @@ def run(config: DictConfig) -> bool:
     if done and exported.is_dir():
         print(f"{exported} holds what was exported before this training: export again")
     print(f"as ONNX: amc export run={folder}{recipe.network_again(record.network)}")
-    return not trained.complete
+    return recipe.Ended(not trained.complete)
 
 
 def _advice(
@@ -97,7 +94,7 @@ def _restart_offered() -> Iterator[None]:
         raise ArtifactError(f"{said} restart=true forgets what was trained.") from error
 
 
-def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
+def _settings(config: DictConfig) -> TrainingSettings:
     return TrainingSettings(
         epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -107,7 +104,7 @@ def _settings(config: DictConfig, data: DataSet) -> TrainingSettings:
         distillation_weight=config.distillation_weight,
         temperature=config.temperature,
         seed=config.seed,
-        augment=data.augment if config.augment is None else tuple(config.augment),
+        augment=tuple(config.augment or ()),
     )
 
 

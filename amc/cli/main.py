@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import io
 import logging
 import os
 import re
@@ -12,30 +12,39 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files as package_files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from amc import __version__
 from amc.cli.check import check_folders, check_options, check_overrides
-from amc.cli.explain import NO_OPTIONS, choices_of, explanations
+from amc.cli.explain import explanations
+from amc.cli.mistakes import said_by_hydra
+from amc.cli.objective import (
+    OBJECTIVE_COMMANDS,
+    check_directions,
+    directions_for_optuna,
+    directions_of,
+    objectives_of,
+)
 from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
-from amc.packages import check_packages
-from amc.runs import RUN_FILE
+from amc.packages import as_module, check_packages
+from amc.runs import RESUMED, RUN_FILE, functions_again
 
-Recipe = Callable[[DictConfig], bool]
-"""Runs a command; True if Ctrl-C was pressed and it ended with what it had."""
+if TYPE_CHECKING:
+    from amc.cli.recipe import Ended
+
+Recipe = Callable[[DictConfig], "Ended"]
+"""Runs a command."""
 
 COMMANDS = {
     "search": "find a smaller network within a budget",
@@ -46,7 +55,6 @@ COMMANDS = {
     "profile": "measure a device's latency table for a network",
 }
 
-RESUMED = ("search", "compare")
 CONTINUED = ("finetune", "profile")  # by the same command once more
 LEAVING_NOTHING = ("profile",)  # in their folder: what they make goes elsewhere
 HELP = {"-h", "--help"}
@@ -78,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs of a sweep were left out.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _print_utf8()
     if given and given[0] in COMMANDS:
         sys.exit(_run(given[0], given[1:]))
     if given and given[0] == "--version":
@@ -89,6 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(0 if given else 2)
 
 
+def _print_utf8() -> None:
+    """Let output be UTF-8 whatever the locale, and let nothing that it lacks end a command.
+
+    Names of files may hold bytes that are no text: they are shown by their numbers.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _usage() -> str:
     lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
     return USAGE.format(version=__version__, commands="\n".join(lines))
@@ -97,10 +116,14 @@ def _usage() -> str:
 def _run(command: str, arguments: Sequence[str]) -> int:
     codes: list[int] = []
 
-    def job(config: DictConfig) -> None:
-        codes.append(_run_job(command, config))
-        if codes[-1] == _INTERRUPTED:
+    def job(config: DictConfig) -> float | list[float] | None:
+        code, objective = _run_job(command, config)
+        codes.append(code)
+        if code == _INTERRUPTED:
             raise KeyboardInterrupt  # ends the sweep
+        if code and _optimises():
+            raise _WithoutObjectiveError(f"job {HydraConfig.get().job.num} failed, see above")
+        return objective
 
     job.__module__ = __name__
     start = hydra.main(version_base="1.3", config_path="pkg://amc.conf", config_name=command)(job)
@@ -111,6 +134,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
             from amc.cli.resume import place_of_resumed  # brings torch; --help can do without
 
             arguments = [*arguments, *place_of_resumed(arguments, command)]
+        if command in OBJECTIVE_COMMANDS:
+            arguments = [*arguments, *directions_for_optuna(arguments)]
         with _called_as(command, arguments):
             start()
     except KeyboardInterrupt:
@@ -119,8 +144,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except AmcError as error:
         return _report(error)
+    except _WithoutObjectiveError:
+        return max(codes)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return _report(ConfigError(_said_by_hydra(error)))
+        return _report(ConfigError(said_by_hydra(error, command)))
     except OSError as error:  # Hydra could not make its output folder
         return _report(_storage_error(error))
     except SystemExit as leaving:  # after --help, or an unknown flag
@@ -139,16 +166,33 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 # -- one job -------------------------------------------------------------------------------
 
 
-def _run_job(command: str, config: DictConfig) -> int:
-    """Run one job. An error ends the job, not the sweep: the other jobs' results count.
+class _WithoutObjectiveError(Exception):
+    """A job that has nothing for a sweeper that optimises: why is printed already."""
+
+
+def _optimises() -> bool:
+    """Whether the sweeper wants objectives."""
+    return directions_of(_sweeper()) is not None
+
+
+def _sweeper() -> dict[str, object]:
+    """Hydra's options of the sweeper; none without a sweep."""
+    hydra_config = HydraConfig.get()
+    return _as_mapping(hydra_config.sweeper) if hydra_config.mode == RunMode.MULTIRUN else {}
+
+
+def _run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
+    """Run one job: its exit code, and its objective.
+
+    An error ends the job, not the sweep: the other jobs' results count.
 
     A job that was refused or interrupted before it began leaves no folder.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     may_remove = _is_single_and_new(folder)
-    interrupted = False
+    interrupted, objective = False, None
     try:
-        code = _outcome(command, config)
+        code, objective = _outcome(command, config)
     except KeyboardInterrupt:
         code, interrupted = _INTERRUPTED, True
     begun = has_begun(folder, command)
@@ -158,7 +202,7 @@ def _run_job(command: str, config: DictConfig) -> int:
     if interrupted:
         advice = _how_to_go_on(command, config, folder if begun else None)
         print(f"interrupted by Ctrl-C: {advice}", file=sys.stderr)
-    return code
+    return code, objective
 
 
 def _is_single_and_new(folder: Path) -> bool:
@@ -170,9 +214,9 @@ def _is_single_and_new(folder: Path) -> bool:
 
 def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
     if command in RESUMED and begun is not None:
-        from amc.cli.recipe import network_again  # brings torch, which a begun run has
-
-        again = network_again(config.network)
+        device = config.get("device") or {}
+        named = {"network": config.network.name, "reward": config.reward}
+        again = functions_again({**named, "device.name": device.get("name")})
         return f"amc {command} resume={config.resume or begun}{again} goes on with it"
     if command in CONTINUED:
         again = " without restart=true" if config.get("restart") else ""
@@ -180,8 +224,8 @@ def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
     return "the same command starts it again"
 
 
-def _outcome(command: str, config: DictConfig) -> int:
-    """Exit code of one job.
+def _outcome(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
+    """Exit code and objective of one job.
 
     Raises:
         KeyboardInterrupt: Nothing caught Ctrl-C.
@@ -190,22 +234,23 @@ def _outcome(command: str, config: DictConfig) -> int:
         check_options(_as_mapping(config))
         check_folders(_as_mapping(config))
         check_overrides(HydraConfig.get().overrides.task)
+        check_directions(command, objectives_of(config.get("objective", [])), _sweeper())
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
-        interrupted = recipe(config)
+        interrupted, objective = recipe(config)
     except AmcError as error:
-        return _report(error)
+        return _report(error), None
     except OmegaConfBaseException as error:
-        return _report(ConfigError(_said_by_hydra(error)))
+        return _report(ConfigError(said_by_hydra(error, command))), None
     except OSError as error:
-        return _report(_storage_error(error))
+        return _report(_storage_error(error)), None
     except Exception:
         traceback.print_exc()
         _run_log.exception("amc failed")
-        return _FAILED
+        return _FAILED, None
     if interrupted and HydraConfig.get().mode == RunMode.MULTIRUN:
         print("the sweep ends here: its later jobs were not started", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+        return _INTERRUPTED, None
+    return 0, objective
 
 
 def _as_mapping(config: DictConfig) -> dict[str, object]:
@@ -230,6 +275,7 @@ def _storage_error(error: OSError) -> AmcError:
 
 # -- Hydra ---------------------------------------------------------------------------------
 
+_SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _NETWORK = re.compile(r"network=([\w.:,-]+)")
 
@@ -239,6 +285,14 @@ def _offer_networks(arguments: Sequence[str]) -> None:
 
     So ``network=resnet18`` and ``network=package.module:function`` need no file.
     """
+    for argument in arguments:
+        option, _, name = argument.partition("=")
+        module = as_module(name) if option == "network" else None
+        if module is not None:
+            raise ConfigError(
+                f"network={name} names a file. A network is a function, package.module:function: "
+                f"network={module}."
+            )
     folder = package_files("amc.conf") / "network"
     for match in filter(None, map(_NETWORK.fullmatch, arguments)):
         for name in match[1].split(","):
@@ -247,13 +301,24 @@ def _offer_networks(arguments: Sequence[str]) -> None:
                 ConfigStore.instance().store(name=name, group="network", node=node)
 
 
+def _quoted(override: str) -> str:
+    """An override whose value Hydra takes for text, where it has characters that Hydra lacks.
+
+    Values that are quoted, lists and sweeps are left to the user's own quotes.
+    """
+    name, _, value = override.partition("=")
+    if value.isascii() or not _SPECIAL.isdisjoint(value):
+        return override
+    return f"{name}='{value}'"
+
+
 @contextmanager
 def _called_as(command: str, arguments: Sequence[str]) -> Iterator[None]:
     """What Hydra reads from the process: its arguments, and to raise errors, not to print them."""
     flag = "HYDRA_FULL_ERROR"
     argv, full = sys.argv, os.environ.get(flag)
     # argparse wants all overrides in one piece, after the flags and their values.
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    overrides = [_quoted(argument) for argument in arguments if _OVERRIDE.match(argument)]
     flags = [argument for argument in arguments if not _OVERRIDE.match(argument)]
     sys.argv, os.environ[flag] = [f"amc {command}", *flags, *overrides], "1"
     try:
@@ -263,62 +328,3 @@ def _called_as(command: str, arguments: Sequence[str]) -> Iterator[None]:
         os.environ.pop(flag)
         if full is not None:
             os.environ[flag] = full
-
-
-def _said_by_hydra(error: Exception) -> str:
-    """Hydra's message without its internals."""
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given: {error.full_key}=<value>."
-    text = str(error)
-    if isinstance(error, OverrideParseException) and error.override not in text:
-        text = f"Error parsing override {error.override!r}: {text}"
-    if isinstance(error, OmegaConfBaseException):
-        text = text.partition("\n")[0]
-    if isinstance(error, OverrideParseException) and "=" not in error.override:
-        text = text.partition("\n")[0] + "\nOptions are written name=value, as in run=<folder>."
-    unknown = re.match(r"Could not override '([^']+)'", text)
-    if unknown:
-        return _unknown_option(unknown[1])
-    if "Config group override must be" in text:
-        text += "\nA number belongs to an option inside the group, as in budget.fraction=0.5."
-    missing = re.match(r".*Could not find '(\w+)/([^']+)'", text)
-    if missing:
-        near = difflib.get_close_matches(missing[2], choices_of(missing[1]), n=1)
-        hint = f". Did you mean {near[0]!r}?" if near else "."
-        text = missing[0] + hint + text[missing.end() :]
-    return text.partition("Config search path:")[0].rstrip()
-
-
-_MEANT = {"run": ["policy"], "policy": ["run"]}  # one command's name for what another calls so
-
-
-def _unknown_option(key: str) -> str:
-    options = _options()
-    having = options.pop(key, [])  # another command's, or of another choice of the group
-    near = difflib.get_close_matches(key, sorted(options), n=1)
-    near = _MEANT.get(key, near)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    if "." in key and having:
-        hint = f" What has it: {', '.join(having)}."
-    return f"Could not override {key!r}: there is no such option.{hint} All of them: --help."
-
-
-def _options() -> dict[str, list[str]]:
-    """Options of all commands and groups, as written on the command line -> what has them."""
-    conf = package_files("amc.conf")
-    found: dict[str, list[str]] = {}
-    for command in COMMANDS:
-        for key, value in _yaml(conf / f"{command}.yaml").items():
-            nested = value if isinstance(value, dict) else {}
-            for name in (key, *(f"{key}.{inner}" for inner in nested)):
-                found.setdefault(name, []).append(f"amc {command}")
-    for group in sorted(entry.name for entry in conf.iterdir() if entry.is_dir()):
-        if group not in NO_OPTIONS:
-            for choice in choices_of(group):
-                for option in _yaml(conf / group / f"{choice}.yaml"):
-                    found.setdefault(f"{group}.{option}", []).append(f"{group}={choice}")
-    return found
-
-
-def _yaml(file: Traversable) -> dict[str, Any]:
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -20,7 +20,7 @@ from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
-from amc.cost.todo import write_todo
+from amc.cost.todo import check_covers, write_todo
 from amc.errors import ConfigError, TableError
 from amc.task import SearchSpace
 
@@ -30,18 +30,22 @@ Shape = tuple[int, int, int]
 _REPEATED = ("data=", "data.", "network.", "env=", "env.")
 
 
-def run(config: DictConfig) -> bool:
+def run(config: DictConfig) -> recipe.Ended:
     """Trace, measure what is missing (or list it, or import it), say where the table is."""
     device = as_device(recipe.device_of(config))
-    if not config.todo:
+    if config.todo:
+        _check_list(config)
+    else:
         _check_source(device, config)
         _check_output(config)
-    data = recipe.data_of(recipe.plain(config.data))
-    network = recipe.network_of(recipe.plain(config.network), data, trained=False)
     space = recipe.space_of(recipe.plain(config.env))
+    space.pairs("latency_ms", device)
+    network, data = recipe.prepared(
+        recipe.plain(config.network), recipe.plain(config.data), trained=False
+    )
     if config.todo and device is not None:
         _list(config, device, network, data.image_shape, space)
-        return False
+        return recipe.Ended()
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
     path = device.table_path() if isinstance(device, LocalSpec) else Path()
@@ -54,7 +58,7 @@ def run(config: DictConfig) -> bool:
         f"written to {path}",
         _use(config, Path(config.output).expanduser() if config.output else None),
     )
-    return False
+    return recipe.Ended()
 
 
 def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
@@ -81,6 +85,14 @@ def _check_output(config: DictConfig) -> None:
         ) from error
 
 
+def _check_list(config: DictConfig) -> None:
+    """Find out before the network is built whether its list can be written."""
+    path = Path(config.todo).expanduser()
+    if path.exists():
+        raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
+    check_covers(config.todo_covers)
+
+
 def _list(
     config: DictConfig,
     device: Device | LocalSpec,
@@ -89,8 +101,6 @@ def _list(
     space: SearchSpace,
 ) -> None:
     path = Path(config.todo).expanduser()
-    if path.exists():
-        raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
     graph = graph_of(network, image_shape)
     device = settled(device)
     choices = space.choices(graph, "latency_ms", device)

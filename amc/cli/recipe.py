@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -14,14 +14,32 @@ from torch import nn
 
 from amc import api
 from amc.candidate import RecoverySettings
-from amc.cost.budget import Budget
+from amc.cost.budget import DEVICE_METRICS, Budget
+from amc.cost.shipped import as_device
 from amc.data import DataSet, build_data
 from amc.errors import ConfigError, NetworkError
 from amc.networks import build_network, load_checkpoint, outputs_in
+from amc.networks.build import check_network_name
+from amc.networks.checkpoint import check_checkpoint
 from amc.report.tables import comparison_table
+from amc.runs import functions_again
 from amc.task import SearchSpace
 
 log = logging.getLogger("amc")
+
+
+class Ended(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+        interrupted: Whether Ctrl-C was pressed, and it ended with what it had.
+        objective: What a sweeper that optimises gets (`amc.cli.objective`); None: nothing.
+    """
+
+    interrupted: bool = False
+    objective: float | list[float] | None = None
+
+
 TRAINED_BY_AMC = ("digits",)  # small enough to train a base network in seconds
 
 
@@ -41,6 +59,23 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def prepared(
+    network: Mapping[str, Any], data: Mapping[str, Any], *, trained: bool = True
+) -> tuple[nn.Module, DataSet]:
+    """The network and the data of two config groups: the data are read once all is checked.
+
+    Args:
+        trained: Whether the network needs its weights.
+
+    Raises:
+        ConfigError, NetworkError: As `network_of`.
+        DataError: The data cannot be read.
+    """
+    check_network(network, data, trained=trained)
+    found = data_of(data)
+    return network_of(network, found, trained=trained), found
+
+
 def data_of(options: Mapping[str, Any]) -> DataSet:
     """The data set of a config group."""
     return build_data(**options)
@@ -53,19 +88,40 @@ def device_of(config: DictConfig) -> dict[str, Any] | None:
     return absolute_paths(plain(config.device), ["path"])
 
 
-def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
-    """The network of a config group, with its weights.
-
-    It has an output for each class of the data, or as many as ``network.options.num_classes`` or
-    its checkpoint say: then the data's labels do not count (`amc.task.data_for`).
+def check_network(
+    options: Mapping[str, Any], data: Mapping[str, Any], *, trained: bool = True
+) -> None:
+    """Check a network's options before anything is read.
 
     Raises:
-        NetworkError: There is no checkpoint, and the network cannot be trained in seconds.
+        ConfigError: It is given what the data decide.
+        NetworkError: There is no such network or checkpoint; or there is no checkpoint, and the
+            network cannot be trained in seconds.
     """
-    name, given = str(options["name"]), dict(options.get("options") or {})
+    name, given = str(options["name"]), options.get("options") or {}
     own = sorted({"name", "image_shape"} & set(given))
     if own:
         raise ConfigError(f"network.options must not hold {', '.join(own)}: the data decide them.")
+    check_network_name(name)
+    if not trained:
+        return
+    if options.get("checkpoint"):
+        check_checkpoint(Path(options["checkpoint"]).expanduser())
+    elif ":" not in name and data.get("name") not in TRAINED_BY_AMC:
+        raise NetworkError(
+            f"Network {name!r} has no weights for data {data.get('name')!r}. Give a trained "
+            "checkpoint: network.checkpoint=<file.safetensors or .pt>, or a function of your own "
+            "that loads them: network=package.module:function."
+        )
+
+
+def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
+    """The network of a config group that is checked (`check_network`), with its weights.
+
+    It has an output for each class of the data, or as many as ``network.options.num_classes`` or
+    its checkpoint say: then the data's labels do not count (`amc.task.data_for`).
+    """
+    name, given = str(options["name"]), dict(options.get("options") or {})
     asked = given.pop("num_classes", None)
 
     def build(outputs: int | None) -> nn.Module:
@@ -82,17 +138,9 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
         load_checkpoint(network, path)
         return network
     network = build(asked or data.num_classes or None)
-    if not trained:
-        return network
-    if ":" in name:
+    if not trained or ":" in name:
         return network  # the user's function brings the weights
-    if data.name in TRAINED_BY_AMC:
-        return api.train_base(network, data, name)
-    raise NetworkError(
-        f"Network {name!r} has no weights for data {data.name!r}. Give a trained checkpoint: "
-        "network.checkpoint=<file.safetensors or .pt>, or a function of your own that loads them: "
-        "network=package.module:function."
-    )
+    return api.train_base(network, data, name)
 
 
 def recorded_data(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
@@ -121,8 +169,7 @@ def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[st
 
 def network_again(recorded: Mapping[str, Any]) -> str:
     """What a later command on a run needs beside it: its function, if a function made it."""
-    name = str(recorded.get("name"))
-    return f" network={name}" if ":" in name else ""
+    return functions_again({"network": recorded.get("name")})
 
 
 def space_of(options: Mapping[str, Any]) -> SearchSpace:
@@ -143,6 +190,20 @@ def budget_of(options: Mapping[str, Any]) -> Budget:
     """The budget config group; an absolute bound takes the place of the default fraction."""
     absolute = options.get("absolute")
     return Budget.of({**options, "fraction": options.get("fraction") if absolute is None else None})
+
+
+def check_prices(objectives: Sequence[str], device: Mapping[str, Any] | None) -> None:
+    """Check that the device prices the objectives that are a device's metrics.
+
+    Raises:
+        ConfigError: It does not, or there is none.
+    """
+    loaded = as_device(device)
+    priced = () if loaded is None else loaded.metrics
+    for name in objectives:
+        if name in DEVICE_METRICS and name not in priced:
+            named = "there is no device" if loaded is None else f"device {loaded.name} does not"
+            raise ConfigError(f"objective={name} needs a device that prices it, and {named}.")
 
 
 def recovery_of(options: Mapping[str, Any]) -> RecoverySettings:

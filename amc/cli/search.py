@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,27 @@ from omegaconf import DictConfig
 from amc import api, journal
 from amc.artifact import RunRecord
 from amc.cli import recipe
+from amc.cli.objective import objectives_of, value_of
 from amc.cli.resume import read_run
+from amc.runs import resume_command
 
 
-def run(config: DictConfig) -> bool:
-    """Set up, search, write, show. True if Ctrl-C was pressed."""
+def run(config: DictConfig) -> recipe.Ended:
+    """Set up, search, write, show."""
+    objectives = objectives_of(config.objective)
     if config.resume is None:
         folder = recipe.run_folder()
         record = _record(config)
         record.write(folder)
-        return _search(record, folder)
+        return _search(record, folder, objectives)
     folder = Path(config.resume).expanduser()
     overrides = (text.partition("=") for text in HydraConfig.get().overrides.task)
     given = {name: value for name, _, value in overrides}
     record = read_run(folder, _settings(config), given)
     if journal.is_finished(folder):
         print(f"{folder} is finished: nothing to resume, its results are there")
-        return False
-    return _search(record, folder, resume=True, resume_force=config.resume_force)
+        return recipe.Ended()
+    return _search(record, folder, objectives, resume=True, resume_force=config.resume_force)
 
 
 def _record(config: DictConfig) -> RunRecord:
@@ -47,7 +51,9 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     return {"seed": config.seed, "reward": config.reward, **found}
 
 
-def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
+def _search(
+    record: RunRecord, folder: Path, objectives: Sequence[str], **resuming: bool
+) -> recipe.Ended:
     """Search as the record says."""
     settings, options = record.settings, record.settings["search"]
     device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
@@ -55,10 +61,10 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
     recovery = recipe.recovery_of(settings["recovery"])
     observation = settings["env"]["observation"]
     api.check_search(
-        settings["agent"], settings["reward"], device, budget, options["reaim"], observation
+        settings["agent"], settings["reward"], device, budget, options["reaim"], observation, space
     )
-    data = recipe.data_of(record.data)
-    network = recipe.network_of(record.network, data)
+    recipe.check_prices(objectives, device)
+    network, data = recipe.prepared(record.network, record.data)
     result = api.search(
         network,
         data,
@@ -83,5 +89,5 @@ def _search(record: RunRecord, folder: Path, **resuming: bool) -> bool:
     )
     recipe.show(result, folder)
     if result.interrupted:
-        print(f"the rest: amc search resume={folder}{recipe.network_again(record.network)}")
-    return result.interrupted
+        print(f"the rest: {resume_command(folder)}")
+    return recipe.Ended(result.interrupted, value_of(result, objectives))

@@ -32,16 +32,17 @@ Outcomes = Generator[CellResult | Failure, None, None]
 def task_arguments(record: RunRecord) -> dict[str, Any]:
     """What `amc.bench.Bench` takes, from a record: the network is built, the data opened."""
     settings, options = record.settings, record.settings["search"]
-    data = recipe.data_of(record.data)
+    space, recovery = recipe.space_of(settings["env"]), recipe.recovery_of(settings["recovery"])
+    network, data = recipe.prepared(record.network, record.data)
     return {
-        "network": recipe.network_of(record.network, data),
+        "network": network,
         "data": data,
         "device": dict(record.device) or None,
         "budget": recipe.budget_of(record.budget),
         "evaluations": options["evaluations"],
         "reward": settings["reward"],
-        "space": recipe.space_of(settings["env"]),
-        "recovery": recipe.recovery_of(settings["recovery"]),
+        "space": space,
+        "recovery": recovery,
         "search_images": options["images"],
         "bfloat16": options["bfloat16"],
         "final_candidates": options["final_candidates"],
@@ -134,7 +135,8 @@ _here: dict[str, Any] = {}  # bench (or error), done, ended: of the process, for
 
 
 def _prepare(record: RunRecord, done: Any, ended: Any) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (one bar is enough; a crash is seen anyway)
+    # One bar is enough; a crash is seen anyway.
+    sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _build(record, done, ended)
 

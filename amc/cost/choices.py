@@ -47,6 +47,15 @@ class Choices:
         return any(counts[0] == 0 for counts in self.kept)
 
 
+def check_ratio(min_preserve_ratio: float) -> None:
+    """
+    Raises:
+        ConfigError: It is not in (0, 1].
+    """
+    if not 0 < min_preserve_ratio <= 1:
+        raise ConfigError(f"env.min_preserve_ratio must be in (0, 1], got {min_preserve_ratio!r}.")
+
+
 def choices_for(
     graph: NetworkGraph,
     pairs: Sequence[Bits],
@@ -67,8 +76,7 @@ def choices_for(
     Raises:
         ConfigError: ``min_preserve_ratio`` is not in (0, 1].
     """
-    if not 0 < min_preserve_ratio <= 1:
-        raise ConfigError(f"env.min_preserve_ratio must be in (0, 1], got {min_preserve_ratio!r}.")
+    check_ratio(min_preserve_ratio)
     kept = []
     for group in graph.groups:
         lowest = _lowest(group.size, min_preserve_ratio)

@@ -18,6 +18,15 @@ NOTE = (
 )
 
 
+def check_covers(covers: str) -> None:
+    """
+    Raises:
+        TableError: It is none of what a list may cover.
+    """
+    if covers not in LISTED:
+        raise TableError(f"todo_covers must be one of {', '.join(LISTED)}, got {covers!r}.")
+
+
 def write_todo(
     device: Device | LocalSpec,
     requests: Iterable[Request],
@@ -40,8 +49,7 @@ def write_todo(
         TableError: Unknown ``covers``, or a header that a file cannot hold.
         StorageError: The file cannot be written.
     """
-    if covers not in LISTED:
-        raise TableError(f"todo_covers must be one of {', '.join(LISTED)}, got {covers!r}.")
+    check_covers(covers)
     wanted = [
         request
         for request in dict.fromkeys(requests)

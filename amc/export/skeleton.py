@@ -31,6 +31,15 @@ OPSETS = range(13, 21)  # 13: the first with scales per channel; 20: the exporte
 _UNKNOWN = re.compile(r"operator '?([\w:.]+)'?")
 
 
+def check_opset(opset: int) -> None:
+    """
+    Raises:
+        ConfigError: The opset is not one that can be written.
+    """
+    if opset not in OPSETS:
+        raise ConfigError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}.")
+
+
 def write_skeleton(
     network: nn.Module, image_shape: tuple[int, int, int], opset: int
 ) -> tuple[onnx.ModelProto, dict[str, nn.Conv2d | nn.Linear]]:
@@ -44,8 +53,7 @@ def write_skeleton(
         NetworkError: As `admit`: the network does not run on the images, ...
         ExportError: An operator has no ONNX form.
     """
-    if opset not in OPSETS:
-        raise ConfigError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}.")
+    check_opset(opset)
     network = admit(network, image_shape).requires_grad_(False)
     layers = _replace_layers(network)
     images = torch.zeros(2, *image_shape)

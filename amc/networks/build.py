@@ -38,6 +38,18 @@ TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_network_name(name: str) -> None:
+    """Check that there is such a network, without building it.
+
+    Raises:
+        NetworkError: The name is unknown, or the function cannot be imported.
+    """
+    if ":" in name:
+        import_named(name, "Network", "function", NetworkError)
+    elif name not in NETWORKS and name not in _torchvision_names():
+        raise _unknown(name)
+
+
 def build_network(
     name: str,
     *,
@@ -62,6 +74,7 @@ def build_network(
         NetworkError: The name is unknown, the function cannot be imported, the builder fails,
             or what it returns is no nn.Module.
     """
+    check_network_name(name)
     counted = {} if num_classes is None else {"num_classes": num_classes}
     arguments: dict[str, Any] = {**counted, "image_shape": image_shape, **options}
     if name in NETWORKS and num_classes is None:
@@ -74,12 +87,10 @@ def build_network(
         build, arguments = _users_builder(name, {**arguments, "seed": seed}, set(options))
     elif name in NETWORKS:
         build = NETWORKS[name]
-    elif name in _torchvision_names():
+    else:
         build = partial(_torchvision_network, name)
         del arguments["image_shape"]
         arguments = {**TORCHVISION_OPTIONS.get(name, {}), **arguments}
-    else:
-        raise _unknown(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _called(name, build, arguments)

@@ -20,6 +20,20 @@ SHOWN = 8
 _LONGEST = 300  # characters of a key in a message
 
 
+def check_checkpoint(path: Path) -> None:
+    """Check that a checkpoint is there, and of a kind that is read; nothing of it is read.
+
+    Raises:
+        NetworkError: It is not.
+    """
+    if path.suffix not in _READERS:
+        raise NetworkError(
+            f"Checkpoint {path} must be one of {', '.join(_READERS)}, got {path.suffix!r}."
+        )
+    if not path.is_file():
+        raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
+
+
 def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[str] = ()) -> None:
     """Load a .safetensors, .pt or .pth file into ``network``; on an error it is unchanged.
 
@@ -69,14 +83,8 @@ def outputs_in(path: str | Path, network: nn.Module, outputs: int) -> int | None
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint."""
-    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
-    if path.suffix not in readers:
-        raise NetworkError(
-            f"Checkpoint {path} must be one of {', '.join(readers)}, got {path.suffix!r}."
-        )
-    if not path.is_file():
-        raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
-    return _as_numbers(_without_prefix(readers[path.suffix](path)), path)
+    check_checkpoint(path)
+    return _as_numbers(_without_prefix(_READERS[path.suffix](path)), path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -197,3 +205,6 @@ def _name(key: object) -> str:
     """A key in a message: a file's may be long, or not for printing."""
     short = isinstance(key, str) and len(key) <= _LONGEST and key.isprintable()
     return str(key) if short else shown(key)
+
+
+_READERS = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard import summary as torch_summary
 
+from amc.errors import StorageError
 from amc.files import storage_error
 from amc.report.plots import LayerRow
 from amc.strategy import FLOAT_BITS
@@ -48,6 +49,12 @@ class EventWriter:
             self._writer: Any = SummaryWriter(str(folder), purge_step=first)
         except OSError as error:
             raise storage_error(folder, error) from error
+        except UnicodeEncodeError as error:
+            raise StorageError(
+                f"TensorBoard cannot write into {folder}: its name is no UTF-8 text. Choose "
+                "another folder; or, where Python takes file names for ASCII (the locale C), set "
+                "PYTHONUTF8=1."
+            ) from error
         self._strips: dict[int, StrategyStrip] = {}  # by the number of layers
 
     def episode(self, index: int, scalars: Mapping[str, float]) -> None:

@@ -21,6 +21,8 @@ from amc.cli import finetune as finetune_recipe
 from amc.cli import profile as profile_recipe
 from amc.cli import search as search_recipe
 from amc.cli.explain import commented
+from amc.cli.recipe import Ended
+from amc.runs import NETWORK_FILES
 from tests.cli.command import SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -110,7 +112,9 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(search_recipe, "run", lambda config: bool(seen.append(config.network.name)))
+    monkeypatch.setattr(
+        search_recipe, "run", lambda config: Ended(bool(seen.append(config.network.name)))
+    )
     assert amc("search", "-m", "network=resnet18,tests.cli.nets:tiny") == 0
     assert seen == ["resnet18", "tests.cli.nets:tiny"]
 
@@ -140,7 +144,10 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("data.name=digit", "Unknown data set 'digit'. Did you mean digits, mnist?"),
         ("~agent", "Key 'agent' is not in struct"),
         ("outputs/search/a", "Options are written name=value, as in run=<folder>."),
-        ("policy=a", "Could not override 'policy': there is no such option. Did you mean 'run'?"),
+        (
+            "policy=a",
+            "Could not override 'policy': amc search has no such option. What has it: amc",
+        ),
         ("~device", "latency_ms needs a device"),
     ],
 )
@@ -236,7 +243,7 @@ def test_an_output_folder_that_cannot_be_made_is_said_in_one_line(
 def test_a_bug_shows_its_traceback_and_leaves_it_in_the_log(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    def broken(config: object) -> bool:
+    def broken(config: object) -> Ended:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(profile_recipe, "run", broken)
@@ -254,7 +261,7 @@ def test_folder_arguments_and_environment_are_left_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(search_recipe, "run", lambda config: bool(seen.append(os.getcwd())))
+    monkeypatch.setattr(search_recipe, "run", lambda config: Ended(bool(seen.append(os.getcwd()))))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     before = sys.argv
     assert search() == 0
@@ -267,9 +274,9 @@ def test_folder_arguments_and_environment_are_left_as_they_were(
 def test_log_goes_to_stderr_and_with_times_into_the_run_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    def talk(config: object) -> bool:
+    def talk(config: object) -> Ended:
         logging.getLogger("amc").info("hello")
-        return False
+        return Ended()
 
     monkeypatch.setattr(search_recipe, "run", talk)
     assert search("hydra.run.dir=out") == 0
@@ -299,7 +306,7 @@ def test_jobs_of_a_sweep_run_with_their_own_values_wherever_the_flag_stands(
     monkeypatch.setattr(
         search_recipe,
         "run",
-        lambda config: bool(seen.append((config.seed, config.budget.fraction))),
+        lambda config: Ended(bool(seen.append((config.seed, config.budget.fraction)))),
     )
     assert amc("search", "seed=0,1", "-m", "budget.fraction=0.3", *SMALL) == 0
     assert seen == [(0, 0.3), (1, 0.3)]
@@ -310,9 +317,9 @@ def test_a_sweep_ends_after_the_job_that_ctrl_c_ended_early(
 ) -> None:
     seen: list[int] = []
 
-    def ended_early(config: object) -> bool:
+    def ended_early(config: object) -> Ended:
         seen.append(1)
-        return True
+        return Ended(interrupted=True)
 
     monkeypatch.setattr(search_recipe, "run", ended_early)
     assert search("-m", "seed=0,1,2") == 130
@@ -323,7 +330,7 @@ def test_a_sweep_ends_after_the_job_that_ctrl_c_ended_early(
 def test_ctrl_c_that_nothing_catches_ends_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    def interrupted(config: object) -> bool:
+    def interrupted(config: object) -> Ended:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_recipe, "run", interrupted)
@@ -342,7 +349,7 @@ def test_a_search_refused_after_its_journal_began_leaves_no_folder(capsys: Outpu
 def test_ctrl_c_after_the_first_trials_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    def interrupted(config: object) -> bool:
+    def interrupted(config: object) -> Ended:
         with closing(sqlite3.connect("out/journal.sqlite")) as journal:
             journal.execute("CREATE TABLE trials (evaluation INTEGER)")
             journal.execute("INSERT INTO trials VALUES (1)")
@@ -367,12 +374,13 @@ def test_ctrl_c_after_the_first_trials_says_how_to_go_on(
 def test_ctrl_c_in_a_command_without_a_folder_removes_nothing(
     command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    def interrupted(config: object) -> bool:
+    def interrupted(config: object) -> Ended:
         raise KeyboardInterrupt
 
     module = {"finetune": finetune_recipe, "export": export_recipe}[command]
     monkeypatch.setattr(module, "run", interrupted)
-    (tmp_path / "run.json").touch()
+    for name in ("run.json", *NETWORK_FILES):
+        (tmp_path / name).touch()
     assert amc(command, f"run={tmp_path}") == 130
     assert capsys.readouterr().err == f"interrupted by Ctrl-C: {said}\n"
     assert (tmp_path / "run.json").exists()

@@ -1,0 +1,123 @@
+"""What Hydra says of a mistaken command line, in the words of this command line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from importlib.resources import files as package_files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import yaml
+from hydra.errors import OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from amc.cli.explain import NO_OPTIONS, choices_of
+
+# Hydra's plugins are packages of their own: hydra-<first word>-<kind>.
+_PLUGINS = {
+    "launcher": ("joblib", "ray", "ray_aws", "rq", "submitit_local", "submitit_slurm"),
+    "sweeper": ("ax", "nevergrad", "optuna"),
+}
+_PLUGIN_NOTES = {
+    "optuna": " It needs Optuna 2, and the agents tpe, gp and cma_es need Optuna 4: install it "
+    "into an environment of its own.",
+}
+
+# What each command calls the run that it starts from.
+_RUN_OPTIONS = {
+    "apply": "policy",
+    "compare": "resume",
+    "export": "run",
+    "finetune": "run",
+    "search": "resume",
+}
+
+
+def said_by_hydra(error: Exception, command: str) -> str:
+    """Hydra's message without its internals."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be given: {error.full_key}=<value>."
+    text = str(error)
+    if isinstance(error, OverrideParseException) and error.override not in text:
+        text = f"Error parsing override {error.override!r}: {text}"
+    if isinstance(error, OmegaConfBaseException):
+        text = text.partition("\n")[0]
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        text = text.partition("\n")[0] + "\nOptions are written name=value, as in run=<folder>."
+    if text.startswith("LexerNoViableAltException") and isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} has characters that must be quoted, twice because the shell takes "
+            "the first quotes: \"run='photos (1)'\", or, in a list, \"agents=['a b']\"."
+        )
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_option(unknown[1], command)
+    if "Config group override must be" in text:
+        text += "\nA number belongs to an option inside the group, as in budget.fraction=0.5."
+    plugin = re.match(r".*Could not find 'hydra/(launcher|sweeper)/([^']+)'", text)
+    if plugin:
+        return _missing_plugin(plugin[1], plugin[2])
+    missing = re.match(r".*Could not find '(\w+)/([^']+)'", text)
+    if missing:
+        near = difflib.get_close_matches(missing[2], choices_of(missing[1]), n=1)
+        hint = f". Did you mean {near[0]!r}?" if near else "."
+        text = missing[0] + hint + text[missing.end() :]
+    return text.partition("Config search path:")[0].rstrip()
+
+
+def _missing_plugin(kind: str, name: str) -> str:
+    if name in _PLUGINS[kind]:
+        package = f"hydra-{name.partition('_')[0]}-{kind}"
+        return (
+            f"hydra/{kind}={name} is in a package that is not installed: pip install {package}."
+            f"{_PLUGIN_NOTES.get(name, '')}"
+        )
+    near = difflib.get_close_matches(name, _PLUGINS[kind], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"There is no hydra/{kind}={name}.{hint} Known: basic and, each in a package of its own, "
+        f"{', '.join(_PLUGINS[kind])}."
+    )
+
+
+def _unknown_option(key: str, command: str) -> str:
+    options = _options()
+    having = options.pop(key, [])  # another command's, or of another choice of the group
+    near = difflib.get_close_matches(key, sorted(options), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if having:
+        hint = f" What has it: {', '.join(having)}."
+    if key in _RUN_OPTIONS.values() and command in _RUN_OPTIONS:
+        hint += f" What amc {command} starts from is {_RUN_OPTIONS[command]}=<folder of a run>."
+    return (
+        f"Could not override {key!r}: amc {command} has no such option.{hint} All of them: "
+        f"amc {command} --help."
+    )
+
+
+def _options() -> dict[str, list[str]]:
+    """Options of all commands and groups, as written on the command line -> what has them."""
+    conf = package_files("amc.conf")
+    found: dict[str, list[str]] = {}
+    for command in commands():
+        for key, value in _yaml(conf / f"{command}.yaml").items():
+            nested = value if isinstance(value, dict) else {}
+            for name in (key, *(f"{key}.{inner}" for inner in nested)):
+                found.setdefault(name, []).append(f"amc {command}")
+    for group in sorted(entry.name for entry in conf.iterdir() if entry.is_dir()):
+        if group not in NO_OPTIONS:
+            for choice in choices_of(group):
+                for option in _yaml(conf / group / f"{choice}.yaml"):
+                    found.setdefault(f"{group}.{option}", []).append(f"{group}={choice}")
+    return found
+
+
+def commands() -> list[str]:
+    """The commands, which have a file of their options each."""
+    names = (entry.name for entry in package_files("amc.conf").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _yaml(file: Traversable) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
