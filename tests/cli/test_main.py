@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -13,15 +14,19 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 import amc_command
 from amc import __version__
 from amc.cli import export as export_recipe
 from amc.cli import finetune as finetune_recipe
 from amc.cli import profile as profile_recipe
+from amc.cli import recipe
 from amc.cli import search as search_recipe
 from amc.cli.explain import commented
+from amc.cli.mistakes import said_by_hydra
 from amc.cli.recipe import Ended
+from amc.errors import ArtifactError, StorageError
 from amc.runs import NETWORK_FILES
 from tests.cli.command import SMALL, amc, search
 
@@ -492,3 +497,144 @@ hydra:
         ("group.list", "third"),
         ("last", "fourth"),
     ]
+
+
+# -- words that help ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "said"),
+    [
+        (
+            "search",
+            "run=x",
+            "amc search has no such option. What has it: amc export, amc finetune. What amc search "
+            "starts from is resume=<folder of a run>. All of them: amc search --help.",
+        ),
+        (
+            "finetune",
+            "policy=x",
+            "amc finetune has no such option. What has it: amc apply. What amc finetune starts "
+            "from is run=<folder of a run>.",
+        ),
+        ("search", "epochs=3", "amc search has no such option. What has it: amc finetune. All"),
+        ("export", "seed=3", "What has it: amc finetune, amc search. All"),
+        ("search", "evaluation=3", "no such option. Did you mean 'search.evaluations'?"),
+    ],
+)
+def test_an_option_of_another_command_is_said_to_be_one(
+    command: str, argument: str, said: str, capsys: Output
+) -> None:
+    assert amc(command, argument) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("hydra/launcher=joblib", "not installed: pip install hydra-joblib-launcher.\n"),
+        ("hydra/launcher=submitit_slurm", "not installed: pip install hydra-submitit-launcher.\n"),
+        (
+            "hydra/sweeper=ax",
+            "hydra/sweeper=ax is in a package that is not installed: pip install hydra-ax-sweeper.",
+        ),
+        ("hydra/sweeper=optina", "There is no hydra/sweeper=optina. Did you mean 'optuna'? Known:"),
+    ],
+)
+def test_a_launcher_or_sweeper_that_is_missing_says_which_package_has_it(
+    argument: str, said: str, capsys: Output
+) -> None:
+    assert search("-m", argument, "seed=0,1") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_package_of_a_missing_plugin_is_that_of_all_its_variants() -> None:
+    said = said_by_hydra(HydraException("Could not find 'hydra/sweeper/optuna'"), "search")
+    assert "pip install hydra-optuna-sweeper. It needs Optuna 2, and the agents tpe" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "module"),
+    [
+        ("./mynet.py:build", "mynet:build"),
+        ("mynet.py", "mynet:<name>"),
+        ("nets/mynet.py:build", "nets.mynet:build"),
+        ("nets/../mynet:build", "mynet:build"),
+        ("/elsewhere/mynet.py:build", "mynet:build, called from /elsewhere"),
+    ],
+)
+def test_a_network_that_is_named_by_its_file_is_told_its_module(
+    given: str, module: str, capsys: Output
+) -> None:
+    assert amc("search", f"network={given}") == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: network={given} names a file. A network is a function, package.module:function: "
+        f"network={module}.\n"
+    )
+
+
+def test_an_unfinished_run_is_refused_with_what_finishes_it(capsys: Output) -> None:
+    run = Path("outputs/search/killed")
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"kind": "search"}')
+    for command in ("finetune", "export"):
+        assert amc(command, f"run={run}") == 2
+        said = capsys.readouterr().err
+        assert f"amc search resume={run} goes on with it.\n" in said
+        assert amc(command, f"run={run.parent}") == 2
+        said = capsys.readouterr().err
+        assert "run.json not found. The search in outputs/search/killed is unfinished" in said
+
+
+# -- any locale -----------------------------------------------------------------------------
+
+
+def test_output_is_utf8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+
+    def show(config: object) -> Ended:
+        recipe.console_for_tables().print("0.146 ± 0.001 ms in dé/\udcff")
+        logging.getLogger("amc").info("dé")
+        raise ArtifactError("dé/\udcff")
+
+    monkeypatch.setattr(search_recipe, "run", show)
+    assert search("hydra.run.dir=out") == 2
+    for stream in streams:
+        stream.flush()
+    out, err = [stream.buffer.getvalue().decode("utf-8") for stream in streams]
+    assert out == "0.146 ± 0.001 ms in dé/\\udcff\n"
+    assert err == "dé\nerror: dé/\\udcff\n"
+
+
+def test_the_log_in_the_run_folder_is_utf8_whatever_the_locale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(config: object) -> Ended:
+        raise StorageError("dé/\udcff")
+
+    monkeypatch.setattr(search_recipe, "run", fail)
+    assert search("hydra.run.dir=out") == 1
+    assert "[ERROR] - dé/\\udcff" in Path("out/search.log").read_text(encoding="utf-8")
+
+
+def test_names_of_files_are_text_in_a_locale_that_knows_ascii_only(tmp_path: Path) -> None:
+    code = "import sys, amc_command; sys.argv = ['amc', *sys.argv[1:]]; amc_command.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "finetune", "run=dé/no"],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 2
+    said = "error: Run folder not found: dé/no. Give the folder of a search.\n"
+    assert done.stderr.decode("utf-8") == said
+
+
+def test_a_value_with_letters_that_hydra_does_not_know_needs_no_quotes(capsys: Output) -> None:
+    for given in ("run=dé/no", "run='dé/no'"):
+        assert amc("finetune", given) == 2
+        assert "Run folder not found: dé/no." in capsys.readouterr().err
+    assert amc("finetune", "run=dé/(1)") == 2
+    assert "run=dé/(1) has characters that must be quoted, twice" in capsys.readouterr().err

@@ -133,3 +133,8 @@ def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="Could not write"):
         EventWriter(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_tensorboard_cannot_name_is_said_in_one_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"its name is no UTF-8 text.*set PYTHONUTF8=1"):
+        EventWriter(tmp_path / "d\udcff")
