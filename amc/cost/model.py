@@ -29,6 +29,7 @@ from amc.cost.choices import (
 )
 from amc.cost.device import Device
 from amc.cost.formulas import is_paired
+from amc.cost.frozen import FrozenPart, frozen_parts, said_of_frozen
 from amc.cost.prices import (
     OF_WEIGHTS,
     ConversionPrices,
@@ -202,15 +203,31 @@ class CostModel:
         on = f" on {self.device.name}" if metric in DEVICE_METRICS and self.device else ""
         bits = " and bits" if len(self.choices.pairs) > 1 else ""
         of_device = on and self.device and self.device.channel_step == self.choices.channel_step
-        less = advice_for_less(self.graph, self.choices, "the device's" if of_device else "the")
+        whose = "the device's" if of_device else "the"
+        frozen = frozen_parts(self.graph, [priced.operator for priced in self.priced], costs)
+        helps = self._smallest(walk, frozen) <= self.bound
+        less = advice_for_less(self.graph, self.choices, whose) if helps else ""
         return UnreachableBudgetError(
             f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
             f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "
             f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
             f"{self.choices.min_preserve_ratio:g} allows. What bounds it: "
             f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
+            f"{said_of_frozen(frozen, self.original)}"
             f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'}"
             f"{f' or {less}' if less else ''}."
+        )
+
+    def _smallest(self, walk: WalkCosts, frozen: Sequence[FrozenPart]) -> float:
+        """What no ratio and no step could get below: one channel of each group, or none at all.
+
+        A device need not price one channel: there it is what is frozen alone.
+        """
+        if self.budget.metric in DEVICE_METRICS:
+            return math.fsum(part.cost for part in frozen)
+        ones = [1 if group.is_free else group.size for group in self.graph.groups]
+        return self.cost(
+            [min(count, kept) for count, kept in zip(ones, walk.kept, strict=True)], walk.pairs
         )
 
     # -- prices -------------------------------------------------------------------------------

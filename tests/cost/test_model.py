@@ -1,12 +1,13 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from amc.compress.verify import graph_of
+from amc.compress.verify import freeze_groups, graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import (
@@ -20,6 +21,7 @@ from amc.cost.roofline import Energy, RooflineDevice
 from amc.errors import BudgetError, ConfigError, DeviceError, StrategyError, UnreachableBudgetError
 from amc.graph.blocks import without
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from tests.conftest import TINY_CLASSES
 from tests.cost.asked import RememberingTable
 from tests.graph.nets import (
     SHAPE,
@@ -411,10 +413,11 @@ def test_unreachable_budget_names_the_device_and_the_option_that_was_given(tiny_
         CostModel(tiny_graph, choices, Budget("latency_ms", absolute=1e-4), DEVICE)
 
 
-def unreachable(graph, low, step, device=None):
+def unreachable(graph, low, step, device=None, fraction=0.14):
+    """What is said of a budget that one channel of each group, 0.13 of the MACs, would meet."""
     metric = "macs" if device is None else "latency_ms"
     with pytest.raises(UnreachableBudgetError) as caught:
-        model_of(graph, metric, 0.01, device, low=low, step=step)
+        model_of(graph, metric, fraction, device, low=low, step=step)
     return str(caught.value)
 
 
@@ -443,7 +446,53 @@ def test_unreachable_budget_advises_what_would_allow_fewer_channels(tiny_graph, 
 def test_unreachable_budget_advises_only_another_budget_where_every_group_has_one_channel(
     tiny_graph,
 ):
-    assert unreachable(tiny_graph, 0.1, 1).endswith("Raise budget.fraction.")
+    assert unreachable(tiny_graph, 0.1, 1, fraction=0.12).endswith("Raise budget.fraction.")
+
+
+def test_unreachable_budget_advises_no_fewer_channels_where_one_of_each_were_too_many(tiny_graph):
+    assert tiny_macs(1, 1) > 0.12 * tiny_macs(4, 6)
+    assert unreachable(tiny_graph, 0.5, 2, fraction=0.12).endswith("Raise budget.fraction.")
+
+
+def test_unreachable_budget_names_what_is_frozen_with_its_reason_and_its_share(tiny_graph):
+    (conv2,) = [group.index for group in tiny_graph.groups if group.name == "conv2"]
+    graph = freeze_groups(tiny_graph, {conv2: "is normalised over its channels"})
+    # conv3 has 6 channels before and after; the linear layer 6 before and 5 classes after.
+    conv3, linear, original = 6 * 6 * 9 * 4 * 4, 6 * TINY_CLASSES, tiny_macs(4, 6)
+    said = (
+        f"Frozen, with {(conv3 + linear) / original:.3f} of the original's cost: "
+        f"conv2 ({conv3 / original:.3f}) is normalised over its channels; "
+        f"linear ({linear / original:.3f}) is an output of the network. Raise budget.fraction"
+    )
+    assert f"{said}." in unreachable(graph, 0.5, 1, fraction=0.3)  # below what is frozen alone
+    smallest = 3 * 1 * 9 * 64 + 1 * 6 * 9 * 16 + conv3 + linear  # one channel of conv1
+    above = 1.01 * smallest / original
+    assert f"{said} or lower env.min_pres" in unreachable(graph, 0.5, 1, fraction=above)
+
+
+def test_unreachable_budget_of_a_device_gives_no_advice_where_what_is_frozen_is_too_dear(
+    tiny_graph,
+):
+    frozen = {group.index: "is kept by hand" for group in tiny_graph.free_groups}
+    message = unreachable(freeze_groups(tiny_graph, frozen), 0.5, 2, DEVICE)
+    assert "Frozen, with 1.000 of the original's cost: " in message
+    assert re.search(r"conv2 \(0\.\d+\) is kept by hand; ", message)
+    assert re.search(r"what stands between layers \(0\.\d+\) has no free channels", message)
+    assert message.endswith("Raise budget.fraction.")
+
+
+def test_unreachable_budget_says_what_cannot_be_followed():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.GroupNorm(2, 4),
+        nn.Conv2d(4, 5, 3, padding=1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    message = unreachable(graph_of(network.eval(), SHAPE), 0.5, 1)
+    assert f"0 ({3 * 4 / (3 * 4 + 4 * 5):.3f}) reaches module GroupNorm (1), which amc" in message
+    assert f"2 ({4 * 5 / (3 * 4 + 4 * 5):.3f}) is an output of the network" in message
+    assert message.endswith("Raise budget.fraction.")
 
 
 def test_unreachable_budget_says_that_the_step_is_the_devices(tiny_graph):
