@@ -161,7 +161,7 @@ def search(
         agent: Name of a searcher, or a mapping of its name and settings.
         evaluations: Strategies that the searcher may try.
         reward: Name of a reward, or a function of an `Outcome`.
-        seed: Same seed, same machine, same prices: the same strategy.
+        seed: Same seed, same machine, same number of threads, same prices: the same strategy.
         search_images: Images of the search split that each evaluation runs on.
         bfloat16: Whether candidates without quantized layers are evaluated in bfloat16 (what is
             kept is judged in float32); None: where the processor computes in it and the

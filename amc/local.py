@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
-from amc.cost.choices import Choices, IntArray, reference_bits, requests_for
+from amc.cost.choices import Choices, IntArray, fewer_prices, reference_bits, requests_for
 from amc.cost.correction import (
     KINDS,
     MIXED_KINDS,
@@ -22,7 +22,7 @@ from amc.cost.correction import (
     kind_of,
 )
 from amc.cost.corrections import own_correction
-from amc.cost.device import Device, TableDevice
+from amc.cost.device import Device, Request, TableDevice
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
@@ -58,8 +58,16 @@ def device_for_network(
         ExportError: The network cannot be exported to the runtime that is the device.
     """
     reference = reference_bits(loaded.supported_bits)
-    requests = requests_for(graph, choices, reference, fuses_of(loaded), converts_of(loaded))
-    device = device_for(loaded, requests, wholes=graph.wholes)
+
+    def requests(some: Choices) -> list[Request]:
+        return requests_for(graph, some, reference, fuses_of(loaded), converts_of(loaded))
+
+    device = device_for(
+        loaded,
+        requests(choices),
+        wholes=graph.wholes,
+        fewer=lambda: fewer_prices(graph, choices, lambda some: len(requests(some))),
+    )
     if not isinstance(loaded, OnnxDeviceSpec):
         return device
     assert isinstance(device, TableDevice)

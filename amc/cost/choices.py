@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from amc.cost.states import States
 from amc.errors import ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
-from amc.strategy import Bits
+from amc.strategy import FLOAT, Bits
 
 IntArray = npt.NDArray[np.int64]
 
@@ -162,6 +162,43 @@ def requests_for(
         for signature, _ in first:
             requests[Request(signature, *full, reference)] = None
     return list(requests)
+
+
+def fewer_prices(graph: NetworkGraph, choices: Choices, prices_of: Callable[[Choices], int]) -> str:
+    """Which options ask for fewer prices, with the number that each alone would leave.
+
+    Args:
+        prices_of: How many prices a walk with these choices can ask for.
+
+    Returns:
+        A sentence; nothing where no option asks for fewer.
+    """
+    ratio, step = max(0.5, choices.min_preserve_ratio), 2 * choices.channel_step
+    others = {
+        f"env.min_preserve_ratio={ratio:g}": replace(
+            choices, kept=tuple(_at_least(counts, ratio) for counts in choices.kept)
+        ),
+        f"env.channel_step={step}": choices_for(
+            graph,
+            choices.pairs,
+            channel_step=step,
+            min_preserve_ratio=choices.min_preserve_ratio,
+            drop_blocks=choices.drop_blocks,
+        ),
+    }
+    if FLOAT in choices.pairs:
+        others["env.weight_bits=[32] env.activation_bits=[32]"] = replace(choices, pairs=(FLOAT,))
+    now = prices_of(choices)
+    left = {option: prices_of(other) for option, other in others.items()}
+    said = [f"{option} ({count:,})" for option, count in left.items() if count < 0.9 * now]
+    return f"fewer of the {now:,} prices: {', '.join(said)}" if said else ""
+
+
+def _at_least(counts: IntArray, ratio: float) -> IntArray:
+    """Those of a group's counts that a smallest ratio lets through; 0 is a block that goes."""
+    size = int(counts[-1])
+    kept: IntArray = counts[(counts == 0) | (counts >= _lowest(size, ratio))]
+    return kept
 
 
 def reachable(count: ChannelCount, choices: Choices) -> IntArray:

@@ -9,6 +9,7 @@ from torch import nn
 
 from amc.compress.verify import freeze_groups, graph_of
 from amc.cost.budget import Budget
+from amc.cost.choices import fewer_prices
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import (
     CostModel,
@@ -668,3 +669,20 @@ def test_smallest_network_has_no_blocks_and_the_bits_that_they_would_be_cheapest
     )
     assert model.floor < standing.floor
     assert model.floor_pairs.tolist() == standing.floor_pairs.tolist()
+
+
+# -- how many prices -----------------------------------------------------------------------
+
+
+def test_options_that_ask_for_fewer_prices_are_named_with_what_they_leave(tiny_graph):
+    def prices_of(choices):
+        return sum(map(len, choices.kept)) * len(choices.pairs)
+
+    # Groups of 4, 6 and 5 channels, the last frozen.
+    assert fewer_prices(tiny_graph, choices_for(tiny_graph, (FLOAT, INT8)), prices_of) == (
+        f"fewer of the {2 * (4 + 6 + 1)} prices: env.min_preserve_ratio=0.5 ({2 * (3 + 4 + 1)}), "
+        f"env.channel_step=2 ({2 * (2 + 3 + 1)}), "
+        f"env.weight_bits=[32] env.activation_bits=[32] ({4 + 6 + 1})"
+    )
+    few = choices_for(tiny_graph, (FLOAT,), channel_step=8)
+    assert fewer_prices(tiny_graph, few, prices_of) == ""

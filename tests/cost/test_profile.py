@@ -18,6 +18,7 @@ from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.cost.profile import (
     OnnxDeviceSpec,
     TorchDeviceSpec,
+    about_time,
     device_for,
     keep_table,
     load_device,
@@ -438,3 +439,51 @@ def test_invalid_configuration_names_the_key_and_the_value(spec, said):
 def test_table_without_a_path_says_how_to_get_one():
     with pytest.raises(TableError, match=r"device\.path.*None.*amc profile"):
         load_device({"kind": "table", "path": None})
+
+
+# -- how long it takes ---------------------------------------------------------------------
+
+
+def test_how_long_a_table_takes_is_said_before_it_is_measured(tmp_path, caplog):
+    caplog.set_level("INFO", "amc")
+    path = tmp_path / "t.csv"
+    measure_table(REQUESTS, HEADER, path, FakeTimer(), fewer=lambda: pytest.fail("it is short"))
+    assert caplog.messages == [
+        f"measuring {len(REQUESTS)} prices of {HEADER.device}: about 5 seconds, by their number "
+        f"(large layers and a busy machine take longer); kept in {path}"
+    ]
+    caplog.clear()
+    measure_table(REQUESTS, HEADER, path, FakeTimer())
+    assert caplog.messages == []  # nothing is missing
+
+
+def test_a_long_measurement_says_what_makes_it_shorter_before_its_first_sample(tmp_path, caplog):
+    caplog.set_level("INFO", "amc")
+    timer = FakeTimer(stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        measure_table(
+            REQUESTS,
+            HEADER,
+            tmp_path / "t.csv",
+            timer,
+            rounds=20_000,
+            fewer=lambda: "fewer of the prices: this option",
+        )
+    seconds = len(REQUESTS) * 20_000 * 4.5e-3
+    assert f"about {seconds / 60:.0f} minutes" in caplog.messages[0]
+    assert caplog.messages[0].endswith("\n  fewer of the prices: this option")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.1, "5 seconds"),
+        (42, "40 seconds"),
+        (89, "90 seconds"),
+        (181, "3 minutes"),
+        (1800, "30 minutes"),
+        (9000, "2.5 hours"),
+    ],
+)
+def test_a_duration_is_said_as_exactly_as_it_is_known(seconds, words):
+    assert about_time(seconds) == words
