@@ -16,7 +16,7 @@ from amc.cli.objective import objectives_of, value_of
 from amc.cost.budget import METRICS, Budget
 from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
-from amc.runs import RUN_FILE
+from amc.runs import RUN_FILE, has_network, how_to_go_on
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 
@@ -107,6 +107,7 @@ def _policy(source: Path) -> Policy:
             f"{source} holds no policy ({DESCRIPTION_FILE}): its agent learns none (uniform, "
             "random), or the search ended before the agent learned. Give the run of a search with "
             "agent=ddpg, td3 or sac and more evaluations."
+            f"{'' if has_network(source) else how_to_go_on(source)}"
         )
     return Policy.load(source)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib.resources import files as package_files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -24,7 +25,7 @@ _PLUGIN_NOTES = {
     "into an environment of its own.",
 }
 
-# What each command calls the run that it starts from.
+# What each command calls the run that it starts from, or goes on with.
 _RUN_OPTIONS = {
     "apply": "policy",
     "compare": "resume",
@@ -84,16 +85,23 @@ def _missing_plugin(kind: str, name: str) -> str:
 def _unknown_option(key: str, command: str) -> str:
     options = _options()
     having = options.pop(key, [])  # another command's, or of another choice of the group
-    near = difflib.get_close_matches(key, sorted(options), n=1)
+    own = [name for name, places in options.items() if _may_have(command, places)]
+    # What another command has is meant as it is written, unless it is all but an own option.
+    near = difflib.get_close_matches(key, sorted(own), n=1, cutoff=0.85 if having else 0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if having:
-        hint = f" What has it: {', '.join(having)}."
+        hint += f" What has it: {', '.join(having)}."
     if key in _RUN_OPTIONS.values() and command in _RUN_OPTIONS:
-        hint += f" What amc {command} starts from is {_RUN_OPTIONS[command]}=<folder of a run>."
+        hint += f" amc {command} takes a run as {_RUN_OPTIONS[command]}=<folder>."
     return (
         f"Could not override {key!r}: amc {command} has no such option.{hint} All of them: "
         f"amc {command} --help."
     )
+
+
+def _may_have(command: str, places: Sequence[str]) -> bool:
+    """Whether an option that these have may be given to a command: its own, or a group's."""
+    return f"amc {command}" in places or any("=" in place for place in places)
 
 
 def _options() -> dict[str, list[str]]:

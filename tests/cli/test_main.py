@@ -508,14 +508,14 @@ hydra:
         (
             "search",
             "run=x",
-            "amc search has no such option. What has it: amc export, amc finetune. What amc search "
-            "starts from is resume=<folder of a run>. All of them: amc search --help.",
+            "amc search has no such option. What has it: amc export, amc finetune. amc search "
+            "takes a run as resume=<folder>. All of them: amc search --help.",
         ),
         (
             "finetune",
             "policy=x",
-            "amc finetune has no such option. What has it: amc apply. What amc finetune starts "
-            "from is run=<folder of a run>.",
+            "amc finetune has no such option. What has it: amc apply. amc finetune takes a run "
+            "as run=<folder>.",
         ),
         ("search", "epochs=3", "amc search has no such option. What has it: amc finetune. All"),
         ("export", "seed=3", "What has it: amc finetune, amc search. All"),
@@ -578,6 +578,8 @@ def test_an_unfinished_run_is_refused_with_what_finishes_it(capsys: Output) -> N
     run = Path("outputs/search/killed")
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"kind": "search"}')
+    assert amc("apply", f"policy={run}") == 2
+    assert "run.json: 'network' must be an object" in capsys.readouterr().err
     for command in ("finetune", "export"):
         assert amc(command, f"run={run}") == 2
         said = capsys.readouterr().err
