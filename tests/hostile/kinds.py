@@ -134,6 +134,7 @@ def _read_run(folder: Path) -> None:
 
 
 def _make_policy(folder: Path) -> None:
+    torch.manual_seed(0)
     layers = [nn.Linear(2, 4), nn.Linear(4, 3)]
     Policy.from_modules("ddpg", ["a", "b"], layers).save(folder)
 

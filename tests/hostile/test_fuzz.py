@@ -62,7 +62,7 @@ def test_what_comes_of_a_file_is_counted(
     assert tally.is_clean == (outcome == REFUSED)
 
 
-@pytest.mark.parametrize("kind", ["strategy", "journal", "checkpoint, .pt", "training state"])
+@pytest.mark.parametrize("kind", ["policy", "journal", "checkpoint, .pt", "training state"])
 def test_mutations_are_the_same_for_the_same_seed(kind: str) -> None:
     reader = Reader(kind)
     drawn = [reader.mutated(0, number) for number in range(40)]
