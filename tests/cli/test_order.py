@@ -35,7 +35,7 @@ def _refused(arguments: tuple[str, ...], said: str, capsys: Output) -> None:
         ("network=tests.cli.nets:none", "has no function 'none'"),
         ("network.checkpoint=none.pt", "none.pt. Check network.checkpoint."),
         ("network.checkpoint=none.zip", "must be one of .safetensors, .pt, .pth, got '.zip'"),
-        ("+network.options.num_classes=3", "network.options must not hold num_classes"),
+        ("+network.options.image_shape=3", "network.options must not hold image_shape"),
         ("env.min_preserve_ratio=2", "env.min_preserve_ratio must be in (0, 1], got 2"),
         ("env.weight_bits=[9]", "env.weight_bits must be a list of widths"),
         ("env.weight_bits=[4]", "leave no pair that the device prices"),
