@@ -579,7 +579,7 @@ def test_an_unfinished_run_is_refused_with_what_finishes_it(capsys: Output) -> N
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"kind": "search"}')
     assert amc("apply", f"policy={run}") == 2
-    assert "run.json: 'network' must be an object" in capsys.readouterr().err
+    assert "run.json is not of format 'amc-run'" in capsys.readouterr().err
     for command in ("finetune", "export"):
         assert amc(command, f"run={run}") == 2
         said = capsys.readouterr().err

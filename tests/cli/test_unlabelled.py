@@ -73,8 +73,10 @@ def test_network_of_amcs_own_must_be_told_its_outputs_where_nothing_counts_them(
     capsys: Output,
 ) -> None:
     _images(Path("photos"), [str(number) for number in range(20)])
-    given = ("network=resnet20", "data=image_folder", "data.root=photos", "device=roofline_phone")
-    assert amc("search", *given) == 2
+    given = ("network=resnet20", "data=image_folder", "data.root=photos")
+    assert amc("search", *given, "device=roofline_phone") == 2
+    assert "has no weights for data 'image_folder'" in capsys.readouterr().err
+    assert amc("profile", *given, "device=torch_cpu", "todo=list.csv") == 2
     assert "must be told its number of outputs" in capsys.readouterr().err
 
 
