@@ -11,7 +11,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import (
+    parametrizations,
+    parametrize,
+    prune,
+    remove_spectral_norm,
+    remove_weight_norm,
+)
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -37,6 +43,7 @@ def fold_parametrizations(network: nn.Module) -> None:
         for module in list(network.modules()):
             if parametrize.is_parametrized(module):
                 _fold(module)
+            _forget_compatibility(module)
 
 
 def _computed_by(hook: object) -> str | None:
@@ -57,6 +64,17 @@ def _fold_hooks(module: nn.Module) -> None:
             remove_spectral_norm(module, name)
         else:
             prune.remove(module, name)  # type: ignore[no-untyped-call]
+
+
+def _forget_compatibility(module: nn.Module) -> None:
+    """Drop what reads checkpoints of old weight norms: a local function, which nothing can pickle.
+
+    PyTorch leaves it behind where it takes a parametrization off.
+    """
+    for key, held in list(module._load_state_dict_pre_hooks.items()):
+        read = getattr(held, "hook", held)
+        if getattr(read, "__module__", "") == parametrizations.__name__:
+            del module._load_state_dict_pre_hooks[key]
 
 
 def _fold(module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Weights that are computed at every call become plain ones, of the same value."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -85,3 +86,15 @@ def test_weights_that_old_hooks_computed_are_found():
     layer(torch.zeros(1, 4))
     assert [tensor is layer.weight for tensor in computed_weights(nn.Sequential(layer))] == [True]
     assert not list(computed_weights(nn.Linear(4, 6)))
+
+
+def test_folded_layers_can_be_pickled_and_so_can_those_that_pytorch_took_the_norm_off():
+    taken_off = parametrizations.weight_norm(nn.Linear(4, 3))
+    parametrize.remove_parametrizations(taken_off, "weight")
+    network = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), taken_off)
+    with pytest.raises((AttributeError, RuntimeError, pickle.PicklingError)):
+        pickle.dumps(network)
+    fold_parametrizations(network)
+    again = pickle.loads(pickle.dumps(network))
+    assert torch.equal(again[0].weight, network[0].weight)
+    again.load_state_dict(network.state_dict())
