@@ -369,6 +369,8 @@ def describe(task: CompressionTask) -> str:
         lines.append(f"no accuracy without labels ({data.why_unlabelled}): agreement counts")
     else:
         lines.append(f"original: accuracy {100 * accuracy:.2f} % on the search images")
+    if task.gives_probabilities:
+        lines.append("the network gives probabilities: their logarithms are taken for its scores")
     return "\n".join(lines)
 
 
@@ -379,6 +381,12 @@ def introduce(task: CompressionTask) -> None:
         if note:
             log.warning("%s", note)
     if task.original.accuracy is None:
+        if task.data.has_other_labels:
+            log.warning(
+                "The labels are left aside: %s. For accuracies give a network with an output for "
+                "each class (or the data's class_names, where the last classes have no image).",
+                task.data.why_unlabelled,
+            )
         return
     chance = 1 / task.data.num_classes
     if task.original.accuracy < chance + NEAR_CHANCE * (1 - chance):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from amc.data.split import Split
 from amc.errors import EvaluationError
 from amc.layout import laid_out
-from amc.scores import as_logits
+from amc.scores import are_probabilities, as_logits
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
 
@@ -39,7 +39,11 @@ class Evaluation:
 
 
 class Evaluator:
-    """Runs networks on one split; its images stay in memory, normalised."""
+    """Runs networks on one split; its images stay in memory, normalised.
+
+    Attributes:
+        gives_probabilities: Whether the original ends with a softmax; without one, False.
+    """
 
     def __init__(
         self,
@@ -61,10 +65,11 @@ class Evaluator:
         self._batch = batch
         self._images = laid_out(split.normalised(mean, std), layout)
         self._labels = split.labels
-        self._reference = None
+        self._reference, self.gives_probabilities = None, False
         if reference is not None:
-            logits = as_logits(self._logits(reference))
-            self._reference = functional.log_softmax(logits, 1)
+            outputs = self._logits(reference)
+            self.gives_probabilities = are_probabilities(outputs)
+            self._reference = functional.log_softmax(as_logits(outputs), 1)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -189,6 +189,7 @@ class CompressionTask:
         device: Prices latency; None where only formulas are needed.
         local: How a runtime on this machine is the device; None if none is.
         bfloat16: Whether candidates without quantized layers are evaluated in bfloat16.
+        gives_probabilities: Whether the original ends with a softmax: logarithms are its scores.
         notes: What the user should know of the network.
     """
 
@@ -245,6 +246,7 @@ class CompressionTask:
         )
         self.bfloat16 = self._may_compute_in_bfloat16() if bfloat16 is None else bfloat16
         self.notes = (self._batch_note(),) if depends else ()
+        self.gives_probabilities = self._evaluator.gives_probabilities
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace

@@ -130,6 +130,8 @@ def test_labels_of_other_classes_than_the_networks_do_not_count(
     _check_agreement_alone(find(wide, random_images()))
     said = "(they are of 5 classes, and the network has 1000 outputs): agreement counts"
     assert said in caplog.text
+    (warning,) = (r.getMessage() for r in caplog.records if "left aside" in r.getMessage())
+    assert "they are of 5 classes, and the network has 1000 outputs" in warning
     assert "is it trained" not in caplog.text
 
 
@@ -232,6 +234,8 @@ def test_network_that_ends_with_a_softmax_is_searched_as_by_its_logits(
     assert data.num_classes == TINY_CLASSES
     ended, plain = find(Probabilities(tiny_net), data), find(Logits(tiny_net), data)
     assert ended.strategy == plain.strategy
+    assert "their logarithms are taken for its scores" in api.describe(ended.task)
+    assert "logarithms" not in api.describe(plain.task)
     for one, other in zip(ended.trials, plain.trials, strict=True):
         assert one.reward == pytest.approx(other.reward, rel=1e-3)
         assert one.evaluation.loss == pytest.approx(other.evaluation.loss, rel=1e-3)

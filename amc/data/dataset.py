@@ -57,6 +57,11 @@ class DataSet:
         return self._source.train_labels is not None
 
     @property
+    def has_other_labels(self) -> bool:
+        """Whether there are labels, of classes that are not the network's outputs."""
+        return False
+
+    @property
     def why_unlabelled(self) -> str:
         """Why there are no labels, in a few words; empty where there are."""
         return "" if self.is_labelled else "its images have none"
@@ -203,6 +208,10 @@ class _WithoutLabels(DataSet):
     @property
     def is_labelled(self) -> bool:
         return False
+
+    @property
+    def has_other_labels(self) -> bool:
+        return True
 
     @property
     def why_unlabelled(self) -> str:
