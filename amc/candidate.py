@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,7 +29,7 @@ from amc.recovery.least_squares import refit_weight
 from amc.recovery.moments import BATCH, CalibrationStatistics, gather_statistics
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.sensitivity import OutputChange, output_sensitivities
-from amc.recovery.sequential import refit_layers
+from amc.recovery.sequential import Refit, refit_layers
 from amc.scores import as_logits
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
@@ -41,6 +42,7 @@ QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 _MEMO_BYTES = 256 * 2**20
 _MADE_FROM = "amc_made_from"
+HELD_SHARE, HELD_IMAGES = 6, 512  # of the calibration images, one in so many and at most
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,13 @@ class CompressedNetwork:
         module: Runs like the original.
         strategy: What it was made from.
         kept: Free channel group -> positions of its kept channels, for rebuilding it.
+        notes: Where a repair was refused, and why.
     """
 
     module: fx.GraphModule
     strategy: Strategy
     kept: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         made_from = self.strategy, dict(self.kept)
@@ -147,6 +151,9 @@ class Compressor:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
         images = laid_out(images[order], layout)
+        # What a whole repair is judged on: nothing is fitted to it.
+        held = min(len(images) // HELD_SHARE, HELD_IMAGES)
+        images, self._held_images = images[: len(images) - held], images[len(images) - held :]
         self._repair_images = images[: self.settings.repair_images]
         self._images = images[: self.settings.images]
         self.statistics: CalibrationStatistics = gather_statistics(
@@ -187,13 +194,7 @@ class Compressor:
         """
         kept = self.kept_positions(strategy)
         keep = keep_mask(self.graph, kept)
-        fitted = self._refit_all(keep) if self.settings.least_squares else {}
-        weights = {path: weight for path, (weight, _) in fitted.items()}
-        module = remove_channels(self.graph.plan, keep, weights)
-        for path, (_, shift) in fitted.items():
-            if shift is not None:
-                self._shift_output(module, path, shift)
-        self._quantize(module, strategy)
+        module = self._cut(strategy, keep, refit=self.settings.least_squares)
         if self.settings.repairs_candidates:
             refit_layers(
                 self.graph,
@@ -201,13 +202,24 @@ class Compressor:
                 keep,
                 self._quick_reference,
                 max_columns=self.settings.max_columns,
-                ridge=QUICK_RIDGE,
+                ridges=dict.fromkeys(self.graph.plan.layers, QUICK_RIDGE),
                 feedback=False,
                 rectifications=QUICK_RECTIFICATIONS,
             )
         elif self.settings.batch_norm:
             self._recalibrate(module, keep)
         return self._result(module, strategy, kept)
+
+    def _cut(self, strategy: Strategy, keep: KeepMask, *, refit: bool) -> fx.GraphModule:
+        """Without the channels that go; with weights refitted by moments if asked for, rounded."""
+        fitted = self._refit_all(keep) if refit else {}
+        weights = {path: weight for path, (weight, _) in fitted.items()}
+        module = remove_channels(self.graph.plan, keep, weights)
+        for path, (_, shift) in fitted.items():
+            if shift is not None:
+                self._shift_output(module, path, shift)
+        self._quantize(module, strategy)
+        return module
 
     def repair(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network with every layer refitted to what it really receives.
@@ -223,11 +235,10 @@ class Compressor:
             return self.apply(strategy)
         kept = self.kept_positions(strategy)
         keep = keep_mask(self.graph, kept)
-        module = remove_channels(self.graph.plan, keep)
-        self._quantize(module, strategy)
+        module = self._cut(strategy, keep, refit=False)
         left = called_paths(module) & self.graph.plan.layers.keys()
         with progress_bar("repairing", len(left)) as bar:
-            refit_layers(
+            refits = refit_layers(
                 self.graph,
                 module,
                 keep,
@@ -235,7 +246,41 @@ class Compressor:
                 max_columns=self.settings.max_columns,
                 on_layer=lambda path: bar.advance(note=path),
             )
-        return self._result(module, strategy, kept)
+        module, notes = self._least_harmed(strategy, keep, module)
+        notes += () if notes else _refusals(refits)
+        return replace(self._result(module, strategy, kept), notes=notes)
+
+    def _least_harmed(
+        self, strategy: Strategy, keep: KeepMask, repaired: fx.GraphModule
+    ) -> tuple[fx.GraphModule, tuple[str, ...]]:
+        """The repaired network, or what diverges less on images that nothing was fitted to."""
+        if not len(self._held_images):
+            return repaired, ()
+        best, least, notes = repaired, self._divergence(repaired), tuple[str, ...]()
+        first = least
+        for refit, name in ((True, "least squares from moments"), (False, "BN recalibration")):
+            other = self._cut(strategy, keep, refit=refit)
+            if self.settings.batch_norm:
+                self._recalibrate(other, keep)
+            found = self._divergence(other)
+            if found < least:
+                best, least = other, found
+                notes = (
+                    f"The repair layer by layer was refused: on {len(self._held_images)} "
+                    "calibration images that nothing was fitted to it diverges by "
+                    f"{first:.3g} nats from the original, {name} alone by {found:.3g}.",
+                )
+        return best, notes
+
+    def _divergence(self, module: nn.Module) -> float:
+        """From the original, in nats, on the images that nothing is fitted to; infinite if NaN."""
+        given = _log_probabilities(module, self._held_images)
+        found = float((self._held_scores.exp() * (self._held_scores - given)).sum(1).mean())
+        return found if math.isfinite(found) else math.inf
+
+    @cached_property
+    def _held_scores(self) -> Tensor:
+        return _log_probabilities(self.graph.plan.module, self._held_images)
 
     @cached_property
     def _reference(self) -> Reference:
@@ -377,7 +422,7 @@ class Compressor:
         groups = len(moments.mean)
         weight = layer.weight.detach().reshape(groups, -1, len(columns))
         centred = absorbs_shift(self.graph, path)
-        gram = moments.covariance if centred else moments.gram
+        gram = moments.system(centred)
         fitted = refit_weight(weight, gram, kept)
         shift = None
         if centred:
@@ -403,6 +448,19 @@ class Compressor:
             values = self.statistics.values[path]
             self._grids[key] = activation_range(values, bits.activation)
         return self._grids[key]
+
+
+def _refusals(refits: Sequence[Refit]) -> tuple[str, ...]:
+    """A note on the layers whose refit other images did not confirm."""
+    refused = [refit for refit in refits if refit.refused > 0.5]
+    if not refused:
+        return ()
+    most = max(refused, key=lambda refit: refit.refused)
+    return (
+        f"Not refitted, being no better for it on images it was not fitted to: most outputs of "
+        f"{len(refused)} of {len(refits)} layers, {most.path!r} among them ({most.images} "
+        f"images, {most.columns} columns).",
+    )
 
 
 def _log_probabilities(module: nn.Module, images: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def _readers(
         columns = column_units(layer, units.inputs)
         rows = layer.weight.double().flatten(1) * sensitivities[path].sqrt()[:, None]
         weight = rows.reshape(len(moments.mean), -1, len(columns))
-        gram = (moments.covariance if absorbs_shift(graph, path) else moments.gram).double()
+        gram = moments.system(centred=absorbs_shift(graph, path)).double()
         inverse = torch.cholesky_inverse(cholesky(gram, RIDGE, f"the inputs of layer {path!r}"))
         where = np.stack([np.flatnonzero(columns == unit) for unit in members])
         readers.append(_Reader(inverse, weight, torch.from_numpy(where)))

@@ -28,15 +28,26 @@ class Moments:
         covariance: Per convolution group, shape (groups, columns, columns), where
             columns = in_channels / groups * kernel height * kernel width.
         mean: E[x], shape (groups, columns).
+        shrinkage: Share of what columns have in common that other images would not confirm,
+            0 to 1: large where images are few beside columns.
+        images: That were looked at.
     """
 
     covariance: Tensor
     mean: Tensor
+    shrinkage: float = 0.0
+    images: int = 0
 
     @property
     def gram(self) -> Tensor:
         """E[x x^T], shape (groups, columns, columns)."""
         return self.covariance + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+
+    def system(self, centred: bool) -> Tensor:
+        """Covariance, or second moments, with covariances of two columns shrunk."""
+        diagonal = torch.diagonal(self.covariance, dim1=1, dim2=2)
+        shrunk = torch.lerp(self.covariance, torch.diag_embed(diagonal), self.shrinkage)
+        return shrunk if centred else shrunk + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class _Gatherer:
         self._shift: Tensor | None = None
         self._gram = torch.zeros((), dtype=torch.float64)
         self._sum = torch.zeros((), dtype=torch.float64)
-        self._rows = 0
+        self._rows, self._images, self._squares = 0, 0, 0.0
         self._samples: list[Tensor] = []
 
     def hook(self) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -124,6 +135,8 @@ class _Gatherer:
         self._gram = self._gram + second_moments(rows).double()
         self._sum = self._sum + rows.sum(1).double()
         self._rows += rows.shape[1]
+        self._images += len(x)
+        self._squares += _shared_squares(rows, len(x))
 
     def is_finite(self) -> bool:
         return all(bool(torch.isfinite(part).all()) for part in (*self._samples, self._gram))
@@ -133,10 +146,43 @@ class _Gatherer:
             return None
         mean = self._sum / self._rows
         covariance = self._gram / self._rows - mean.unsqueeze(2) * mean.unsqueeze(1)
-        return Moments(covariance.float(), (self._shift.squeeze(1) + mean).float())
+        found = covariance.float(), (self._shift.squeeze(1) + mean).float()
+        return Moments(*found, self._shrinkage(), self._images)
+
+    def _shrinkage(self) -> float:
+        """Ledoit & Wolf's 2004, towards the diagonal; an image, not a row, is an observation.
+
+        The expected squared error of the covariances beside their own squares: rows of one image
+        are alike, and a thousand of them from ten images know no more than ten images do.
+        """
+        gram = self._gram / self._rows
+        own = torch.diagonal(gram, dim1=1, dim2=2).square().sum()
+        shared = float(gram.square().sum() - own)
+        if self._images < 2 or shared <= 0:
+            return 1.0
+        error = (self._squares / self._images - shared) / (self._images - 1)
+        return min(max(error / shared, 0.0), 1.0)
 
     def values(self) -> Tensor:
         return torch.cat(self._samples)[:VALUES_PER_LAYER]
+
+
+def _shared_squares(rows: Tensor, images: int) -> float:
+    """Sum over images of the squared second moments of two different columns each.
+
+    Args:
+        rows: (groups, images * positions, columns).
+    """
+    groups, _, columns = rows.shape
+    parts = rows.reshape(groups, images, -1, columns)
+    total = 0.0
+    for part in parts.unbind(1):  # (groups, positions, columns)
+        few = part.shape[1] <= columns
+        # x x^T has the squared sum that x^T x has, and is the smaller of the two.
+        product = part @ part.transpose(1, 2) if few else part.transpose(1, 2) @ part
+        own = part.square().sum(1).square().sum()
+        total += float(product.square().sum() - own) / part.shape[1] ** 2
+    return total
 
 
 def columns_of(module: nn.Conv2d | nn.Linear) -> int:

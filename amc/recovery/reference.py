@@ -7,6 +7,7 @@ smaller network: they are gathered once, and a repair then runs the smaller netw
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from amc.graph.graph import NetworkGraph
-from amc.recovery.moments import BATCH, positions_of
+from amc.graph.signatures import is_depthwise
+from amc.recovery.moments import BATCH, columns_of, positions_of
 from amc.recovery.rectified import Clip, find_clips
 
 MEMORY_BYTES = 3 * 2**30  # of rows and activations held at a time; beyond it, fewer images
+ROWS_PER_COLUMN = 64  # of a depthwise layer's channel: more change nothing that can be measured
 SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -58,7 +61,7 @@ class Reference:
         targets: Layer path -> one target for each batch.
         streams: Layer path -> the stream that its output is added to.
         clips: Layer path -> the activation that alone reads its output, if it clips.
-        positions: Output positions of each image that are looked at.
+        positions: Layer path -> output positions of each image that are looked at.
         seed: Of the choice of positions.
     """
 
@@ -66,7 +69,7 @@ class Reference:
     targets: Mapping[str, Sequence[Target]]
     streams: Mapping[str, Stream]
     clips: Mapping[str, Clip]
-    positions: int
+    positions: Mapping[str, int]
     seed: int
 
     def generator(self, batch: int) -> torch.Generator:
@@ -137,17 +140,19 @@ def gather_reference(
 
     Args:
         images: Normalised, (n, channels, height, width).
-        positions: Output positions of each image to look at.
+        positions: Output positions of each image to look at, at most: of a depthwise layer's
+            only as many as its few columns need.
         stream_correction: Note residual streams too.
         rectified: Note the activations that clip too.
         on_layer: Called with the path of each layer that is done.
     """
     module = graph.plan.module
     streams = find_streams(graph) if stream_correction else {}
-    images = images[: _affordable(graph, images, positions)]
+    counts = _positions(graph, positions, len(images))
+    images = images[: _affordable(graph, images, counts)]
     batches = tuple(torch.split(images, BATCH))
     clips = find_clips(graph, streams) if rectified else {}
-    reference = Reference(batches, {}, streams, clips, positions, seed)
+    reference = Reference(batches, {}, streams, clips, counts, seed)
     targets: dict[str, list[Target]] = {}
     with torch.no_grad():
         run = Execution(module, batches)
@@ -162,16 +167,17 @@ def gather_reference(
 
 
 def _targets(run: Execution, node: fx.Node, reference: Reference) -> list[Target]:
-    layer = run._network.get_submodule(str(node.target))
-    stream = reference.streams.get(str(node.target))
+    path = str(node.target)
+    layer, positions = run._network.get_submodule(path), reference.positions[path]
+    stream = reference.streams.get(path)
     found = []
     for batch, output in enumerate(run.values(node)):
         assert isinstance(output, Tensor)
         other = None if stream is None else run.values(stream.other)[batch]
-        rows = output_rows(layer, output, reference.generator(batch), reference.positions)
+        rows = output_rows(layer, output, reference.generator(batch), positions)
         if isinstance(other, Tensor) and other.shape == output.shape:
             generator = reference.generator(batch)
-            found.append(Target(rows, output_rows(layer, other, generator, reference.positions)))
+            found.append(Target(rows, output_rows(layer, other, generator, positions)))
         else:  # none, or added by broadcasting: not a stream of the same channels
             found.append(Target(rows, None))
     return found
@@ -189,7 +195,18 @@ def output_rows(layer: nn.Module, y: Tensor, generator: torch.Generator, positio
     return flat.transpose(1, 2).reshape(-1, y.shape[1])
 
 
-def _affordable(graph: NetworkGraph, images: Tensor, positions: int) -> int:
+def _positions(graph: NetworkGraph, positions: int, images: int) -> dict[str, int]:
+    """Layer path -> output positions of each image: fewer where columns are few but groups many."""
+    counts = {}
+    for path in graph.plan.layers:
+        layer = graph.plan.module.get_submodule(path)
+        assert isinstance(layer, Layer)
+        enough = math.ceil(ROWS_PER_COLUMN * columns_of(layer) / images)
+        counts[path] = min(positions, enough) if is_depthwise(layer) else positions
+    return counts
+
+
+def _affordable(graph: NetworkGraph, images: Tensor, positions: Mapping[str, int]) -> int:
     """How many images' rows and activations fit into memory, one batch at least."""
     run = Execution(graph.plan.module, [images[:1]])
     rows, largest = 0, 1
@@ -200,7 +217,7 @@ def _affordable(graph: NetworkGraph, images: Tensor, positions: int) -> int:
                 output = run.values(node)[0]
                 assert isinstance(output, Tensor)
                 area = output[0, 0].numel() if output.dim() == 4 else 1
-                rows += 2 * output.nbytes * min(positions, area) // area
+                rows += 2 * output.nbytes * min(positions[str(node.target)], area) // area
             # Twice: what is unfolded or copied for one layer comes beside what is held.
             largest = max(largest, 2 * run.held_bytes())
     return max(BATCH, MEMORY_BYTES // (rows + largest))

@@ -10,11 +10,10 @@ away is not aimed at (`amc.recovery.rectified`).
 
 from __future__ import annotations
 
-import operator
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -29,9 +28,8 @@ from amc.compress.quantization import (
 from amc.compress.removal import KeepMask
 from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
-from amc.recovery.least_squares import cholesky
+from amc.recovery.fitting import Choice, Solver, Sums, choose, rescaled
 from amc.recovery.moments import columns_of, input_rows
-from amc.recovery.products import cross_moments, second_moments
 from amc.recovery.reference import (
     SMALLEST_FACTOR,
     Execution,
@@ -44,7 +42,6 @@ from amc.recovery.reference import (
 from amc.recovery.rounding import round_with_feedback
 from amc.strategy import FLOAT_BITS
 
-RIDGE = 1e-3  # of the mean input energy, towards the weight the layer has
 MAX_COLUMNS = 2304  # wider layers keep the weight they have
 RECTIFICATIONS = 3  # times that a layer before a ReLU is solved anew; more change little
 
@@ -63,68 +60,23 @@ class _Aim:
     wanted: Tensor | None
 
 
-class _Sums:
-    """Means over rows of inputs x, outputs y and their products, in float64.
+@dataclass(frozen=True)
+class Refit:
+    """How a layer was refitted.
 
-    Rows count from a constant near their mean: a covariance that is small beside the squared
-    mean keeps its digits, though the products are made in float32.
+    Attributes:
+        path: Of the layer.
+        ridge: How strongly the fit was pulled to the weight that the layer had.
+        refused: Share of its outputs that keep the weight they had (or that times a factor):
+            on images that it was not fitted to, a refit was no better.
+        images, columns: What it was fitted to, and what of: thin where images are the fewer.
     """
 
-    def __init__(self, inputs: list[Tensor], outputs: Sequence[Tensor]) -> None:
-        """
-        Args:
-            inputs: A batch each, (groups, rows, columns). Taken over: shifted one by one, for
-                all of them twice would be much memory.
-            outputs: A batch each, (groups, rows, outputs / groups).
-        """
-        self._x_shift = inputs[0].mean(1, keepdim=True)
-        self._y_shift = outputs[0].mean(1, keepdim=True)
-        for batch, x in enumerate(inputs):
-            inputs[batch] = x - self._x_shift
-        self._inputs = inputs
-        self._rows = sum(x.shape[1] for x in self._inputs)
-        self._gram = self._mean(second_moments(x) for x in self._inputs)
-        self._x = self._mean(x.sum(1) for x in self._inputs)
-        self.aim_at(outputs)
-
-    def aim_at(self, outputs: Sequence[Tensor]) -> None:
-        """Take these for y, one for each batch; the inputs stay."""
-        shifted = [y - self._y_shift for y in outputs]
-        pairs = zip(self._inputs, shifted, strict=True)
-        self._cross = self._mean(cross_moments(x, y) for x, y in pairs)
-        self._y = self._mean(y.sum(1) for y in shifted)
-
-    def _mean(self, sums: Iterable[Tensor]) -> Tensor:
-        return reduce(operator.add, (part.double() for part in sums)) / self._rows
-
-    def gram(self, centred: bool) -> Tensor:
-        """E[x x^T], (groups, columns, columns)."""
-        found = self._gram - _outer(self._x, self._x)
-        x, _ = self.means()
-        return found if centred else found + _outer(x, x)
-
-    def cross(self, centred: bool) -> Tensor:
-        """E[x y^T], (groups, columns, outputs / groups)."""
-        found = self._cross - _outer(self._x, self._y)
-        return found if centred else found + _outer(*self.means())
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """E[x] (groups, columns), E[y] (groups, outputs / groups)."""
-        return self._x + self._x_shift.squeeze(1), self._y + self._y_shift.squeeze(1)
-
-    def outputs(self, weight: Tensor) -> list[Tensor]:
-        """What a layer of this weight gives, right on average; a batch each, as y.
-
-        Args:
-            weight: (groups, outputs / groups, columns), float64.
-        """
-        mean = (self._y - (weight @ self._x.unsqueeze(2)).squeeze(2)).float().unsqueeze(1)
-        mean, weight = mean + self._y_shift, weight.transpose(1, 2).float()
-        return [x @ weight + mean for x in self._inputs]
-
-
-def _outer(x: Tensor, y: Tensor) -> Tensor:
-    return x.unsqueeze(2) * y.unsqueeze(1)
+    path: str
+    ridge: float
+    refused: float
+    images: int
+    columns: int
 
 
 def refit_layers(
@@ -134,11 +86,11 @@ def refit_layers(
     reference: Reference,
     *,
     max_columns: int = MAX_COLUMNS,
-    ridge: float = RIDGE,
+    ridges: Mapping[str, float] | None = None,
     feedback: bool = True,
     rectifications: int = RECTIFICATIONS,
     on_layer: Callable[[str], None] = lambda _: None,
-) -> None:
+) -> list[Refit]:
     """Refit every layer of ``smaller`` in place, in execution order.
 
     Layers that are called more than once, and layers of more than ``max_columns`` inputs (times
@@ -148,7 +100,9 @@ def refit_layers(
         smaller: The network with channels removed (and layers quantized).
         keep: The units that it kept.
         reference: What the original's layers give (`amc.recovery.reference.gather_reference`).
-        ridge: Pull towards the weights that the layers have, in mean input energies.
+        ridges: Layer path -> pull towards the weight that the layer has, in mean input
+            energies; infinite: it keeps that weight. None: found, layer by layer and output by
+            output, on images that a fit has not seen (`amc.recovery.fitting`).
         feedback: Round weights with error feedback; else to the nearest, which is faster.
         rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
@@ -156,15 +110,17 @@ def refit_layers(
     Raises:
         CalibrationError: What a layer receives is not finite.
     """
-    repair = _Repair(graph, smaller, keep, reference, max_columns, ridge, feedback, rectifications)
-    left = set(graph.plan.layers)
+    repair = _Repair(graph, smaller, keep, reference, max_columns, ridges, feedback, rectifications)
+    left, done = set(graph.plan.layers), list[Refit]()
     with torch.no_grad():
         for node in repair.run.nodes:
             if node.op == "call_module" and node.target in left:
-                repair.refit(node)
+                found = repair.refit(node)
+                done += [] if found is None else [found]
                 left.remove(str(node.target))
                 on_layer(str(node.target))
             repair.run.advance(node)
+    return done
 
 
 class _Repair:
@@ -177,41 +133,78 @@ class _Repair:
         keep: KeepMask,
         reference: Reference,
         max_columns: int,
-        ridge: float,
+        ridges: Mapping[str, float] | None,
         feedback: bool,
         rectifications: int,
     ) -> None:
         self._graph, self._smaller, self._keep = graph, smaller, keep
         self._reference, self._max_columns = reference, max_columns
-        self._ridge, self._feedback, self._rectifications = ridge, feedback, rectifications
+        self._ridges, self._feedback, self._rectifications = ridges, feedback, rectifications
         self.run = Execution(smaller, reference.batches)
         calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
         self._calls = Counter(calls)
         self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
         self._stream_nodes = _same_nodes(graph, smaller, keep, reference)
 
-    def refit(self, node: fx.Node) -> None:
-        """Write the least-squares solution into the smaller network's layer."""
+    def refit(self, node: fx.Node) -> Refit | None:
+        """Write the least-squares solution into the smaller network's layer; None: it is left."""
         path = str(node.target)
         layer = self._smaller.get_submodule(path)
         assert isinstance(layer, Layer)
         if self._calls[path] > 1 or columns_of(layer) > self._max_columns:
-            return
+            return None
         norm = self._norm_after(path)
         aims = self._aims(node, layer, norm)
-        sums = _Sums(self._inputs(node, layer), [aim.y for aim in aims])
+        images = [len(batch) for batch in self._reference.batches]
+        sums = Sums(self._inputs(node, layer), [aim.y for aim in aims], images)
         centred = layer.bias is not None or norm is not None
-        gram = sums.gram(centred)
-        solve = _Solver(layer, gram, self._ridge, f"the inputs of layer {path!r}")
+        gram, cross = sums.gram(centred), sums.cross(centred)
+        now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
+        choice = self._choice(path, layer, norm, sums, now, centred)
+        factored = torch.where(choice.rescale[..., None], rescaled(now, gram, cross), now)
+        weight = self._solved(path, aims, sums, norm, now, choice, centred)
+        weight = torch.where(choice.refit[..., None], weight, factored)
+        _write_weight(layer, weight, gram, self._feedback)
+        if centred:
+            self._set_mean(path, layer, norm, *sums.means())
+        refused = 1 - float(choice.refit.double().mean())
+        return Refit(path, choice.ridge, refused, sum(images), gram.shape[1])
+
+    def _choice(
+        self, path: str, layer: Layer, norm: Norm | None, sums: Sums, now: Tensor, centred: bool
+    ) -> Choice:
+        shape = now.shape[:2]
+        if self._ridges is not None:
+            ridge = self._ridges[path]
+            return Choice(
+                ridge, torch.full(shape, math.isfinite(ridge)), torch.zeros(shape, dtype=torch.bool)
+            )
+        importance = _factors(norm, now).squeeze(1).double().square()
+        what = f"the inputs of layer {path!r}"
+        return choose(sums, now, centred, importance, lambda w: _rounded(layer, w), what)
+
+    def _solved(
+        self,
+        path: str,
+        aims: Sequence[_Aim],
+        sums: Sums,
+        norm: Norm | None,
+        now: Tensor,
+        choice: Choice,
+        centred: bool,
+    ) -> Tensor:
+        """The weight by least squares; the present one where no output is to have it."""
+        if not choice.refit.any():
+            return now
+        what = f"the inputs of layer {path!r}"
+        solve = Solver(now, sums.gram(centred), choice.ridge, what)
         weight = solve(sums.cross(centred))
         if centred and path in self._reference.clips:
             factor = _factors(norm, weight)
             for _ in range(self._rectifications):
                 sums.aim_at(self._aims_behind(path, aims, sums.outputs(weight), factor))
                 weight = solve(sums.cross(centred))
-        _write_weight(layer, weight, gram, self._feedback)
-        if centred:
-            self._set_mean(path, layer, norm, *sums.means())
+        return weight
 
     def _aims_behind(
         self, path: str, aims: Sequence[_Aim], outputs: Sequence[Tensor], factor: Tensor
@@ -233,7 +226,9 @@ class _Repair:
         self, path: str, layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor
     ) -> None:
         """Make the layer's output right on average, by its bias or by the mean that follows it."""
-        weight = layer.weight.double().reshape(len(x_mean), -1, x_mean.shape[1])
+        quantized = isinstance(layer, (QuantizedConv2d, QuantizedLinear))
+        held = layer._quantized_weight() if quantized else layer.weight
+        weight = held.double().reshape(len(x_mean), -1, x_mean.shape[1])
         lacks = y_mean - (weight @ x_mean.unsqueeze(2)).squeeze(2)  # (groups, outputs / groups)
         lacks = lacks.flatten().to(layer.weight.dtype)
         if layer.bias is not None:
@@ -259,7 +254,8 @@ class _Repair:
             if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
                 received = layer._quantized_input(received)
             generator = reference.generator(batch)
-            inputs.append(input_rows(layer, received, generator, reference.positions))
+            positions = reference.positions[str(node.target)]
+            inputs.append(input_rows(layer, received, generator, positions))
         return inputs
 
     def _aims(self, node: fx.Node, layer: Layer, norm: Norm | None) -> list[_Aim]:
@@ -319,7 +315,7 @@ class _Repair:
         ours = self.run.values(self._stream_nodes[path])[batch]
         assert isinstance(ours, Tensor)
         generator = self._reference.generator(batch)
-        ours = output_rows(layer, ours, generator, self._reference.positions)
+        ours = output_rows(layer, ours, generator, self._reference.positions[path])
         difference = target.stream.index_select(1, outputs) - ours
         # BN scales what the layer gives: undo that for the correction.
         return wanted + (difference if factor is None else difference / factor)
@@ -363,18 +359,15 @@ def _normalised(norm: Norm, given: Tensor, channels: Tensor) -> Tensor:
     return given * factor[channels] + shift[channels]
 
 
-class _Solver:
-    """Gives the weight V that minimises E ||y - V x||^2 + ridge ||V - weight||^2."""
-
-    def __init__(self, layer: Layer, gram: Tensor, ridge: float, what: str) -> None:
-        self._now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
-        self._given = gram @ self._now.transpose(1, 2)
-        self._factor = cholesky(gram, ridge, what)
-
-    def __call__(self, cross: Tensor) -> Tensor:
-        """Shape (groups, outputs / groups, columns), from E[x y^T]."""
-        change = torch.cholesky_solve(cross - self._given, self._factor)
-        return self._now + change.transpose(1, 2)
+def _rounded(layer: Layer, weight: Tensor) -> Tensor:
+    """A weight (groups, outputs / groups, columns) as the layer would hold it."""
+    if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+        return weight
+    bits = layer.bits.weight
+    if bits == FLOAT_BITS:
+        return weight
+    shaped = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
+    return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
 
 
 def _write_weight(layer: Layer, weight: Tensor, gram: Tensor, feedback: bool) -> None:

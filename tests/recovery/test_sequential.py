@@ -59,7 +59,9 @@ def test_repair_is_the_least_squares_solution():
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 5))
     )
     graph = graph_of(network, TINY_SHAPE)
-    smaller = repaired(graph, {"1": [0, 2, 3, 6]})
+    smaller, keep = cut(graph, {"1": [0, 2, 3, 6]})
+    found = gather_reference(graph, IMAGES, positions=POSITIONS_PER_IMAGE)
+    refit_layers(graph, smaller, keep, found, ridges=dict.fromkeys(graph.plan.layers, 1e-3))
     with torch.no_grad():
         hidden = torch.relu(network[1](IMAGES.flatten(1)))[:, [0, 2, 3, 6]]
         design = torch.cat([hidden, torch.ones(len(hidden), 1)], 1).double()
