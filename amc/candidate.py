@@ -202,7 +202,7 @@ class Compressor:
                 keep,
                 self._quick_reference,
                 max_columns=self.settings.max_columns,
-                ridges=dict.fromkeys(self.graph.plan.layers, QUICK_RIDGE),
+                ridges=(QUICK_RIDGE,),
                 feedback=False,
                 rectifications=QUICK_RECTIFICATIONS,
             )

@@ -1,9 +1,10 @@
 """Sums over rows that a layer is fitted to, and which of several weights other images confirm.
 
-The images of every batch are cut into two halves. A weight that is fitted to one half is judged on
-the other, by sums alone: ``E (y - V x)^2`` follows from ``E[x x^T]``, ``E[x y^T]`` and ``E[y^2]``.
-How strongly a fit is pulled to the weight that a layer has, and whether it is taken at all, follows
-from that error: where rows are few beside columns, or alike, the pull is strong.
+Of every batch some images are fitted to, and the others judge, by sums alone: ``E (y - V x)^2``
+follows from ``E[x x^T]``, ``E[x y^T]`` and ``E[y^2]``. How strongly a fit is pulled to the weight
+that a layer has, and whether it is taken at all, follows from that error: where rows are few beside
+columns, or alike, the pull is strong. It is the same images in all layers: what the layers before
+give on images that they were fitted to is closer to the original than what they give on others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from amc.recovery.least_squares import cholesky
 from amc.recovery.products import cross_moments, second_moments
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean input energy, towards the weight the layer has
-HALVES = 2
+JUDGES = 4  # one image in so many is not fitted to
+FITTED, JUDGING = 0, 1
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Sums:
             inputs[batch] = x - self._x_shift
         self._inputs = inputs
         pairs = zip(inputs, images, strict=True)
-        self._cuts = [x.shape[1] // n * (n // 2) if n > 1 else x.shape[1] // 2 for x, n in pairs]
+        self._cuts = [_cut(x.shape[1], n) for x, n in pairs]
         self._gram = self._sum(second_moments, inputs)
         self._x = self._sum(lambda x: x.sum(1), inputs)
-        self.rows = [self._rows(half) for half in range(HALVES)]
+        self._rows = [self._rows_of(part) for part in (FITTED, JUDGING)]
         self.aim_at(outputs)
 
     def aim_at(self, outputs: Sequence[Tensor]) -> None:
@@ -67,62 +69,58 @@ class Sums:
         self._y = self._sum(lambda y: y.sum(1), shifted)
         self._squares = self._sum(lambda y: y.square().sum(1), shifted)
 
-    def _rows(self, half: int) -> int:
+    def _rows_of(self, part: int) -> int:
         pairs = zip(self._inputs, self._cuts, strict=True)
-        return sum(cut if half == 0 else x.shape[1] - cut for x, cut in pairs)
+        return sum(cut if part == FITTED else x.shape[1] - cut for x, cut in pairs)
 
     def _sum(self, of: Callable[..., Tensor], *batches: Sequence[Tensor]) -> list[Tensor]:
-        """The sum over the rows of each half, float64."""
+        """The sum over the rows that are fitted to, and over those that judge, float64."""
 
-        def parts(half: int) -> Iterable[Tensor]:
+        def sums(part: int) -> Iterable[Tensor]:
             for *rows, cut in zip(*batches, self._cuts, strict=True):
-                span = slice(cut) if half == 0 else slice(cut, None)
-                yield of(*(part[:, span] for part in rows)).double()
+                span = slice(cut) if part == FITTED else slice(cut, None)
+                yield of(*(x[:, span] for x in rows)).double()
 
-        return [reduce(operator.add, parts(half)) for half in range(HALVES)]
+        return [reduce(operator.add, sums(part)) for part in (FITTED, JUDGING)]
 
-    def _mean(self, sums: Sequence[Tensor], half: int | None) -> Tensor:
-        if half is None:
-            return reduce(operator.add, sums) / sum(self.rows)
-        return sums[half] / max(self.rows[half], 1)
+    def _mean(self, sums: Sequence[Tensor], part: int) -> Tensor:
+        return sums[part] / max(self._rows[part], 1)
 
-    def _centre(self, half: int | None) -> _Centre:
-        return _Centre(self._mean(self._x, half), self._mean(self._y, half))
+    def _centre(self, part: int) -> _Centre:
+        return _Centre(self._mean(self._x, part), self._mean(self._y, part))
 
-    def _origin(self) -> _Centre:
+    def _from(self, centred: bool) -> _Centre:
+        """Where rows count from: their mean, or 0 in what is not shifted."""
+        if centred:
+            return self._centre(FITTED)
         return _Centre(-self._x_shift.squeeze(1).double(), -self._y_shift.squeeze(1).double())
 
-    def gram(self, centred: bool, half: int | None = None) -> Tensor:
+    def gram(self, centred: bool, part: int = FITTED) -> Tensor:
         """E[x x^T], (groups, columns, columns); about the mean if ``centred``."""
-        return self._about(self._centre(half) if centred else self._origin(), half)[0]
+        mean, centre = self._centre(part), self._from(centred)
+        off = mean.x - centre.x
+        return self._mean(self._gram, part) - _outer(mean.x, mean.x) + _outer(off, off)
 
-    def cross(self, centred: bool, half: int | None = None) -> Tensor:
+    def cross(self, centred: bool, part: int = FITTED) -> Tensor:
         """E[x y^T], (groups, columns, outputs / groups)."""
-        return self._about(self._centre(half) if centred else self._origin(), half)[1]
+        mean, centre = self._centre(part), self._from(centred)
+        off = _outer(mean.x - centre.x, mean.y - centre.y)
+        return self._mean(self._cross, part) - _outer(mean.x, mean.y) + off
 
-    def _about(self, centre: _Centre, half: int | None) -> tuple[Tensor, Tensor]:
-        mean = self._centre(half)
-        off_x, off_y = mean.x - centre.x, mean.y - centre.y
-        gram = self._mean(self._gram, half) - _outer(mean.x, mean.x) + _outer(off_x, off_x)
-        cross = self._mean(self._cross, half) - _outer(mean.x, mean.y) + _outer(off_x, off_y)
-        return gram, cross
-
-    def errors_of(self, weights: Sequence[Tensor], centred: bool, fitted: int) -> Tensor:
-        """Squared errors on the half that the weights were not ``fitted`` to.
+    def judged(self, weights: Sequence[Tensor], centred: bool) -> Tensor:
+        """Squared errors on the images that are not fitted to.
 
         Args:
-            weights: (groups, outputs / groups, columns) each; right on average, if ``centred``,
-                on the half that they were fitted to.
+            weights: (groups, outputs / groups, columns) each; if ``centred``, what they give is
+                right on average over the images that are fitted to.
 
         Returns:
             Shape (weights, groups, outputs / groups).
         """
-        half = 1 - fitted
-        centre = self._centre(fitted) if centred else self._origin()
-        gram, cross = self._about(centre, half)
-        mean_y = self._mean(self._y, half)
-        squares = self._mean(self._squares, half) - mean_y.square()
-        squares = squares + (mean_y - centre.y).square()
+        gram, cross = self.gram(centred, JUDGING), self.cross(centred, JUDGING)
+        mean = self._mean(self._y, JUDGING)
+        squares = self._mean(self._squares, JUDGING) - mean.square()
+        squares = squares + (mean - self._from(centred).y).square()
         found = [
             squares + ((weight @ gram - 2 * cross.transpose(1, 2)) * weight).sum(2)
             for weight in weights
@@ -130,9 +128,10 @@ class Sums:
         return torch.stack(found)
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """E[x] (groups, columns), E[y] (groups, outputs / groups)."""
-        mean = self._centre(None)
-        return mean.x + self._x_shift.squeeze(1), mean.y + self._y_shift.squeeze(1)
+        """E[x] (groups, columns), E[y] (groups, outputs / groups), over all images."""
+        rows = sum(self._rows)
+        x, y = (reduce(operator.add, sums) / rows for sums in (self._x, self._y))
+        return x + self._x_shift.squeeze(1), y + self._y_shift.squeeze(1)
 
     def outputs(self, weight: Tensor) -> list[Tensor]:
         """What a layer of this weight gives, right on average; a batch each, as y.
@@ -140,10 +139,17 @@ class Sums:
         Args:
             weight: (groups, outputs / groups, columns), float64.
         """
-        centre = self._centre(None)
+        centre = self._centre(FITTED)
         mean = (centre.y - (weight @ centre.x.unsqueeze(2)).squeeze(2)).float().unsqueeze(1)
         mean, weight = mean + self._y_shift, weight.transpose(1, 2).float()
         return [x @ weight + mean for x in self._inputs]
+
+
+def _cut(rows: int, images: int) -> int:
+    """How many rows of a batch are fitted to; of a single image, half of them."""
+    if images < 2:
+        return rows // 2
+    return rows // images * (images - max(images // JUDGES, 1))
 
 
 def _outer(x: Tensor, y: Tensor) -> Tensor:
@@ -203,21 +209,19 @@ def choose(
     what: str,
     ridges: Sequence[float] = RIDGES,
 ) -> Choice:
-    """Fit to each half of the images, judge on the other.
+    """Fit to some of the images, judge on the others.
 
     Args:
         now: The layer's weight, (groups, outputs / groups, columns), float64.
         importance: Of each output's squared error, (groups, outputs / groups).
         rounded: Weights as the layer will hold them.
+        what: The inputs whose moments these are, for an error.
+        ridges: Tried, one after the other.
     """
-    errors: Tensor | float = 0.0
-    for half in range(HALVES):
-        gram, cross = sums.gram(centred, half), sums.cross(centred, half)
-        fits = [rounded(now), rounded(rescaled(now, gram, cross))]
-        fits += [rounded(Solver(now, gram, ridge, what)(cross)) for ridge in ridges]
-        errors = errors + sums.errors_of(fits, centred, half)
-    assert isinstance(errors, Tensor)
-    total = (errors[2:] * importance).sum((1, 2))
-    best = int(total.argmin())
-    three = torch.stack([errors[0], errors[1], errors[2 + best]]).argmin(0)
-    return Choice(ridges[best], three == 2, three == 1)
+    gram, cross = sums.gram(centred), sums.cross(centred)
+    fits = [rounded(now), rounded(rescaled(now, gram, cross))]
+    fits += [rounded(Solver(now, gram, ridge, what)(cross)) for ridge in ridges]
+    errors = sums.judged(fits, centred)
+    best = int((errors[2:] * importance).sum((1, 2)).argmin())
+    chosen = torch.stack([errors[0], errors[1], errors[2 + best]]).argmin(0)
+    return Choice(ridges[best], chosen == 2, chosen == 1)

@@ -10,9 +10,8 @@ away is not aimed at (`amc.recovery.rectified`).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,7 @@ from amc.compress.quantization import (
 from amc.compress.removal import KeepMask
 from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
-from amc.recovery.fitting import Choice, Solver, Sums, choose, rescaled
+from amc.recovery.fitting import RIDGES, Choice, Solver, Sums, choose, rescaled
 from amc.recovery.moments import columns_of, input_rows
 from amc.recovery.reference import (
     SMALLEST_FACTOR,
@@ -86,7 +85,7 @@ def refit_layers(
     reference: Reference,
     *,
     max_columns: int = MAX_COLUMNS,
-    ridges: Mapping[str, float] | None = None,
+    ridges: Sequence[float] = RIDGES,
     feedback: bool = True,
     rectifications: int = RECTIFICATIONS,
     on_layer: Callable[[str], None] = lambda _: None,
@@ -100,9 +99,9 @@ def refit_layers(
         smaller: The network with channels removed (and layers quantized).
         keep: The units that it kept.
         reference: What the original's layers give (`amc.recovery.reference.gather_reference`).
-        ridges: Layer path -> pull towards the weight that the layer has, in mean input
-            energies; infinite: it keeps that weight. None: found, layer by layer and output by
-            output, on images that a fit has not seen (`amc.recovery.fitting`).
+        ridges: Pulls towards the weights that the layers have, in mean input energies; each
+            layer takes the one that serves best on images that a fit has not seen, and each
+            output the refit, a new factor, or what it has (`amc.recovery.fitting`).
         feedback: Round weights with error feedback; else to the nearest, which is faster.
         rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
@@ -133,7 +132,7 @@ class _Repair:
         keep: KeepMask,
         reference: Reference,
         max_columns: int,
-        ridges: Mapping[str, float] | None,
+        ridges: Sequence[float],
         feedback: bool,
         rectifications: int,
     ) -> None:
@@ -173,15 +172,11 @@ class _Repair:
     def _choice(
         self, path: str, layer: Layer, norm: Norm | None, sums: Sums, now: Tensor, centred: bool
     ) -> Choice:
-        shape = now.shape[:2]
-        if self._ridges is not None:
-            ridge = self._ridges[path]
-            return Choice(
-                ridge, torch.full(shape, math.isfinite(ridge)), torch.zeros(shape, dtype=torch.bool)
-            )
         importance = _factors(norm, now).squeeze(1).double().square()
         what = f"the inputs of layer {path!r}"
-        return choose(sums, now, centred, importance, lambda w: _rounded(layer, w), what)
+        return choose(
+            sums, now, centred, importance, lambda w: _rounded(layer, w), what, self._ridges
+        )
 
     def _solved(
         self,
@@ -226,8 +221,9 @@ class _Repair:
         self, path: str, layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor
     ) -> None:
         """Make the layer's output right on average, by its bias or by the mean that follows it."""
-        quantized = isinstance(layer, (QuantizedConv2d, QuantizedLinear))
-        held = layer._quantized_weight() if quantized else layer.weight
+        held = layer.weight
+        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+            held = layer._quantized_weight()
         weight = held.double().reshape(len(x_mean), -1, x_mean.shape[1])
         lacks = y_mean - (weight @ x_mean.unsqueeze(2)).squeeze(2)  # (groups, outputs / groups)
         lacks = lacks.flatten().to(layer.weight.dtype)
