@@ -26,7 +26,7 @@ from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, linear_change
 from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
-from amc.recovery.moments import BATCH, CalibrationStatistics, gather_statistics
+from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_statistics
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.sensitivity import OutputChange, output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
@@ -40,9 +40,10 @@ QUICK_ROWS = 4_096  # in the repair of a candidate
 QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
 QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
+THIN = 0.25  # shrinkage of covariances from which on a layer is said to be thinly calibrated
 _MEMO_BYTES = 256 * 2**20
 _MADE_FROM = "amc_made_from"
-HELD_SHARE, HELD_IMAGES = 6, 512  # of the calibration images, one in so many and at most
+HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,10 @@ class Compressor:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
         images = laid_out(images[order], layout)
-        # What a whole repair is judged on: nothing is fitted to it.
+        # What a whole repair is judged on: it is not fitted to it.
         held = min(len(images) // HELD_SHARE, HELD_IMAGES)
-        images, self._held_images = images[: len(images) - held], images[len(images) - held :]
-        self._repair_images = images[: self.settings.repair_images]
+        self._held_images = images[len(images) - held :]
+        self._repair_images = images[: len(images) - held][: self.settings.repair_images]
         self._images = images[: self.settings.images]
         self.statistics: CalibrationStatistics = gather_statistics(
             graph, self._images, max_columns=self.settings.max_columns
@@ -182,6 +183,12 @@ class Compressor:
             and not layer.signature.is_depthwise
             and layer.name not in self.statistics.moments
         )
+
+    @property
+    def thin(self) -> tuple[tuple[str, Moments], ...]:
+        """Layers of which the images know little, beside their columns; the thinnest first."""
+        found = [item for item in self.statistics.moments.items() if item[1].shrinkage >= THIN]
+        return tuple(sorted(found, key=lambda item: -item[1].shrinkage))
 
     def apply(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network: remove, refit, quantize, and repair it quickly.
@@ -253,27 +260,32 @@ class Compressor:
     def _least_harmed(
         self, strategy: Strategy, keep: KeepMask, repaired: fx.GraphModule
     ) -> tuple[fx.GraphModule, tuple[str, ...]]:
-        """The repaired network, or what diverges less on images that nothing was fitted to."""
+        """The repaired network, or what diverges less on images that it was not fitted to."""
         if not len(self._held_images):
             return repaired, ()
         best, least, notes = repaired, self._divergence(repaired), tuple[str, ...]()
         first = least
-        for refit, name in ((True, "least squares from moments"), (False, "BN recalibration")):
+        others = (
+            ("least squares from moments", True, self.settings.batch_norm),
+            ("BN recalibration", False, self.settings.batch_norm),
+            ("no repair", False, False),
+        )
+        for name, refit, recalibrated in others:
             other = self._cut(strategy, keep, refit=refit)
-            if self.settings.batch_norm:
+            if recalibrated:
                 self._recalibrate(other, keep)
             found = self._divergence(other)
             if found < least:
                 best, least = other, found
                 notes = (
                     f"The repair layer by layer was refused: on {len(self._held_images)} "
-                    "calibration images that nothing was fitted to it diverges by "
-                    f"{first:.3g} nats from the original, {name} alone by {found:.3g}.",
+                    "calibration images that it was not fitted to it diverges by "
+                    f"{first:.3g} nats from the original; {name}: {found:.3g}.",
                 )
         return best, notes
 
     def _divergence(self, module: nn.Module) -> float:
-        """From the original, in nats, on the images that nothing is fitted to; infinite if NaN."""
+        """From the original, in nats, on images that a repair is not fitted to; infinite if NaN."""
         given = _log_probabilities(module, self._held_images)
         found = float((self._held_scores.exp() * (self._held_scores - given)).sum(1).mean())
         return found if math.isfinite(found) else math.inf

@@ -184,7 +184,8 @@ def conclude(
         _row(task, label, found, finalist, timing)
         for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
-    notes = [*task.notes, *_notes(task, best.strategy, rows, times)]
+    found = _notes(task, best.strategy, rows, times)
+    notes = [*task.notes, *found, *best.network.notes]
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
     if not _is_uniform(task, uniform):
@@ -374,6 +375,14 @@ def _notes(
             "Sliced without a refit, being wider than recovery.max_columns="
             f"{task.compressor.settings.max_columns}: "
             f"{', '.join(wide[:3])}{f' and {len(wide) - 3} more' if len(wide) > 3 else ''}."
+        )
+    if task.compressor.thin:
+        path, moments = task.compressor.thin[0]
+        notes.append(
+            f"Few calibration images: {len(task.compressor.thin)} of {len(task.graph.layers)} "
+            f"layers were refitted with caution, {path!r} most ({moments.images} images for "
+            f"{moments.mean.shape[1]} columns; what its inputs have in common was shrunk by "
+            f"{100 * moments.shrinkage:.0f} %). More help: data.calibration."
         )
     return notes
 

@@ -177,12 +177,11 @@ def first_outputs(network, path):
     return found[0].mean((0, 2, 3))
 
 
-def test_refit_keeps_the_mean_of_every_normalised_output(tiny_graph, tiny_net, monkeypatch):
+def test_refit_keeps_the_mean_of_every_normalised_output(tiny_graph, tiny_net):
     """Also where the statistics of batch normalisation are not gathered anew.
 
     Rectified, it is what the ReLU lets through that is aimed at, not what it receives.
     """
-    monkeypatch.setattr(candidate, "HELD_IMAGES", 0)
     settings = RecoverySettings(96, batch_norm=False, rectified=False)
     compressor = Compressor(tiny_graph, IMAGES, settings)
     smaller = compressor.apply(Strategy({"conv1": 0.5}, {})).module

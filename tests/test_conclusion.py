@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,14 +188,20 @@ def test_without_measuring_there_are_no_latencies_and_no_notes_on_them(
     task = _task(tiny_net, data)
     end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY, measure=False)
     assert [row.measured_ms for row in end.comparison] == [None] * 3
-    assert end.notes == []
+    assert all(_is_on_repair(note) for note in end.notes)
 
 
 # -- notes ---------------------------------------------------------------------------------
 
 
 def _notes(task: CompressionTask, strategy: Strategy) -> list[str]:
-    return conclude(task, _trials(task, strategy), UNIFORM, ACCURACY).notes
+    """But for those on the repair: a dozen random images repair nothing."""
+    notes = conclude(task, _trials(task, strategy), UNIFORM, ACCURACY).notes
+    return [note for note in notes if not _is_on_repair(note)]
+
+
+def _is_on_repair(note: str) -> bool:
+    return note.startswith(("Few calibration images", "Not refitted", "The repair layer by layer"))
 
 
 def test_notes_say_where_the_time_was_measured(
@@ -390,6 +397,27 @@ def test_notes_name_layers_too_wide_to_refit(
     assert _notes(task, WIDE)[-1] == (
         "Sliced without a refit, being wider than recovery.max_columns=40: conv3."
     )
+
+
+def test_notes_say_where_calibration_images_are_few_and_what_the_repair_of_the_best_refused(
+    tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = _task(tiny_net, data)
+    moments = task.compressor.statistics.moments
+    for path, known in list(moments.items()):
+        shrinkage = {"conv2": 0.3, "conv3": 0.5}.get(path, 0.0)
+        monkeypatch.setitem(moments, path, replace(known, shrinkage=shrinkage, images=7))
+    finish = task.compressor.repair
+    monkeypatch.setattr(
+        task.compressor, "repair", lambda s: replace(finish(s), notes=("Refused.",))
+    )
+    end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY, measure=False)
+    assert end.notes == [
+        "Few calibration images: 2 of 4 layers were refitted with caution, 'conv3' most (7 images "
+        "for 54 columns; what its inputs have in common was shrunk by 50 %). More help: "
+        "data.calibration.",
+        "Refused.",
+    ]
 
 
 def test_predicted_latency_and_energy_come_from_the_device(

@@ -3,8 +3,7 @@
 Of every batch some images are fitted to, and the others judge, by sums alone: ``E (y - V x)^2``
 follows from ``E[x x^T]``, ``E[x y^T]`` and ``E[y^2]``. How strongly a fit is pulled to the weight
 that a layer has, and whether it is taken at all, follows from that error: where rows are few beside
-columns, or alike, the pull is strong. It is the same images in all layers: what the layers before
-give on images that they were fitted to is closer to the original than what they give on others.
+columns, or alike, the pull is strong. What is chosen is then fitted to all of them.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from amc.recovery.least_squares import cholesky
 from amc.recovery.products import cross_moments, second_moments
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean input energy, towards the weight the layer has
-JUDGES = 4  # one image in so many is not fitted to
-FITTED, JUDGING = 0, 1
+NOTHING = 1e-4  # of an output's energy: an error that needs no repair
+JUDGES = 4  # one image in so many judges
+FITTED, JUDGING, ALL = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Sums:
         self._cuts = [_cut(x.shape[1], n) for x, n in pairs]
         self._gram = self._sum(second_moments, inputs)
         self._x = self._sum(lambda x: x.sum(1), inputs)
-        self._rows = [self._rows_of(part) for part in (FITTED, JUDGING)]
+        fitted, rows = sum(self._cuts), sum(x.shape[1] for x in inputs)
+        self._rows = [fitted, rows - fitted, rows]
         self.aim_at(outputs)
 
     def aim_at(self, outputs: Sequence[Tensor]) -> None:
@@ -69,10 +70,6 @@ class Sums:
         self._y = self._sum(lambda y: y.sum(1), shifted)
         self._squares = self._sum(lambda y: y.square().sum(1), shifted)
 
-    def _rows_of(self, part: int) -> int:
-        pairs = zip(self._inputs, self._cuts, strict=True)
-        return sum(cut if part == FITTED else x.shape[1] - cut for x, cut in pairs)
-
     def _sum(self, of: Callable[..., Tensor], *batches: Sequence[Tensor]) -> list[Tensor]:
         """The sum over the rows that are fitted to, and over those that judge, float64."""
 
@@ -81,7 +78,8 @@ class Sums:
                 span = slice(cut) if part == FITTED else slice(cut, None)
                 yield of(*(x[:, span] for x in rows)).double()
 
-        return [reduce(operator.add, sums(part)) for part in (FITTED, JUDGING)]
+        fitted, judging = (reduce(operator.add, sums(part)) for part in (FITTED, JUDGING))
+        return [fitted, judging, fitted + judging]
 
     def _mean(self, sums: Sequence[Tensor], part: int) -> Tensor:
         return sums[part] / max(self._rows[part], 1)
@@ -89,21 +87,27 @@ class Sums:
     def _centre(self, part: int) -> _Centre:
         return _Centre(self._mean(self._x, part), self._mean(self._y, part))
 
-    def _from(self, centred: bool) -> _Centre:
-        """Where rows count from: their mean, or 0 in what is not shifted."""
+    def _from(self, centred: bool, part: int) -> _Centre:
+        """Where rows count from: a part's mean, or 0 in what is not shifted."""
         if centred:
-            return self._centre(FITTED)
+            return self._centre(part)
         return _Centre(-self._x_shift.squeeze(1).double(), -self._y_shift.squeeze(1).double())
 
-    def gram(self, centred: bool, part: int = FITTED) -> Tensor:
+    def gram(self, centred: bool, part: int = ALL) -> Tensor:
         """E[x x^T], (groups, columns, columns); about the mean if ``centred``."""
-        mean, centre = self._centre(part), self._from(centred)
-        off = mean.x - centre.x
-        return self._mean(self._gram, part) - _outer(mean.x, mean.x) + _outer(off, off)
+        return self._gram_from(self._from(centred, part), part)
 
-    def cross(self, centred: bool, part: int = FITTED) -> Tensor:
+    def cross(self, centred: bool, part: int = ALL) -> Tensor:
         """E[x y^T], (groups, columns, outputs / groups)."""
-        mean, centre = self._centre(part), self._from(centred)
+        return self._cross_from(self._from(centred, part), part)
+
+    def _gram_from(self, centre: _Centre, part: int) -> Tensor:
+        mean = self._centre(part).x
+        off = mean - centre.x
+        return self._mean(self._gram, part) - _outer(mean, mean) + _outer(off, off)
+
+    def _cross_from(self, centre: _Centre, part: int) -> Tensor:
+        mean = self._centre(part)
         off = _outer(mean.x - centre.x, mean.y - centre.y)
         return self._mean(self._cross, part) - _outer(mean.x, mean.y) + off
 
@@ -117,10 +121,11 @@ class Sums:
         Returns:
             Shape (weights, groups, outputs / groups).
         """
-        gram, cross = self.gram(centred, JUDGING), self.cross(centred, JUDGING)
+        centre = self._from(centred, FITTED)
+        gram, cross = self._gram_from(centre, JUDGING), self._cross_from(centre, JUDGING)
         mean = self._mean(self._y, JUDGING)
         squares = self._mean(self._squares, JUDGING) - mean.square()
-        squares = squares + (mean - self._from(centred).y).square()
+        squares = squares + (mean - centre.y).square()
         found = [
             squares + ((weight @ gram - 2 * cross.transpose(1, 2)) * weight).sum(2)
             for weight in weights
@@ -129,9 +134,8 @@ class Sums:
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[x] (groups, columns), E[y] (groups, outputs / groups), over all images."""
-        rows = sum(self._rows)
-        x, y = (reduce(operator.add, sums) / rows for sums in (self._x, self._y))
-        return x + self._x_shift.squeeze(1), y + self._y_shift.squeeze(1)
+        mean = self._centre(ALL)
+        return mean.x + self._x_shift.squeeze(1), mean.y + self._y_shift.squeeze(1)
 
     def outputs(self, weight: Tensor) -> list[Tensor]:
         """What a layer of this weight gives, right on average; a batch each, as y.
@@ -139,7 +143,7 @@ class Sums:
         Args:
             weight: (groups, outputs / groups, columns), float64.
         """
-        centre = self._centre(FITTED)
+        centre = self._centre(ALL)
         mean = (centre.y - (weight @ centre.x.unsqueeze(2)).squeeze(2)).float().unsqueeze(1)
         mean, weight = mean + self._y_shift, weight.transpose(1, 2).float()
         return [x @ weight + mean for x in self._inputs]
@@ -193,11 +197,13 @@ class Choice:
         refit: Outputs that the refit at this ridge serves better than what they have, and than
             `rescaled`; bool, (groups, outputs / groups).
         rescale: Outputs that a new factor serves best.
+        needed: Outputs that the weight they have does not give already.
     """
 
     ridge: float
     refit: Tensor
     rescale: Tensor
+    needed: Tensor
 
 
 def choose(
@@ -218,10 +224,11 @@ def choose(
         what: The inputs whose moments these are, for an error.
         ridges: Tried, one after the other.
     """
-    gram, cross = sums.gram(centred), sums.cross(centred)
+    gram, cross = sums.gram(centred, FITTED), sums.cross(centred, FITTED)
     fits = [rounded(now), rounded(rescaled(now, gram, cross))]
     fits += [rounded(Solver(now, gram, ridge, what)(cross)) for ridge in ridges]
-    errors = sums.judged(fits, centred)
+    errors = sums.judged([*fits, torch.zeros_like(now)], centred)
+    errors, energy = errors[:-1], errors[-1]
     best = int((errors[2:] * importance).sum((1, 2)).argmin())
     chosen = torch.stack([errors[0], errors[1], errors[2 + best]]).argmin(0)
-    return Choice(ridges[best], chosen == 2, chosen == 1)
+    return Choice(ridges[best], chosen == 2, chosen == 1, errors[0] > NOTHING * energy)

@@ -66,8 +66,8 @@ class Refit:
     Attributes:
         path: Of the layer.
         ridge: How strongly the fit was pulled to the weight that the layer had.
-        refused: Share of its outputs that keep the weight they had (or that times a factor):
-            on images that it was not fitted to, a refit was no better.
+        refused: Share of its outputs that lack something and yet keep the weight they had (or
+            that times a factor): on images that it was not fitted to, a refit was no better.
         images, columns: What it was fitted to, and what of: thin where images are the fewer.
     """
 
@@ -166,7 +166,7 @@ class _Repair:
         _write_weight(layer, weight, gram, self._feedback)
         if centred:
             self._set_mean(path, layer, norm, *sums.means())
-        refused = 1 - float(choice.refit.double().mean())
+        refused = float((choice.needed & ~choice.refit).double().mean())
         return Refit(path, choice.ridge, refused, sum(images), gram.shape[1])
 
     def _choice(

@@ -108,3 +108,48 @@ def test_one_bad_value_is_found(tiny_graph, images):
     images[5, 0, 3, 3] = float("nan")
     with pytest.raises(CalibrationError, match="not finite"):
         gather_statistics(tiny_graph, images)
+
+
+def test_shrinkage_is_ledoit_and_wolfs_with_images_as_observations():
+    """The expected squared error of the covariances of two columns beside their squares."""
+    layer, draw = nn.Conv2d(3, 5, 1), torch.Generator().manual_seed(0)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(5 * 64, 4))
+    images = torch.randn(20, *SHAPE, generator=draw)
+    found = gather_statistics(graph_of(network, SHAPE), images).moments["2"]
+    with torch.no_grad():
+        rows = layer(images).flatten(1).double()
+    rows = rows - rows.mean(0)
+    each = rows.unsqueeze(2) * rows.unsqueeze(1)
+    off = 1 - torch.eye(rows.shape[1], dtype=torch.float64)
+    shared = each.mean(0) * off
+    error = ((each - each.mean(0)) * off).square().sum() / (20 * 19)
+    assert found.images == 20
+    assert found.shrinkage == pytest.approx(float(error / shared.square().sum()), rel=1e-3)
+    system = found.system(centred=True)[0]
+    torch.testing.assert_close(torch.diagonal(system), torch.diagonal(found.covariance[0]))
+    torch.testing.assert_close(
+        system[0, 1], (1 - found.shrinkage) * found.covariance[0, 0, 1], rtol=1e-4, atol=1e-7
+    )
+
+
+def test_positions_of_one_image_that_are_alike_are_no_more_observations():
+    """64 equal positions: the shrinkage of one; independent ones: much less."""
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), nn.Linear(5 * 64, 4))
+    graph, draw = graph_of(network, SHAPE), torch.Generator().manual_seed(0)
+    mixed = torch.randn(3, 3, generator=draw)
+    alike = torch.einsum("nchw,cd->ndhw", torch.randn(30, 3, 1, 1, generator=draw), mixed)
+    apart = torch.einsum("nchw,cd->ndhw", torch.randn(30, *SHAPE, generator=draw), mixed)
+    few = gather_statistics(graph, alike.expand(30, *SHAPE).contiguous()).moments["0"].shrinkage
+    many = gather_statistics(graph, apart).moments["0"].shrinkage
+    assert many < 0.1 * few
+
+
+def test_rows_of_a_depthwise_layer_lie_side_by_side():
+    """Products of strided rows take 30 times as long."""
+    layer, x = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 8, 6, 6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        rows = input_rows(layer, x.contiguous(memory_format=layout), None)
+        assert rows.is_contiguous()
+        expected = layer(x).flatten(2).permute(1, 0, 2).flatten(1)
+        given = (rows @ layer.weight.flatten(2).transpose(1, 2)).squeeze(2) + layer.bias[:, None]
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
