@@ -210,6 +210,7 @@ class Compressor:
                 self._quick_reference,
                 max_columns=self.settings.max_columns,
                 ridges=(QUICK_RIDGE,),
+                judged={path for path, _ in self.thin},
                 feedback=False,
                 rectifications=QUICK_RECTIFICATIONS,
             )

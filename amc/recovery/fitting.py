@@ -41,7 +41,12 @@ class Sums:
     """
 
     def __init__(
-        self, inputs: list[Tensor], outputs: Sequence[Tensor], images: Sequence[int]
+        self,
+        inputs: list[Tensor],
+        outputs: Sequence[Tensor],
+        images: Sequence[int],
+        *,
+        judging: bool = True,
     ) -> None:
         """
         Args:
@@ -49,14 +54,16 @@ class Sums:
                 over: shifted one by one, for all of them twice would be much memory.
             outputs: A batch each, (groups, rows, outputs / groups).
             images: Of each batch.
+            judging: Whether some images are to judge.
         """
+        self._judging = judging
         self._x_shift = inputs[0].mean(1, keepdim=True)
         self._y_shift = outputs[0].mean(1, keepdim=True)
         for batch, x in enumerate(inputs):
             inputs[batch] = x - self._x_shift
         self._inputs = inputs
         pairs = zip(inputs, images, strict=True)
-        self._cuts = [_cut(x.shape[1], n) for x, n in pairs]
+        self._cuts = [_cut(x.shape[1], n) if judging else x.shape[1] for x, n in pairs]
         self._gram = self._sum(second_moments, inputs)
         self._x = self._sum(lambda x: x.sum(1), inputs)
         fitted, rows = sum(self._cuts), sum(x.shape[1] for x in inputs)
@@ -78,7 +85,8 @@ class Sums:
                 span = slice(cut) if part == FITTED else slice(cut, None)
                 yield of(*(x[:, span] for x in rows)).double()
 
-        fitted, judging = (reduce(operator.add, sums(part)) for part in (FITTED, JUDGING))
+        fitted = reduce(operator.add, sums(FITTED))
+        judging = reduce(operator.add, sums(JUDGING)) if self._judging else torch.zeros(())
         return [fitted, judging, fitted + judging]
 
     def _mean(self, sums: Sequence[Tensor], part: int) -> Tensor:
@@ -204,6 +212,12 @@ class Choice:
     refit: Tensor
     rescale: Tensor
     needed: Tensor
+
+    @classmethod
+    def unjudged(cls, now: Tensor, ridge: float) -> Choice:
+        """Every output is refitted."""
+        none = torch.zeros(now.shape[:2], dtype=torch.bool)
+        return cls(ridge, ~none, none, none)
 
 
 def choose(

@@ -11,7 +11,7 @@ away is not aimed at (`amc.recovery.rectified`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +86,7 @@ def refit_layers(
     *,
     max_columns: int = MAX_COLUMNS,
     ridges: Sequence[float] = RIDGES,
+    judged: Collection[str] | None = None,
     feedback: bool = True,
     rectifications: int = RECTIFICATIONS,
     on_layer: Callable[[str], None] = lambda _: None,
@@ -102,6 +103,7 @@ def refit_layers(
         ridges: Pulls towards the weights that the layers have, in mean input energies; each
             layer takes the one that serves best on images that a fit has not seen, and each
             output the refit, a new factor, or what it has (`amc.recovery.fitting`).
+        judged: Layers of which that is asked; the others take the first ridge. None: all.
         feedback: Round weights with error feedback; else to the nearest, which is faster.
         rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
@@ -109,7 +111,9 @@ def refit_layers(
     Raises:
         CalibrationError: What a layer receives is not finite.
     """
-    repair = _Repair(graph, smaller, keep, reference, max_columns, ridges, feedback, rectifications)
+    repair = _Repair(
+        graph, smaller, keep, reference, max_columns, ridges, judged, feedback, rectifications
+    )
     left, done = set(graph.plan.layers), list[Refit]()
     with torch.no_grad():
         for node in repair.run.nodes:
@@ -133,11 +137,13 @@ class _Repair:
         reference: Reference,
         max_columns: int,
         ridges: Sequence[float],
+        judged: Collection[str] | None,
         feedback: bool,
         rectifications: int,
     ) -> None:
         self._graph, self._smaller, self._keep = graph, smaller, keep
         self._reference, self._max_columns = reference, max_columns
+        self._judged = frozenset(graph.plan.layers if judged is None else judged)
         self._ridges, self._feedback, self._rectifications = ridges, feedback, rectifications
         self.run = Execution(smaller, reference.batches)
         calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
@@ -155,14 +161,18 @@ class _Repair:
         norm = self._norm_after(path)
         aims = self._aims(node, layer, norm)
         images = [len(batch) for batch in self._reference.batches]
-        sums = Sums(self._inputs(node, layer), [aim.y for aim in aims], images)
+        outputs, judging = [aim.y for aim in aims], path in self._judged
+        sums = Sums(self._inputs(node, layer), outputs, images, judging=judging)
         centred = layer.bias is not None or norm is not None
         gram, cross = sums.gram(centred), sums.cross(centred)
         now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
-        choice = self._choice(path, layer, norm, sums, now, centred)
-        factored = torch.where(choice.rescale[..., None], rescaled(now, gram, cross), now)
+        choice = Choice.unjudged(now, self._ridges[0])
+        if judging:
+            choice = self._choice(path, layer, norm, sums, now, centred)
         weight = self._solved(path, aims, sums, norm, now, choice, centred)
-        weight = torch.where(choice.refit[..., None], weight, factored)
+        if not choice.refit.all():
+            factored = torch.where(choice.rescale[..., None], rescaled(now, gram, cross), now)
+            weight = torch.where(choice.refit[..., None], weight, factored)
         _write_weight(layer, weight, gram, self._feedback)
         if centred:
             self._set_mean(path, layer, norm, *sums.means())

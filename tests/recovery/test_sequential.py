@@ -312,3 +312,13 @@ def test_whole_network_with_relus_stays_what_it_is():
     network = seeded(Clipped)
     graph = graph_of(network, TINY_SHAPE)
     assert error_of(repaired(graph, {}), network) < 1e-8
+
+
+def test_layers_that_are_not_judged_take_the_first_ridge(tiny_graph):
+    found = gather_reference(tiny_graph, IMAGES, positions=POSITIONS_PER_IMAGE)
+    smaller, keep = cut(tiny_graph, {"conv1": [0, 1]})
+    refits = refit_layers(tiny_graph, smaller, keep, found, ridges=(0.5, 1e-3), judged={"conv2"})
+    by_path = {refit.path: refit for refit in refits}
+    assert by_path["conv2"].ridge == 1e-3
+    assert {by_path[path].ridge for path in ("conv1", "conv3", "linear")} == {0.5}
+    assert by_path["conv3"].refused == 0
