@@ -24,6 +24,7 @@ from amc.layout import fast_layout, laid_out
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, linear_change
+from amc.recovery.fitting import RIDGES
 from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
 from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_statistics
@@ -40,9 +41,9 @@ QUICK_ROWS = 4_096  # in the repair of a candidate
 QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
 QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
-THIN = 0.1  # shrinkage of covariances from which on a layer is said to be thinly calibrated
 _MEMO_BYTES = 256 * 2**20
 _MADE_FROM = "amc_made_from"
+AMPLE = 512  # images for the repair from which on layers are fitted to all of them
 HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
 
 
@@ -187,8 +188,13 @@ class Compressor:
     @property
     def thin(self) -> tuple[tuple[str, Moments], ...]:
         """Layers of which the images know little, beside their columns; the thinnest first."""
-        found = [item for item in self.statistics.moments.items() if item[1].shrinkage >= THIN]
+        found = [item for item in self.statistics.moments.items() if item[1].is_thin]
         return tuple(sorted(found, key=lambda item: -item[1].shrinkage))
+
+    @property
+    def _is_ample(self) -> bool:
+        """Whether a fit to all images beats one that leaves some of them to judge it."""
+        return not self.thin and len(self._repair_images) >= AMPLE
 
     def apply(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network: remove, refit, quantize, and repair it quickly.
@@ -252,6 +258,8 @@ class Compressor:
                 keep,
                 self._reference,
                 max_columns=self.settings.max_columns,
+                ridges=RIDGES[:1] if self._is_ample else RIDGES,
+                judged=() if self._is_ample else None,
                 on_layer=lambda path: bar.advance(note=path),
             )
         module, notes = self._least_harmed(strategy, keep, module)

@@ -18,6 +18,7 @@ from amc.recovery.products import second_moments
 POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
 VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges
 BATCH = 64
+THIN = 0.1  # shrinkage of covariances from which on a layer is thinly calibrated
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,19 @@ class Moments:
     images: int = 0
 
     @property
+    def is_thin(self) -> bool:
+        """Whether images are few beside columns."""
+        return self.shrinkage >= THIN
+
+    @property
     def gram(self) -> Tensor:
         """E[x x^T], shape (groups, columns, columns)."""
         return self.covariance + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
     def system(self, centred: bool) -> Tensor:
-        """Covariance, or second moments, with covariances of two columns shrunk."""
+        """Covariance, or second moments; where images are few, covariances of columns shrunk."""
+        if not self.is_thin:
+            return self.covariance if centred else self.gram
         diagonal = torch.diagonal(self.covariance, dim1=1, dim2=2)
         shrunk = torch.lerp(self.covariance, torch.diag_embed(diagonal), self.shrinkage)
         return shrunk if centred else shrunk + self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
