@@ -22,14 +22,14 @@ demo: install
 	$(BIN)/amc search budget.fraction=0.3 env.drop_blocks=true
 
 test: install
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
