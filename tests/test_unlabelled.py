@@ -237,5 +237,6 @@ def test_network_that_ends_with_a_softmax_is_searched_as_by_its_logits(
     assert "their logarithms are taken for its scores" in api.describe(ended.task)
     assert "logarithms" not in api.describe(plain.task)
     for one, other in zip(ended.trials, plain.trials, strict=True):
-        assert one.reward == pytest.approx(other.reward, rel=1e-3)
+        # A divergence of single precision: differences of logarithms near 1e-7 are rounding.
+        assert one.reward == pytest.approx(other.reward, rel=1e-3, abs=1e-7)
         assert one.evaluation.loss == pytest.approx(other.evaluation.loss, rel=1e-3)
