@@ -38,9 +38,9 @@ with an entry point, by that name, ``device=custom device.name=my_board``::
 
 It may have two more attributes, tuples of names: ``fuses``, operators such as ``"relu"`` that it
 computes inside of the layer before them, and ``converts``, the conversions between layers of
-different precision that it prices (docs/devices.md); and a method, ``prices_whole(signature, bits)``:
-whether it has a price for a call that amc does not follow (``signature.own_macs`` multiply-adds). Without
-it such calls cost nothing there, and a run says so.
+different precision that it prices (docs/devices.md); and a method, ``prices_whole(signature,
+bits)``: whether it has a price for a call that amc does not follow (``signature.own_macs``
+multiply-adds). Without it such calls cost nothing there, and a run says so.
 """
 
 from __future__ import annotations
