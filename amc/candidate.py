@@ -23,13 +23,20 @@ from amc.graph.types import ChannelGroup
 from amc.layout import fast_layout, laid_out
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
-from amc.recovery.errors import LayerErrors, layer_errors, linear_change
+from amc.recovery.errors import LayerErrors, layer_errors
 from amc.recovery.fitting import RIDGES
 from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
-from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_statistics
+from amc.recovery.moments import (
+    BATCH,
+    CalibrationStatistics,
+    Moments,
+    by_channel,
+    by_place,
+    gather_statistics,
+)
 from amc.recovery.reference import Reference, gather_reference
-from amc.recovery.sensitivity import OutputChange, output_sensitivities
+from amc.recovery.sensitivity import LinearChange, OutputChange, output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
 from amc.scores import as_logits
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
@@ -39,10 +46,13 @@ ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few posit
 POSITIONS = 128  # of one image at most: more of them tell little more, being alike
 QUICK_ROWS = 4_096  # in the repair of a candidate
 QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the moments gave
+WEIGHED_PIXELS = 256 * 224 * 224  # of all images together
+THIN_RIDGE = 1.0  # the same, of a network of which the calibration images know little
 QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 _MEMO_BYTES = 256 * 2**20
 _MADE_FROM = "amc_made_from"
+FEWEST_QUICK = 64  # images of a quick repair, if there are so many
 AMPLE = 512  # images for the repair from which on layers are fitted to all of them
 HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
 
@@ -54,13 +64,14 @@ class RecoverySettings:
     Attributes:
         images: Calibration images for moments.
         repair_images: Calibration images for the repair of kept strategies.
-        quick_images: Of ``images``, how many the quick repair of every candidate sees; 0: none,
-            and BN is recalibrated instead.
+        quick_images: Of ``images``, how many the quick repair of every candidate sees, at most
+            (`judged_on`); 0: none, and BN is recalibrated instead.
         batch_norm_images: Of ``images``, how many BN recalibration sees per candidate.
         error_images: Of ``images``, how many the errors of single decisions are estimated on.
         least_squares: Refit the weights that lost inputs; without it, nothing is repaired.
         batch_norm: Recalibrate BN statistics, of what is not repaired layer by layer.
-        max_columns: Widest layer (inputs * kernel area) that is refitted.
+        max_columns: Widest layer (inputs * kernel area) of which all columns are told apart; of
+            a wider one the channels are.
         importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
         sequential: Repair layer by layer (`amc.recovery.sequential`): kept strategies, and with
             ``quick_images`` every candidate. Without it neither is.
@@ -92,6 +103,11 @@ class RecoverySettings:
                 f"recovery.importance must be one of {', '.join(IMPORTANCES)}, "
                 f"got {self.importance!r}."
             )
+
+    def judged_on(self, images: int) -> RecoverySettings:
+        """With a quick repair that costs no more than judging a candidate on so many images."""
+        most = max(FEWEST_QUICK, images // 2)
+        return replace(self, quick_images=min(self.quick_images, most))
 
     @property
     def repairs_candidates(self) -> bool:
@@ -153,15 +169,16 @@ class Compressor:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
         images = laid_out(images[order], layout)
-        # What a whole repair is judged on: it is not fitted to it.
+        # What a whole repair is judged on: nothing that it is judged against is fitted to it.
         held = min(len(images) // HELD_SHARE, HELD_IMAGES)
         self._held_images = images[len(images) - held :]
-        self._repair_images = images[: len(images) - held][: self.settings.repair_images]
+        images = images[: len(images) - held]
+        self._repair_images = images[: self.settings.repair_images]
         self._images = images[: self.settings.images]
         self.statistics: CalibrationStatistics = gather_statistics(
             graph, self._images, max_columns=self.settings.max_columns
         )
-        self.sensitivities = output_sensitivities(graph, self._images)
+        self.sensitivities = output_sensitivities(graph, self._images[: _weighed(images)])
         self.paths: dict[int, RemovalPath] = removal_paths(
             graph, self.statistics, self.sensitivities, self.settings.importance
         )
@@ -176,7 +193,7 @@ class Compressor:
 
     @property
     def unrefitted(self) -> tuple[str, ...]:
-        """Layers too wide to refit: their weights are only sliced."""
+        """Layers too wide to be refitted from moments: their weights are only sliced."""
         return tuple(
             layer.name
             for layer in self.graph.layers
@@ -215,7 +232,7 @@ class Compressor:
                 keep,
                 self._quick_reference,
                 max_columns=self.settings.max_columns,
-                ridges=(QUICK_RIDGE,),
+                ridges=(THIN_RIDGE if self.thin else QUICK_RIDGE,),
                 judged={path for path, _ in self.thin},
                 feedback=False,
                 rectifications=QUICK_RECTIFICATIONS,
@@ -249,7 +266,8 @@ class Compressor:
             return self.apply(strategy)
         kept = self.kept_positions(strategy)
         keep = keep_mask(self.graph, kept)
-        module = self._cut(strategy, keep, refit=False)
+        # Few images move a weight only a little: it starts from what the moments say.
+        module = self._cut(strategy, keep, refit=not self._is_ample)
         left = called_paths(module) & self.graph.plan.layers.keys()
         with progress_bar("repairing", len(left)) as bar:
             refits = refit_layers(
@@ -366,11 +384,11 @@ class Compressor:
                 bar.advance(note=block.end)
         return found
 
-    def _removed(self, group: int, count: int) -> dict[str, OutputChange]:
+    def _removed(self, group: int, count: int) -> Mapping[str, OutputChange]:
         """What keeping so many channels of one group does to its readers, once refitted."""
         order = self.paths[group].order
         keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
-        changes = {}
+        changes: dict[str, OutputChange] = {}
         for path, units in self.graph.plan.layers.items():
             layer = self.graph.plan.module.get_submodule(path)
             inputs = keep[units.inputs]
@@ -385,7 +403,7 @@ class Compressor:
                 change[:, kept] += weight
             else:
                 change[:, kept] = 0
-            changes[path] = linear_change(change, shift)
+            changes[path] = LinearChange(change, shift)
         return changes
 
     def _result(
@@ -438,17 +456,19 @@ class Compressor:
         layer = self.graph.plan.module.get_submodule(path)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         moments = self.statistics.moments[path]
-        columns = column_units(layer, self.graph.plan.layers[path].inputs)
+        columns = column_units(layer, self.graph.plan.layers[path].inputs)[:: moments.places]
         kept = torch.from_numpy(np.flatnonzero(keep[columns]))
-        groups = len(moments.mean)
-        weight = layer.weight.detach().reshape(groups, -1, len(columns))
+        groups, places = len(moments.mean), moments.places
+        weight = by_channel(layer.weight.detach(), groups, places)
         centred = absorbs_shift(self.graph, path)
         gram = moments.system(centred)
         fitted = refit_weight(weight, gram, kept)
         shift = None
         if centred:
             mean = moments.mean.unsqueeze(2)  # (groups, columns, 1)
-            shift = (weight @ mean - fitted @ mean[:, kept]).flatten()
+            shift = weight @ mean - fitted @ mean[:, kept]
+            shift = shift.reshape(len(layer.weight), places).sum(1)
+        fitted = by_place(fitted, places)
         return fitted.reshape(len(layer.weight), -1, *layer.weight.shape[2:]), shift
 
     def _quantize(self, module: fx.GraphModule, strategy: Strategy) -> None:
@@ -489,6 +509,11 @@ def _log_probabilities(module: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         scores = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
     return as_logits(scores.double()).log_softmax(1)
+
+
+def _weighed(images: Tensor) -> int:
+    """How many of them outputs are weighed on, at most: a gradient says more of a large image."""
+    return max(BATCH, WEIGHED_PIXELS // images[0, 0].numel())
 
 
 def _shape_of(images: Tensor) -> tuple[int, int, int]:

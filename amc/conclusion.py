@@ -21,6 +21,7 @@ from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
 from amc.evaluate import Evaluation, Evaluator
 from amc.local import calibration_images, time_in_onnx
 from amc.measure import Share, Timing, measure_latency
+from amc.recovery.moments import WIDEST
 from amc.report.tables import ComparisonRow
 from amc.strategy import FLOAT, Strategy
 from amc.task import CompressionTask
@@ -372,8 +373,7 @@ def _notes(
     if task.compressor.unrefitted:
         wide = task.compressor.unrefitted
         notes.append(
-            "Sliced without a refit, being wider than recovery.max_columns="
-            f"{task.compressor.settings.max_columns}: "
+            f"Sliced without a refit from moments, having more than {WIDEST:,} inputs: "
             f"{', '.join(wide[:3])}{f' and {len(wide) - 3} more' if len(wide) > 3 else ''}."
         )
     if task.compressor.thin:

@@ -230,10 +230,12 @@ class CompressionTask:
         self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
         self.costs = CostModel(self.graph, choices, budget, self.device)
-        self.compressor = Compressor(
-            self.graph, data.calibration.normalised(data.mean, data.std), self._recovery
-        )
         self._subset = _spread(data.search, search_images)
+        self.compressor = Compressor(
+            self.graph,
+            data.calibration.normalised(data.mean, data.std),
+            self._recovery.judged_on(len(self._subset)),
+        )
         self.reference = self.graph.plan.module
         self._layout = fast_layout(self.reference, data.image_shape)
         depends = self.graph.batch_difference > DEPENDENT

@@ -13,6 +13,7 @@ from amc.compress.quantization import QuantizedConv2d, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError, ConfigError, StrategyError
+from amc.recovery import moments
 from amc.recovery.batch_norm import recalibrate
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE, randomise_norms
@@ -167,12 +168,12 @@ def test_without_least_squares_weights_are_slices_and_nothing_is_repaired(tiny_g
     assert equal_states(compressor.repair(HALF).module, candidate.module)
 
 
-def first_outputs(network, path):
+def first_outputs(network, path, images=IMAGES):
     """A module's outputs on the images, averaged over all but channels."""
     found = []
     hook = network.get_submodule(path).register_forward_hook(lambda m, a, out: found.append(out))
     with torch.no_grad():
-        network(IMAGES)
+        network(images)
     hook.remove()
     return found[0].mean((0, 2, 3))
 
@@ -185,9 +186,9 @@ def test_refit_keeps_the_mean_of_every_normalised_output(tiny_graph, tiny_net):
     settings = RecoverySettings(96, batch_norm=False, rectified=False)
     compressor = Compressor(tiny_graph, IMAGES, settings)
     smaller = compressor.apply(Strategy({"conv1": 0.5}, {})).module
-    torch.testing.assert_close(
-        first_outputs(smaller, "bn2"), first_outputs(tiny_net, "bn2"), rtol=1e-3, atol=1e-4
-    )
+    fitted = compressor._images
+    before, after = (first_outputs(net, "bn2", fitted) for net in (tiny_net, smaller))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
 
 
 def test_refit_keeps_the_mean_of_layers_with_a_bias():
@@ -212,17 +213,36 @@ def test_importance_must_be_known():
         RecoverySettings(importance="random")
 
 
-def test_layers_too_wide_to_refit_are_named(tiny_graph, tiny_net):
-    settings = RecoverySettings(96, max_columns=36, quick_images=0)
+def test_layers_too_wide_for_moments_are_named_and_repaired(tiny_graph, tiny_net, monkeypatch):
+    monkeypatch.setattr(moments, "WIDEST", 5)
+    settings = RecoverySettings(96, max_columns=9 * 4, quick_images=0)
     compressor = Compressor(tiny_graph, IMAGES, settings)
-    assert compressor.unrefitted == ("conv3",)  # 6 * 9 columns; conv2 has 4 * 9
+    # conv3 has 6 channels of 9 places, conv2 4 * 9 columns, linear 6
+    assert compressor.unrefitted == ("conv2", "conv3", "linear")
     candidate = compressor.apply(HALF)
     b = list(candidate.kept["conv2"])
     assert torch.equal(candidate.module.conv3.weight, tiny_net.conv3.weight[b][:, b])
-    repaired = compressor.repair(Strategy({"conv2": 4 / 6}, {}))  # 36 columns left
+    repaired = compressor.repair(Strategy({"conv2": 4 / 6}, {}))
     b = list(repaired.kept["conv2"])
     assert not torch.equal(repaired.module.conv3.weight, tiny_net.conv3.weight[b][:, b])
-    assert Compressor(tiny_graph, IMAGES, SETTINGS).unrefitted == ()
+
+
+def test_wide_layers_are_refitted_channel_by_channel(tiny_graph, tiny_net):
+    """Channels that are copies of one another: what goes is put on what stays, place by place."""
+    network = copy.deepcopy(tiny_net)
+    for layer in (network.conv1, network.bn1):
+        for parameter in (*layer.parameters(), *layer.buffers()):
+            if parameter.dim():
+                parameter.data[1] = parameter.data[0]
+    graph = graph_of(network, TINY_SHAPE)
+    settings = RecoverySettings(96, max_columns=9, quick_images=0, batch_norm=False)
+    compressor = Compressor(graph, IMAGES, settings)
+    assert compressor.statistics.moments["conv2"].places == 9
+    assert compressor.unrefitted == ()
+    candidate = compressor.apply(Strategy({"conv1": 3 / 4}, {}))
+    assert len({0, 1} & set(candidate.kept["conv1"])) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(candidate.module(IMAGES), network(IMAGES), rtol=1e-2, atol=1e-2)
 
 
 def test_quantized_weights_stay_on_their_grid(compressor):

@@ -19,6 +19,7 @@ from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
 from amc.export import OnnxNetwork
 from amc.measure import Timing
+from amc.recovery import moments
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import REWARDS, Outcome, Reward, build_reward
@@ -392,10 +393,12 @@ def test_notes_name_layers_too_wide_to_refit(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _timed(monkeypatch, 4.0, 3.0, 2.0)
-    task = _task(tiny_net, data, recovery={"max_columns": 40})
+    monkeypatch.setattr(moments, "WIDEST", 40)
+    monkeypatch.setattr(conclusion, "WIDEST", 40)
+    task = _task(tiny_net, data)
     # conv2 has 4 * 9 columns, conv3 6 * 9, linear 6
     assert _notes(task, WIDE)[-1] == (
-        "Sliced without a refit, being wider than recovery.max_columns=40: conv3."
+        "Sliced without a refit from moments, having more than 40 inputs: conv3."
     )
 
 

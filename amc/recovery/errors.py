@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from amc.compress.quantization import (
     activation_range,
@@ -20,7 +19,7 @@ from amc.compress.quantization import (
 from amc.graph.graph import NetworkGraph
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
-from amc.recovery.sensitivity import OutputChange, divergences
+from amc.recovery.sensitivity import LinearChange, OutputChange, divergences
 from amc.strategy import FLOAT_BITS, Bits
 
 FloatArray = npt.NDArray[np.float64]
@@ -144,28 +143,10 @@ def _curve(path: RemovalPath, measured: Mapping[int, float]) -> FloatArray:
     return np.maximum.accumulate(errors[::-1])[::-1]  # fewer channels never err less
 
 
-def linear_change(weight: Tensor, shift: Tensor | None = None) -> OutputChange:
-    """The change of a layer's output when its weight and bias change by so much.
-
-    Args:
-        weight: Of the layer's shape.
-        shift: Shape (outputs,).
-    """
-
-    def change(layer: nn.Module, received: Tensor) -> Tensor:
-        if isinstance(layer, nn.Linear):
-            return functional.linear(received, weight, shift)
-        assert isinstance(layer, nn.Conv2d)
-        changed: Tensor = layer._conv_forward(received, weight, shift)
-        return changed
-
-    return change
-
-
 def _rounded_weight(layer: nn.Module, width: int) -> OutputChange:
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     weight = layer.weight.detach()
-    return linear_change(quantize_weight(weight, weight_scale(weight, width), width) - weight)
+    return LinearChange(quantize_weight(weight, weight_scale(weight, width), width) - weight)
 
 
 def _rounded_input(values: Tensor, width: int) -> OutputChange:
@@ -174,6 +155,6 @@ def _rounded_input(values: Tensor, width: int) -> OutputChange:
     def change(layer: nn.Module, received: Tensor) -> Tensor:
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         rounded = round_to_grid(received, scale, zero, width)
-        return linear_change(layer.weight.detach())(layer, rounded - received)
+        return LinearChange(layer.weight.detach())(layer, rounded - received)
 
     return change

@@ -19,7 +19,7 @@ from torch import Tensor
 from amc.recovery.least_squares import cholesky
 from amc.recovery.products import cross_moments, second_moments
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean input energy, towards the weight the layer has
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean input energy, towards the weight the layer has
 NOTHING = 1e-4  # of an output's energy: an error that needs no repair
 JUDGES = 4  # one image in so many judges
 FITTED, JUDGING, ALL = 0, 1, 2

@@ -26,7 +26,7 @@ from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.progress import progress_bar
 from amc.recovery.least_squares import RIDGE, cholesky
-from amc.recovery.moments import CalibrationStatistics, Moments
+from amc.recovery.moments import CalibrationStatistics, Moments, by_channel
 
 MAX_STEPS = 128  # larger groups lose several channels at a step
 Order = npt.NDArray[np.int64]
@@ -143,9 +143,9 @@ def _readers(
             continue
         layer = graph.plan.module.get_submodule(path)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        columns = column_units(layer, units.inputs)
+        columns = column_units(layer, units.inputs)[:: moments.places]
         rows = layer.weight.double().flatten(1) * sensitivities[path].sqrt()[:, None]
-        weight = rows.reshape(len(moments.mean), -1, len(columns))
+        weight = by_channel(rows, len(moments.mean), moments.places)
         gram = moments.system(centred=absorbs_shift(graph, path)).double()
         inverse = torch.cholesky_inverse(cholesky(gram, RIDGE, f"the inputs of layer {path!r}"))
         where = np.stack([np.flatnonzero(columns == unit) for unit in members])

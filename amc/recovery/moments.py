@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from amc.recovery.products import second_moments
 POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
 VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges
 BATCH = 64
+WIDEST = 8192  # columns of a covariance: 256 MiB
 THIN = 0.1  # shrinkage of covariances from which on a layer is thinly calibrated
 
 
@@ -32,12 +35,16 @@ class Moments:
         shrinkage: Share of what columns have in common that other images would not confirm,
             0 to 1: large where images are few beside columns.
         images: That were looked at.
+        places: Columns that are taken for one another: 1; of a wide layer, the places of its
+            kernel. What channels have in common is then looked at pixel by pixel, and the columns
+            here are channels (`by_channel`).
     """
 
     covariance: Tensor
     mean: Tensor
     shrinkage: float = 0.0
     images: int = 0
+    places: int = 1
 
     @property
     def is_thin(self) -> bool:
@@ -63,8 +70,8 @@ class CalibrationStatistics:
     """What is known of the original network's activations.
 
     Attributes:
-        moments: Layer path -> moments; absent for depthwise layers and for layers with more
-            than ``max_columns`` columns, whose weights are sliced but not refitted.
+        moments: Layer path -> moments; absent for depthwise layers, and for a linear layer or
+            1x1 convolution of more than `WIDEST` inputs: its weights are sliced, not refitted.
         values: Layer path -> a sample of its input values, shape (n,).
     """
 
@@ -79,14 +86,19 @@ def gather_statistics(
 
     Args:
         images: Normalised, shape (n, channels, height, width).
-        max_columns: Widest layer whose moments are kept; memory is 4 bytes * columns^2 each.
+        max_columns: Widest layer of which all columns are looked at; of a wider one, channels.
+            Memory is 4 bytes * columns^2 each.
 
     Raises:
         CalibrationError: Activations are not finite.
     """
     gatherers = {
-        layer.name: _Gatherer(graph.plan.module.get_submodule(layer.name), max_columns, seed)
-        for layer in graph.layers
+        path: _Gatherer(
+            graph.plan.module.get_submodule(path),
+            places_of(graph.plan.module.get_submodule(path), units.inputs, max_columns),
+            seed,
+        )
+        for path, units in graph.plan.layers.items()
     }
     hooks = [
         graph.plan.module.get_submodule(path).register_forward_pre_hook(gatherer.hook())
@@ -113,11 +125,11 @@ def gather_statistics(
 
 
 class _Gatherer:
-    def __init__(self, module: nn.Module, max_columns: int, seed: int) -> None:
+    def __init__(self, module: nn.Module, places: int, seed: int) -> None:
         assert isinstance(module, (nn.Conv2d, nn.Linear))
-        self._module = module
+        self._module, self._places = module, places
         self._generator = torch.Generator().manual_seed(seed)
-        self._keeps_moments = not is_depthwise(module) and columns_of(module) <= max_columns
+        self._keeps_moments = not is_depthwise(module) and columns_of(module) // places <= WIDEST
         # Sums of rows less a constant near their mean: a covariance that is small beside the
         # squared mean keeps its digits.
         self._shift: Tensor | None = None
@@ -136,7 +148,11 @@ class _Gatherer:
         self._samples.append(flat[chosen])
         if not self._keeps_moments:
             return
-        rows = input_rows(self._module, x, self._generator)  # (groups, rows, columns)
+        # (groups, rows, columns)
+        if self._places > 1:
+            rows = pixel_rows(self._module, x, self._generator, self._places)
+        else:
+            rows = input_rows(self._module, x, self._generator)
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True)
         rows = rows - self._shift
@@ -155,7 +171,7 @@ class _Gatherer:
         mean = self._sum / self._rows
         covariance = self._gram / self._rows - mean.unsqueeze(2) * mean.unsqueeze(1)
         found = covariance.float(), (self._shift.squeeze(1) + mean).float()
-        return Moments(*found, self._shrinkage(), self._images)
+        return Moments(*found, self._shrinkage(), self._images, self._places)
 
     def _shrinkage(self) -> float:
         """Ledoit & Wolf's 2004, towards the diagonal; an image, not a row, is an observation.
@@ -198,6 +214,68 @@ def columns_of(module: nn.Conv2d | nn.Linear) -> int:
     return math.prod(module.weight.shape[1:])
 
 
+def places_of(module: nn.Module, inputs: npt.NDArray[np.int64], max_columns: int) -> int:
+    """How many columns of a layer's weight are taken for one another: more than 1 where wide.
+
+    Of a convolution those of one channel, at the places of its kernel; of a linear layer those of
+    a channel that was flattened.
+
+    Args:
+        inputs: The unit of each of its inputs.
+    """
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    if columns_of(module) <= max_columns:
+        return 1
+    if isinstance(module, nn.Conv2d):
+        return math.prod(module.kernel_size)
+    changes = np.flatnonzero(np.diff(inputs)) + 1
+    run = int(changes[0]) if len(changes) else len(inputs)
+    even = len(inputs) % run == 0 and bool((inputs.reshape(-1, run) == inputs[::run, None]).all())
+    return run if even else 1
+
+
+def by_channel(weight: Tensor, groups: int, places: int) -> Tensor:
+    """A layer's weight with the places of its kernel as outputs of their own.
+
+    Args:
+        weight: Of the layer's shape.
+
+    Returns:
+        Shape (groups, outputs / groups * places, columns / places).
+    """
+    outputs = len(weight) // groups
+    split = weight.reshape(groups, outputs, -1, places).transpose(2, 3)
+    return split.reshape(groups, outputs * places, -1)
+
+
+def by_place(weight: Tensor, places: int) -> Tensor:
+    """What `by_channel` was given, (groups, outputs / groups, columns)."""
+    groups, rows, channels = weight.shape
+    split = weight.reshape(groups, rows // places, places, channels).transpose(2, 3)
+    return split.reshape(groups, rows // places, channels * places)
+
+
+def pixel_rows(
+    module: nn.Conv2d | nn.Linear,
+    x: Tensor,
+    generator: torch.Generator,
+    places: int,
+    count: int = POSITIONS_PER_IMAGE,
+) -> Tensor:
+    """A layer's input at sampled pixels, (groups, n * pixels, channels / groups).
+
+    Args:
+        x: (n, channels, height, width), or (n, ..., channels * places) for linear.
+    """
+    if isinstance(module, nn.Linear):
+        flat = x.reshape(-1, x.shape[-1] // places, places)
+    else:
+        flat = x.flatten(2)
+    flat = flat.index_select(2, positions_of(flat.shape[2], generator, count)).transpose(1, 2)
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    return flat.reshape(-1, groups, flat.shape[2] // groups).transpose(0, 1).contiguous()
+
+
 def input_rows(
     module: nn.Conv2d | nn.Linear,
     x: Tensor,
@@ -228,12 +306,6 @@ def input_rows(
     # (positions * kh * kw,); what lies outside reads place 0 and is then set to 0
     places = torch.where(inside, (row * in_w + column).flatten(), 0)
     area = len(positions), kh * kw
-    if module.groups == channels:
-        # Channel by channel from the start: a product of rows that lie strided in memory takes
-        # 30 times as long.
-        planes = x.flatten(2).transpose(0, 1).contiguous().index_select(2, places)
-        planes[:, :, ~inside] = 0
-        return planes.view(channels, n * len(positions), kh * kw)
     # One index along one dimension: what lies side by side in memory is copied in one piece.
     if x.is_contiguous(memory_format=torch.channels_last):
         flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels).index_select(1, places)
@@ -244,7 +316,8 @@ def input_rows(
         flat[:, :, ~inside] = 0
         patches = flat.view(n, module.groups, -1, *area).permute(1, 0, 3, 2, 4)
     # patches: (groups, n, positions, channels of one group, kh * kw)
-    return patches.reshape(module.groups, n * len(positions), -1)
+    # Contiguous: a product of rows that lie strided in memory takes 30 times as long.
+    return patches.reshape(module.groups, n * len(positions), -1).contiguous()
 
 
 def positions_of(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from amc.compress.fold import folded_layer
 from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.recovery.moments import BATCH, columns_of, positions_of
@@ -24,6 +25,7 @@ from amc.recovery.rectified import Clip, find_clips
 
 MEMORY_BYTES = 3 * 2**30  # of rows and activations held at a time; beyond it, fewer images
 ROWS_PER_COLUMN = 64  # of a depthwise layer's channel: more change nothing that can be measured
+FEWEST_POSITIONS = 16  # of an image, before images are left out
 SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -80,8 +82,19 @@ class Reference:
 class Execution:
     """A network run node by node over all batches; what nothing needs any more is forgotten."""
 
-    def __init__(self, network: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-        self._network, self._batches = network, batches
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        batches: Sequence[Tensor],
+        norms: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            norms: Layer path -> the normalisation after it, folded into the layer as the layer is
+                run: the values between the two are then what the normalisation gives.
+        """
+        self._network, self._batches, self._norms = network, batches, norms or {}
+        self._replaced: dict[str, nn.Module] = {}
         self._values: dict[fx.Node, list[object]] = {}
         self.nodes = list(network.graph.nodes)
         self._left = {node: len(node.users) for node in self.nodes}
@@ -94,11 +107,20 @@ class Execution:
         """Compute a node's values."""
         if node.op == "output":
             return
-        self._values[node] = [self._run(node, batch) for batch in range(len(self._batches))]
+        last = []
         for used in node.all_input_nodes:
             self._left[used] -= 1
             if self._left[used] == 0:
-                self._values.pop(used, None)
+                last.append(used)
+        if node.op == "call_module":
+            self._fold(str(node.target))
+        self._values[node] = found = []
+        for batch in range(len(self._batches)):
+            found.append(self._run(node, batch))
+            for used in last:  # at once: all batches of two layers would be twice the memory
+                self._values[used][batch] = None
+        for used in last:
+            self._values.pop(used, None)
 
     def held_bytes(self) -> int:
         """Size of all values that are held."""
@@ -108,6 +130,18 @@ class Execution:
             for value in values
             if isinstance(value, Tensor)
         )
+
+    def _fold(self, path: str) -> None:
+        norm = self._norms.get(path)
+        if norm is not None:
+            folded = folded_layer(
+                self._network.get_submodule(path), self._network.get_submodule(norm)
+            )
+            if folded is not None:
+                self._replaced.update({path: folded, norm: nn.Identity()})
+
+    def _module(self, path: str) -> nn.Module:
+        return self._replaced.get(path) or self._network.get_submodule(path)
 
     def _run(self, node: fx.Node, batch: int) -> object:
         if node.op == "placeholder":
@@ -120,7 +154,7 @@ class Execution:
 
         args, kwargs = map_aggregate((node.args, node.kwargs), value_of)
         if node.op == "call_module":
-            return self._network.get_submodule(str(node.target))(*args, **kwargs)
+            return self._module(str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -148,8 +182,14 @@ def gather_reference(
     """
     module = graph.plan.module
     streams = find_streams(graph) if stream_correction else {}
-    counts = _positions(graph, positions, len(images))
-    images = images[: _affordable(graph, images, counts)]
+    # Rows of one image are alike: where memory is short, images are the last to go.
+    while True:
+        counts = _positions(graph, positions, len(images))
+        affordable = _affordable(graph, images, counts, streams)
+        if affordable >= len(images) or positions <= FEWEST_POSITIONS:
+            break
+        positions = max(positions // 2, FEWEST_POSITIONS)
+    images = images[:affordable]
     batches = tuple(torch.split(images, BATCH))
     clips = find_clips(graph, streams) if rectified else {}
     reference = Reference(batches, {}, streams, clips, counts, seed)
@@ -206,21 +246,32 @@ def _positions(graph: NetworkGraph, positions: int, images: int) -> dict[str, in
     return counts
 
 
-def _affordable(graph: NetworkGraph, images: Tensor, positions: Mapping[str, int]) -> int:
+def _affordable(
+    graph: NetworkGraph,
+    images: Tensor,
+    positions: Mapping[str, int],
+    streams: Mapping[str, Stream],
+) -> int:
     """How many images' rows and activations fit into memory, one batch at least."""
     run = Execution(graph.plan.module, [images[:1]])
-    rows, largest = 0, 1
+    noted, largest = 0, 1
     with torch.no_grad():
         for node in run.nodes:
+            path, unfolded = str(node.target), 0
             run.advance(node)
-            if node.op == "call_module" and str(node.target) in graph.plan.layers:
+            if node.op == "call_module" and path in graph.plan.layers:
                 output = run.values(node)[0]
+                layer = graph.plan.module.get_submodule(path)
                 assert isinstance(output, Tensor)
+                assert isinstance(layer, Layer)
                 area = output[0, 0].numel() if output.dim() == 4 else 1
-                rows += 2 * output.nbytes * min(positions[str(node.target)], area) // area
-            # Twice: what is unfolded or copied for one layer comes beside what is held.
-            largest = max(largest, 2 * run.held_bytes())
-    return max(BATCH, MEMORY_BYTES // (rows + largest))
+                rows = min(positions[path], area)
+                noted += (2 if path in streams else 1) * output.nbytes * rows // area
+                groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+                # Twice: as unfolded, and shifted.
+                unfolded = 2 * rows * columns_of(layer) * groups * output.element_size()
+            largest = max(largest, run.held_bytes() + unfolded)
+    return max(BATCH, MEMORY_BYTES // (noted + largest))
 
 
 def find_streams(graph: NetworkGraph) -> dict[str, Stream]:

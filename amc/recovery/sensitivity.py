@@ -14,12 +14,14 @@ decision and network. Two estimates, both from a backward pass that changes no w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
@@ -28,7 +30,39 @@ from amc.scores import as_logits
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
 
-OutputChange = Callable[[nn.Module, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class LinearChange:
+    """What a layer's output changes by when its weight and bias change by so much.
+
+    Attributes:
+        weight: Of the layer's shape.
+        shift: Shape (outputs,).
+    """
+
+    weight: Tensor
+    shift: Tensor | None = None
+
+    def __call__(self, layer: nn.Module, received: Tensor) -> Tensor:
+        """Of the output's shape."""
+        if isinstance(layer, nn.Linear):
+            return functional.linear(received, self.weight, self.shift)
+        assert isinstance(layer, nn.Conv2d)
+        changed: Tensor = layer._conv_forward(received, self.weight, self.shift)
+        return changed
+
+    def pulls(self, gradients: Tensor, outputs: Tensor) -> Tensor:
+        """``g . dy`` for each image.
+
+        Args:
+            gradients: Of the weight, (images, ...).
+            outputs: Sums over positions of the output's gradients, (images, outputs).
+        """
+        pulled = gradients.flatten(1) @ self.weight.flatten()
+        return pulled if self.shift is None else pulled + outputs @ self.shift
+
+
+OutputChange = LinearChange | Callable[[nn.Module, Tensor], Tensor]
 """(layer, its input) -> change of its output, of the output's shape."""
 
 
@@ -84,15 +118,46 @@ def divergences(
     pulls = torch.zeros(count, len(images), dtype=torch.float64)
 
     def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, at: slice) -> None:
+        # g . (dW * x) is dW . (the gradient of the weight): one pass for all changes of a layer.
+        gradients = _weight_gradients(layer, received, gradient)
+        outputs = gradient.flatten(2).sum(2) if gradient.dim() == 4 else gradient
         for number, change in changes[path]:
-            pulled = (change(layer, received) * gradient).double()
-            pulls[number, at] += pulled.flatten(1).sum(1)
+            if gradients is not None and isinstance(change, LinearChange):
+                pulls[number, at] += change.pulls(gradients, outputs).double()
+            else:
+                pulled = (change(layer, received) * gradient).double()
+                pulls[number, at] += pulled.flatten(1).sum(1)
 
     _run_backward(graph, images, seed, list(changes), note, "weighing decisions")
     for path, numbered in changes.items():
         _check_finite(path, pulls[[number for number, _ in numbered]])
     found: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
     return found
+
+
+def _weight_gradients(layer: nn.Module, received: Tensor, gradient: Tensor) -> Tensor | None:
+    """Of every image, (n, *weight); None where the changes' own outputs are as cheap.
+
+    Args:
+        gradient: Of the layer's output.
+    """
+    if not isinstance(layer, nn.Conv2d) or gradient.shape[2:].numel() == 1:
+        return None
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    found = [
+        conv2d_weight(  # type: ignore[no-untyped-call]
+            received[i : i + 1],
+            list(layer.weight.shape),
+            gradient[i : i + 1],
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+        )
+        for i in range(len(received))
+    ]
+    return torch.stack(found)
 
 
 def _check_finite(path: str, values: Tensor) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from amc.compress.removal import KeepMask
 from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
 from amc.recovery.fitting import RIDGES, Choice, Solver, Sums, choose, rescaled
-from amc.recovery.moments import columns_of, input_rows
+from amc.recovery.moments import input_rows
 from amc.recovery.reference import (
     SMALLEST_FACTOR,
     Execution,
@@ -41,7 +41,8 @@ from amc.recovery.reference import (
 from amc.recovery.rounding import round_with_feedback
 from amc.strategy import FLOAT_BITS
 
-MAX_COLUMNS = 2304  # wider layers keep the weight they have
+MAX_COLUMNS = 2304  # wider layers are refitted within what their rows span
+ROWS_PER_SPAN = 4  # rows that are fitted to, for each that spans
 RECTIFICATIONS = 3  # times that a layer before a ReLU is solved anew; more change little
 
 
@@ -93,8 +94,9 @@ def refit_layers(
 ) -> list[Refit]:
     """Refit every layer of ``smaller`` in place, in execution order.
 
-    Layers that are called more than once, and layers of more than ``max_columns`` inputs (times
-    kernel area) keep the weights that they have.
+    Layers that are called more than once keep the weights that they have. A layer of more than
+    ``max_columns`` inputs (times kernel area) is changed only within what some rows of its inputs
+    span, no more than so many: it sees little else.
 
     Args:
         smaller: The network with channels removed (and layers quantized).
@@ -145,10 +147,10 @@ class _Repair:
         self._reference, self._max_columns = reference, max_columns
         self._judged = frozenset(graph.plan.layers if judged is None else judged)
         self._ridges, self._feedback, self._rectifications = ridges, feedback, rectifications
-        self.run = Execution(smaller, reference.batches)
+        self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
+        self.run = Execution(smaller, reference.batches, self._norms)
         calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
         self._calls = Counter(calls)
-        self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
         self._stream_nodes = _same_nodes(graph, smaller, keep, reference)
 
     def refit(self, node: fx.Node) -> Refit | None:
@@ -156,37 +158,54 @@ class _Repair:
         path = str(node.target)
         layer = self._smaller.get_submodule(path)
         assert isinstance(layer, Layer)
-        if self._calls[path] > 1 or columns_of(layer) > self._max_columns:
+        if self._calls[path] > 1:
             return None
         norm = self._norm_after(path)
         aims = self._aims(node, layer, norm)
         images = [len(batch) for batch in self._reference.batches]
-        outputs, judging = [aim.y for aim in aims], path in self._judged
-        sums = Sums(self._inputs(node, layer), outputs, images, judging=judging)
+        inputs, judging = self._inputs(node, layer), path in self._judged
         centred = layer.bias is not None or norm is not None
-        gram, cross = sums.gram(centred), sums.cross(centred)
-        now = layer.weight.double().reshape(len(gram), -1, gram.shape[1])
+        groups, _, columns = inputs[0].shape
+        whole = now = layer.weight.double().reshape(groups, -1, columns)
+        span, means = None, None
+        if columns > self._max_columns:
+            means = _mean(inputs), _mean([aim.y for aim in aims])
+            span = _span(inputs, means[0], self._max_columns)
+            lacks = [aim.y - _product(x, whole) for aim, x in zip(aims, inputs, strict=True)]
+            aims = [replace(aim, y=y) for aim, y in zip(aims, lacks, strict=True)]
+            inputs = [_product(x, span) for x in inputs]
+            now = now.new_zeros(groups, now.shape[1], span.shape[1])
+        sums = Sums(inputs, [aim.y for aim in aims], images, judging=judging)
         choice = Choice.unjudged(now, self._ridges[0])
         if judging:
-            choice = self._choice(path, layer, norm, sums, now, centred)
+            rounded = (lambda w: w) if span is not None else (lambda w: _rounded(layer, w))
+            choice = self._choice(path, norm, sums, now, centred, rounded)
         weight = self._solved(path, aims, sums, norm, now, choice, centred)
         if not choice.refit.all():
-            factored = torch.where(choice.rescale[..., None], rescaled(now, gram, cross), now)
+            factored = rescaled(now, sums.gram(centred), sums.cross(centred))
+            factored = torch.where(choice.rescale[..., None], factored, now)
             weight = torch.where(choice.refit[..., None], weight, factored)
-        _write_weight(layer, weight, gram, self._feedback)
+        if span is not None:
+            _write_weight(layer, whole + weight @ span.double(), None)
+        else:
+            _write_weight(layer, weight, sums.gram(centred) if self._feedback else None)
         if centred:
-            self._set_mean(path, layer, norm, *sums.means())
+            self._set_mean(path, layer, norm, *(means or sums.means()))
         refused = float((choice.needed & ~choice.refit).double().mean())
-        return Refit(path, choice.ridge, refused, sum(images), gram.shape[1])
+        return Refit(path, choice.ridge, refused, sum(images), columns)
 
     def _choice(
-        self, path: str, layer: Layer, norm: Norm | None, sums: Sums, now: Tensor, centred: bool
+        self,
+        path: str,
+        norm: Norm | None,
+        sums: Sums,
+        now: Tensor,
+        centred: bool,
+        rounded: Callable[[Tensor], Tensor],
     ) -> Choice:
         importance = _factors(norm, now).squeeze(1).double().square()
         what = f"the inputs of layer {path!r}"
-        return choose(
-            sums, now, centred, importance, lambda w: _rounded(layer, w), what, self._ridges
-        )
+        return choose(sums, now, centred, importance, rounded, what, self._ridges)
 
     def _solved(
         self,
@@ -376,13 +395,50 @@ def _rounded(layer: Layer, weight: Tensor) -> Tensor:
     return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
 
 
-def _write_weight(layer: Layer, weight: Tensor, gram: Tensor, feedback: bool) -> None:
-    """Write a layer's weight, rounded where its bits are few."""
+def _write_weight(layer: Layer, weight: Tensor, gram: Tensor | None) -> None:
+    """Write a layer's weight, rounded where its bits are few.
+
+    Args:
+        gram: Of its inputs, for rounding with error feedback; None: to the nearest.
+    """
     weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
     if isinstance(layer, (QuantizedConv2d, QuantizedLinear)) and layer.bits.weight != FLOAT_BITS:
         layer.weight_scale = weight_scale(weight, layer.bits.weight)
         grid = layer.weight_scale, layer.bits.weight
         weight = (
-            round_with_feedback(weight, gram, *grid) if feedback else quantize_weight(weight, *grid)
+            quantize_weight(weight, *grid)
+            if gram is None
+            else round_with_feedback(weight, gram, *grid)
         )
     layer.weight.data = weight
+
+
+def _mean(batches: Sequence[Tensor]) -> Tensor:
+    """Over all rows: (groups, rows, columns) each -> (groups, columns), float64."""
+    rows = sum(batch.shape[1] for batch in batches)
+    sums = [batch.sum(1, dtype=torch.float64) for batch in batches]
+    return torch.stack(sums).sum(0) / rows
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weight^T`` for each group."""
+    return x @ weight.to(x.dtype).transpose(1, 2)
+
+
+def _span(batches: Sequence[Tensor], mean: Tensor, most: int) -> Tensor:
+    """An orthonormal basis of what evenly chosen rows differ in from their mean.
+
+    Args:
+        batches: (groups, rows, columns) each.
+        most: Vectors at most.
+
+    Returns:
+        Shape (groups, vectors, columns).
+    """
+    rows = sum(batch.shape[1] for batch in batches)
+    count = max(1, min(most, rows // ROWS_PER_SPAN))
+    every = rows // count
+    chosen = torch.cat([batch[:, ::every] for batch in batches], 1)[:, :count]
+    differences = chosen - mean.unsqueeze(1).to(chosen.dtype)
+    basis: Tensor = torch.linalg.qr(differences.transpose(1, 2)).Q.transpose(1, 2)
+    return basis.contiguous()

@@ -16,10 +16,10 @@ from amc.compress.quantization import (
     weight_scale,
 )
 from amc.compress.verify import graph_of
-from amc.recovery.errors import LayerErrors, layer_errors, linear_change
+from amc.recovery.errors import LayerErrors, layer_errors
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
-from amc.recovery.sensitivity import divergences
+from amc.recovery.sensitivity import LinearChange, divergences
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.graph.nets import conv
 
@@ -212,7 +212,7 @@ def test_linear_change_is_the_difference_of_both_outputs(layer, received):
     grid = quantize_weight(layer.weight, weight_scale(layer.weight, 3), 3).detach()
     shift = torch.randn(len(layer.weight))
     before = layer(received)
-    change = linear_change(grid - layer.weight.detach(), shift)(layer, received)
+    change = LinearChange(grid - layer.weight.detach(), shift)(layer, received)
     layer.weight.data, layer.bias.data = grid, layer.bias.data + shift
     torch.testing.assert_close(layer(received) - before, change, rtol=1e-4, atol=1e-5)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
-from amc.recovery import importance
+from amc.recovery import importance, moments
 from amc.recovery.importance import absorbs_shift, column_units, removal_paths
 from amc.recovery.moments import CalibrationStatistics, gather_statistics, input_rows
 from amc.recovery.sensitivity import output_sensitivities
@@ -96,12 +96,13 @@ def test_flattened_and_grouped_readers_are_ranked():
     assert [sorted(p.order) for p in paths.values()] == [list(range(4)), list(range(4))]
 
 
-def test_without_moments_the_smallest_weights_go_first():
+def test_without_moments_the_smallest_weights_go_first(monkeypatch):
     network = Sequence(conv(8, 6), features=6)
     sizes = torch.tensor([5.0, 1, 7, 3, 8, 2, 6, 4])
     network.middle[0].weight.data = sizes.view(1, 8, 1, 1).repeat(6, 1, 3, 3)
     graph = graph_of(network, SHAPE)
-    statistics = gather_statistics(graph, images(), max_columns=9)
+    monkeypatch.setattr(moments, "WIDEST", 9)
+    statistics = gather_statistics(graph, images())
     (path, *_) = removal_paths(graph, statistics, equally(graph)).values()
     assert path.order.tolist() == sizes.argsort().tolist()
 
@@ -205,10 +206,11 @@ def test_readers_too_wide_for_moments_cost_energy_times_squared_weights():
     assert path.errors[1:8].tolist() == pytest.approx(gone.tolist())
 
 
-def test_readers_with_and_without_moments_cost_together(tiny_graph):
+def test_readers_with_and_without_moments_cost_together(tiny_graph, monkeypatch):
     """conv2's channels are read by conv3 (54 columns) and, with what it adds, by linear (6)."""
     statistics, matters = gather_statistics(tiny_graph, images()), equally(tiny_graph)
-    narrow = gather_statistics(tiny_graph, images(), max_columns=36)
+    monkeypatch.setattr(moments, "WIDEST", 36)
+    narrow = gather_statistics(tiny_graph, images())
     assert set(statistics.moments) - set(narrow.moments) == {"conv3"}
     without = {**matters, "conv3": 0 * matters["conv3"]}
     of_linear = removal_paths(tiny_graph, narrow, without)[1]

@@ -1,10 +1,19 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
-from amc.recovery.moments import POSITIONS_PER_IMAGE, gather_statistics, input_rows
+from amc.recovery import moments
+from amc.recovery.moments import (
+    POSITIONS_PER_IMAGE,
+    by_channel,
+    by_place,
+    gather_statistics,
+    input_rows,
+    places_of,
+)
 from tests.conftest import TINY_SHAPE
 from tests.graph.nets import SHAPE, Sequence, conv
 
@@ -77,19 +86,58 @@ def test_sampled_values_are_inputs_of_the_layer(tiny_net, tiny_graph, images):
     assert float(values.min()) >= 0
 
 
-def test_depthwise_and_very_wide_layers_have_no_moments(images):
+def test_depthwise_layers_and_those_of_too_many_inputs_have_no_moments(images, monkeypatch):
     network = Sequence(conv(8, 8, groups=8), conv(8, 6), features=6)
     graph = graph_of(network, SHAPE)
     assert set(gather_statistics(graph, images).moments) == {"first", "middle.1", "last"}
-    narrow = gather_statistics(graph, images, max_columns=8 * 9 - 1)
+    monkeypatch.setattr(moments, "WIDEST", 8 * 9 - 1)
+    narrow = gather_statistics(graph, images)
     assert set(narrow.moments) == {"first", "last"}
     assert set(narrow.values) == {"first", "middle.0", "middle.1", "last"}
 
 
+def test_of_a_wide_convolution_channels_are_looked_at_pixel_by_pixel():
+    images = torch.randn(70, 3, 5, 5, generator=torch.Generator().manual_seed(0)) + 3
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6 * 9, 5)
+    ).eval()
+    graph = graph_of(network, (3, 5, 5))
+    found = gather_statistics(graph, images, max_columns=8 * 9 - 1).moments["1"]
+    assert found.places == 9
+    with torch.no_grad():
+        received = network[0](images)
+    pixels = received.transpose(0, 1).flatten(1).double()  # (8, n * height * width)
+    assert pixels.shape[1] // len(images) <= POSITIONS_PER_IMAGE  # all are taken
+    torch.testing.assert_close(found.mean[0].double(), pixels.mean(1), rtol=1e-4, atol=1e-5)
+    expected = torch.cov(pixels, correction=0)
+    torch.testing.assert_close(found.covariance[0].double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_of_a_wide_linear_layer_the_channels_that_were_flattened_are_looked_at(images):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    graph = graph_of(network, SHAPE)
+    layer, units = network[2], graph.plan.layers["2"].inputs
+    assert places_of(layer, units, 4 * 36) == 1
+    assert places_of(layer, units, 4 * 36 - 1) == 36
+    assert places_of(nn.Linear(6, 5), np.array([0, 0, 1, 1, 1, 2]), 2) == 1  # uneven
+    assert places_of(nn.Linear(6, 5), np.zeros(6, np.int64), 2) == 6
+    found = gather_statistics(graph, images, max_columns=100).moments["2"]
+    assert found.covariance.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weight_by_channel_is_put_back_as_it_was(groups):
+    weight = torch.randn(4, 6 // groups, 3, 3)
+    split = by_channel(weight, groups, 9)
+    assert split.shape == (groups, 4 // groups * 9, 6 // groups)
+    assert split[0, 1, 0] == weight[0, 0, 0, 1]  # output 0, second place
+    assert torch.equal(by_place(split, 9).reshape(weight.shape), weight)
+
+
 def test_same_seed_gives_the_same_statistics(tiny_graph, images):
     first, second = (gather_statistics(tiny_graph, images, seed=3) for _ in range(2))
-    for name, moments in first.moments.items():
-        assert torch.equal(moments.covariance, second.moments[name].covariance)
+    for name, found in first.moments.items():
+        assert torch.equal(found.covariance, second.moments[name].covariance)
         assert torch.equal(first.values[name], second.values[name])
 
 

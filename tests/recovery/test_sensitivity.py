@@ -8,7 +8,7 @@ from torch.nn import functional
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
 from amc.recovery import sensitivity
-from amc.recovery.sensitivity import divergences, output_sensitivities
+from amc.recovery.sensitivity import LinearChange, divergences, output_sensitivities
 from tests.graph.nets import SHAPE, CalledTwice, Sequence, conv
 
 SMALL = (3, 4, 4)
@@ -324,3 +324,31 @@ def test_outputs_that_are_not_finite_are_said(network):
         output_sensitivities(graph, images(8))
     with pytest.raises(CalibrationError, match="outputs are not finite"):
         divergences(graph, images(8), {"0": NO_CHANGE}, 1)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.Conv2d(3, 6, (3, 1), padding=(2, 0), dilation=(2, 1), groups=3, bias=False),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(3, 4, 4),  # a single position
+    ],
+)
+def test_pull_of_a_changed_weight_is_that_of_the_change_of_its_output(first):
+    torch.manual_seed(0)
+    network = nn.Sequential(first, nn.Flatten(), nn.LazyLinear(3)).eval()
+    network(images(1))
+    draw = torch.Generator().manual_seed(1)
+    change = LinearChange(
+        torch.randn(first.weight.shape, generator=draw), torch.randn(len(first.weight))
+    )
+    plain = divergences(
+        graph_of(network, SMALL),
+        images(10),
+        {"0": [(0, change), (1, lambda layer, received: change(layer, received))]},
+        2,
+    )
+    assert plain[1] > 0
+    assert plain[0] == pytest.approx(plain[1], rel=1e-4)

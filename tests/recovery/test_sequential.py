@@ -231,10 +231,33 @@ def test_depthwise_layer_with_one_channel_left_can_be_repaired():
     assert error_of(repaired(graph, {"0": [2]}), network) < error_of(sliced, network)
 
 
-def test_wide_layers_keep_their_weights(tiny_net, tiny_graph):
-    smaller = repaired(tiny_graph, {"conv1": [0, 1, 2]}, max_columns=9 * 3)
-    assert not torch.equal(smaller.conv2.weight, tiny_net.conv2.weight[:, :3])  # 27 columns
-    assert torch.equal(smaller.conv3.weight, tiny_net.conv3.weight)  # 54 columns
+def test_wide_layers_are_refitted_within_what_some_of_their_rows_span(tiny_net, tiny_graph):
+    kept = {"conv1": [0, 1, 2]}
+    sliced, _ = cut(tiny_graph, kept)
+    smaller = repaired(tiny_graph, kept, max_columns=9)  # conv2 has 27 columns, conv3 54
+    whole = repaired(tiny_graph, kept)
+    for layer in ("conv2", "conv3"):
+        change = smaller.get_submodule(layer).weight - sliced.get_submodule(layer).weight
+        assert 0 < torch.linalg.matrix_rank(change.flatten(1), rtol=1e-4) <= 9
+    lost, narrow, wide = (error_of(net, tiny_net) for net in (sliced, smaller, whole))
+    assert wide < narrow < lost
+
+
+def test_wide_layer_whose_inputs_span_little_is_repaired_as_a_narrow_one_is(tiny_graph):
+    """Inputs that differ in few directions are all that a layer sees."""
+    kept = {"conv1": [0, 1, 2]}
+    whole = repaired(tiny_graph, kept, positions=10_000)
+    span = repaired(tiny_graph, kept, max_columns=26, positions=10_000)  # one less than conv2 has
+    torch.testing.assert_close(span.conv2.weight, whole.conv2.weight, rtol=0.05, atol=0.02)
+
+
+def test_wide_layer_is_repaired_on_its_grid(tiny_graph):
+    smaller, keep = cut(tiny_graph, {"conv1": [0, 1, 3]})
+    smaller.conv3 = quantize_layer(smaller.conv3, Bits(4, 8), (0.2, 3))
+    repair(tiny_graph, smaller, keep, IMAGES, max_columns=9)
+    layer = smaller.conv3
+    on_grid = quantize_weight(layer.weight, layer.weight_scale, 4)
+    torch.testing.assert_close(layer.weight.data, on_grid, rtol=1e-6, atol=1e-7)
 
 
 def test_quantized_layers_are_repaired_on_their_grid(tiny_net, tiny_graph):
@@ -261,7 +284,8 @@ def test_layer_that_receives_what_is_not_finite_is_named(tiny_graph):
 
 def test_fewer_images_are_used_where_activations_are_large(tiny_graph, monkeypatch):
     kept = {"conv1": [0, 1]}
-    few = repaired(tiny_graph, kept, IMAGES[: reference.BATCH])
+    fewest = reference.FEWEST_POSITIONS  # positions go before images do
+    few = repaired(tiny_graph, kept, IMAGES[: reference.BATCH], positions=fewest)
     monkeypatch.setattr(reference, "MEMORY_BYTES", 1)
     capped = repaired(tiny_graph, kept)
     assert torch.equal(capped.conv2.weight, few.conv2.weight)
