@@ -27,6 +27,7 @@ from amc.compress.quantization import (
 from amc.compress.removal import KeepMask
 from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
+from amc.graph.signatures import is_depthwise
 from amc.recovery.fitting import RIDGES, Choice, Solver, Sums, choose, rescaled
 from amc.recovery.moments import input_rows
 from amc.recovery.reference import (
@@ -43,6 +44,7 @@ from amc.strategy import FLOAT_BITS
 
 MAX_COLUMNS = 2304  # wider layers are refitted within what their rows span
 ROWS_PER_SPAN = 4  # rows that are fitted to, for each that spans
+EXACT_BITS = 8  # of a weight: what such rounding costs needs no refit of a depthwise layer
 RECTIFICATIONS = 3  # times that a layer before a ReLU is solved anew; more change little
 
 
@@ -119,12 +121,17 @@ def refit_layers(
     left, done = set(graph.plan.layers), list[Refit]()
     with torch.no_grad():
         for node in repair.run.nodes:
-            if node.op == "call_module" and node.target in left:
+            path = str(node.target)
+            is_next = node.op == "call_module" and path in left
+            if is_next and path not in repair.shifted:
                 found = repair.refit(node)
                 done += [] if found is None else [found]
-                left.remove(str(node.target))
-                on_layer(str(node.target))
             repair.run.advance(node)
+            if is_next:
+                if path in repair.shifted:
+                    repair.shift(node)
+                left.remove(path)
+                on_layer(path)
     return done
 
 
@@ -147,11 +154,54 @@ class _Repair:
         self._reference, self._max_columns = reference, max_columns
         self._judged = frozenset(graph.plan.layers if judged is None else judged)
         self._ridges, self._feedback, self._rectifications = ridges, feedback, rectifications
-        self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
-        self.run = Execution(smaller, reference.batches, self._norms)
-        calls = (str(node.target) for node in self.run.nodes if node.op == "call_module")
+        calls = (str(n.target) for n in smaller.graph.nodes if n.op == "call_module")
         self._calls = Counter(calls)
+        self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
+        self.shifted = frozenset(path for path in graph.plan.layers if self._is_shifted(path))
+        folded = {path: norm for path, norm in self._norms.items() if path not in self.shifted}
+        self.run = Execution(smaller, reference.batches, folded)
         self._stream_nodes = _same_nodes(graph, smaller, keep, reference)
+
+    def _is_shifted(self, path: str) -> bool:
+        """Whether a layer loses no input, and only the mean of what it gives is made right.
+
+        That is so of a depthwise layer, whose channels are there whole or not at all: refitted to
+        its inputs as they are now it is no better (docs/ablations.md), and takes most of the time.
+        Rounded to few bits, it is refitted as others are.
+        """
+        if self._calls[path] != 1:
+            return False
+        layer = self._smaller.get_submodule(path)
+        is_coarse = isinstance(layer, QuantizedConv2d) and layer.bits.weight < EXACT_BITS
+        return is_depthwise(self._graph.plan.module.get_submodule(path)) and not is_coarse
+
+    def shift(self, node: fx.Node) -> None:
+        """Make right on average what a layer has just given."""
+        path = str(node.target)
+        layer = self._smaller.get_submodule(path)
+        assert isinstance(layer, Layer)
+        norm = self._norm_after(path)
+        if layer.bias is None and norm is None:
+            return
+        values = self.run.values(node)
+        given = []
+        for batch, value in enumerate(values):
+            assert isinstance(value, Tensor)
+            generator = self._reference.generator(batch)
+            given.append(output_rows(layer, value, generator, self._reference.positions[path]))
+        outputs = self._kept_outputs(path)
+        wanted = [t.output.index_select(1, outputs) for t in self._reference.targets[path]]
+        lacks = (_row_mean(wanted) - _row_mean(given)).to(layer.weight.dtype)
+        if layer.bias is not None:
+            layer.bias.data = layer.bias.data + lacks
+            for value in values:
+                assert isinstance(value, Tensor)
+                value += lacks.view(-1, 1, 1)
+        else:
+            self._move_mean(path, norm, lacks)
+
+    def _kept_outputs(self, path: str) -> Tensor:
+        return torch.from_numpy(np.flatnonzero(self._keep[self._graph.plan.layers[path].outputs]))
 
     def refit(self, node: fx.Node) -> Refit | None:
         """Write the least-squares solution into the smaller network's layer; None: it is left."""
@@ -258,13 +308,18 @@ class _Repair:
         lacks = lacks.flatten().to(layer.weight.dtype)
         if layer.bias is not None:
             layer.bias.data = lacks
-        elif norm is not None and norm.running_mean is not None:
-            # From the original's mean: the smaller network's may have been shifted already.
-            original = self._graph.plan.module.get_submodule(self._norms[path])
-            assert isinstance(original, Norm)
-            assert original.running_mean is not None
-            kept = self._keep[self._graph.plan.layers[path].outputs]
-            norm.running_mean.data = original.running_mean[torch.from_numpy(kept)] - lacks
+        else:
+            self._move_mean(path, norm, lacks)
+
+    def _move_mean(self, path: str, norm: Norm | None, lacks: Tensor) -> None:
+        """Have the normalisation after a layer make up for what its outputs lack on average."""
+        if norm is None or norm.running_mean is None:
+            return
+        # From the original's mean: the smaller network's may have been shifted already.
+        original = self._graph.plan.module.get_submodule(self._norms[path])
+        assert isinstance(original, Norm)
+        assert original.running_mean is not None
+        norm.running_mean.data = original.running_mean[self._kept_outputs(path)] - lacks
 
     def _norm_after(self, path: str) -> Norm | None:
         norm = self._norms.get(path)
@@ -286,8 +341,7 @@ class _Repair:
     def _aims(self, node: fx.Node, layer: Layer, norm: Norm | None) -> list[_Aim]:
         """What the smaller network's layer should give, a batch each."""
         path = str(node.target)
-        units = self._graph.plan.layers[path].outputs
-        outputs = torch.from_numpy(np.flatnonzero(self._keep[units]))
+        outputs = self._kept_outputs(path)
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
 
         def grouped(y: Tensor) -> Tensor:
@@ -418,6 +472,11 @@ def _mean(batches: Sequence[Tensor]) -> Tensor:
     rows = sum(batch.shape[1] for batch in batches)
     sums = [batch.sum(1, dtype=torch.float64) for batch in batches]
     return torch.stack(sums).sum(0) / rows
+
+
+def _row_mean(batches: Sequence[Tensor]) -> Tensor:
+    """Over all rows: (rows, columns) each -> (columns,), float64."""
+    return _mean([batch.unsqueeze(0) for batch in batches]).squeeze(0)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
