@@ -56,8 +56,9 @@ class SearchSpace:
 
     Attributes:
         min_preserve_ratio: Smallest fraction of a group's channels.
-        channel_step: Kept counts are multiples of it; None: the device's for its own metrics
-            (in wide groups a multiple of it, `LEVELS`), else 1.
+        channel_step: Kept counts are multiples of it; None: the device's, 1 without one. For its
+            own metrics wide groups keep multiples of a multiple of it (`LEVELS`); for others
+            groups of no more channels than it keep multiples of its half, or of the half of that.
         drop_blocks: Whether residual blocks may go altogether.
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
             latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
@@ -121,17 +122,27 @@ class SearchSpace:
         Raises:
             ConfigError: As `pairs`, or ``min_preserve_ratio`` is not in (0, 1].
         """
-        step, levels = self.channel_step, None
-        if step is None and metric in DEVICE_METRICS and device is not None:
-            step, levels = device.channel_step, LEVELS
+        pairs, ratio, drops = self.pairs(metric, device), self.min_preserve_ratio, self.drop_blocks
+        if self.channel_step is not None or device is None:
+            step = self.channel_step or 1
+            return choices_for(
+                graph, pairs, channel_step=step, min_preserve_ratio=ratio, drop_blocks=drops
+            )
+        is_priced = metric in DEVICE_METRICS
         return choices_for(
             graph,
-            self.pairs(metric, device),
-            channel_step=step or 1,
-            min_preserve_ratio=self.min_preserve_ratio,
-            levels=levels,
-            drop_blocks=self.drop_blocks,
+            pairs,
+            channel_step=device.channel_step,
+            min_preserve_ratio=ratio,
+            levels=LEVELS if is_priced else None,
+            drop_blocks=drops,
+            divides=not is_priced,
+            step_of=device.name,
         )
+
+    def takes_step_of(self, device: Device | LocalSpec, metric: str) -> bool:
+        """Whether a device must know its step: for its own prices, or for the counts."""
+        return metric in DEVICE_METRICS or self.channel_step is None
 
 
 def _is_width(value: object) -> bool:
@@ -225,7 +236,7 @@ class CompressionTask:
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
         data = self.data
         self.graph: NetworkGraph = graph_of(self.network, data.image_shape)
-        if device is not None and budget.metric in DEVICE_METRICS:
+        if device is not None and self._space.takes_step_of(device, budget.metric):
             device = settled(device)
         self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
@@ -247,7 +258,9 @@ class CompressionTask:
             self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
         )
         self.bfloat16 = self._may_compute_in_bfloat16() if bfloat16 is None else bfloat16
-        self.notes = (self._batch_note(),) if depends else ()
+        self.notes = tuple(
+            note for note in (self._step_note(), self._batch_note() if depends else "") if note
+        )
         self.gives_probabilities = self._evaluator.gives_probabilities
 
     def _price(
@@ -343,6 +356,18 @@ class CompressionTask:
             batch=self._batch,
         )
 
+    def _step_note(self) -> str:
+        """What bounds the counts under a metric that itself knows no steps; else nothing."""
+        choices = self.costs.choices
+        if self.budget.metric in DEVICE_METRICS or not choices.step_of or choices.channel_step == 1:
+            return ""
+        return (
+            f"Channels are kept in multiples of {choices.channel_step}, the step in which "
+            f"{choices.step_of} computes them: fewer {self.budget.metric} in between would save no "
+            "time. For any number of them: env.channel_step=1; in Python "
+            "space=SearchSpace(channel_step=1)."
+        )
+
     def _batch_note(self) -> str:
         data = self.data
         batched = Evaluator(self._subset, data.mean, data.std, self.reference, layout=self._layout)
@@ -398,7 +423,7 @@ class CompressionTask:
             **self._evaluated(),
             "device": self._device_id,
             "budget": repr(self.budget),
-            "search space": repr(self._space),
+            "search space": f"{self._space!r}{self._step_id}",
         }
 
     def evaluation_key(self) -> str:
@@ -435,6 +460,13 @@ class CompressionTask:
                 requests_for(self.graph, choices, reference, fuses, converts)
             )
         return self.device.fingerprint()
+
+    @property
+    def _step_id(self) -> str:
+        """The step that a device gives to metrics which it has no prices for."""
+        choices = self.costs.choices
+        is_lent = choices.step_of and self.budget.metric not in DEVICE_METRICS
+        return f", in steps of {choices.channel_step}" if is_lent else ""
 
     @cached_property
     def _network_id(self) -> str:

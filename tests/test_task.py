@@ -121,16 +121,49 @@ def test_bits_without_a_price_are_simulated(tiny_net, data):
 # -- what a walk may choose ----------------------------------------------------------------------
 
 
-def test_step_is_the_devices_for_its_own_metrics(tiny_net, data):
-    def counts(**options):
-        return [kept.tolist() for kept in task_of(tiny_net, data, **options).costs.choices.kept]
+@pytest.mark.parametrize("metric", ["latency_ms", "energy_mj", "macs", "params", "size_bytes"])
+def test_step_of_the_device_holds_for_every_metric_unless_one_is_given(tiny_net, metric):
+    graph = graph_of(tiny_net, (3, 8, 8))
 
-    assert counts(device=DEVICE, budget=LATENCY) == [[2, 4], [2, 4, 6], [5]]
-    assert counts(device=DEVICE) == [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [5]]
-    third = SearchSpace(min_preserve_ratio=0.3)
-    assert counts(device=DEVICE, space=third) == [[2, 3, 4], [2, 3, 4, 5, 6], [5]]
-    space = SearchSpace(min_preserve_ratio=0.6, channel_step=1)
-    assert counts(device=DEVICE, budget=LATENCY, space=space) == [[3, 4], [4, 5, 6], [5]]
+    def counts(device, **options):
+        choices = SearchSpace(**options).choices(graph, metric, device)
+        return [kept.tolist() for kept in choices.kept], choices.step_of
+
+    every = [[1, 2, 3, 4], [1, 2, 3, 4, 5, 6], [5]]
+    assert counts(DEVICE) == ([[2, 4], [2, 4, 6], [5]], "model")
+    assert counts(DEVICE, channel_step=1) == (every, "")
+    above = [[3, 4], [4, 5, 6], [5]]
+    assert counts(DEVICE, channel_step=1, min_preserve_ratio=0.6) == (above, "")
+    if metric not in DEVICE.metrics:
+        assert counts(None) == (every, "")
+
+
+def test_step_of_a_runtime_on_this_machine_is_probed_for_whatever_the_metric(
+    tiny_net, data, monkeypatch
+):
+    monkeypatch.setattr(
+        task_module, "settled", lambda spec: dataclasses.replace(spec, channel_step=2)
+    )
+    task = task_of(tiny_net, data, SPEC)
+    assert [kept.tolist() for kept in task.costs.choices.kept] == [[2, 4], [2, 4, 6], [5]]
+    own = task_of(tiny_net, data, SPEC, space=SearchSpace(channel_step=4))  # asks for none
+    assert [kept.tolist() for kept in own.costs.choices.kept] == [[4], [4, 6], [5]]
+
+
+def test_step_that_a_device_lends_to_another_metric_is_said_and_part_of_the_fingerprint(
+    tiny_net, data
+):
+    lent, own = task_of(tiny_net, data, DEVICE), task_of(tiny_net, data)
+    assert lent.notes == (
+        "Channels are kept in multiples of 2, the step in which model computes them: fewer macs in "
+        "between would save no time. For any number of them: env.channel_step=1; in Python "
+        "space=SearchSpace(channel_step=1).",
+    )
+    assert own.notes == task_of(tiny_net, data, DEVICE, LATENCY).notes == ()
+    finer = task_of(tiny_net, data, dataclasses.replace(DEVICE, channel_step=1))
+    assert finer.notes == ()
+    spaces = [task.fingerprints()["search space"] for task in (lent, finer, own)]
+    assert spaces == [f"{spaces[2]}, in steps of 2", f"{spaces[2]}, in steps of 1", spaces[2]]
 
 
 def test_levels_of_wide_groups_are_limited_where_rows_must_be_measured() -> None:
@@ -141,7 +174,8 @@ def test_levels_of_wide_groups_are_limited_where_rows_must_be_measured() -> None
     asked_for = SearchSpace(channel_step=4).choices(graph, "latency_ms", SPEC)
     assert np.diff(asked_for.kept[0]).tolist() == [4] * 72
     by_formula = SearchSpace().choices(graph, "macs", SPEC)
-    assert len(by_formula.kept[0]) == 320 - 32 + 1
+    assert np.diff(by_formula.kept[0]).tolist() == [4] * 72
+    assert len(SearchSpace().choices(graph, "macs", None).kept[0]) == 320 - 32 + 1
 
 
 def test_table_must_price_the_network(tiny_net, data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,12 +34,14 @@ class Choices:
         pairs: Bit-widths that a layer may have.
         min_preserve_ratio: Smallest fraction of a group that may be kept.
         channel_step: What the counts are multiples of.
+        step_of: Name of the device whose step that is; empty where it is nobody's.
     """
 
     kept: tuple[IntArray, ...]
     pairs: tuple[Bits, ...]
     min_preserve_ratio: float
     channel_step: int
+    step_of: str = ""
 
     @property
     def drop_blocks(self) -> bool:
@@ -64,6 +66,8 @@ def choices_for(
     min_preserve_ratio: float = 0.1,
     levels: int | None = None,
     drop_blocks: bool = False,
+    divides: bool = False,
+    step_of: str = "",
 ) -> Choices:
     """Channel counts in steps of the device, down to a smallest ratio.
 
@@ -72,6 +76,9 @@ def choices_for(
         levels: A group that would have more counts than these gets multiples of a larger step,
             itself a multiple of ``channel_step``; None: every group keeps all.
         drop_blocks: Whether residual blocks may go (`amc.graph.blocks`).
+        divides: Whether a group of no more channels than the step gets multiples of its half, or
+            of the half of that: the first that leaves it anything to choose.
+        step_of: As `Choices`.
 
     Raises:
         ConfigError: ``min_preserve_ratio`` is not in (0, 1].
@@ -79,30 +86,36 @@ def choices_for(
     check_ratio(min_preserve_ratio)
     kept = []
     for group in graph.groups:
-        lowest = _lowest(group.size, min_preserve_ratio)
         step = channel_step
         if levels is not None:
             step *= math.ceil(group.size / (channel_step * levels))
-        counts = [c for c in range(step, group.size, step) if c >= lowest]
+        counts = _counts(group.size, step, min_preserve_ratio)
+        while divides and not counts and step > 1 and group.size <= channel_step:
+            step = math.ceil(step / 2)
+            counts = _counts(group.size, step, min_preserve_ratio)
         if drop_blocks and group.index in graph.removable_groups:
             counts.insert(0, 0)
         kept.append(np.array([*counts, group.size] if group.is_free else [group.size], np.int64))
-    return Choices(tuple(kept), tuple(dict.fromkeys(pairs)), min_preserve_ratio, channel_step)
+    offered = tuple(dict.fromkeys(pairs))
+    return Choices(tuple(kept), offered, min_preserve_ratio, channel_step, step_of)
+
+
+def _counts(size: int, step: int, min_preserve_ratio: float) -> list[int]:
+    """Multiples of a step below a group's size, and not below the ratio."""
+    lowest = _lowest(size, min_preserve_ratio)
+    return [count for count in range(step, size, step) if count >= lowest]
 
 
 def _lowest(size: int, min_preserve_ratio: float) -> int:
     return math.ceil(min_preserve_ratio * size - 1e-9)  # 0.55 * 100 > 55
 
 
-def advice_for_less(graph: NetworkGraph, choices: Choices, whose_step: str) -> str:
+def advice_for_less(graph: NetworkGraph, choices: Choices) -> str:
     """Which options would let some group keep fewer channels; empty where none has more than 1.
 
     A count is a multiple of the step, or the whole group, and not below the ratio: for 16
     channels, a ratio of 0.2 (at least 4) and a step of 8, the smallest is 8. Another ratio gives
     no other; a step of 4 gives 4.
-
-    Args:
-        whose_step: "the" channel step, or "the device's".
     """
     step, ratio = choices.channel_step, choices.min_preserve_ratio
     smallest = {
@@ -112,7 +125,9 @@ def advice_for_less(graph: NetworkGraph, choices: Choices, whose_step: str) -> s
     }
     by_ratio = any(count > step for count in smallest.values())
     by_step = any(count > _lowest(size, ratio) for size, count in smallest.items())
-    finer = f"{whose_step} channel step of {step} (env.channel_step={step // 2})"
+    better = _finer_step(smallest, step, ratio if by_step else 0.0)
+    whose = "the device's" if choices.step_of else "the"
+    finer = f"{whose} channel step of {step} (env.channel_step={better})"
     if by_ratio:
         return f"lower env.min_preserve_ratio{f' or {finer}' if by_step else ''}"
     if by_step:
@@ -120,6 +135,19 @@ def advice_for_less(graph: NetworkGraph, choices: Choices, whose_step: str) -> s
     if any(count > 1 for count in smallest.values()):
         return f"lower both env.min_preserve_ratio and {finer}"
     return ""
+
+
+def _finer_step(smallest: Mapping[int, int], step: int, ratio: float) -> int:
+    """The largest half of a half ... of a step by which some group may keep fewer channels.
+
+    Args:
+        smallest: The size of a group -> what it keeps at least, under ``step``.
+    """
+    while step > 1:
+        step //= 2
+        if any((_counts(size, step, ratio) or [size])[0] < now for size, now in smallest.items()):
+            break
+    return step
 
 
 def reference_bits(supported: Sequence[Bits]) -> Bits:

@@ -202,11 +202,9 @@ class CostModel:
         unit, metric = self.budget.unit, self.budget.metric
         on = f" on {self.device.name}" if metric in DEVICE_METRICS and self.device else ""
         bits = " and bits" if len(self.choices.pairs) > 1 else ""
-        of_device = on and self.device and self.device.channel_step == self.choices.channel_step
-        whose = "the device's" if of_device else "the"
         frozen = frozen_parts(self.graph, [priced.operator for priced in self.priced], costs)
         helps = self._smallest(walk, frozen) <= self.bound
-        less = advice_for_less(self.graph, self.choices, whose) if helps else ""
+        less = advice_for_less(self.graph, self.choices) if helps else ""
         return UnreachableBudgetError(
             f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
             f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,8 +82,10 @@ def graph(request):
         return graph_of(NETWORKS[request.param]().eval(), SHAPE)
 
 
-def model_of(graph, metric="macs", fraction=0.6, device=None, pairs=(FLOAT,), low=0.3, step=1):
-    choices = choices_for(graph, pairs, channel_step=step, min_preserve_ratio=low)
+def model_of(
+    graph, metric="macs", fraction=0.6, device=None, pairs=(FLOAT,), low=0.3, step=1, **whose
+):
+    choices = choices_for(graph, pairs, channel_step=step, min_preserve_ratio=low, **whose)
     return CostModel(graph, choices, Budget(metric, fraction=fraction), device)
 
 
@@ -97,6 +100,22 @@ def perturbed_table(graph, choices, seed=0):
 
 
 # -- choices -------------------------------------------------------------------------------------
+
+
+def test_groups_of_no_more_channels_than_the_step_are_divided_by_its_halves_where_asked():
+    sizes = (1, 2, 3, 7, 8, 9, 16)
+    layers = [nn.Conv2d(i, o, 1) for i, o in pairwise([3, *sizes, 5])]
+    graph = graph_of(nn.Sequential(*layers, nn.Flatten()).eval(), SHAPE)
+
+    def kept(**options):
+        choices = choices_for(graph, (FLOAT,), channel_step=8, **options)
+        return [counts.tolist() for counts in choices.kept[: len(sizes)]]
+
+    assert kept() == [[1], [2], [3], [7], [8], [8, 9], [8, 16]]
+    halves = [[1], [1, 2], [2, 3], [4, 7], [4, 8], [8, 9], [8, 16]]
+    assert kept(divides=True) == halves
+    above = [[1], [2], [3], [6, 7], [6, 8], [8, 9], [16]]  # 2 of 3 are too few, as 4 of 7 are
+    assert kept(divides=True, min_preserve_ratio=0.75) == above
 
 
 def test_counts_are_multiples_of_the_step_or_the_whole_group(tiny_graph):
@@ -414,11 +433,11 @@ def test_unreachable_budget_names_the_device_and_the_option_that_was_given(tiny_
         CostModel(tiny_graph, choices, Budget("latency_ms", absolute=1e-4), DEVICE)
 
 
-def unreachable(graph, low, step, device=None, fraction=0.14):
+def unreachable(graph, low, step, device=None, fraction=0.14, **whose):
     """What is said of a budget that one channel of each group, 0.13 of the MACs, would meet."""
     metric = "macs" if device is None else "latency_ms"
     with pytest.raises(UnreachableBudgetError) as caught:
-        model_of(graph, metric, fraction, device, low=low, step=step)
+        model_of(graph, metric, fraction, device, low=low, step=step, **whose)
     return str(caught.value)
 
 
@@ -499,8 +518,18 @@ def test_unreachable_budget_says_what_cannot_be_followed():
 def test_unreachable_budget_says_that_the_step_is_the_devices(tiny_graph):
     assert DEVICE.channel_step == 2
     advice = f"the device's channel step of 2 (env.channel_step=1): {STEP_BINDS}"
-    assert unreachable(tiny_graph, 0.2, 2, DEVICE).endswith(f"or lower {advice}")
+    for device in DEVICE, None:  # it holds for MACs too
+        said = unreachable(tiny_graph, 0.2, 2, device, step_of="model")
+        assert said.endswith(f"or lower {advice}")
     assert "lower the channel step of 8" in unreachable(tiny_graph, 0.2, 8, DEVICE)
+
+
+def test_unreachable_budget_advises_a_step_that_lets_some_group_keep_fewer_channels(tiny_graph):
+    # In steps of 8 groups of 4 and 6 keep multiples of 2 and of 4 at least; so they do in steps
+    # of 4. In steps of 2 that of 6 keeps 2.
+    said = unreachable(tiny_graph, 0.2, 8, step_of="model", divides=True)
+    advice = f"the device's channel step of 8 (env.channel_step=2): {STEP_BINDS}"
+    assert said.endswith(f"or lower {advice}")
 
 
 @pytest.mark.parametrize("metric", ["latency_ms", "bops", "size_bytes"])
