@@ -23,6 +23,7 @@ from amc.cost.correction import (
 )
 from amc.cost.corrections import own_correction
 from amc.cost.device import Device, Request, TableDevice
+from amc.cost.grid import FULL, Grid
 from amc.cost.prices import converts_of, fuses_of, parts_under
 from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
 from amc.data import DataSet
@@ -62,11 +63,16 @@ def device_for_network(
     def requests(some: Choices) -> list[Request]:
         return requests_for(graph, some, reference, fuses_of(loaded), converts_of(loaded))
 
+    def measured(some: Choices) -> int:
+        kind = loaded.grid if isinstance(loaded, LocalSpec) else FULL
+        return len(Grid(requests(some), requests(_whole(some)), kind).measured)
+
     device = device_for(
         loaded,
         requests(choices),
         wholes=graph.wholes,
-        fewer=lambda: fewer_prices(graph, choices, lambda some: len(requests(some))),
+        fewer=lambda: fewer_prices(graph, choices, measured),
+        exact=requests(_whole(choices)),
     )
     if not isinstance(loaded, OnnxDeviceSpec):
         return device
@@ -77,12 +83,18 @@ def device_for_network(
         loaded.table_path(),
         graph,
         mixed=mixed,
+        of_means=any(not row.samples for row in device.rows.values()),
         measure=lambda: _measured(plain, loaded, graph, choices, image_shape),
     )
     corrected = TableDevice(dataclasses.replace(device.header, correction=own), device.rows)
     if general is None or general.kinds != own.kinds == MIXED_KINDS:
         keep_table(corrected, loaded.table_path())
     return corrected
+
+
+def _whole(choices: Choices) -> Choices:
+    """All channels of every group, in any bits."""
+    return dataclasses.replace(choices, kept=tuple(counts[-1:] for counts in choices.kept))
 
 
 def time_in_onnx(

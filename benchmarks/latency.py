@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from amc.compress.verify import graph_of
 from amc.cost.choices import LEVELS, choices_for
 from amc.cost.device import Device
+from amc.cost.grid import COARSE, GRIDS
 from amc.cost.onnx_timer import SUPPORTED_BITS
 from amc.cost.prices import operator_prices
 from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, settled
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--channel-step", type=int, help="default: found by a probe")
+    parser.add_argument("--grid", choices=GRIDS, default=COARSE)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -55,7 +57,12 @@ def measure(
     graph = graph_of(network, shape)
     step = options.channel_step
     given = OnnxDeviceSpec(
-        "benchmark", options.batch, options.threads, step or DEFAULT_STEP, probes=step is None
+        "benchmark",
+        options.batch,
+        options.threads,
+        step or DEFAULT_STEP,
+        probes=step is None,
+        grid=options.grid,
     )
     spec = settled(given)
     choices = choices_for(graph, pairs, channel_step=spec.channel_step, levels=LEVELS)

@@ -18,7 +18,12 @@ from amc.graph.graph import NetworkGraph
 
 
 def own_correction(
-    table: Path, graph: NetworkGraph, *, mixed: bool, measure: Callable[[], Correction]
+    table: Path,
+    graph: NetworkGraph,
+    *,
+    mixed: bool,
+    measure: Callable[[], Correction],
+    of_means: bool = False,
 ) -> Correction:
     """A network's own correction: what is kept beside the table, else what is measured now.
 
@@ -26,13 +31,15 @@ def own_correction(
 
     Args:
         mixed: Whether it is to know mixed bits.
+        of_means: Whether it corrects prices of which some are means of others: not the correction
+            of prices that all were measured.
         measure: Asked where there is none. If another process has kept one meanwhile, that is it.
 
     Raises:
         TableError: A file that is there is damaged.
         StorageError: It cannot be written.
     """
-    paths = [_path(table, graph, kinds) for kinds in (KINDS, MIXED_KINDS)][mixed:]
+    paths = [_path(table, graph, kinds, of_means) for kinds in (KINDS, MIXED_KINDS)][mixed:]
     kept = next((path for path in paths if path.exists()), None)
     if kept is None:
         kept = paths[0]
@@ -40,14 +47,15 @@ def own_correction(
     return _read(kept)
 
 
-def _path(table: Path, graph: NetworkGraph, kinds: tuple[str, ...]) -> Path:
+def _path(table: Path, graph: NetworkGraph, kinds: tuple[str, ...], of_means: bool) -> Path:
     sizes = [group.size for group in graph.groups]
     whole = [
         (operator.signature, operator.inputs.count(sizes), operator.outputs.count(sizes))
         for operator in operators_of(graph)
     ]
     suffix = "mixed" if kinds == MIXED_KINDS else "float"
-    return table.with_name(f"{table.stem}-{fingerprint(repr(whole))}.{suffix}")
+    prices = ["means"] if of_means else []
+    return table.with_name(f"{table.stem}-{fingerprint(repr(whole), *prices)}.{suffix}")
 
 
 def _read(path: Path) -> Correction:

@@ -99,6 +99,7 @@ class Measurement:
     """The price of a request for one batch, its spread, and how many samples it is of.
 
     Attributes:
+        samples: 0 where the price is a mean of others (`amc.cost.grid`).
         median_ms: Of the samples, where that is not the price; None where it is not known.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -19,6 +19,7 @@ from amc.cost import onnx_timer
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS
 from amc.cost.device import Device, Measurement, Request, TableDevice, TableHeader
+from amc.cost.grid import COARSE, GRIDS, Grid
 from amc.cost.importers import OPTIONS as IMPORTERS
 from amc.cost.importers.haq import HaqTable
 from amc.cost.onnx_timer import OnnxTimer
@@ -38,8 +39,8 @@ from amc.progress import progress_bar
 from amc.strategy import FLOAT, Bits
 
 ROUNDS = 7
-_SAMPLE_S = 4.5e-3  # 40,264 samples of MobileNetV2's layers at 224 pixels took 3 minutes
 _LONG_S = 60.0
+_FIRST = 100  # samples, by which it is known how long all will take
 log = logging.getLogger("amc")
 _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
 _WRITE_EVERY_S = 5.0
@@ -54,6 +55,8 @@ class LocalSpec(ABC):
 
     Attributes:
         probes: Whether the channel step is still to be found (`settled`).
+        grid: Of `amc.cost.grid.GRIDS`: whether all prices are measured, or some and the others
+            taken from these.
     """
 
     name: str
@@ -61,6 +64,7 @@ class LocalSpec(ABC):
     threads: int
     channel_step: int
     probes: bool = field(default=False, kw_only=True)
+    grid: str = field(default=COARSE, kw_only=True)
 
     runtime: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]] = ("latency_ms",)
@@ -183,16 +187,18 @@ def device_for(
     progress: bool = True,
     wholes: Mapping[str, Whole] = NO_WHOLES,
     fewer: Callable[[], str] = lambda: "",
+    exact: Collection[Request] = (),
 ) -> Device:
     """A device that can price every request.
 
     Args:
         loaded: What `load_device` gave. A `LocalSpec` is measured where its cached table lacks
-            a request; a table must have everything; a model needs nothing.
+            what its grid asks for; a table must have everything; a model needs nothing.
         requests: All that will be asked.
         progress: Whether a measurement shows its progress.
         wholes: The network's calls that are timed as they stand, by ``op``.
         fewer: Says which options ask for fewer prices; called if a measurement takes long.
+        exact: Of the requests, those that are measured whatever the grid.
 
     Raises:
         TableError: A table lacks requests; the message counts them and names the first.
@@ -201,15 +207,17 @@ def device_for(
     """
     wanted = list(dict.fromkeys(requests))
     if isinstance(loaded, LocalSpec):
+        grid = Grid(wanted, exact, loaded.grid)
         with loaded.sampling(wholes) as sample:
-            return measure_table(
-                wanted,
+            table = measure_table(
+                grid.measured,
                 loaded.header(),
                 loaded.table_path(),
                 sample,
                 progress=progress,
                 fewer=fewer,
             )
+        return _on(grid, table)
     if isinstance(loaded, TableDevice) and (missing := loaded.missing(wanted)):
         more = f"\n  ... and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise TableError(
@@ -219,6 +227,19 @@ def device_for(
             + f"{more}\n{loaded.advice}"
         )
     return loaded
+
+
+def _on(grid: Grid, table: TableDevice) -> TableDevice:
+    """A table with a price for all that a grid is of."""
+    if grid.is_full:
+        return table
+    log.info(
+        "%s of %s prices are means of their measured neighbours: %s",
+        f"{len(grid.requests) - len(set(grid.requests) & set(grid.measured)):,}",
+        f"{len(grid.requests):,}",
+        grid.error(table.rows),
+    )
+    return TableDevice(table.header, {**table.rows, **grid.rows(table.rows)})
 
 
 def measure_table(
@@ -234,7 +255,8 @@ def measure_table(
     """Measure what the table at ``path`` lacks, and write it there.
 
     Every request is sampled once in each round, so that a machine that slows down or speeds up
-    meanwhile does so for all alike. A row is the lower quartile of its samples, since what else
+    meanwhile does so for all alike; each time in another order, since what is measured first or
+    beside something large takes longer. A row is the lower quartile of its samples, since what else
     runs on a machine only adds time; its spread is half their interquartile range. What there is
     is written every few seconds and when the measurement is interrupted: rows once they have
     three samples, and every sample of an unfinished row in a file beside the table. The next
@@ -262,8 +284,6 @@ def measure_table(
         return TableDevice(header, known)
     missing = sum(max(rounds - len(ms), 0) for ms in samples.values())
     enough = min(rounds, _ENOUGH_SAMPLES)
-    if progress and missing:
-        _announce(header.device, len(samples), missing, path, fewer)
 
     def save() -> TableDevice | None:
         measured = {r: _summary(ms) for r, ms in samples.items() if len(ms) >= enough}
@@ -274,19 +294,23 @@ def measure_table(
             write_samples(path, header, _joined(read_samples(path, header), own, rounds))
         return table
 
-    last_write = time.monotonic()
+    last_write, announced = time.monotonic(), False
     try:
         with progress_bar(
             f"measuring {header.device}", missing, enabled=progress and missing > 0
         ) as bar:
-            for taken in range(rounds):
-                wanted = [request for request, ms in samples.items() if len(ms) <= taken]
+            for wanted in _parts(samples, rounds):
+                start = time.monotonic()
                 for request, latency_ms in zip(wanted, sample(wanted), strict=True):
                     samples[request].append(latency_ms)
                     bar.advance(note=request.signature.op)
                     if time.monotonic() - last_write > _WRITE_EVERY_S:
                         save()
                         last_write = time.monotonic()
+                if progress and not announced:
+                    announced = True
+                    seconds = (time.monotonic() - start) / len(wanted) * missing
+                    _announce(header.device, len(samples), seconds, path, fewer)
     except BaseException:
         save()
         raise
@@ -295,13 +319,24 @@ def measure_table(
     return table
 
 
-def _announce(name: str, prices: int, samples: int, path: Path, fewer: Callable[[], str]) -> None:
+def _parts(samples: Mapping[Request, list[float]], rounds: int) -> Iterator[list[Request]]:
+    """What is sampled at a time: each round what has fewer samples, shuffled; at first a few."""
+    first = True
+    for taken in range(rounds):
+        wanted = [request for request, ms in samples.items() if len(ms) <= taken]
+        order = np.random.default_rng(taken).permutation(len(wanted)).tolist()
+        shuffled = [wanted[place] for place in order]
+        for part in (shuffled[:_FIRST], shuffled[_FIRST:]) if first else (shuffled,):
+            if part:
+                first = False
+                yield part
+
+
+def _announce(name: str, prices: int, seconds: float, path: Path, fewer: Callable[[], str]) -> None:
     """Say how long a measurement will take; where it is long, what makes it shorter."""
-    seconds = samples * _SAMPLE_S
     advice = fewer() if seconds >= _LONG_S else ""
     log.info(
-        "measuring %s prices of %s: about %s, by their number (large layers and a busy machine "
-        "take longer); kept in %s%s",
+        "measuring %s prices of %s: about %s, by the first of them; kept in %s%s",
         f"{prices:,}",
         name,
         about_time(seconds),
@@ -343,7 +378,11 @@ def _keep(header: TableHeader, rows: Mapping[Request, Measurement], path: Path) 
     older, newer = there.correction, header.correction
     if older is None or (newer is not None and newer.kinds != KINDS and older.kinds == KINDS):
         there = replace(there, correction=newer)
-    better = {r: m for r, m in rows.items() if r not in known or known[r].samples < m.samples}
+    better = {
+        r: m
+        for r, m in rows.items()
+        if m.samples and (r not in known or known[r].samples < m.samples)
+    }
     table = TableDevice(there, {**known, **better})
     write_table(table, path)
     return table
@@ -360,7 +399,7 @@ def _joined(there: Samples, own: Samples, rounds: int) -> Samples:
 
 
 def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Request, Measurement]]:
-    """The header with the correction that the file has, and its rows."""
+    """The header with the correction that the file has, and its rows that were measured."""
     if not path.exists():
         return header, {}
     table = read_table(path)
@@ -373,7 +412,8 @@ def _known(path: Path, header: TableHeader) -> tuple[TableHeader, Mapping[Reques
             )
     # Factors that were fitted without the conversions would count these twice.
     kept = table.header.correction if table.header.converts == header.converts else None
-    return replace(header, correction=kept), table.rows
+    measured = {request: row for request, row in table.rows.items() if row.samples}
+    return replace(header, correction=kept), measured
 
 
 def _summary(samples_ms: list[float]) -> Measurement:
@@ -445,7 +485,7 @@ def _load_table(spec: Spec) -> TableDevice:
 
 
 def _load_torch(spec: Spec) -> TorchDeviceSpec:
-    spec.allow(["name", "batch", "threads", "channel_step"], ["device"])
+    spec.allow(["name", "batch", "threads", "channel_step"], ["device", "grid"])
     device = spec.values.get("device", "cpu")
     if device not in ("cpu", "cuda"):
         raise DeviceError(f"device.device must be cpu or cuda, got {device!r}.")
@@ -455,17 +495,26 @@ def _load_torch(spec: Spec) -> TorchDeviceSpec:
         threads=spec.integer("threads"),
         device=str(device),
         **_step(spec),
+        grid=_grid(spec),
     )
 
 
 def _load_onnx(spec: Spec) -> OnnxDeviceSpec:
-    spec.allow(["name", "batch", "threads", "channel_step"])
+    spec.allow(["name", "batch", "threads", "channel_step"], ["grid"])
     return OnnxDeviceSpec(
         name=spec.name(),
         batch=spec.integer("batch"),
         threads=spec.integer("threads"),
         **_step(spec),
+        grid=_grid(spec),
     )
+
+
+def _grid(spec: Spec) -> str:
+    grid = spec.values.get("grid", COARSE)
+    if grid not in GRIDS:
+        raise DeviceError(f"device.grid must be {' or '.join(GRIDS)}, got {grid!r}.")
+    return str(grid)
 
 
 def _step(spec: Spec) -> dict[str, Any]:

@@ -211,7 +211,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "activation_bits": _width,
     "latency_ms": _number,
     "spread_ms": _nonnegative,
-    "samples": _count,
+    "samples": _natural,  # 0: a mean of other rows
     "energy_mj": _number,
     "median_ms": _number,
 }

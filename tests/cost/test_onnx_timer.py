@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -199,11 +201,14 @@ PROBES = [f"probe{place}" for place in range(16)]
 def test_time_of_a_node_is_the_mean_of_its_quicker_calls_after_the_warm_up():
     durations = [900, 900, 4, 100, 2, 3, 100, 100, 100, 3]  # two to warm up, then eight
     profile = [
-        {"cat": "Node", "name": "conv_kernel_time", "dur": duration} for duration in durations
+        {"cat": "Node", "dur": duration, "ts": 7, "name": "conv_kernel_time", "args": {"dur": 1}}
+        for duration in durations
     ]
-    profile += [{"cat": "Session", "name": "run", "dur": 5000}]
+    profile.insert(3, {"cat": "Session", "dur": 5000, "ts": 7, "name": "run", "args": {}})
     # 2, 3, 3, 4 whole microseconds: 3 in the mean, and a half that the clock cut off.
-    assert onnx_timer._kernel_ms(profile) == {"conv": pytest.approx(3.5e-3)}
+    for separators in (None, (",", ":"), (" ,", " : ")):
+        text = json.dumps(profile, separators=separators)
+        assert onnx_timer._kernel_ms(text) == {"conv": pytest.approx(3.5e-3)}
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ ROW = "conv2d,3,3,1,1,1,1,1,1,1,8,8,8,8,8,8,32,32,1.0,0.1,7"
         (ROW, ROW.replace("1.0", "-1.0"), ["column latency_ms", "'-1.0'"]),
         (ROW, ROW.replace("1.0", "0"), ["column latency_ms", "'0'"]),
         (ROW, ROW.replace("0.1", "-0.1"), ["column spread_ms", "'-0.1'"]),
-        (ROW, ROW[:-1] + "0", ["column samples", "'0'"]),
+        (ROW, ROW[:-1] + "-1", ["column samples", "'-1'"]),
         (ROW, ROW.replace("conv2d", "conv 2d"), ["column op", "'conv 2d'"]),
         (ROW, ROW.replace("32,32", "32,9"), ["column activation_bits", "'9'"]),
         (ROW, ROW.replace("32,32", "4,4"), ["line 12", "supported_bits", "4/4"]),

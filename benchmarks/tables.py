@@ -1,0 +1,196 @@
+"""How many prices a device's table needs, how long they take, and how good they are.
+
+    python -m benchmarks.tables --networks mobilenet_v2:224 shufflenet_v2_x1_0:96 --full
+
+For each network the table is measured anew, in float and 8 bits, where some prices are means of
+others, and with ``--full`` where all are measured. Then prices that are means are measured after
+all; and random strategies' networks are built, exported and run in ONNX Runtime, in turn. Weights
+are random: time does not depend on them. (``efficientnet_lite0`` needs two packages:
+`benchmarks.real_network`.) Prints the errors and writes a CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from amc.compress.verify import graph_of
+from amc.cost.choices import LEVELS, Choices, choices_for, reference_bits, requests_for
+from amc.cost.device import Request, TableDevice
+from amc.cost.grid import COARSE, FULL
+from amc.cost.onnx_timer import SUPPORTED_BITS
+from amc.cost.prices import converts_of, fuses_of, operator_prices
+from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, measure_table, settled
+from amc.graph.graph import NetworkGraph
+from amc.local import built, device_for_network, random_strategy, time_in_onnx
+from amc.networks import build_network
+from amc.strategy import Strategy
+from benchmarks import real_network
+from benchmarks.provenance import print_table, provenance, write_csv
+
+Shape = tuple[int, int, int]
+FloatArray = npt.NDArray[np.float64]
+DEFAULTS = ["mobilenet_v2:224", "efficientnet_lite0:224", "shufflenet_v2_x1_0:96"]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--networks", nargs="+", default=DEFAULTS, help="name:image size")
+    parser.add_argument("--full", action="store_true", help="measure all prices too")
+    parser.add_argument("--held-out", type=int, default=300, help="means that are measured after")
+    parser.add_argument("--strategies", type=int, default=30)
+    parser.add_argument("--channel-step", type=int, help="default: found by a probe")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and what may be chosen in it."""
+
+    name: str
+    shape: Shape
+    graph: NetworkGraph
+    choices: Choices
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = arguments()
+    rows: list[dict[str, object]] = []
+    for given in options.networks:
+        name, _, size = given.partition(":")
+        rows += measure(name, int(size or 32), options)
+    print_table(rows, [key for key in rows[0] if key not in provenance(0)])
+    print(write_csv("tables", rows))
+
+
+def measure(name: str, size: int, options: argparse.Namespace) -> list[dict[str, object]]:
+    """A row for each grid of a network's table."""
+    shape = (3, size, size)
+    torch.manual_seed(options.seed)
+    graph = graph_of(build(name, shape), shape)
+    step = options.channel_step
+    spec = OnnxDeviceSpec("benchmark", 1, options.threads, step or DEFAULT_STEP, probes=not step)
+    kinds, found = (COARSE, FULL)[: 1 + options.full], []
+    choices: Choices | None = None
+    for kind in kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["AMC_CACHE"] = folder
+            start = time.perf_counter()
+            here = settled(replace(spec, grid=kind))
+            assert isinstance(here, OnnxDeviceSpec)
+            spec = replace(here, grid=COARSE)  # the step that was probed for is that of both
+            choices = choices or choices_for(
+                graph, SUPPORTED_BITS, channel_step=here.channel_step, levels=LEVELS
+            )
+            device = device_for_network(here, graph, choices, shape)
+            assert isinstance(device, TableDevice)
+            seconds = time.perf_counter() - start
+            subject = Subject(name, shape, graph, choices)
+            off = _held_out(subject, device, spec, Path(folder), options.held_out)
+            found.append((kind, device, seconds, off))
+    assert choices is not None
+    subject = Subject(name, shape, graph, choices)
+    strategies, measured_ms = _whole_networks(subject, options)
+    rows = []
+    for kind, device, seconds, off in found:
+        predicted = [
+            sum(operator_prices(graph, strategy, "latency_ms", device)) for strategy in strategies
+        ]
+        asked = _requests(subject, device)
+        rows.append(
+            {
+                "network": name,
+                "image": size,
+                "step": spec.channel_step,
+                "grid": kind,
+                "asked for": len(asked),
+                "measured": sum(row.samples > 0 for row in device.rows.values()),
+                "seconds": round(seconds, 1),
+                **_errors("means: ", off),
+                **_errors("networks: ", np.array(predicted) / measured_ms - 1),
+                "rank": f"{spearmanr(predicted, measured_ms).statistic:.3f}",
+                **provenance(options.seed),
+            }
+        )
+    return rows
+
+
+def build(name: str, shape: Shape) -> nn.Module:
+    """A network by its name, with random weights unless it is EfficientNet-lite0."""
+    if name == "efficientnet_lite0":
+        return real_network.build(shape[1])
+    return build_network(name, num_classes=10, image_shape=shape).eval()
+
+
+def _requests(subject: Subject, device: TableDevice) -> list[Request]:
+    reference = reference_bits(device.supported_bits)
+    return requests_for(
+        subject.graph, subject.choices, reference, fuses_of(device), converts_of(device)
+    )
+
+
+def _held_out(
+    subject: Subject, device: TableDevice, spec: OnnxDeviceSpec, folder: Path, count: int
+) -> FloatArray:
+    """Relative errors of prices that are means, against what is measured now."""
+    means = [r for r in _requests(subject, device) if r in device.rows]
+    means = [request for request in means if not device.rows[request].samples]
+    if not means:
+        return np.zeros(0)
+    chosen = np.random.default_rng(1).choice(len(means), min(count, len(means)), replace=False)
+    wanted = [means[place] for place in sorted(chosen)]
+    with spec.sampling(subject.graph.wholes) as sample:
+        table = measure_table(wanted, spec.header(), folder / "held_out.csv", sample)
+    return np.array([device.rows[r].latency_ms / table.rows[r].latency_ms - 1 for r in wanted])
+
+
+def _whole_networks(
+    subject: Subject, options: argparse.Namespace
+) -> tuple[list[Strategy], FloatArray]:
+    """Random strategies, and the milliseconds of their networks."""
+    generator, graph = np.random.default_rng(options.seed), subject.graph
+    strategies = [
+        random_strategy(graph, subject.choices.kept, SUPPORTED_BITS, generator.random(), generator)
+        for _ in range(options.strategies)
+    ]
+    timings = time_in_onnx(
+        (built(graph, strategy) for strategy in strategies),
+        subject.shape,
+        threads=options.threads,
+        images=torch.rand(8, *subject.shape),
+    )
+    return strategies, np.array([timing.latency_ms for timing in timings])
+
+
+def _errors(name: str, off: Sequence[float] | FloatArray) -> dict[str, object]:
+    """Median and high percentiles of errors, and where they lie on the whole."""
+    if not len(off):
+        return {f"{name}{key}": "" for key in ("median", "90th", "95th", "bias")}
+    values = np.asarray(off, np.float64)
+    high = np.percentile(np.abs(values), [50, 90, 95]).tolist()
+    return {
+        **{
+            f"{name}{key}": f"{x:.1%}"
+            for key, x in zip(("median", "90th", "95th"), high, strict=True)
+        },
+        f"{name}bias": f"{np.median(values):+.1%}",
+    }
+
+
+if __name__ == "__main__":
+    main()
