@@ -17,6 +17,7 @@ from amc.export.graph import fill_layers, precision_words
 from amc.export.integers import IntegerJoins, join_in_integers
 from amc.export.layers import DeployedLayer
 from amc.export.parity import AS_WRITTEN, IN_INTEGERS, Comparison
+from amc.export.pools import keep_maxima_in_floats
 from amc.export.precision import read_precisions
 from amc.export.skeleton import write_skeleton
 from amc.files import write_atomically
@@ -110,6 +111,7 @@ def convert(
     model, modules = write_skeleton(network, image_shape, opset)
     layers = fill_layers(model, modules, integer_linear=images is not None)
     joins = IntegerJoins() if images is None else join_in_integers(model, images)
+    keep_maxima_in_floats(model.graph)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

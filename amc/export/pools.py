@@ -1,4 +1,4 @@
-"""Means over positions, written as the pooling that ONNX Runtime has in integers."""
+"""Pools as ONNX Runtime computes them fast: means in integers, maxima of floats in floats."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ _KEEPS_RANK = {
     *("Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "BatchNormalization"),
     *("Pad", "Slice"),
 }
+# Across which the runtime moves a rounding too.
+_SHAPES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
 _POSITIONS = ({2, 3}, {-2, -1})
 
 
@@ -28,6 +30,44 @@ def write_means_as_pools(graph: onnx.GraphProto) -> None:
             nodes.append(node)
     graph.ClearField("node")
     graph.node.extend(nodes)
+
+
+def keep_maxima_in_floats(graph: onnx.GraphProto) -> None:
+    """Put a copy between every maximum of floats and the rounding that alone reads it.
+
+    Of both orders, which give the same, the runtime takes the other: it rounds before the pool, and
+    pools integers, channel by channel where no integer convolution gave them. For 64 channels of
+    48x48 pixels that takes 1.0 ms, in floats 0.02. It does not move a rounding across the maximum
+    of one tensor, which is a copy (0.01 ms).
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    kept = {value.name for value in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type == "MaxPool" and node.input[0] not in rounded:
+            name = node.output[0]
+            if _is_only_rounded(name, readers, kept):
+                node.output[0] = f"{name}/floats"
+                nodes.append(helper.make_node("Max", node.output[:1], [name], f"{name}/copy"))
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _is_only_rounded(name: str, readers: dict[str, list[onnx.NodeProto]], kept: set[str]) -> bool:
+    """Whether one rounding alone reads a tensor, be it in another shape."""
+    while name not in kept and len(readers.get(name, ())) == 1:
+        (reader,) = readers[name]
+        if reader.op_type == "QuantizeLinear":
+            return True
+        if reader.op_type not in _SHAPES or name != reader.input[0]:
+            return False
+        name = reader.output[0]
+    return False
 
 
 def _is_constant(node: onnx.NodeProto) -> bool:
