@@ -168,11 +168,14 @@ def conclude(
         reward: What is ranked by, as in the search.
     """
     jury = Jury(task, reward)
+    task.measure_prices([uniform, *(trial.strategy for trial in candidates)])
     finalists: dict[str, Finalist] = {}
     for strategy in (uniform, *(trial.strategy for trial in candidates)):
         if strategy.to_json() not in finalists:
             finalists[strategy.to_json()] = jury.finalist(strategy)
     chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
+    if reward.hard:
+        chosen = list(_meeting(task, chosen))
     best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
     even = finalists[uniform.to_json()]
     named = [
@@ -197,6 +200,20 @@ def conclude(
     return Conclusion(best, even, rows, notes)
 
 
+def _meeting(task: CompressionTask, finalists: Sequence[Finalist]) -> Sequence[Finalist]:
+    """Those that meet a latency budget by measured prices too; all where none does."""
+    if task.budget.metric != "latency_ms":
+        return finalists
+    predicted = [task.predicted_ms(finalist.strategy) for finalist in finalists]
+    allowed = (1 + TOLERANCE) * task.costs.bound
+    found = [
+        finalist
+        for finalist, ms in zip(finalists, predicted, strict=True)
+        if ms is None or ms <= allowed
+    ]
+    return found or finalists
+
+
 def _is_uniform(task: CompressionTask, strategy: Strategy) -> bool:
     """Whether a strategy leaves no block out and has one bit pair; ratios differ by rounding."""
     pairs = {strategy.bits.get(layer.name, FLOAT) for layer in task.graph.layers}
@@ -213,6 +230,8 @@ def _row(
     costs = task.original.costs
     if finalist is not None:
         costs = task.strategy_costs(finalist.strategy)
+        ms = task.predicted_ms(finalist.strategy)
+        costs |= {} if ms is None else {"latency_ms": ms}
     return ComparisonRow(
         name=name,
         search_accuracy=found.accuracy,

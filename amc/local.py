@@ -24,8 +24,8 @@ from amc.cost.correction import (
 from amc.cost.corrections import own_correction
 from amc.cost.device import Device, Request, TableDevice
 from amc.cost.grid import FULL, Grid
-from amc.cost.prices import converts_of, fuses_of, parts_under
-from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table
+from amc.cost.prices import converts_of, fuses_of, parts_under, requests_under
+from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table, measure_table
 from amc.data import DataSet
 from amc.export import DEFAULT_OPSET, OnnxNetwork, convert
 from amc.graph.graph import NetworkGraph
@@ -90,6 +90,26 @@ def device_for_network(
     if general is None or general.kinds != own.kinds == MIXED_KINDS:
         keep_table(corrected, loaded.table_path())
     return corrected
+
+
+def with_measured(
+    device: TableDevice, spec: LocalSpec, graph: NetworkGraph, strategies: Iterable[Strategy]
+) -> TableDevice:
+    """The device with measured prices, in place of means, of all that some strategies consist of.
+
+    They are kept in the table; the device that is given stays what it is.
+
+    Raises:
+        TableError, DeviceError, StorageError: As `amc.cost.profile.measure_table`.
+    """
+    asked = (request for one in strategies for request in requests_under(graph, one, device))
+    means = [r for r in dict.fromkeys(asked) if r in device.rows and not device.rows[r].samples]
+    if not means:
+        return device
+    with spec.sampling(graph.wholes) as sample:
+        table = measure_table(means, spec.header(), spec.table_path(), sample)
+    measured = {request: table.rows[request] for request in means}
+    return TableDevice(device.header, {**device.rows, **measured})
 
 
 def _whole(choices: Choices) -> Choices:

@@ -39,7 +39,7 @@ from amc.evaluate import BATCH, Evaluation, Evaluator
 from amc.files import fingerprint
 from amc.graph.graph import NetworkGraph
 from amc.layout import computes_in_bfloat16, fast_layout
-from amc.local import device_for_network
+from amc.local import device_for_network, with_measured
 from amc.networks import admit, check_network
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
@@ -240,6 +240,7 @@ class CompressionTask:
             device = settled(device)
         self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
+        self._measured = self.device
         self.costs = CostModel(self.graph, choices, budget, self.device)
         self._subset = _spread(data.search, search_images)
         self.compressor = Compressor(
@@ -398,6 +399,27 @@ class CompressionTask:
             except DeviceError:  # a table of another network, or without these bits
                 continue
         return totals
+
+    def measure_prices(self, strategies: Sequence[Strategy]) -> None:
+        """Measure what the latencies of these strategies are sums of, where the device can.
+
+        Costs of the search stay what they are; `predicted_ms` goes by the new prices.
+
+        Raises:
+            TableError, DeviceError, StorageError: As `amc.local.with_measured`.
+        """
+        if self.local is not None and isinstance(self._measured, TableDevice):
+            self._measured = with_measured(self._measured, self.local, self.graph, strategies)
+
+    def predicted_ms(self, strategy: Strategy) -> float | None:
+        """Latency by the best prices that there are; None where the device has none."""
+        if self._measured is None or "latency_ms" not in self._measured.metrics:
+            return None
+        try:
+            prices = operator_prices(self.graph, strategy, "latency_ms", self._measured)
+        except DeviceError:  # as `strategy_costs`
+            return None
+        return math.fsum(prices)
 
     def _total(self, metric: str, strategy: Strategy) -> float:
         return math.fsum(operator_prices(self.graph, strategy, metric, self.device))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from agents.searcher import Trial
 from amc import conclusion, local
 from amc.candidate import RecoverySettings
 from amc.conclusion import Jury, conclude
+from amc.cost import grid
 from amc.cost.budget import Budget
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
 from amc.cost.roofline import RooflineDevice
@@ -24,6 +26,7 @@ from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
+from tests.test_local import SlowAt28, wide_net
 
 UNIFORM = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
 WIDE = Strategy({"conv1": 0.5}, {})
@@ -263,8 +266,11 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = _timed(monkeypatch, 4.0, 4.0, 3.9)
-    spec = TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2)
-    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    spec, space = (
+        TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2),
+        SearchSpace(channel_step=2),
+    )
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
     monkeypatch.setattr(task, "budget", Budget("latency_ms", fraction=0.9))
     notes = _notes(task, WIDE)
     assert notes[0] == "Measured in PyTorch on the device, batch 3."
@@ -354,8 +360,11 @@ def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
         return [Timing(4.0, 0.1), Timing(4.0, 0.1), Timing(3.0, 0.1)]
 
     monkeypatch.setattr(local, "measure_latency", measure)
-    spec = OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2)
-    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    spec, space = (
+        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        SearchSpace(channel_step=2),
+    )
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
     end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY)
     assert end.notes[0] == "Measured in ONNX Runtime on the device, batch 1."
     images = torch.rand(2, *task.data.image_shape)
@@ -378,8 +387,11 @@ def test_notes_say_that_integers_are_slower_than_float_on_the_device(
         return [Timing(ms, 0.1) for ms in (4.0, 4.0, 3.0, 2.0)][: len(networks)]
 
     monkeypatch.setattr(local, "measure_latency", measure)
-    spec = OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2)
-    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9))
+    spec, space = (
+        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        SearchSpace(channel_step=2),
+    )
+    task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
     quantized = Strategy(WIDE.preserve_ratio, {"conv2": Bits(8, 8)})
     assert _notes(task, quantized)[1] == (
         "In float the same channels take 2 ms, 1.50x faster than in these bits: search with "
@@ -436,3 +448,34 @@ def test_predicted_latency_and_energy_come_from_the_device(
     for row, strategy in zip(end.comparison[1:], (UNIFORM, WIDE), strict=True):
         costs = task.strategy_costs(strategy)
         assert (row.predicted_ms, row.energy_mj) == (costs["latency_ms"], costs["energy_mj"])
+
+
+# -- prices that are means -----------------------------------------------------------------------
+
+
+def test_winner_meets_a_latency_budget_by_measured_prices_where_those_of_the_search_were_means(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    monkeypatch.setattr(grid, "LEAST", 0)
+    monkeypatch.setattr(grid, "CHECKS", 1)
+    device = SlowAt28("slow", batch=1, threads=1, channel_step=4)
+    budget = Budget("latency_ms", absolute=1120.0)
+    task = _task(wide_net(), data, device, budget=budget, space=SearchSpace(channel_step=4))
+    slow, fast = (Strategy({"0": kept / 40, "2": kept / 40}, {}) for kept in (28, 20))
+    # Of 3, 28, 28 and 5 channels; 100 more for each of two layers where it is measured.
+    measured = 3 * 28 + 28 * 28 + 28 * 5 + 200
+    larger = Reward("larger", lambda outcome: outcome.macs)
+    trials = _trials(task, slow, fast)
+    assert trials[0].evaluation.costs["latency_ms"] < budget.absolute < measured / 1.02
+
+    end = conclude(task, trials, fast, larger, measure=False)
+    assert end.best.strategy == fast
+    assert end.comparison[-1].predicted_ms == pytest.approx(3 * 20 + 20 * 20 + 20 * 5)
+    free = replace(larger, hard=False)  # which weighs the cost itself
+    assert conclude(task, trials, fast, free, measure=False).best.strategy == slow
+    alone = conclude(task, trials[:1], fast, larger, measure=False)
+    assert alone.best.strategy == slow
+    assert alone.comparison[-1].predicted_ms == pytest.approx(measured)
+    # What the search goes by is what it was.
+    assert task.evaluate(slow).costs["latency_ms"] == trials[0].evaluation.costs["latency_ms"]

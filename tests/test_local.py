@@ -7,7 +7,8 @@ import gc
 import re
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from torch import nn
 
 from amc import local
 from amc.compress.verify import graph_of
+from amc.cost import grid
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import Measurement, TableDevice
-from amc.cost.prices import operator_prices
-from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
+from amc.cost.device import Measurement, Request, TableDevice
+from amc.cost.prices import operator_prices, requests_under
+from amc.cost.profile import OnnxDeviceSpec, Sampler, TorchDeviceSpec
 from amc.cost.table import read_table, write_table
 from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
@@ -31,6 +33,32 @@ from tests.conftest import TINY_SHAPE, fixed_tiny_net
 from tests.cost.asked import RememberingTable
 
 SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
+
+
+def wide_net() -> nn.Module:
+    """Images (N, 3, 8, 8) -> scores (N, 5), by three convolutions 1x1."""
+    first, second, last = (nn.Conv2d(i, o, 1) for i, o in ((3, 40), (40, 40), (40, 5)))
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last, pool, nn.Flatten()).eval()
+
+
+class SlowAt28(TorchDeviceSpec):
+    """Takes as many ms as there are pairs of channels, between layers none; 100 more at 28 outputs.
+
+    28 channels lie between 20 and 36.
+    """
+
+    @contextmanager
+    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
+        def sample(requests: Sequence[Request]) -> list[float]:
+            return [
+                request.in_channels * request.out_channels + 100.0 * (request.out_channels == 28)
+                if request.signature.is_layer
+                else 1e-9
+                for request in requests
+            ]
+
+        yield sample
 
 
 @pytest.fixture
@@ -251,3 +279,33 @@ def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> N
     bar = Bar()
     time_in_onnx([tiny_net] * 3, TINY_SHAPE, rounds=2, bar=bar)
     assert bar.done == 3
+
+
+# -- prices that are means -----------------------------------------------------------------------
+
+
+def test_prices_of_chosen_strategies_are_measured_and_kept_where_they_are_means(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path))
+    monkeypatch.setattr(grid, "LEAST", 0)
+    monkeypatch.setattr(grid, "CHECKS", 1)
+    graph = graph_of(wide_net(), TINY_SHAPE)
+    choices = choices_for(graph, [FLOAT], channel_step=4)
+    spec = SlowAt28("slow", batch=1, threads=1, channel_step=4)
+    device = device_for_network(spec, graph, choices, TINY_SHAPE)
+    assert isinstance(device, TableDevice)
+    strategy = Strategy({"0": 28 / 40, "2": 28 / 40}, {})
+
+    def predicted(of: TableDevice) -> float:
+        return sum(operator_prices(graph, strategy, "latency_ms", of))
+
+    before = predicted(device)
+    better = local.with_measured(device, spec, graph, [IDENTITY, strategy])
+    # Pairs of channels, and 100 ms for each layer with 28 outputs.
+    assert predicted(better) == pytest.approx(3 * 28 + 28 * 28 + 28 * 5 + 200)
+    assert predicted(device) == before == pytest.approx(predicted(better) - 200, abs=110)
+    assert set(read_table(spec.table_path()).rows) >= set(requests_under(graph, strategy, better))
+    assert local.with_measured(better, spec, graph, [strategy]) is better  # nothing is missing
+    again = device_for_network(spec, graph, choices, TINY_SHAPE)
+    assert predicted(again) == before  # another search has the same prices

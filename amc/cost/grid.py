@@ -120,7 +120,7 @@ def _evenly(count: int, wanted: int) -> set[int]:
     """About so many places of a list, in no rhythm that the list may have itself."""
     if count <= wanted:
         return set(range(count))
-    return {int(count * (place * _GOLDEN % 1)) for place in range(wanted)}
+    return {int(count * (place * _GOLDEN % 1)) for place in range(1, wanted + 1)}
 
 
 def _means(requests: Sequence[Request]) -> dict[Request, _Weighted]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from amc.cost import formulas
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.choices import IntArray, reference_bits
-from amc.cost.device import Device
+from amc.cost.device import Device, Request
 from amc.cost.operators import Operator
 from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
@@ -115,20 +115,41 @@ def parts_under(
         DeviceError, TableError: As `operator_prices`.
     """
     kept = graph.kept_counts(strategy).tolist()
+    return [
+        [
+            (part, _ask(operator, part, metric, device, kept))
+            for part, times in occurring
+            for _ in range(times)
+        ]
+        for operator, occurring in _occurring(graph, strategy, metric, device)
+    ]
+
+
+def requests_under(graph: NetworkGraph, strategy: Strategy, device: Device) -> list[Request]:
+    """What a device is asked for the latency of a strategy, distinct."""
+    kept = graph.kept_counts(strategy).tolist()
+    found: dict[Request, None] = {}
+    for operator, occurring in _occurring(graph, strategy, "latency_ms", device):
+        if operator.is_gone(kept) or costs_nothing_on(device, operator):
+            continue
+        ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
+        for part in (part for part, _ in occurring if part is not None):
+            found[Request(part[0], ins, outs, part[1])] = None
+    return list(found)
+
+
+def _occurring(
+    graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
+) -> Iterator[tuple[Operator, list[tuple[Part, int]]]]:
+    """Every operator with the parts that it consists of under a strategy, and how often."""
     reference = reference_of(metric, device)
     bits = [strategy.bits.get(layer.name, reference) for layer in graph.layers]
     offered = tuple(dict.fromkeys(bits))
     pairs = [offered.index(pair) for pair in bits]
     states = states_of(graph, offered, metric, device)
     forms = states.forms(pairs)
-    return [
-        [
-            (part, _ask(stated.operator, part, metric, device, kept))
-            for part, times in stated.occurring(stated.rule(pairs, forms))
-            for _ in range(times)
-        ]
-        for stated in states.stated
-    ]
+    for stated in states.stated:
+        yield stated.operator, stated.occurring(stated.rule(pairs, forms))
 
 
 def states_of(
