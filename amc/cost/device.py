@@ -160,10 +160,10 @@ COVERS: dict[str, str] = {
 
 
 class TableDevice:
-    """A device whose prices were measured.
+    """A device whose prices were measured, or are means of such (`amc.cost.grid`).
 
-    Prices are looked up, never interpolated: a runtime works in steps. A channel count between
-    measured ones costs as much as the next measured one on its axis; where that pair of counts
+    Prices are looked up in its rows: a runtime works in steps. A channel count between
+    those of the rows costs as much as the next one on its axis; where that pair of counts
     has no row, the cheaper of the next pairs along either axis.
     """
 
