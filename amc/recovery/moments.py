@@ -18,7 +18,7 @@ from amc.progress import progress_bar
 from amc.recovery.products import second_moments
 
 POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
-VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges
+VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges: as many of few images
 BATCH = 64
 WIDEST = 8192  # columns of a covariance: 256 MiB
 THIN = 0.1  # shrinkage of covariances from which on a layer is thinly calibrated
@@ -92,11 +92,13 @@ def gather_statistics(
     Raises:
         CalibrationError: Activations are not finite.
     """
+    share = math.ceil(VALUES_PER_LAYER / len(images))
     gatherers = {
         path: _Gatherer(
             graph.plan.module.get_submodule(path),
             places_of(graph.plan.module.get_submodule(path), units.inputs, max_columns),
             seed,
+            share,
         )
         for path, units in graph.plan.layers.items()
     }
@@ -125,9 +127,13 @@ def gather_statistics(
 
 
 class _Gatherer:
-    def __init__(self, module: nn.Module, places: int, seed: int) -> None:
+    def __init__(self, module: nn.Module, places: int, seed: int, share: int) -> None:
+        """
+        Args:
+            share: Of the sampled values, how many come from one image.
+        """
         assert isinstance(module, (nn.Conv2d, nn.Linear))
-        self._module, self._places = module, places
+        self._module, self._places, self._share = module, places, share
         self._generator = torch.Generator().manual_seed(seed)
         self._keeps_moments = not is_depthwise(module) and columns_of(module) // places <= WIDEST
         # Sums of rows less a constant near their mean: a covariance that is small beside the
@@ -142,10 +148,10 @@ class _Gatherer:
         return lambda module, inputs: self.add(inputs[0])
 
     def add(self, x: Tensor) -> None:
-        flat = x.flatten()
-        count = min(len(flat), 512)
-        chosen = torch.randint(len(flat), (count,), generator=self._generator)
-        self._samples.append(flat[chosen])
+        flat, count = x.flatten(), self._share * len(x)
+        if count < len(flat):
+            flat = flat[torch.randint(len(flat), (count,), generator=self._generator)]
+        self._samples.append(flat)
         if not self._keeps_moments:
             return
         # (groups, rows, columns)
@@ -188,7 +194,7 @@ class _Gatherer:
         return min(max(error / shared, 0.0), 1.0)
 
     def values(self) -> Tensor:
-        return torch.cat(self._samples)[:VALUES_PER_LAYER]
+        return torch.cat(self._samples)
 
 
 def _shared_squares(rows: Tensor, images: int) -> float:

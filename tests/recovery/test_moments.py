@@ -8,6 +8,7 @@ from amc.errors import CalibrationError
 from amc.recovery import moments
 from amc.recovery.moments import (
     POSITIONS_PER_IMAGE,
+    VALUES_PER_LAYER,
     by_channel,
     by_place,
     gather_statistics,
@@ -81,9 +82,21 @@ def test_sampled_values_are_inputs_of_the_layer(tiny_net, tiny_graph, images):
     values = gather_statistics(tiny_graph, images).values["conv2"]
     with torch.no_grad():
         x = torch.relu(tiny_net.bn1(tiny_net.conv1(images)))
-    assert len(values) == 2 * 512  # of each of the two batches
+    assert VALUES_PER_LAYER <= len(values) < VALUES_PER_LAYER + len(images)
     assert torch.isin(values, x).float().mean() > 0.9  # batches round differently
     assert float(values.min()) >= 0
+
+
+@pytest.mark.parametrize("count", [20, 130])  # one batch, three
+def test_sample_shows_the_rare_large_values_of_few_images(count):
+    """One value in a thousand is 50 times as large as most: a grid must know of it."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5))
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(count, *SHAPE, generator=draw)
+    images[torch.rand(images.shape, generator=draw) < 1e-3] = 50.0
+    values = gather_statistics(graph_of(network, SHAPE), images).values["1"]
+    found, held = ((some == 50).float().mean() for some in (values, images))
+    assert float(found) == pytest.approx(float(held), rel=0.6)
 
 
 def test_depthwise_layers_and_those_of_too_many_inputs_have_no_moments(images, monkeypatch):
