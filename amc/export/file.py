@@ -225,7 +225,7 @@ def _part_bytes(converted: Converted, file_bytes: int) -> dict[str, int]:
         weights = f"weights, {precision_words(layer.bits.weight, 'int8')}"
         part_of |= {f"{path}.weight": weights, f"{path}.weight_columns": weights}
         part_of |= {f"{path}.{key}": _GRIDS for key in _GRID_KEYS}
-        part_of |= {f"{path}.{key}": "biases" for key in ("bias", "bias_map", "bias_counts")}
+        part_of |= {f"{path}.{key}": "biases" for key in ("bias", "bias_counts")}
     parts: Counter[str] = Counter()
     for tensor in converted.model.graph.initializer:
         if tensor.name in part_of:

@@ -205,10 +205,9 @@ class _LayerWriter:
         source, before = self._input(source)
         weight, dequantize = self._weight()
         path, has_bias = self._layer.path, self._layer.bias is not None
-        inside = has_bias and self._operator != "MatMul" and not self._layer.separate_bias
-        outside = has_bias and not inside
+        outside = has_bias and self._operator == "MatMul"
         output = f"{self._call}/unbiased" if outside else target
-        bias, dequantize_bias = self._bias() if inside else ([], [])
+        bias, dequantize_bias = self._bias() if has_bias and not outside else ([], [])
         core = helper.make_node(
             self._operator,
             [source, weight, *bias],
@@ -217,8 +216,7 @@ class _LayerWriter:
             doc_string=f"{LAYER_NOTE}{path}",
             **self._attributes(),
         )
-        name = f"{path}.{'bias_map' if self._operator == 'Conv' else 'bias'}"
-        after = [helper.make_node("Add", [output, name], [target], f"{self._call}/bias")]
+        after = [helper.make_node("Add", [output, f"{path}.bias"], [target], f"{self._call}/bias")]
         return [*before, *dequantize, *dequantize_bias, core, *(after if outside else [])]
 
     def _attributes(self) -> dict[str, Any]:
@@ -306,7 +304,6 @@ def _tensors(layer: DeployedLayer) -> list[onnx.TensorProto]:
         arrays["weight_zero_point"] = np.zeros(len(weight), np.int8)
     if layer.bias is not None:
         arrays["bias"] = layer.bias.astype(np.float32)
-        arrays["bias_map"] = arrays["bias"].reshape(-1, 1, 1)  # over (N, outputs, height, width)
     if layer.bias_counts is not None:
         arrays["bias_counts"], arrays["bias_scale"] = layer.bias_counts
     if layer.bits.activation != FLOAT_BITS:

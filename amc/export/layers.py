@@ -15,6 +15,8 @@ from amc.strategy import FLOAT, FLOAT_BITS, Bits
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
+_LARGEST_BIAS = 2**30  # counts: int32 holds as many again, of products, beside them
+
 
 @dataclass(frozen=True)
 class DeployedLayer:
@@ -76,34 +78,40 @@ class DeployedLayer:
         )
 
     def deployable(self) -> DeployedLayer:
-        """The same function without scales of 0, by which runtimes divide."""
+        """The same function in scales that runtimes can compute with.
+
+        They divide by scales: none is 0. And ONNX Runtime turns the bias of an integer layer into
+        int32 counts of input scale * weight scale, which beside the tiny scale of a nearly dead
+        channel would silently overflow. Such a channel gets a larger scale, and fewer counts of
+        it: that changes what it gives by some millionths of its bias.
+        """
         if self.weight_scale is None:
             return self
-        empty = ~self.weight.reshape(len(self.weight), -1).astype(bool).any(axis=1)
-        return replace(self, weight_scale=np.where(empty, 1.0, self.weight_scale))
+        rows = self.weight.reshape(len(self.weight), -1)
+        scale = np.where(rows.any(axis=1), self.weight_scale, 1.0)
+        scale = np.maximum(scale, self._least_scale)
+        counts = np.round(rows * (self.weight_scale / scale)[:, None]).astype(np.int8)
+        return replace(self, weight=counts.reshape(self.weight.shape), weight_scale=scale)
+
+    @property
+    def _least_scale(self) -> Floats:
+        """Of the weights of every output, so that its bias fits into int32 counts."""
+        if self.bias is None or self.bits.activation == FLOAT_BITS:
+            return np.zeros(len(self.weight))
+        bias = np.where(np.isfinite(self.bias), np.abs(self.bias), 0.0)
+        least: Floats = bias / (self.input_scale * _LARGEST_BIAS)
+        return least
 
     @property
     def bias_counts(self) -> tuple[Array, Array] | None:
         """The bias as int32 counts, (outputs,), and their scale: input scale * weight scale.
 
         So a runtime adds it to the sums of products of integers. None where it cannot: unless
-        inputs, weights and bias are all there as numbers that fit.
+        inputs, weights and bias are all there as numbers. That they fit: see `deployable`.
         """
         if self.bias is None or self.weight_scale is None or self.bits.activation == FLOAT_BITS:
             return None
         scale = (self.input_scale * self.weight_scale).astype(np.float32)
-        if self.separate_bias or not np.isfinite(self.bias).all() or not scale.all():
+        if not np.isfinite(self.bias).all() or not scale.all():
             return None
         return np.round(self.bias / scale).astype(np.int32), scale
-
-    @property
-    def separate_bias(self) -> bool:
-        """Whether the bias must be added after the layer.
-
-        ONNX Runtime turns the bias of an integer layer into int32 counts of input scale * weight
-        scale. Beside the tiny scale of a nearly dead channel it would silently overflow.
-        """
-        if self.bias is None or self.weight_scale is None:
-            return False
-        counts = np.abs(self.bias) / (self.input_scale * self.weight_scale)
-        return self.bits.activation != FLOAT_BITS and bool((counts >= 2**31 - 1).any())

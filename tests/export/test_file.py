@@ -156,6 +156,8 @@ def test_nearly_dead_channel_with_a_large_bias_does_not_overflow(file: Path) -> 
     images = torch.linspace(-2, 2, 64).reshape(16, 1, 2, 2)
     export_onnx(network.eval(), (1, 2, 2), file)
     torch.testing.assert_close(OnnxNetwork(file)(images), scores(network, images))
+    # Nor is the whole layer computed in floats for it.
+    assert integer_layers(file) == 1
 
 
 def test_linear_layer_over_positions_is_written_too(file: Path) -> None:

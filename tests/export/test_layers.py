@@ -57,14 +57,26 @@ def test_output_that_a_normalisation_zeroes_has_integers_0_and_a_scale_to_divide
     np.testing.assert_allclose(layer.bias, [0.5, -1.0])
 
 
-def test_bias_that_does_not_fit_int32_beside_a_tiny_scale_is_kept_apart() -> None:
-    layer = _layer(Bits(8, 8))
-    ones, zeros = np.ones(2), np.zeros(2)
-    assert not layer.separate_bias
-    # 0.5 * 0.01 * 1e-8 * 2^31 is about 0.1: a bias of 1 does not fit.
-    assert layer.scaled(np.array([1e-8, 1.0]), ones).separate_bias
-    assert not layer.scaled(np.array([1e-8, 1.0]), zeros).separate_bias
-    assert not _layer(Bits(8, 32)).scaled(np.array([1e-8, 1.0]), ones).separate_bias
+def test_scale_is_raised_until_the_bias_of_a_nearly_dead_channel_fits_int32() -> None:
+    """Beside counts of 0.5 * 0.01 * 1e-8 = 5e-11, a bias of 1 would be 2e10 of them."""
+    layer = _layer(Bits(8, 8)).scaled(np.array([1e-8, 1.0]), np.ones(2))
+    assert layer.bias is not None
+    assert layer.bias.tolist() == [1 + 1e-8, 0.0]
+    found = layer.deployable()
+    assert found.weight_scale is not None
+    np.testing.assert_allclose(found.weight_scale, [1 / 0.5 / 2**30, 0.02], rtol=1e-6)
+    # 127 and -50 steps of 1e-10 are 6.82 and -2.68 of the new ones, of 1.86e-9.
+    assert found.weight.tolist() == [[7, -3], [127, 1]]
+    assert found.weight.dtype == np.int8
+    assert found.bias_counts is not None
+    np.testing.assert_allclose(found.bias_counts[0], [2**30, 0], rtol=1e-6)
+
+
+def test_scale_of_a_channel_whose_inputs_stay_float_is_left_alone() -> None:
+    layer = _layer(Bits(8, 32)).scaled(np.array([1e-8, 1.0]), np.ones(2))
+    assert layer.weight_scale is not None
+    np.testing.assert_array_equal(layer.deployable().weight_scale, layer.weight_scale)
+    assert layer.deployable().weight.tolist() == layer.weight.tolist()
 
 
 def test_bias_in_whole_counts_is_within_half_a_count_of_the_bias() -> None:
@@ -82,5 +94,4 @@ def test_bias_has_no_counts_without_integers_to_add_it_to() -> None:
     ones = np.ones(2)
     assert _layer(Bits(8, 32)).bias_counts is None
     assert _layer(FLOAT).bias_counts is None
-    assert _layer(Bits(8, 8)).scaled(np.array([1e-8, 1.0]), ones).bias_counts is None  # too large
     assert _layer(Bits(8, 8)).scaled(ones, np.array([np.nan, 0.0])).bias_counts is None
