@@ -109,6 +109,21 @@ def read(folder: Path, rows: list[dict[str, str]], size: int) -> Split:
     return Split(torch.stack(images), torch.tensor([int(row["class_index"]) for row in rows]))
 
 
+def spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """So many rows from all over the classes, which the labels' file is sorted by."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def exit_without(images: Path, labels: Path) -> None:
+    """End the program, saying what it needs, where photographs or labels are missing."""
+    if not images.is_dir() or not labels.is_file():
+        sys.exit(
+            f"This needs photographs in {images} and their labels in {labels}, a CSV with the "
+            "columns file and class_index (of ImageNet's 1,000)."
+        )
+
+
 def strategies(compressor: Compressor, fractions: list[float]) -> dict[str, Strategy]:
     """What is repaired, by name."""
     graph: NetworkGraph = compressor.graph
@@ -134,10 +149,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     evaluator = Evaluator(test, MEAN, STD, graph.plan.module, layout=torch.channels_last)
     original = Repaired("the original", graph.plan.module, "", 0.0)
     rows = [{**original.row(evaluator), **provenance(0)}]
-    # Spread over the classes, which the file is sorted by.
-    even = labelled[0::2]
     for count in options.calibration:
-        chosen = [even[i * len(even) // count] for i in range(min(count, len(even)))]
+        chosen = spread(labelled[0::2], count)
         images = read(options.images, chosen, options.size).normalised(MEAN, STD)
         compressor = Compressor(graph, images)
         for name, strategy in strategies(compressor, options.fraction).items():
@@ -151,11 +164,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
 def main() -> None:
     """Measure, print the table, write the CSV."""
     options = arguments()
-    if not options.images.is_dir() or not options.labels.is_file():
-        sys.exit(
-            f"This needs photographs in {options.images} and their labels in {options.labels}, a "
-            "CSV with the columns file and class_index (of ImageNet's 1,000)."
-        )
+    exit_without(options.images, options.labels)
     try:
         rows = measure(options)
     except NetworkError as error:
