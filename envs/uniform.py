@@ -14,8 +14,9 @@ def uniform_strategies(costs: CostModel) -> list[Strategy]:
     """For every bit pair that can meet the budget: the largest uniform ratio that does.
 
     Once over the groups that a single layer produces, which leaves residual streams whole, and
-    once over all groups. Most precise pairs first; a pair is left out where a more precise one
-    keeps as much. If none meets the budget, the cheapest strategy there is.
+    once over all groups. Those that keep all channels come first (everything in 8 bits, where
+    that will do), then the most precise pairs; a pair is left out where a more precise one keeps
+    as much. If none meets the budget, the cheapest strategy there is.
     """
     pairs, free = costs.choices.pairs, costs.graph.free_groups
     alone = frozenset(group.index for group in free if len(group.producers) == 1)
@@ -31,7 +32,12 @@ def uniform_strategies(costs: CostModel) -> list[Strategy]:
                 strategy = costs.decode(*_uniform(costs, groups, pair, ratio))
                 found.setdefault(strategy.to_json(), strategy)
             before.append((pairs[pair], ratio))
-    return list(found.values()) or [costs.decode(costs.floor_kept, costs.floor_pairs)]
+    whole_first = sorted(found.values(), key=_is_smaller)
+    return whole_first or [costs.decode(costs.floor_kept, costs.floor_pairs)]
+
+
+def _is_smaller(strategy: Strategy) -> bool:
+    return any(ratio < 1 for ratio in strategy.preserve_ratio.values())
 
 
 def _as_precise(bits: Bits, others: Bits) -> bool:

@@ -38,10 +38,30 @@ def test_every_uniform_strategy_meets_the_budget(tiny_graph):
 
 
 def test_most_precise_pairs_come_first(tiny_graph):
-    pairs = (Bits(4, 8), FLOAT, Bits(8, 8))
-    costs = model_of(tiny_graph, "bops", 0.06, pairs)
+    pairs = (Bits(4, 32), FLOAT, Bits(8, 32))
+    costs = model_of(tiny_graph, "bops", 0.1, pairs)
     found = [strategy.bits["conv1"] for strategy in uniform_strategies(costs)]
     assert found == sorted(found, reverse=True)
+
+
+def test_everything_in_eight_bits_comes_before_fewer_channels(tiny_graph):
+    """A product of 8 and 8 bits is 1/16 of one of 32 and 32."""
+    costs = model_of(tiny_graph, "bops", 0.2, (FLOAT, Bits(8, 8), Bits(4, 4)))
+    first, *others = uniform_strategies(costs)
+    assert set(first.bits.values()) == {Bits(8, 8)}
+    assert set(first.preserve_ratio.values()) == {1.0}
+    assert {bits for strategy in others for bits in strategy.bits.values()} == {FLOAT}
+
+
+def test_channels_go_only_until_eight_bits_meet_the_budget(tiny_graph):
+    """All of them in 8 bits are 1/16; 5 of conv2's 6 are 0.86 of that."""
+    assert tiny_macs(4, 5) / tiny_macs(4, 6) == pytest.approx(0.861, abs=1e-3)
+    costs = model_of(tiny_graph, "bops", 0.95 / 16, (FLOAT, Bits(8, 8)))
+    best = max(
+        uniform_strategies(costs), key=lambda strategy: sum(strategy.preserve_ratio.values())
+    )
+    assert set(best.bits.values()) == {Bits(8, 8)}
+    assert dict(best.preserve_ratio) == {"conv1": 1.0, "conv2": 5 / 6}
 
 
 def test_less_precise_pair_that_keeps_no_more_channels_is_left_out(tiny_graph):
@@ -59,7 +79,13 @@ def test_bits_give_channels_back(tiny_graph, fraction):
     costs = model_of(tiny_graph, "bops", fraction, pairs)
     strategies = uniform_strategies(costs)
     kept = [sum(strategy.preserve_ratio.values()) for strategy in strategies]
-    assert max(kept) == kept[-1]
+    fewest = min(strategy.bits["conv1"] for strategy in strategies)
+    in_fewest = [
+        ratios
+        for ratios, strategy in zip(kept, strategies, strict=True)
+        if strategy.bits["conv1"] == fewest
+    ]
+    assert max(kept) == max(in_fewest)
 
 
 def test_cheapest_strategy_where_no_uniform_one_fits(tiny_graph):
