@@ -27,7 +27,7 @@ from amc.candidate import Compressor, RecoverySettings
 from amc.compress.verify import graph_of
 from amc.data.split import Split
 from amc.errors import NetworkError
-from amc.export import OnnxNetwork, export_onnx
+from amc.export import OnnxNetwork, export_onnx, integer_layers
 from amc.export.skeleton import INPUT
 from amc.measure import measure_latency
 from amc.strategy import Bits, Strategy
@@ -166,8 +166,10 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         for name in REPAIRS:
             add(by_amc(name, compressor, images, next_file(), judge))
     timings = measure_latency([OnnxNetwork(file) for file in files], shape, batch=1, threads=1)
-    for row, timing in zip(rows, timings, strict=True):
+    for row, file, timing in zip(rows, files, timings, strict=True):
         row["ms"] = f"{timing.latency_ms:.2f}"
+        row["in integers"] = integer_layers(file)
+        row["of the original's time"] = str(timing.share_of(timings[0]))
         row["times as fast"] = f"{timings[0].latency_ms / timing.latency_ms:.2f}"
     return [row | provenance(0) for row in rows]
 
@@ -187,7 +189,8 @@ def main() -> None:
         sys.exit(str(error))
     kinds = ("test %", "agreement", "same class %")
     shown = [f"{kind} {what}" for kind in ("PyTorch", "ONNX") for what in kinds]
-    print_table(rows, ["quantized by", "images", *shown, "ms", "times as fast", "seconds"])
+    costs = ["in integers", "ms", "times as fast", "seconds"]
+    print_table(rows, ["quantized by", "images", *shown, *costs])
     print(write_csv(f"eight_bits-{options.size}", rows))
 
 
