@@ -1,0 +1,38 @@
+"""Everything in 8 bits, beside ONNX Runtime's own static quantization of the same file."""
+
+import pytest
+
+from amc.candidate import Compressor
+from amc.compress.verify import graph_of
+from amc.export import OnnxNetwork, export_onnx, integer_layers
+from amc.strategy import Bits, Strategy
+from benchmarks.eight_bits import REPAIRS, quantize_with_onnxruntime
+from tests.recovery.test_no_harm import (
+    SHAPE,
+    InvertedResidual,
+    Residual,
+    built,
+    divergence,
+    images,
+)
+
+
+@pytest.mark.parametrize("build", [InvertedResidual, Residual])
+def test_eight_bits_are_no_worse_than_onnxruntimes_own(build, tmp_path):
+    network, calibration, unseen = built(build), images(48, 1), images(256, 2)
+    graph = graph_of(network, SHAPE)
+    source, theirs, ours = (tmp_path / f"{name}.onnx" for name in ("float", "theirs", "ours"))
+    export_onnx(network, SHAPE, source)
+    quantize_with_onnxruntime(source, theirs, calibration, "MinMax")
+    compressor = Compressor(graph, calibration)
+    strategy = Strategy({}, {layer.name: Bits(8, 8) for layer in graph.layers})
+    lost = {}
+    for name in ("amc, as rounded", "amc, full repair"):
+        compressor.settings, is_full = REPAIRS[name]
+        found = compressor.repair(strategy) if is_full else compressor.apply(strategy)
+        export_onnx(found.module, SHAPE, ours, images=calibration)
+        lost[name] = divergence(OnnxNetwork(ours), network, unseen)
+    limit = divergence(OnnxNetwork(theirs), network, unseen)
+    assert lost["amc, as rounded"] <= limit
+    assert lost["amc, full repair"] <= 0.7 * limit
+    assert integer_layers(ours) == len(graph.layers)
