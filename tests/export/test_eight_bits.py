@@ -7,6 +7,7 @@ from amc.compress.verify import graph_of
 from amc.export import OnnxNetwork, export_onnx, integer_layers
 from amc.strategy import Bits, Strategy
 from benchmarks.eight_bits import REPAIRS, quantize_with_onnxruntime
+from benchmarks.real_network import exit_without, spread
 from tests.recovery.test_no_harm import (
     SHAPE,
     InvertedResidual,
@@ -36,3 +37,15 @@ def test_eight_bits_are_no_worse_than_onnxruntimes_own(build, tmp_path):
     assert lost["amc, as rounded"] <= limit
     assert lost["amc, full repair"] <= 0.7 * limit
     assert integer_layers(ours) == len(graph.layers)
+
+
+def test_benchmark_without_photographs_says_what_it_needs(tmp_path):
+    expected = "needs photographs in .*nowhere and their labels in .*CSV with the columns file"
+    with pytest.raises(SystemExit, match=expected):
+        exit_without(tmp_path / "nowhere", tmp_path / "labels.csv")
+
+
+def test_benchmark_calibrates_with_rows_from_all_over_the_file():
+    rows = [{"file": str(place)} for place in range(10)]
+    assert [row["file"] for row in spread(rows, 4)] == ["0", "2", "5", "7"]
+    assert spread(rows, 20) == rows
