@@ -8,6 +8,7 @@ from torch import Tensor
 from amc.errors import CalibrationError
 
 RIDGE = 1e-4  # of the mean input energy; keeps the system solvable where inputs are redundant
+CONSTANT = 1e-9  # mean input energy of what does not vary but by the rounding of sums
 
 
 def refit_weight(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -42,14 +43,17 @@ def refit_weight(weight: Tensor, gram: Tensor, kept: Tensor, ridge: float = RIDG
 def cholesky(system: Tensor, ridge: float, what: str) -> Tensor:
     """Cholesky factor of ``system + ridge * mean(diagonal) * I``, shape as ``system``.
 
+    Where the mean of the diagonal is next to nothing: of ``system + CONSTANT * I``.
+
     Args:
         what: The inputs whose moments these are, for the error.
 
     Raises:
         CalibrationError: There is none.
     """
-    diagonal = torch.diagonal(system, dim1=-2, dim2=-1)
-    strength = ridge * diagonal.mean(-1).clamp_min(1e-12)
+    energy = torch.diagonal(system, dim1=-2, dim2=-1).mean(-1)
+    # Inputs that are all but constant have no covariance but rounding, which may be negative.
+    strength = torch.where(energy > CONSTANT, ridge * energy, CONSTANT)
     eye = torch.eye(system.shape[-1], dtype=system.dtype)
     return factor_of(system + strength[..., None, None] * eye, what)
 

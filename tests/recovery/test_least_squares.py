@@ -97,3 +97,13 @@ def test_moments_that_are_not_finite_cannot_be_rounded_by():
     weight, gram = torch.ones(2, 3), torch.full((1, 3, 3), float("nan"))
     with pytest.raises(CalibrationError, match="3 inputs of a layer whose weights are rounded"):
         round_with_feedback(weight, gram, torch.ones(2), 4)
+
+
+def test_inputs_that_do_not_vary_have_a_solution():
+    """Their covariance is what the rounding of sums leaves, which may be negative."""
+    system = torch.zeros(2, 3, 3, dtype=torch.float64)
+    system[0, :2, :2] = -5.6e-13
+    system[1] = torch.eye(3)
+    factor = cholesky(system, 1e-3, "inputs")
+    assert torch.allclose(factor[0] @ factor[0].T, 1e-9 * torch.eye(3).double(), atol=1e-12)
+    assert torch.allclose(factor[1] @ factor[1].T, 1.001 * torch.eye(3).double())
