@@ -32,7 +32,8 @@ from amc.export.skeleton import INPUT
 from amc.measure import measure_latency
 from amc.strategy import Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
-from benchmarks.real_network import FULL, FULL_SIZE, MEAN, STD, build, exit_without, read, spread
+from benchmarks.real_network import FULL_SIZE, MEAN, STD, build, exit_without, read, spread
+from benchmarks.repairs import FULL
 
 Row = dict[str, object]
 

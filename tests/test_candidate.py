@@ -488,3 +488,18 @@ def test_error_of_a_block_is_the_divergence_without_it(residual, residual_compre
         assert math.isinf(without.removal[block.group][0])
         kept = slice(1, None)
         assert np.allclose(curve[kept], np.minimum(without.removal[block.group][kept], curve[0]))
+
+
+@pytest.mark.parametrize(
+    ("found", "least", "expected"),
+    [
+        ([0.1, 0.2, 0.3], [0.2, 0.3, 0.4], True),  # less on each
+        ([0.1, 0.9, 0.2, 0.3], [0.9, 0.1, 0.4, 0.4], False),  # gains 0.8, -0.8, 0.2, 0.1
+        ([0.2, 0.2], [0.2, 0.2], False),
+        ([0.1], [5.0], False),  # one image proves nothing
+        ([math.nan, 0.1], [5.0, 5.0], False),
+        ([5.0, 5.0], [math.inf, 0.1], True),
+    ],
+)
+def test_another_repair_is_taken_where_it_is_clearly_better_image_by_image(found, least, expected):
+    assert candidate._is_clearly_less(torch.tensor(found), torch.tensor(least)) is expected
