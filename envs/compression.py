@@ -207,6 +207,10 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         bound = self.costs.bound
         if not self._reward.hard or walk.decision_costs(layer, level, pair)[0, 0] <= bound:
             return level, pair, False
+        for other in self.costs.completions(walk, layer):
+            if other.decision_costs(layer, level, pair)[0, 0] <= bound:
+                self._walk = other
+                return level, pair, False
         totals = walk.decision_costs(layer, None, None)  # (levels, pairs)
         along_ratio = np.square(from_ratio(ratios, self._lowest) - asked[0])
         if len(ratios) == 1:

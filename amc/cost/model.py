@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -149,6 +149,7 @@ class CostModel:
         self.floor_kept = np.array(walk.kept, np.int64)
         self.floor_pairs = np.array(walk.pairs, np.int64)
         self.floor = walk.total
+        self._smallest_kept = kept
         if self.floor > self.bound * (1 + ROUNDING):
             raise self._unreachable(walk)
         self.bound = max(self.bound, self.floor)
@@ -167,6 +168,27 @@ class CostModel:
         tighter = copy.copy(self)
         tighter.bound = bound
         return tighter
+
+    def completions(self, walk: WalkCosts, step: int) -> Iterator[WalkCosts]:
+        """The walk with what it has not decided yet at its smallest, in one starting pair after
+        the other.
+
+        Where the device prices conversions, a layer in 8 bits before others in float may be dear,
+        and yet be cheap in the end: before others in 8 bits.
+
+        Args:
+            step: The layer that is decided next; those before it are.
+        """
+        if len(self.starting_pairs) == 1:
+            return
+        decided = {group for layer in self.graph.layers[:step] for group in layer.decides}
+        kept = [
+            walk.kept[group] if group in decided else count
+            for group, count in enumerate(self._smallest_kept)
+        ]
+        left = len(self.graph.layers) - step
+        for pair in self.starting_pairs:
+            yield WalkCosts(self, kept, [*walk.pairs[:step], *[pair] * left])
 
     @property
     def starting_pairs(self) -> range:

@@ -18,9 +18,11 @@ from amc.cost.model import CostModel, operator_prices
 from amc.cost.states import decoded, encoded
 from amc.cost.walk import WalkCosts
 from amc.errors import TableError
+from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from envs.compression import CompressionEnv
 from tests.cost.asked import RememberingTable
 from tests.export.joins import Concatenated, Inverted, Residual, Shared, built
 from tests.export.nets import SHAPE
@@ -234,3 +236,34 @@ def test_rows_in_bits_that_only_conversions_bring_need_the_header_to_say_so() ->
     assert TableDevice(HEADER, row).rows == row
     with pytest.raises(TableError, match="8/32 bits, but its supported_bits"):
         TableDevice(dataclasses.replace(HEADER, converts=()), row)
+
+
+def test_walk_in_integers_is_not_held_up_by_floats_that_may_never_follow(
+    tiny_graph: NetworkGraph,
+) -> None:
+    """The smallest network is cheapest in float, and a layer in 8 bits before one in float dear."""
+    sizes = {
+        layer.signature: (layer.in_channels, layer.out_channels) for layer in tiny_graph.layers
+    }
+
+    def price(request: Request) -> float:
+        if not request.signature.is_layer:
+            return 1 / 1024
+        whole = math.prod(sizes[request.signature])
+        shrinks = request.in_channels * request.out_channels / whole
+        return {FLOAT: shrinks, INT8: 0.4, WITHOUT_INTEGERS: 8.0}[request.bits]
+
+    device = table_of(requests_of(tiny_graph), price)
+    integers = Strategy({}, {layer.name: INT8 for layer in tiny_graph.layers})
+    loose = model_of(tiny_graph, device)
+    share = 1.05 * loose.cost_of(integers) / loose.original
+    costs = CostModel(tiny_graph, loose.choices, Budget("latency_ms", fraction=share), device)
+    assert PAIRS[costs.floor_pairs[0]] == FLOAT
+    assert costs.start().decision_costs(0, -1, 1)[0, 0] > costs.bound  # before floats
+    score = Evaluation(accuracy=0.5, loss=1.0, agreement=-0.1)
+    env = CompressionEnv(costs, lambda strategy: score, score, "agreement")
+    env.reset()
+    for action in env.encode(integers):
+        *_, info = env.step(action)
+        assert not info["clamped"]
+    assert costs.decode(*costs.encode(info["strategy"])) == costs.decode(*costs.encode(integers))
