@@ -103,17 +103,22 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 def quantize_with_onnxruntime(source: Path, target: Path, images: Tensor, method: str) -> None:
     """ONNX Runtime's static quantization; its activations unsigned, which is what runs fast."""
-    logging.getLogger().setLevel(logging.ERROR)
-    quantization.quantize_static(
-        source,
-        target,
-        _Reader(images),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        calibrate_method=quantization.CalibrationMethod[method],
-    )
+    root = logging.getLogger()  # which the quantizer warns through
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        quantization.quantize_static(
+            source,
+            target,
+            _Reader(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod[method],
+        )
+    finally:
+        root.setLevel(level)
 
 
 def by_onnxruntime(source: Path, file: Path, images: Tensor, method: str, judge: Judge) -> Row:

@@ -113,7 +113,8 @@ def test_finetuned_network_is_exported_into_its_own_folder(run: Path, capsys: Ou
     tuned = api.load_compressed(run / "finetune", nets.tiny(), SHAPE)
     written = OnnxNetwork(run / "finetune" / "export" / "model.onnx")
     images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(written(images), tuned(images).detach())
+    # Layers in integers round: the finetuned weights differ from those before by far more.
+    torch.testing.assert_close(written(images), tuned(images).detach(), rtol=0, atol=1e-4)
     capsys.readouterr()
     assert export(run) == 0
     shown = capsys.readouterr().out
