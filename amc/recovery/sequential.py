@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from amc.compress.fold import Norm
 from amc.compress.quantization import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -34,7 +35,6 @@ from amc.recovery.reference import (
     SMALLEST_FACTOR,
     Execution,
     Layer,
-    Norm,
     Reference,
     Target,
     output_rows,
