@@ -15,6 +15,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from amc.recovery.least_squares import cholesky
 from amc.recovery.products import cross_moments, second_moments
@@ -23,6 +24,7 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean input energy, towards the 
 NOTHING = 1e-4  # of an output's energy: an error that needs no repair
 JUDGES = 4  # one image in so many judges
 FITTED, JUDGING, ALL = 0, 1, 2
+SMALLEST = 1e-18  # products of smaller values are subnormal, which takes a hundred times as long
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Sums:
         self._x_shift = inputs[0].mean(1, keepdim=True)
         self._y_shift = outputs[0].mean(1, keepdim=True)
         for batch, x in enumerate(inputs):
-            inputs[batch] = x - self._x_shift
+            inputs[batch] = hardshrink(x - self._x_shift, SMALLEST)
         self._inputs = inputs
         pairs = zip(inputs, images, strict=True)
         self._cuts = [_cut(x.shape[1], n) if judging else x.shape[1] for x, n in pairs]
@@ -72,10 +74,11 @@ class Sums:
 
     def aim_at(self, outputs: Sequence[Tensor]) -> None:
         """Take these for y, one for each batch; the inputs stay."""
-        shifted = [y - self._y_shift for y in outputs]
+        shifted = [hardshrink(y - self._y_shift, SMALLEST) for y in outputs]
         self._cross = self._sum(cross_moments, self._inputs, shifted)
         self._y = self._sum(lambda y: y.sum(1), shifted)
-        self._squares = self._sum(lambda y: y.square().sum(1), shifted)
+        if self._judging:
+            self._squares = self._sum(lambda y: y.square().sum(1), shifted)
 
     def _sum(self, of: Callable[..., Tensor], *batches: Sequence[Tensor]) -> list[Tensor]:
         """The sum over the rows that are fitted to, and over those that judge, float64."""

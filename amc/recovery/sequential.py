@@ -286,14 +286,14 @@ class _Repair:
         """What the layer should give, now that it gives ``outputs`` (`amc.recovery.rectified`)."""
         clip, found = self._reference.clips[path], []
         counts = factor.abs() >= SMALLEST_FACTOR
-        factor = torch.where(counts, factor, 1.0)
+        inverse = torch.where(counts, 1 / factor, 0.0)  # what hardly counts aims where it did
         for aim, given in zip(aims, outputs, strict=True):
             if aim.wanted is None:
                 found.append(aim.y)
                 continue
-            received = aim.wanted + factor * (given - aim.y)
-            change = (clip.aims(aim.wanted, received) - aim.wanted) / factor
-            found.append(torch.where(counts, aim.y + change, aim.y))
+            received = torch.addcmul(aim.wanted, factor, given - aim.y)
+            change = clip.aims(aim.wanted, received).sub_(aim.wanted)
+            found.append(torch.addcmul(aim.y, change, inverse))
         return found
 
     def _set_mean(
@@ -349,8 +349,9 @@ class _Repair:
 
         aims = []
         for batch, target in enumerate(self._reference.targets[path]):
-            y = self._target(path, layer, target, outputs, norm, batch)
-            wanted = self._wanted(path, target, outputs, norm)
+            output = target.output.index_select(1, outputs)
+            y = self._target(path, layer, target, output, outputs, norm, batch)
+            wanted = self._wanted(path, target, output, outputs, norm)
             aims.append(_Aim(grouped(y), None if wanted is None else grouped(wanted)))
         return aims
 
@@ -361,12 +362,15 @@ class _Repair:
         return norm is None or float(_factor(norm).abs().min()) >= SMALLEST_FACTOR
 
     def _wanted(
-        self, path: str, target: Target, outputs: Tensor, norm: Norm | None
+        self, path: str, target: Target, wanted: Tensor, outputs: Tensor, norm: Norm | None
     ) -> Tensor | None:
-        """What the original's activation receives, (rows, kept outputs); None: none that clips."""
+        """What the original's activation receives, (rows, kept outputs); None: none that clips.
+
+        Args:
+            wanted: What the original's layer gives, (rows, kept outputs).
+        """
         if path not in self._reference.clips:
             return None
-        wanted = target.output.index_select(1, outputs)
         if path in self._norms:
             original = self._graph.plan.module.get_submodule(self._norms[path])
             assert isinstance(original, Norm)
@@ -382,12 +386,16 @@ class _Repair:
         path: str,
         layer: Layer,
         target: Target,
+        wanted: Tensor,
         outputs: Tensor,
         norm: Norm | None,
         batch: int,
     ) -> Tensor:
-        """What the layer should give, shape (rows, kept outputs)."""
-        wanted = target.output.index_select(1, outputs)
+        """What the layer should give, shape (rows, kept outputs).
+
+        Args:
+            wanted: What the original's layer gives, of the same shape.
+        """
         factor = None if norm is None else _factor(norm)
         if target.stream is None or not self._corrects(path, norm):
             return wanted

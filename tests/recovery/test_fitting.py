@@ -94,3 +94,14 @@ def test_single_image_is_halved():
     torch.testing.assert_close(
         sums_of(x, y, 1).gram(False, FITTED)[0], first.T @ first / len(first), rtol=1e-4, atol=1e-4
     )
+
+
+def test_values_whose_products_would_be_subnormal_count_as_zero():
+    x, y = rows_of(), rows_of(columns=OUTPUTS)
+    x[:, :, 0], y[:, :, 0] = 0.0, 0.0
+    x[:, ::2, 0], y[:, ::2, 0] = 2e-19, 2e-19  # from their mean, 1e-19: its square is subnormal
+    sums = sums_of(x, y)
+    gram, cross = sums.gram(centred=True), sums.cross(centred=True)
+    for part in (gram[0, 0], cross[0, 0], cross[0, :, 0]):
+        assert not part.any()
+    assert (gram[0, 1:, 1:].diagonal() > 0.5).all()
