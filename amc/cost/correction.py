@@ -30,7 +30,9 @@ NOISE = 0.035  # of the sums beside whole networks, relative: prices are measure
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 CALL_RANGE_MS = 3e-3  # what a call is expected to add, or to have too much
 _LEAST = 0.1  # of a price is left, whatever a call has too much
-_PASSES = 10  # over which prices keep their least; two or three settle it
+_PASSES = 20  # over which prices keep their least and how much networks count; a few settle it
+_FIRM = 1.345  # errors in deviations up to which a network counts whole (Huber 1964)
+_DEVIATION = 1.4826  # of a normal distribution, in medians of absolute values
 
 FloatArray = npt.NDArray[np.float64]
 Call = tuple[str, float]
@@ -96,9 +98,11 @@ def fit_correction(
 ) -> Correction:
     """The factors and the time per call that make predictions right, in relative least squares.
 
-    Minimises ``sum_i (p_i / m_i - 1)^2 / noise^2 + sum_k (f_k - f)^2 / RANGE^2 +
+    Minimises ``sum_i rho(p_i / m_i - 1) / noise^2 + sum_k (f_k - f)^2 / RANGE^2 +
     c^2 / CALL_RANGE_MS^2``, where p_i is the sum of a network's corrected prices, and f the one
-    common factor that is best by the median: a kind that hardly occurs keeps it.
+    common factor that is best by the median: a kind that hardly occurs keeps it. rho is the square
+    near 0 and grows linearly from there on (Huber 1964): a network that was timed while the
+    machine was busy pulls no harder than one that is somewhat off.
 
     Args:
         networks: The calls of every network.
@@ -140,12 +144,13 @@ def _found(
     kinds: int,
     noise: float,
 ) -> tuple[FloatArray, float]:
-    """The factors and the time per call: linear but for the prices that keep their least."""
+    """The factors and the time per call, by least squares that are weighed anew in each pass."""
     sums = np.array([ms.sum() for _, ms in calls])
     common = 1 / float(np.median(sums / times))
     expected = np.append(np.full(kinds, common), 0.0)
     pull = np.append(np.full(kinds, (noise / RANGE) ** 2), noise**2)
     least = [np.zeros(len(ms), bool) for _, ms in calls]
+    weights = np.ones(len(calls))
     for _ in range(_PASSES):
         # Of what was measured: every kind, and a call that takes `CALL_RANGE_MS`.
         shares = np.array(
@@ -158,12 +163,23 @@ def _found(
                 for (of, ms), at_least, time in zip(calls, least, times, strict=True)
             ]
         )
-        found = np.linalg.solve(shares.T @ shares + np.diag(pull), shares.sum(0) + pull * expected)
+        weighed = weights[:, None] * shares
+        found = np.linalg.solve(
+            weighed.T @ shares + np.diag(pull), weighed.sum(0) + pull * expected
+        )
         # A kind may look cheap beside noise; it does not give time back.
         factors = np.clip(found[:kinds], common / 3, common * 3)
         call_ms = float(found[kinds]) * CALL_RANGE_MS
-        before = least
+        before = *least, weights
         least = [(1 - _LEAST) * factors[of] * ms < -call_ms for of, ms in calls]
-        if all(map(np.array_equal, before, least)):
+        weights = _weights(shares @ found - 1, noise)
+        if all(map(np.allclose, before, (*least, weights))):
             break
     return factors, call_ms
+
+
+def _weights(errors: FloatArray, noise: float) -> FloatArray:
+    """How much each network counts: whole, or less the further its error is from the others'."""
+    deviation = max(_DEVIATION * float(np.median(np.abs(errors))), noise)
+    weights: FloatArray = np.minimum(1.0, _FIRM * deviation / np.maximum(np.abs(errors), 1e-12))
+    return weights

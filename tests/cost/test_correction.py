@@ -141,3 +141,16 @@ def test_noisy_networks_give_factors_near_the_common_one():
     np.testing.assert_allclose(
         fit_correction(calls_of(PARTS), PARTS @ true, noise=100.0).factors, common, rtol=1e-3
     )
+
+
+def test_network_that_was_timed_on_a_busy_machine_hardly_moves_the_factors():
+    true = np.array([0.9, 1.2, 1.0, 0.6])
+    measured = PARTS @ true
+    quiet = fit_correction(calls_of(PARTS), measured)
+    for busy in range(len(PARTS)):
+        disturbed = measured * np.where(np.arange(len(PARTS)) == busy, 2.0, 1.0)
+        correction = fit_correction(calls_of(PARTS), disturbed)
+        # Plain least squares move this factor by 15 % and more.
+        np.testing.assert_allclose(correction.factors[0], quiet.factors[0], rtol=0.1)
+        others = np.delete(PARTS @ correction.factors / measured, busy)
+        assert np.median(np.abs(others - 1)) < 0.05
