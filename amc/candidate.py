@@ -53,6 +53,7 @@ _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_
 _MEMO_BYTES = 256 * 2**20
 _MADE_FROM = "amc_made_from"
 FEWEST_QUICK = 64  # images of a quick repair, if there are so many
+LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for two
 AMPLE = 512  # images for the repair from which on layers are fitted to all of them
 HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
 
@@ -104,9 +105,13 @@ class RecoverySettings:
                 f"got {self.importance!r}."
             )
 
-    def judged_on(self, images: int) -> RecoverySettings:
-        """With a quick repair that costs no more than judging a candidate on so many images."""
-        most = max(FEWEST_QUICK, images // 2)
+    def judged_on(self, images: int, pixels: int) -> RecoverySettings:
+        """With a quick repair that costs no more than judging a candidate on so many images.
+
+        Args:
+            pixels: Of an image: a large one tells more, at more positions, and takes longer.
+        """
+        most = max(FEWEST_QUICK, images // (2 if pixels < LARGE_PIXELS else 4))
         return replace(self, quick_images=min(self.quick_images, most))
 
     @property

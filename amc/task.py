@@ -246,7 +246,7 @@ class CompressionTask:
         self.compressor = Compressor(
             self.graph,
             data.calibration.normalised(data.mean, data.std),
-            self._recovery.judged_on(len(self._subset)),
+            self._recovery.judged_on(len(self._subset), math.prod(data.image_shape[1:])),
         )
         self.reference = self.graph.plan.module
         self._layout = fast_layout(self.reference, data.image_shape)
