@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from amc.graph.types import ChannelGroup
 from amc.layout import fast_layout, laid_out
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
-from amc.recovery.errors import LayerErrors, layer_errors
+from amc.recovery.errors import LayerErrors, layer_errors, mean_errors
 from amc.recovery.fitting import RIDGES
 from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
 from amc.recovery.least_squares import refit_weight
@@ -55,6 +55,7 @@ _MADE_FROM = "amc_made_from"
 FEWEST_QUICK = 64  # images of a quick repair, if there are so many
 LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for two
 AMPLE = 512  # images for the repair from which on layers are fitted to all of them
+FEWEST_CROSSED = 4  # images: errors of decisions on each half, of layers fitted to the other
 HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
 
 
@@ -357,6 +358,9 @@ class Compressor:
     def errors(self, pairs: Sequence[Bits], *, drop_blocks: bool = False) -> LayerErrors:
         """What every decision costs, estimated without an evaluation; bits among ``pairs``.
 
+        Where images are few, on one half of them for layers refitted to the other, and the other
+        way round: a late layer's refit to few images costs ten times as much on others.
+
         Args:
             drop_blocks: Whether residual blocks may go: what that costs is found by leaving each
                 of them out, for layers behind it repair most of it.
@@ -364,11 +368,33 @@ class Compressor:
         Raises:
             CalibrationError: The network's gradients are not finite.
         """
-        images = self._images[: self.settings.error_images]
+        images, most = self._images, self.settings.error_images
         blocks = self._block_errors() if drop_blocks else {}
-        return layer_errors(
-            self.graph, images, self.statistics, self.paths, self._removed, pairs, blocks
+        folds = [(self.statistics, images[:most])]
+        if not self._is_ample and len(images) >= FEWEST_CROSSED:
+            halves = images[::2], images[1::2]
+            folds = [
+                (self._fitted_to(one), other[: most // 2]) for one, other in (halves, halves[::-1])
+            ]
+        return mean_errors(
+            [
+                layer_errors(
+                    self.graph,
+                    judging,
+                    statistics,
+                    self.paths,
+                    partial(self._removed, moments=statistics.moments),
+                    pairs,
+                    blocks,
+                )
+                for statistics, judging in folds
+            ]
         )
+
+    def _fitted_to(self, images: Tensor) -> CalibrationStatistics:
+        """Moments of some of the calibration images alone; sampled inputs of all."""
+        found = gather_statistics(self.graph, images, max_columns=self.settings.max_columns)
+        return replace(found, values=self.statistics.values)
 
     def _block_errors(self) -> dict[int, float]:
         """Group -> divergence, in nats, once its residual block is gone and the rest repaired.
@@ -388,7 +414,9 @@ class Compressor:
                 bar.advance(note=block.end)
         return found
 
-    def _removed(self, group: int, count: int) -> Mapping[str, OutputChange]:
+    def _removed(
+        self, group: int, count: int, moments: Mapping[str, Moments]
+    ) -> Mapping[str, OutputChange]:
         """What keeping so many channels of one group does to its readers, once refitted."""
         order = self.paths[group].order
         keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
@@ -402,8 +430,8 @@ class Compressor:
             kept = torch.from_numpy(np.flatnonzero(inputs[: layer.weight.shape[1]]))
             change = -layer.weight.detach()
             shift = None
-            if path in self.statistics.moments and self.settings.least_squares:
-                weight, shift = self._refit_all_outputs(path, keep)
+            if path in moments and self.settings.least_squares:
+                weight, shift = self._refit_all_outputs(path, keep, moments[path])
                 change[:, kept] += weight
             else:
                 change[:, kept] = 0
@@ -450,16 +478,17 @@ class Compressor:
         key = path, inputs.tobytes()
         full = self._weights.get(key)
         if full is None:
-            full = self._refit_all_outputs(path, keep)
+            full = self._refit_all_outputs(path, keep, self.statistics.moments[path])
             self._weights.put(key, full)
         weight, shift = full
         outputs = torch.from_numpy(np.flatnonzero(keep[units.outputs]))
         return weight[outputs], None if shift is None else shift[outputs]
 
-    def _refit_all_outputs(self, path: str, keep: KeepMask) -> tuple[Tensor, Tensor | None]:
+    def _refit_all_outputs(
+        self, path: str, keep: KeepMask, moments: Moments
+    ) -> tuple[Tensor, Tensor | None]:
         layer = self.graph.plan.module.get_submodule(path)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        moments = self.statistics.moments[path]
         columns = column_units(layer, self.graph.plan.layers[path].inputs)[:: moments.places]
         kept = torch.from_numpy(np.flatnonzero(keep[columns]))
         groups, places = len(moments.mean), moments.places

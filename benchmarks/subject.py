@@ -12,6 +12,7 @@ from amc.api import train_base
 from amc.data import DataSet, build_data
 from amc.evaluate import Evaluation
 from amc.networks import build_network, load_checkpoint
+from benchmarks import real_network
 
 CLASSES = 10  # of synthetic images
 
@@ -61,12 +62,21 @@ def accuracy_of(evaluation: Evaluation) -> float:
     return evaluation.accuracy
 
 
+def build(name: str, shape: tuple[int, int, int]) -> nn.Module:
+    """A network by its name, with random weights unless it is EfficientNet-lite0."""
+    if name == "efficientnet_lite0":
+        return real_network.build(shape[1])
+    return build_network(name, num_classes=CLASSES, image_shape=shape).eval()
+
+
 def _synthetic(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
-    """An untrained network and random images."""
+    """A network whose accuracy does not count, and random images."""
     draw = torch.Generator().manual_seed(0)
     shape = 3, options.synthetic, options.synthetic
     images = torch.randint(256, (options.number, *shape), generator=draw, dtype=torch.uint8)
-    labels = torch.randint(CLASSES, (options.number,), generator=draw)
     torch.manual_seed(0)
-    network = build_network(options.network, num_classes=CLASSES, image_shape=shape)
+    network = build(options.network, shape)
+    with torch.no_grad():
+        classes = network(torch.zeros(1, *shape)).shape[1]
+    labels = torch.randint(classes, (options.number,), generator=draw)
     return network, DataSet.from_tensors(images, labels)

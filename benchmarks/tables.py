@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import spearmanr
-from torch import nn
 
 from amc.compress.verify import graph_of
 from amc.cost.choices import LEVELS, Choices, choices_for, reference_bits, requests_for
@@ -35,10 +34,9 @@ from amc.cost.prices import converts_of, fuses_of, operator_prices
 from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, measure_table, settled
 from amc.graph.graph import NetworkGraph
 from amc.local import built, device_for_network, random_strategy, time_in_onnx
-from amc.networks import build_network
 from amc.strategy import Strategy
-from benchmarks import real_network
 from benchmarks.provenance import print_table, provenance, write_csv
+from benchmarks.subject import build
 
 Shape = tuple[int, int, int]
 FloatArray = npt.NDArray[np.float64]
@@ -153,13 +151,6 @@ def _row(
         **_errors("networks without bias", share / np.median(share) - 1),
         "rank": f"{spearmanr(predicted, measured_ms).statistic:.3f}",
     }
-
-
-def build(name: str, shape: Shape) -> nn.Module:
-    """A network by its name, with random weights unless it is EfficientNet-lite0."""
-    if name == "efficientnet_lite0":
-        return real_network.build(shape[1])
-    return build_network(name, num_classes=10, image_shape=shape).eval()
 
 
 def _requests(subject: Subject, device: TableDevice) -> list[Request]:

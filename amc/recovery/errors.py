@@ -50,6 +50,13 @@ class LayerErrors:
         return groups + float(self.bits[np.arange(len(self.bits)), list(pairs)].sum())
 
 
+def mean_errors(found: Sequence[LayerErrors]) -> LayerErrors:
+    """Of the same decisions, estimated more than once."""
+    curves = zip(*(errors.removal for errors in found), strict=True)
+    removal = tuple(np.mean(curve, 0) for curve in curves)
+    return LayerErrors(removal, np.mean([errors.bits for errors in found], 0))
+
+
 def layer_errors(
     graph: NetworkGraph,
     images: Tensor,
