@@ -29,6 +29,7 @@ from amc.recovery.least_squares import RIDGE, cholesky
 from amc.recovery.moments import CalibrationStatistics, Moments, by_channel
 
 MAX_STEPS = 128  # larger groups lose several channels at a step
+COMPACT = 0.25  # of a reader's columns are gone before it stops holding them
 Order = npt.NDArray[np.int64]
 
 
@@ -48,30 +49,49 @@ class RemovalPath:
     errors: npt.NDArray[np.float64]
 
 
-@dataclass
 class _Reader:
     """One layer that reads the group: its inverse moments and its current weight."""
 
-    inverse: Tensor  # (groups, columns, columns)
-    weight: Tensor  # (groups, outputs, columns), rows times the root of their sensitivity
-    columns: Tensor  # (members, width): columns of each member of the group
+    def __init__(self, inverse: Tensor, weight: Tensor, columns: Tensor) -> None:
+        """
+        Args:
+            inverse: (groups, columns, columns). Taken over.
+            weight: (groups, outputs, columns), rows times the root of their sensitivity.
+            columns: Columns of each member of the group, (members, width).
+        """
+        self._inverse, self._columns = inverse, columns
+        # What is asked for is whole columns of the weight: they lie side by side so.
+        self._weight = weight.transpose(1, 2).contiguous()
+        self._left = torch.ones(inverse.shape[1], dtype=torch.bool)
 
     def costs(self, alive: Tensor) -> Tensor:
         """Error of dropping each living member, in nats, shape (alive,)."""
-        columns = self.columns[alive]  # (alive, width)
-        block = self.inverse[:, columns[:, :, None], columns[:, None, :]]  # (g, alive, w, w)
-        weight = self.weight[:, :, columns].transpose(1, 2)  # (g, alive, outputs, w)
-        solved = torch.linalg.solve(block, weight.transpose(2, 3))  # (g, alive, w, outputs)
-        costs: Tensor = (weight.transpose(2, 3) * solved).sum((0, 2, 3))
+        columns = self._columns[alive]  # (alive, width)
+        block = self._inverse[:, columns[:, :, None], columns[:, None, :]]  # (g, alive, w, w)
+        weight = self._weight[:, columns]  # (g, alive, w, outputs)
+        # tr(W_j^T W_j (P_jj)^-1): as many right sides as columns, not as outputs.
+        solved = torch.linalg.solve(block, weight @ weight.transpose(2, 3))
+        costs: Tensor = torch.diagonal(solved, dim1=2, dim2=3).sum((0, 2))
         return costs
 
     def drop(self, members: Tensor) -> None:
-        columns = self.columns[members].flatten()
-        block = self.inverse[:, columns][:, :, columns]
-        rows = self.inverse[:, columns]  # (g, w, columns)
+        columns = self._columns[members].flatten()
+        block = self._inverse[:, columns][:, :, columns]
+        rows = self._inverse[:, columns]  # (g, w, columns)
         solved = torch.linalg.solve(block, rows)
-        self.weight = self.weight - self.weight[:, :, columns] @ solved
-        self.inverse = self.inverse - rows.transpose(1, 2) @ solved
+        self._weight.baddbmm_(solved.transpose(1, 2), self._weight[:, columns], alpha=-1)
+        self._inverse.baddbmm_(rows.transpose(1, 2), solved, alpha=-1)
+        self._left[columns] = False
+        if float(self._left.double().mean()) <= 1 - COMPACT:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Hold what is left alone: an update costs the square of the columns that are held."""
+        left = self._left.nonzero().squeeze(1)
+        self._inverse = self._inverse[:, left][:, :, left]
+        self._weight = self._weight[:, left]
+        self._columns = (self._left.cumsum(0) - 1)[self._columns]
+        self._left = torch.ones(len(left), dtype=torch.bool)
 
 
 def removal_paths(
