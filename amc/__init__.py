@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from amc.export import export_onnx, read_precisions
     from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
+    from amc.objectives import NamedScore, Objective
     from amc.recovery.training import TrainingSettings
     from amc.strategy import Strategy
     from amc.task import SearchSpace
@@ -36,6 +37,8 @@ __all__ = [
     "Budget",
     "Comparison",
     "DataSet",
+    "NamedScore",
+    "Objective",
     "Outcome",
     "Policy",
     "RecoverySettings",
@@ -63,6 +66,8 @@ _HOME = {
     "Budget": "amc.cost.budget",
     "Comparison": "amc.comparison",
     "DataSet": "amc.data",
+    "NamedScore": "amc.objectives",
+    "Objective": "amc.objectives",
     "Outcome": "envs.reward",
     "Policy": "agents.policy",
     "RecoverySettings": "amc.candidate",

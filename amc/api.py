@@ -57,6 +57,14 @@ from amc.journal import Journal, origin_of
 from amc.local import device_for_network
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
+from amc.objectives import (
+    DEFAULT,
+    Objective,
+    ObjectiveLike,
+    build_objective,
+    primary_score,
+    score_texts,
+)
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
 from amc.recovery.training import (
@@ -78,14 +86,12 @@ from amc.report.tensorboard import RESULT, EventWriter
 from amc.runs import SEARCH_AGAIN, told_how_to_go_on
 from amc.store import EvaluationStore, open_store
 from amc.strategy import Strategy
-from amc.task import CompressionTask, SearchSpace, check_task_arguments, data_for
+from amc.task import CompressionTask, SearchSpace, check_task_arguments, matched
 from envs.compression import CompressionEnv
 from envs.observation import feature_names
-from envs.reward import DEFAULT_REWARD, REWARDS, Outcome, build_reward
+from envs.reward import DEFAULT_REWARD, Outcome, build_reward
 
 log = logging.getLogger("amc")
-
-NEAR_CHANCE = 0.3  # of the way from guessing to being always right: too little to be trained
 
 BudgetLike = Budget | Mapping[str, Any] | float
 RewardLike = str | Callable[[Outcome], float]
@@ -98,7 +104,7 @@ class SearchResult:
     Attributes:
         strategy: The best one found; it meets the budget.
         network: The smaller network, repaired, in evaluation mode.
-        comparison: Original, uniform, best: accuracies on the test split, costs, latencies.
+        comparison: Original, uniform, best: scores on the test split, costs, latencies.
         notes: What the user should know of the result.
         trials: Every evaluation, in order.
         policy: What the agent learned; None where nothing was learned.
@@ -132,6 +138,7 @@ def search(
     device: DeviceLike = "onnxruntime_cpu",
     budget: BudgetLike = 0.5,
     *,
+    objective: ObjectiveLike = DEFAULT,
     agent: str | Mapping[str, Any] = "ddpg",
     evaluations: int = 200,
     reward: RewardLike = DEFAULT_REWARD,
@@ -153,11 +160,14 @@ def search(
     """Find the best smaller network within a budget.
 
     Args:
-        network: Trained; maps images of the data's shape to class scores. Not modified.
+        network: Trained; maps images of the data's shape to what the objective judges. Not
+            modified.
         data: Train, calibration, search and test images.
         device: Name of a shipped device, its options as a mapping, a loaded device; None
             where the budget's metric needs none.
         budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
+        objective: What the network is for: "classification", ``package.module:Class``, or an
+            `amc.Objective`.
         agent: Name of a searcher, or a mapping of its name and settings.
         evaluations: Strategies that the searcher may try.
         reward: Name of a reward, or a function of an `Outcome`.
@@ -189,11 +199,11 @@ def search(
     check_count("search.final_candidates", final_candidates)
     check_count("search.checkpoint_every", checkpoint_every)
     check_count("search.reaim", reaim, least=0)
-    settings = _agent_settings(agent)
+    settings, objective = _agent_settings(agent), build_objective(objective)
     check_search(settings, reward, device, budget, reaim, observation, space)
     episode.check_search(evaluations, seed)
     network = admit(network, data.image_shape)
-    build_reward(reward).check_labels(data_for(network, data))
+    build_reward(reward).check_scores(*matched(network, data, objective))
     if resume and folder is None:
         raise ConfigError("resume=True needs the folder of the run: folder=...")
     searcher = build_searcher(**settings)
@@ -207,7 +217,16 @@ def search(
             artifact.remove_leftovers(place)
         remembered = open_store(store)
         task = _task(
-            network, data, device, budget, space, recovery, search_images, bfloat16, remembered
+            network,
+            data,
+            device,
+            budget,
+            objective,
+            space,
+            recovery,
+            search_images,
+            bfloat16,
+            remembered,
         )
         env = environment(task, reward, observation)
         introduce(task)
@@ -262,6 +281,7 @@ def apply_policy(
     device: DeviceLike = "onnxruntime_cpu",
     budget: BudgetLike = 0.5,
     *,
+    objective: ObjectiveLike = DEFAULT,
     space: SearchSpace | None = None,
     recovery: RecoverySettings | None = None,
     search_images: int = 1000,
@@ -294,10 +314,20 @@ def apply_policy(
         strengths = policy.strengths
     policy.check_strengths(strengths)
     policy.check_features()
+    objective = build_objective(objective)
     place = _writable(folder)
     remembered = open_store(store)
     task = _task(
-        network, data, device, budget, space, recovery, search_images, bfloat16, remembered
+        network,
+        data,
+        device,
+        budget,
+        objective,
+        space,
+        recovery,
+        search_images,
+        bfloat16,
+        remembered,
     )
     env = environment(task, DEFAULT_REWARD, policy.observation_names)
     introduce(task)
@@ -359,18 +389,18 @@ def describe(task: CompressionTask) -> str:
         f"(smallest reachable: {costs.floor:,.6g} {unit}, {costs.floor / costs.original:.3f} of it)"
     )
     shape = "x".join(map(str, task.data.image_shape))
-    data, accuracy = task.data, task.original.accuracy
-    classes = f"{data.num_classes} classes" if data.is_labelled else "no labels"
+    data, objective = task.data, task.objective
     lines.append(
-        f"data: {data.name}, images {shape}, {classes}; {len(data.calibration)} to calibrate by, "
-        f"{len(data.search)} to search on"
+        f"data: {data.name}, images {shape}, {data.labels_in_words}; {len(data.calibration)} to "
+        f"calibrate by, {len(data.search)} to search on"
     )
-    if accuracy is None:
-        lines.append(f"no accuracy without labels ({data.why_unlabelled}): agreement counts")
+    if data.is_labelled:
+        texts = score_texts(objective, task.original.scores, labelled=True)
+        lines.append(f"original: {texts} on the search images")
     else:
-        lines.append(f"original: accuracy {100 * accuracy:.2f} % on the search images")
-    if task.gives_probabilities:
-        lines.append("the network gives probabilities: their logarithms are taken for its scores")
+        lost, counts = (primary_score(objective, labelled=which).name for which in (True, False))
+        lines.append(f"no {lost} without labels ({data.why_unlabelled}): {counts} counts")
+    lines += objective.notes
     return "\n".join(lines)
 
 
@@ -380,24 +410,16 @@ def introduce(task: CompressionTask) -> None:
     for note in (task.data.shortage, *task.notes):
         if note:
             log.warning("%s", note)
-    if task.original.accuracy is None:
-        if task.data.has_other_labels:
-            log.warning(
-                "The labels are left aside: %s. For accuracies give a network with an output for "
-                "each class (or the data's class_names, where the last classes have no image).",
-                task.data.why_unlabelled,
-            )
-        return
-    chance = 1 / task.data.num_classes
-    if task.original.accuracy < chance + NEAR_CHANCE * (1 - chance):
+    if task.data.has_other_labels:
         log.warning(
-            "The original is right on only %.2f %% of the search images, and guessing among %d "
-            "classes on %.2f %%: is it trained, on this data? Check data.mean, data.std, "
-            "data.image_size, and that classes are in the order of its training.",
-            100 * task.original.accuracy,
-            task.data.num_classes,
-            100 * chance,
+            "The labels are left aside: %s. For %s give a network whose outputs are of the labels "
+            "(for the last classes that have no image, the data's class_names).",
+            task.data.why_unlabelled,
+            primary_score(task.objective, labelled=True).name,
         )
+    doubt = task.objective.doubt(task.original.scores)
+    if doubt:
+        log.warning("%s", doubt)
 
 
 def environment(
@@ -484,19 +506,22 @@ def finetune(
     data: DataSet,
     *,
     settings: TrainingSettings,
+    objective: ObjectiveLike = DEFAULT,
     folder: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:
     """Train a compressed network on the labels, if there are any, and the original's outputs.
 
     Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
-    the search split is kept, by accuracy or, without labels, by agreement with the original; with a
-    folder, a killed run goes on where it was, and `load_compressed` reads what came of it.
+    the search split is kept, by the objective's first score of labels or, without labels, its first
+    other; with a folder, a killed run goes on where it was, and `load_compressed` reads what came
+    of it.
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
         original: The teacher. Not modified, nor moved.
         settings: `TrainingSettings`, of which ``epochs`` has no usual value.
+        objective: As in `search`.
         folder: Where each epoch's state is kept and, at the end, the network, if ``compressed``
             is one that amc made; None keeps nothing.
         on_epoch: Called after every epoch.
@@ -516,11 +541,12 @@ def finetune(
     on_gpu = torch.cuda.is_available()
     place = "cuda" if on_gpu else "cpu"
     teacher = admit(original, data.image_shape)
-    data = data_for(teacher, data)
+    fitted, data = matched(teacher, data, build_objective(objective))
     if not data.is_labelled:
         log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
     reference = None if data.is_labelled else teacher
-    evaluator = Evaluator(data.search, data.mean, data.std, reference)
+    evaluator = Evaluator(data.search, data.mean, data.std, reference, objective=fitted)
+    named = primary_score(fitted, labelled=data.is_labelled)
     mean, std = _normalisation(data)
     teacher = teacher.to(place)
     compressed = unwrapped(compressed)
@@ -529,10 +555,10 @@ def finetune(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
-    def quality(network: nn.Module) -> float:
+    def score(network: nn.Module) -> float:
         found = evaluator(network.cpu())
         network.to(place)
-        return found.agreement if found.accuracy is None else found.accuracy
+        return found.scores[named.name]
 
     try:
         with stop_on_interrupt() as stop:
@@ -543,8 +569,9 @@ def finetune(
                 mean=mean,
                 std=std,
                 settings=settings,
+                objective=fitted,
                 teacher=teacher,
-                evaluate=quality,
+                evaluate=score,
                 checkpoint_folder=None if folder is None else Path(folder),
                 on_epoch=on_epoch,
                 should_stop=stop.is_set,
@@ -575,6 +602,7 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
         return network.eval()
     log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
     evaluator = Evaluator(data.search, data.mean, data.std)
+    named = primary_score(DEFAULT, labelled=True)
     mean, std = _normalisation(data)
     with _said_on_interrupt("nothing is kept of an unfinished base training"):
         train(
@@ -584,7 +612,7 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
             mean=mean,
             std=std,
             settings=BASE_TRAINING,
-            evaluate=lambda net: evaluator(net).accuracy or 0.0,
+            evaluate=lambda net: evaluator(net).scores[named.name],
             description=f"training {name}",
         )
     write_tensors(path, network.state_dict())
@@ -625,6 +653,7 @@ def _task(
     data: DataSet,
     device: DeviceLike,
     budget: BudgetLike,
+    objective: Objective,
     space: SearchSpace | None,
     recovery: RecoverySettings | None,
     search_images: int,
@@ -638,6 +667,7 @@ def _task(
             data,
             loaded,
             as_budget(budget),
+            objective=objective,
             space=space,
             recovery=recovery,
             search_images=search_images,
@@ -810,7 +840,8 @@ def _write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
     artifact.write_compressed(folder, result.compressed)
     if result.policy is not None:
         result.policy.save(folder)
-    write_text(folder / f"{artifact.COMPARISON_FILE}.csv", to_csv(result.comparison))
+    table = to_csv(result.comparison, result.task.objective.scores)
+    write_text(folder / f"{artifact.COMPARISON_FILE}.csv", table)
     write_text(folder / f"{artifact.COMPARISON_FILE}.md", _report(result))
     metric = result.task.budget.metric
     plot_strategy(
@@ -838,9 +869,9 @@ def _warmup(trials: Sequence[Trial]) -> int:
 def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
     """Rewards to compare the curve with: the original's, the best uniform strategy's if tried."""
     references = {}
-    original = result.task.original.accuracy
-    if env.reward == REWARDS["accuracy"] and original is not None:
-        references["original"] = original
+    original, named = result.task.original, primary_score(result.task.objective, labelled=True)
+    if env.reward.is_score and env.reward.score == named.name:
+        references["original"] = original.scores[named.name]
     uniform = {strategy.to_json() for strategy in env.uniform_strategies()}
     tried = [trial.reward for trial in result.trials if trial.strategy.to_json() in uniform]
     if tried:
@@ -872,7 +903,8 @@ def _strength_note(strengths: Sequence[float], trials: Sequence[Trial], best: Tr
 
 
 def _report(result: SearchResult) -> str:
-    lines = [to_markdown(result.comparison), *(f"- {note}" for note in result.notes)]
+    table = to_markdown(result.comparison, result.task.objective.scores)
+    lines = [table, *(f"- {note}" for note in result.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -911,11 +943,12 @@ def _note_hparams(
 
 def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
     best = result.comparison[-1]
-    metrics = {
-        "final/best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
+    named = primary_score(result.task.objective, labelled=True).name
+    found = {
+        "best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
+        f"test_{named}": best.test.get(named),
+        f"search_{named}": best.search.get(named),
+        "predicted_ms": best.predicted_ms,
+        "measured_ms": best.measured_ms,
     }
-    for name in ("test_accuracy", "search_accuracy", "predicted_ms", "measured_ms"):
-        value = getattr(best, name)
-        if value is not None:
-            metrics[f"final/{name}"] = value
-    return metrics
+    return {f"final/{name}": value for name, value in found.items() if value is not None}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import nn
 
-from amc.evaluate import BATCH, Evaluation
+from amc.evaluate import BATCH
 
 DEPENDENT = 1e-4  # between alone and in a batch, of the largest output: rounding is far less
 _SHOWN = 5
 
 
-def batch_note(network: nn.Module, batch: int, own: Evaluation, batched: Evaluation) -> str:
+def batch_note(network: nn.Module, batch: int, own: str, batched: str) -> str:
     """What the user should know of such a network.
 
     Args:
         batch: Images that the device runs at once.
-        own: Evaluation of the network on the search images, so many at once.
+        own: Scores of the network on the search images, so many at once; empty without labels.
         batched: The same in batches of `amc.evaluate.BATCH`.
     """
     norms = [path for path, module in network.named_modules() if _has_no_statistics(module)]
@@ -24,12 +24,7 @@ def batch_note(network: nn.Module, batch: int, own: Evaluation, batched: Evaluat
         shown = ", ".join(norms[:_SHOWN]) + (", ..." if len(norms) > _SHOWN else "")
         cause = f"batch normalisation without running statistics ({shown})"
     size = "one image" if batch == 1 else f"{batch} images"
-    found = ""
-    if own.accuracy is not None and batched.accuracy is not None:
-        found = (
-            f": the original is right on {100 * own.accuracy:.2f} % of the search images so, and "
-            f"on {100 * batched.accuracy:.2f} % in batches of {BATCH}"
-        )
+    found = f": the original has {own} so, and {batched} in batches of {BATCH}" if own else ""
     return (
         f"{type(network).__name__} gives an image other scores alone than in a batch: {cause}. "
         f"All that is reported here is of {size} at a time, as the device runs it{found}. Train it "

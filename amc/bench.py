@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +27,11 @@ from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
 from amc.files import fingerprint
+from amc.objectives import DEFAULT, ObjectiveLike, build_objective
 from amc.store import open_store
 from amc.strategy import IDENTITY, Strategy
 from amc.task import CompressionTask, SearchSpace
-from envs.reward import DEFAULT_REWARD, REWARDS, build_reward
+from envs.reward import DEFAULT_REWARD, build_reward
 
 
 class _TimedTask(CompressionTask):
@@ -53,15 +54,13 @@ class Level:
     Attributes:
         reward: On the search images; None where the reward says nothing of it.
         search_reward: What strategies are ranked by: the same on the whole search split, repaired.
-        search_accuracy, test_accuracy: None where there are no labels.
-        test_agreement: With the original, nats.
+        search, test: The objective's scores, on the whole search split and on the test split.
     """
 
     reward: float | None
     search_reward: float
-    search_accuracy: float | None
-    test_accuracy: float | None
-    test_agreement: float
+    search: Mapping[str, float]
+    test: Mapping[str, float]
 
 
 class Bench:
@@ -75,6 +74,7 @@ class Bench:
         budget: api.BudgetLike,
         *,
         evaluations: int,
+        objective: ObjectiveLike = DEFAULT,
         reward: api.RewardLike = DEFAULT_REWARD,
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
@@ -98,6 +98,7 @@ class Bench:
             data,
             as_device(device),
             Budget.of(budget),
+            objective=build_objective(objective),
             space=space,
             recovery=recovery,
             search_images=search_images,
@@ -129,15 +130,10 @@ class Bench:
     def original(self) -> Level:
         """The original network's level."""
         found, test = self.jury.original, self.jury.test(self.task.reference)
-        rewards = {REWARDS["accuracy"]: self.task.original.accuracy, REWARDS["agreement"]: 0.0}
-        reward = rewards.get(self._reward)  # others judge the cost, which is not a candidate's
-        return Level(
-            reward,
-            self.jury.reward(IDENTITY, found),
-            found.accuracy,
-            test.accuracy,
-            test.agreement,
-        )
+        scores = self.task.original.scores
+        # Others judge the cost, which is not a candidate's.
+        reward = scores.get(self._reward.score) if self._reward.is_score else None
+        return Level(reward, self.jury.reward(IDENTITY, found), found.scores, test.scores)
 
     def uniform(self) -> Level:
         """The level of the best uniform strategy, among as many as a search may evaluate."""
@@ -145,13 +141,7 @@ class Bench:
         tried = build_searcher("uniform").search(env, self.evaluations, 0, lambda _: True)
         best = max(tried.trials, key=lambda trial: trial.reward)
         found = self.jury.verdict([best.strategy])
-        return Level(
-            best.reward,
-            found.reward,
-            found.evaluation.accuracy,
-            found.test.accuracy,
-            found.test.agreement,
-        )
+        return Level(best.reward, found.reward, found.evaluation.scores, found.test.scores)
 
     def run(self, cell: Cell, go_on: Callable[[], bool]) -> CellResult | None:
         """Search, repair and rank the best, test the winner.
@@ -195,10 +185,8 @@ class Bench:
             best_so_far=tuple(best),
             strategy=verdict.strategy,
             search_reward=verdict.reward,
-            search_accuracy=verdict.evaluation.accuracy,
-            search_agreement=verdict.evaluation.agreement,
-            test_accuracy=verdict.test.accuracy,
-            test_agreement=verdict.test.agreement,
+            search=verdict.evaluation.scores,
+            test=verdict.test.scores,
             agent_seconds=agent_s,
             seconds=agent_s + evaluating_s,
         )

@@ -21,6 +21,7 @@ from amc.graph.graph import NetworkGraph
 from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
 from amc.layout import fast_layout, laid_out
+from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors, mean_errors
@@ -38,7 +39,6 @@ from amc.recovery.moments import (
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.sensitivity import LinearChange, OutputChange, output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
-from amc.scores import as_logits
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
 IMPORTANCES = ("surgeon", "magnitude")
@@ -159,18 +159,23 @@ class Compressor:
     """Applies strategies to one network; everything that can be known before is gathered once."""
 
     def __init__(
-        self, graph: NetworkGraph, images: Tensor, settings: RecoverySettings | None = None
+        self,
+        graph: NetworkGraph,
+        images: Tensor,
+        settings: RecoverySettings | None = None,
+        objective: Objective = DEFAULT,
     ) -> None:
         """
         Args:
             graph: The traced network.
             images: Normalised calibration images, (n, channels, height, width).
+            objective: What divergence from the original's outputs is, and what matters to it.
 
         Raises:
             CalibrationError: The network's activations on the images are not finite.
         """
         self.graph = graph
-        self.settings = settings or RecoverySettings()
+        self.settings, self._objective = settings or RecoverySettings(), objective
         # Shuffled: data sets come sorted by class, and every part must look like the whole.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
@@ -184,7 +189,9 @@ class Compressor:
         self.statistics: CalibrationStatistics = gather_statistics(
             graph, self._images, max_columns=self.settings.max_columns
         )
-        self.sensitivities = output_sensitivities(graph, self._images[: _weighed(images)])
+        self.sensitivities = output_sensitivities(
+            graph, self._images[: _weighed(images)], objective=objective
+        )
         self.paths: dict[int, RemovalPath] = removal_paths(
             graph, self.statistics, self.sensitivities, self.settings.importance
         )
@@ -319,12 +326,12 @@ class Compressor:
 
     def _divergences(self, module: nn.Module) -> Tensor:
         """From the original, in nats, of each image that a repair is not fitted to; (images,)."""
-        given = _log_probabilities(module, self._held_images)
-        return (self._held_scores.exp() * (self._held_scores - given)).sum(1)
+        given = _outputs(module, self._held_images)
+        return self._objective.divergence(given, self._held_outputs)
 
     @cached_property
-    def _held_scores(self) -> Tensor:
-        return _log_probabilities(self.graph.plan.module, self._held_images)
+    def _held_outputs(self) -> Tensor:
+        return _outputs(self.graph.plan.module, self._held_images)
 
     @cached_property
     def _reference(self) -> Reference:
@@ -386,6 +393,7 @@ class Compressor:
                     partial(self._removed, moments=statistics.moments),
                     pairs,
                     blocks,
+                    self._objective,
                 )
                 for statistics, judging in folds
             ]
@@ -405,12 +413,12 @@ class Compressor:
         images = self._images[max(first, 0) :][: self.settings.error_images]
         found: dict[int, float] = {}
         with progress_bar("leaving out blocks", len(self.graph.plan.blocks)) as bar:
-            original = _log_probabilities(self.graph.plan.module, images)
+            original = _outputs(self.graph.plan.module, images)
             for block in self.graph.plan.blocks:
                 name = self.graph.groups[block.group].name
-                given = _log_probabilities(self.apply(Strategy({name: 0.0}, {})).module, images)
-                change = original.exp() * (original - given)
-                found[block.group] = max(float(change.sum(1).mean()), 0.0)
+                given = _outputs(self.apply(Strategy({name: 0.0}, {})).module, images)
+                divergence = self._objective.divergence(given, original)
+                found[block.group] = max(float(divergence.mean()), 0.0)
                 bar.advance(note=block.end)
         return found
 
@@ -537,11 +545,11 @@ def _refusals(refits: Sequence[Refit]) -> tuple[str, ...]:
     )
 
 
-def _log_probabilities(module: nn.Module, images: Tensor) -> Tensor:
-    """Shape (n, classes), float64."""
+def _outputs(module: nn.Module, images: Tensor) -> Tensor:
+    """Shape (n, ...), float64."""
     with torch.no_grad():
-        scores = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
-    return as_logits(scores.double()).log_softmax(1)
+        outputs = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
+    return outputs.double()
 
 
 def _is_clearly_less(found: Tensor, least: Tensor) -> bool:

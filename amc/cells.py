@@ -20,7 +20,7 @@ from amc.files import read_document, write_text
 from amc.strategy import Strategy
 from envs.observation import feature_names
 
-FORMAT_VERSION = 2  # 1 kept neither the winner's reward nor its agreement on the test split
+FORMAT_VERSION = 3  # 3: the scores of any objective
 CELLS_FOLDER = "cells"
 _TRACEBACK = "traceback.txt"  # beside what a search found: where one failed
 _LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
@@ -79,9 +79,8 @@ class CellResult:
         best_so_far: Best reward within the budget after every evaluation; None before the first
             strategy that meets it.
         strategy: The winner among the search's best, repaired, on the whole search split.
-        search_reward, search_accuracy, search_agreement: The winner's, repaired, on the whole
-            search split; no accuracy where there are no labels.
-        test_accuracy, test_agreement: On the test split.
+        search_reward, search: The winner's reward and scores, repaired, on the whole search split.
+        test: Its scores on the test split.
         agent_seconds: Wall time of the search without its evaluations.
         seconds: Wall time of the search; an evaluation that was remembered counts as long as it
             took.
@@ -92,10 +91,8 @@ class CellResult:
     best_so_far: tuple[float | None, ...]
     strategy: Strategy
     search_reward: float
-    search_accuracy: float | None
-    search_agreement: float
-    test_accuracy: float | None
-    test_agreement: float
+    search: Mapping[str, float]
+    test: Mapping[str, float]
     agent_seconds: float
     seconds: float
 
@@ -118,6 +115,7 @@ class CellResult:
             conditions: All that the search depends on, by name.
         """
         document = {"format": "amc-cell", "version": FORMAT_VERSION, **vars(self)}
+        document |= {"search": dict(self.search), "test": dict(self.test)}
         document["strategy"] = json.loads(self.strategy.to_json())
         document["conditions"] = dict(conditions)
         write_text(_path(folder, self.label, self.seed, "json"), json.dumps(document) + "\n")
@@ -170,8 +168,8 @@ def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
         seed=document["seed"],
         best_so_far=best,
         strategy=Strategy.from_json(json.dumps(document["strategy"]), "strategy"),
-        search_accuracy=_float_or_none(document["search_accuracy"]),
-        test_accuracy=_float_or_none(document["test_accuracy"]),
+        search={name: float(score) for name, score in document["search"].items()},
+        test={name: float(score) for name, score in document["test"].items()},
         **{name: float(document[name]) for name in _NUMBERS},
     )
 
@@ -181,7 +179,7 @@ def _float_or_none(value: float | None) -> float | None:
 
 
 _ADVICE = "Remove it: it is made anew."
-_NUMBERS = ("search_reward", "search_agreement", "test_agreement", "agent_seconds", "seconds")
+_NUMBERS = ("search_reward", "agent_seconds", "seconds")
 _FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
 _FIELDS: dict[str, Kind] = {
     "label": TEXT,
@@ -189,7 +187,7 @@ _FIELDS: dict[str, Kind] = {
     "best_so_far": list_of(or_null(_FINITE)),
     "strategy": OBJECT,
     "conditions": object_of(TEXT),
-    **dict.fromkeys(("search_accuracy", "test_accuracy"), or_null(_FINITE)),
+    **dict.fromkeys(("search", "test"), object_of(_FINITE)),
     **dict.fromkeys(_NUMBERS, _FINITE),
 }
 

@@ -23,6 +23,13 @@ from amc.data import DataSet
 from amc.files import write_text
 from amc.interrupt import stop_on_interrupt
 from amc.networks import admit
+from amc.objectives import (
+    DEFAULT,
+    NamedScore,
+    ObjectiveLike,
+    build_objective,
+    primary_score,
+)
 from amc.progress import progress_bar
 from amc.report.curves import Curve, curves_csv, plot_curves
 from amc.report.ranking import (
@@ -35,7 +42,7 @@ from amc.report.ranking import (
     scores_csv,
 )
 from amc.runs import told_how_to_go_on
-from amc.task import SearchSpace, data_for
+from amc.task import SearchSpace, matched
 from envs.reward import DEFAULT_REWARD, build_reward
 
 log = logging.getLogger("amc")
@@ -53,6 +60,8 @@ class Comparison:
         reward_name: What the searches maximised.
         cells: All searches that were asked for.
         original, uniform: What the agents are measured against.
+        named: The objective's scores.
+        primary: Of these, what the agents are ranked by.
         results: Of the searches that ended, in the order in which they were asked for.
         failures: Of those that could not be done.
         interrupted: Whether Ctrl-C was pressed.
@@ -63,6 +72,8 @@ class Comparison:
     cells: Sequence[Cell]
     original: Level
     uniform: Level
+    named: Sequence[NamedScore]
+    primary: NamedScore
     results: list[CellResult] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
@@ -76,7 +87,7 @@ class Comparison:
     def ranking(self) -> list[RankingRow]:
         """A row for every agent, by what the test split says, best first."""
         labels = list(dict.fromkeys(cell.entry.label for cell in self.cells))
-        return rank(self.scores, labels, len({cell.seed for cell in self.cells}))
+        return rank(self.scores, labels, len({cell.seed for cell in self.cells}), self.primary)
 
     @property
     def levels(self) -> dict[str, float]:
@@ -88,7 +99,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """What the user should know of the table: the levels, who is no better, who failed."""
         lines = [
-            f"{name}: {_said(level)}."
+            f"{name}: {self._said(level)}."
             for name, level in (("Original", self.original), ("Uniform strategy", self.uniform))
         ]
         level = never_better_than_uniform(self.ranking)
@@ -117,9 +128,10 @@ class Comparison:
             StorageError: The folder cannot be written.
         """
         notes = "".join(f"- {note}\n" for note in self.notes)
-        report = f"# {self.title}\n\n{ranking_markdown(self.ranking)}\n{LEGEND}\n{notes}"
+        table = ranking_markdown(self.ranking, self.primary)
+        report = f"# {self.title}\n\n{table}\n{LEGEND}\n{notes}"
         write_text(folder / REPORT_FILE, report)
-        write_text(folder / SCORES_FILE, scores_csv(self.scores))
+        write_text(folder / SCORES_FILE, scores_csv(self.scores, self.named))
         runs = {(result.label, result.seed): result.best_so_far for result in self.results}
         write_text(folder / CURVES_FILE, curves_csv(runs))
         if self.results:
@@ -145,10 +157,9 @@ class Comparison:
             agent=result.label,
             seed=result.seed,
             reward=result.reward,
-            search_accuracy=result.search_accuracy,
-            test_accuracy=result.test_accuracy,
-            test_agreement=result.test_agreement,
-            drop=_drop(self.original.test_accuracy, result.test_accuracy),
+            search=result.search,
+            test=result.test,
+            drop=self._drop(result),
             evaluations=result.evaluations,
             evaluations_to_beat_uniform=next(above, None),
             beats_uniform=result.search_reward > self.uniform.search_reward,
@@ -156,19 +167,16 @@ class Comparison:
             seconds=result.seconds,
         )
 
+    def _drop(self, result: CellResult) -> float | None:
+        name = self.primary.name
+        return self.original.test[name] - result.test[name] if self.primary.needs_targets else None
 
-def _said(level: Level) -> str:
-    if level.test_accuracy is None or level.search_accuracy is None:
-        agreement = level.test_agreement + 0.0  # no -0
-        return f"test agreement {agreement:.4g} nats; no labels, so no accuracy"
-    return (
-        f"test accuracy {100 * level.test_accuracy:.2f} %, on the whole search split "
-        f"{100 * level.search_accuracy:.2f} %"
-    )
-
-
-def _drop(original: float | None, found: float | None) -> float | None:
-    return None if original is None or found is None else original - found
+    def _said(self, level: Level) -> str:
+        name, text = self.primary.name, self.primary.text
+        return (
+            f"test {name} {text(level.test[name])}, on the whole search split "
+            f"{text(level.search[name])}" + ("" if self.primary.needs_targets else "; no labels")
+        )
 
 
 Runner = Callable[
@@ -201,6 +209,7 @@ def compare(
     agents: Sequence[AgentLike] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     evaluations: int = 200,
+    objective: ObjectiveLike = DEFAULT,
     reward: api.RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
     threads: int = 1,
@@ -214,8 +223,8 @@ def compare(
     call wrote to, searches that ended are not repeated.
 
     Args:
-        network: Trained; maps images of the data's shape to class scores. Not modified.
-        data, device, budget, reward: As in `amc.api.search`.
+        network: Trained; maps images of the data's shape to outputs. Not modified.
+        data, device, budget, objective, reward: As in `amc.api.search`.
         agents: Names, or mappings of a name and settings (``label``: what it is called in the
             table; ``observation``: features that it sees; ``evaluations``: strategies that it may
             try). None: all that there are.
@@ -240,11 +249,19 @@ def compare(
     check_kind("space", space, SearchSpace, optional=True)
     check_task(reward, device, budget, space)
     network = admit(network, data.image_shape)
-    build_reward(reward).check_labels(data_for(network, data))
+    objective = build_objective(objective)
+    build_reward(reward).check_scores(*matched(network, data, objective))
     place = None if folder is None else Path(folder)
     with limited_threads(threads), told_how_to_go_on(place, "the same call"):
         bench = Bench(
-            network, data, device, budget, evaluations=evaluations, reward=reward, **task_options
+            network,
+            data,
+            device,
+            budget,
+            evaluations=evaluations,
+            objective=objective,
+            reward=reward,
+            **task_options,
         )
         api.introduce(bench.task)
         comparison = _begin(bench, cells)
@@ -284,6 +301,8 @@ def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:
         cells=cells,
         original=bench.original(),
         uniform=bench.uniform(),
+        named=task.objective.scores,
+        primary=primary_score(task.objective, labelled=task.data.is_labelled),
     )
 
 

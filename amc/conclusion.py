@@ -140,7 +140,7 @@ class Conclusion:
         networks = task.reference, self.uniform.network.module, self.best.network.module
         found = map(test, networks)
         rows = [
-            replace(row, test_accuracy=tested.accuracy, test_agreement=tested.agreement + 0.0)
+            replace(row, test=tested.scores)
             for row, tested in zip(self.comparison, found, strict=True)
         ]
         return replace(self, comparison=rows)
@@ -234,8 +234,7 @@ def _row(
         costs |= {} if ms is None else {"latency_ms": ms}
     return ComparisonRow(
         name=name,
-        search_accuracy=found.accuracy,
-        search_agreement=found.agreement + 0.0,  # the original's is -0.0
+        search=found.scores,
         predicted_ms=costs.get("latency_ms"),
         measured_ms=timing.latency_ms if timing else None,
         measured_spread_ms=timing.spread_ms if timing else None,

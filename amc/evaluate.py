@@ -8,42 +8,48 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from amc.data.split import Split
 from amc.errors import EvaluationError
 from amc.layout import laid_out
-from amc.scores import are_probabilities, as_logits
+from amc.objectives import DEFAULT, Objective
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation of a strategy found; without labels, neither accuracy nor loss.
+    """What one evaluation of a strategy found.
 
     Attributes:
-        accuracy: Fraction of images classified rightly.
-        loss: Mean cross-entropy with the labels, nats.
-        agreement: Minus the mean KL divergence from the original network's class probabilities
-            to the candidate's, nats; 0 is perfect agreement. Needs no labels.
+        scores: Name -> score, of those of the objective that can be had (`amc.objectives`): of
+            classification ``accuracy`` and ``loss`` where there are labels, and ``agreement``.
         costs: Metric -> cost of the strategy.
         seconds: Wall time of building and running the candidate.
     """
 
-    accuracy: float | None
-    loss: float | None
-    agreement: float
+    scores: Mapping[str, float]
     costs: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    @property
+    def accuracy(self) -> float | None:
+        """The score of that name; None without."""
+        return self.scores.get("accuracy")
+
+    @property
+    def loss(self) -> float | None:
+        """The score of that name; None without."""
+        return self.scores.get("loss")
+
+    @property
+    def agreement(self) -> float:
+        """The score of that name."""
+        return self.scores["agreement"]
+
 
 class Evaluator:
-    """Runs networks on one split; its images stay in memory, normalised.
-
-    Attributes:
-        gives_probabilities: Whether the original ends with a softmax; without one, False.
-    """
+    """Runs networks on one split; its images stay in memory, normalised."""
 
     def __init__(
         self,
@@ -52,24 +58,22 @@ class Evaluator:
         std: tuple[float, ...],
         reference: nn.Module | None = None,
         *,
+        objective: Objective = DEFAULT,
         layout: torch.memory_format = torch.contiguous_format,
         batch: int = BATCH,
     ) -> None:
         """
         Args:
-            split: Images, and their labels if there are any.
-            reference: The original network; its outputs are what agreement is measured by.
+            split: Images, and their targets if there are any.
+            reference: The original network; what candidates' outputs are compared with.
+            objective: What outputs are judged by.
             layout: How the images lie in memory (`amc.layout.fast_layout`).
             batch: Images that a network is given at once.
         """
-        self._batch = batch
+        self._batch, self._objective = batch, objective
         self._images = laid_out(split.normalised(mean, std), layout)
-        self._labels = split.labels
-        self._reference, self.gives_probabilities = None, False
-        if reference is not None:
-            outputs = self._logits(reference)
-            self.gives_probabilities = are_probabilities(outputs)
-            self._reference = functional.log_softmax(as_logits(outputs), 1)
+        self._targets = split.labels
+        self._reference = None if reference is None else self._outputs(reference)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -81,58 +85,51 @@ class Evaluator:
             dtype: Of the network's weights, and of the images that it is given.
 
         Raises:
-            EvaluationError: Its outputs are not finite, or not one score per class.
+            EvaluationError: Its outputs are not finite, or do not fit the objective.
         """
         start = time.perf_counter()
-        logits = self._logits(network, dtype)
-        log_probabilities = functional.log_softmax(as_logits(logits), 1)
-        agreement = 0.0
-        if self._reference is not None:
-            divergence = functional.kl_div(
-                log_probabilities, self._reference, reduction="batchmean", log_target=True
-            )
-            agreement = -float(divergence)
-        accuracy = loss = None
-        if self._labels is not None:
-            accuracy = float((logits.argmax(1) == self._labels).double().mean())
-            loss = float(functional.nll_loss(log_probabilities, self._labels))
-        return Evaluation(
-            accuracy=accuracy,
-            loss=loss,
-            agreement=agreement,
-            seconds=time.perf_counter() - start,
-        )
+        outputs = self._outputs(network, dtype)
+        judged = self._objective.judge(outputs, self._targets, self._reference)
+        scores = {name: float(score) for name, score in judged.items()}
+        return Evaluation(scores, seconds=time.perf_counter() - start)
 
-    def _logits(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    def divergence(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> float:
+        """Of a network from the reference, mean over images.
+
+        Raises:
+            EvaluationError: As when called.
+        """
+        assert self._reference is not None
+        outputs = self._outputs(network, dtype)
+        return float(self._objective.divergence(outputs, self._reference).mean())
+
+    def _outputs(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
         network.eval()
-        outputs: list[Tensor] = []
+        found: list[Tensor] = []
         with torch.inference_mode():
             for start in range(0, len(self._images), self._batch):
                 batch = self._images[start : start + self._batch]
                 # A copy: networks may work in place, and these images are needed again.
-                scores = network(batch.to(dtype, copy=True))
-                outputs.append(_scores(scores, len(batch)).float())
-        logits = torch.cat(outputs)
-        if not bool(torch.isfinite(logits).all()):
-            bad = int((~torch.isfinite(logits)).any(1).sum())
+                output = network(batch.to(dtype, copy=True))
+                found.append(self._checked(output, len(batch)).float())
+        outputs = torch.cat(found)
+        if not bool(torch.isfinite(outputs).all()):
+            bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
             raise EvaluationError(
-                f"The network returned NaN or infinite scores for {bad} of {len(logits)} images. "
+                f"The network returned NaN or infinite scores for {bad} of {len(outputs)} images. "
                 "Check its weights, and that the images are normalised as in its training "
                 "(data.mean, data.std)."
             )
-        if self._labels is not None and int(self._labels.max()) >= logits.shape[1]:
-            raise EvaluationError(
-                f"The data has class {int(self._labels.max())}, but the network scores only "
-                f"{logits.shape[1]} classes (counted from 0)."
-            )
-        return logits
+        why = "" if self._targets is None else self._objective.mismatch(outputs, self._targets)
+        if why:
+            raise EvaluationError(f"The labels do not fit the network: {why}.")
+        return outputs
 
-
-def _scores(output: object, images: int) -> Tensor:
-    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == images:
-        return output
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise EvaluationError(
-        f"The network returned {shape} for {images} images; expected a tensor with one row of "
-        "class scores for each image."
-    )
+    def _checked(self, output: object, images: int) -> Tensor:
+        if isinstance(output, Tensor) and self._objective.fits(output, images):
+            return output
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise EvaluationError(
+            f"The network returned {shape} for {images} images; expected "
+            f"{self._objective.expected}."
+        )

@@ -39,7 +39,6 @@ _TABLES = (
 )
 _APPEND = "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?)"
 _NOTE = "INSERT OR REPLACE INTO about VALUES (?, ?)"
-_MEASURED = ("accuracy", "loss", "agreement", "seconds")
 _LISTED = 4  # changed files named in a message
 
 
@@ -247,7 +246,7 @@ class Journal:
 
 
 def _row(trial: Trial) -> tuple[object, ...]:
-    measured = {name: getattr(trial.evaluation, name) for name in _MEASURED}
+    measured = {**trial.evaluation.scores, "seconds": trial.evaluation.seconds}
     return (
         trial.index,
         trial.strategy.to_json(),
@@ -261,14 +260,10 @@ def _row(trial: Trial) -> tuple[object, ...]:
 
 _NUMBERS_BY_NAME = object_of(NUMBER)
 _JSON_COLUMNS: dict[str, Kind] = {
-    "measured": object_of(or_null(NUMBER)),
+    "measured": object_of(or_null(NUMBER)),  # null: a score that earlier versions lacked
     "costs": _NUMBERS_BY_NAME,
     "diagnostics": _NUMBERS_BY_NAME,
 }
-_MEASURED_KINDS = dict.fromkeys(_MEASURED, NUMBER) | dict.fromkeys(
-    ("accuracy", "loss"),
-    or_null(NUMBER),  # none without labels
-)
 _BOUNDS: Kind = (
     lambda value: isinstance(value, list) and all(type(bound) is float for bound in value),
     "a list of numbers",
@@ -283,13 +278,13 @@ def _trial(row: Sequence[Any], wrong: Fault) -> Trial:
     }
     check_fields(columns, _JSON_COLUMNS, wrong)
     measured = columns["measured"]
-    check_fields(measured, _MEASURED_KINDS, wrong)
+    check_fields(measured, {"seconds": NUMBER}, wrong)
+    seconds = measured.pop("seconds")
+    scores = {name: value for name, value in measured.items() if value is not None}
     return Trial(
         index=index,
         strategy=Strategy.from_json(strategy, "the journal's strategy"),
-        evaluation=Evaluation(
-            **{name: measured[name] for name in _MEASURED}, costs=columns["costs"]
-        ),
+        evaluation=Evaluation(scores, columns["costs"], seconds),
         reward=float(reward),
         diagnostics=columns["diagnostics"],
         meets_budget=bool(meets_budget),

@@ -79,12 +79,10 @@ class Recorder:
     def _note(self, trial: Trial, better: bool, new: bool) -> None:
         best = {} if self._best is None else {"best_reward": self._best.reward}
         evaluation = trial.evaluation
-        labelled = {} if evaluation.accuracy is None else {"accuracy": evaluation.accuracy}
         scalars = {
             "reward": trial.reward,
             **best,
-            **labelled,
-            "agreement": evaluation.agreement,
+            **evaluation.scores,
             **{f"cost/{metric}": cost for metric, cost in evaluation.costs.items()},
             **{f"agent/{name}": value for name, value in trial.diagnostics.items()},
             "evaluation_seconds": evaluation.seconds,

@@ -117,6 +117,7 @@ def resume_command(folder: Path) -> str:
     command = record.get("kind") if record.get("kind") in RESUMED else "search"
     named = {
         "network": _inside(record, "network", "name"),
+        "objective": _inside(record, "settings", "objective"),
         "reward": _inside(record, "settings", "reward"),
         "device.name": _inside(record, "device", "name"),
     }

@@ -11,10 +11,10 @@ error before the search starts.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -32,8 +32,16 @@ log = logging.getLogger("amc")
 FILE_NAME = "evaluations.sqlite"
 _ADVICE = "Remove the file: it is made anew, and only saves time (search.store=false: none)."
 # amc's rooms
-_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "recovery", "scores.py")
+_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "objectives", "recovery")
 _TABLE = """
+    CREATE TABLE IF NOT EXISTS scores (
+        task TEXT NOT NULL, strategy TEXT NOT NULL,
+        scores TEXT NOT NULL, seconds TEXT NOT NULL,
+        PRIMARY KEY (task, strategy)
+    ) WITHOUT ROWID
+"""
+# Of versions that knew classification only: what it holds is read, and nothing added.
+_FORMER = """
     CREATE TABLE IF NOT EXISTS evaluations (
         task TEXT NOT NULL, strategy TEXT NOT NULL,
         accuracy TEXT NOT NULL, loss TEXT NOT NULL, agreement TEXT NOT NULL,
@@ -41,10 +49,9 @@ _TABLE = """
         PRIMARY KEY (task, strategy)
     ) WITHOUT ROWID
 """
-_INSERT = "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)"
-_MEASURED = ("accuracy", "loss", "agreement", "seconds")
-_OF_LABELS = ("accuracy", "loss")
-_NONE = "none"  # there are no labels
+_INSERT = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)"
+_FORMER_SCORES = ("accuracy", "loss", "agreement")
+_NONE = "none"  # in the former table: there are no labels
 
 
 def default_path() -> Path:
@@ -84,21 +91,28 @@ class EvaluationStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(self.path, error) from error
-        self._database = Database(self.path, [_TABLE], _ADVICE)
+        self._database = Database(self.path, [_TABLE, _FORMER], _ADVICE)
         with suppress(StorageError):  # another process is just doing the same
             self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.check_schema()
         with self._database.transaction():
             self._database.execute(_TABLE)
-            self._database.execute("DELETE FROM evaluations WHERE 0")  # fails if read-only
+            self._database.execute("DELETE FROM scores WHERE 0")  # fails if read-only
+        self._tables = self._table_names()
 
     def _open_read_only(self) -> None:
         """What may only be read is still worth reading."""
         self.writable = False
-        self._database = Database(self.path, [_TABLE], _ADVICE, read_only=True)
+        self._database = Database(self.path, [_TABLE, _FORMER], _ADVICE, read_only=True)
         self._database.check_schema()
-        self._database.rows("SELECT * FROM evaluations LIMIT 1")
+        self._tables = self._table_names()
+        for table in self._tables:
+            self._database.rows(f"SELECT * FROM {table} LIMIT 1")
+
+    def _table_names(self) -> set[str]:
+        rows = self._database.rows("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {str(name) for (name,) in rows}
 
     def get(self, task_key: str, strategy: Strategy) -> Evaluation | None:
         """What the strategy was evaluated at, to the bit; None if it was not.
@@ -106,10 +120,15 @@ class EvaluationStore:
         Raises:
             ArtifactError: The file is damaged.
         """
-        query = f"SELECT {', '.join(_MEASURED)} FROM evaluations WHERE task = ? AND strategy = ?"
-        rows = self._database.rows(query, task_key, strategy.to_json())
+        key = task_key, strategy.to_json()
         with self._database.explaining():
-            return Evaluation(**_read(rows[0])) if rows else None
+            for table, read in (("scores", _read), ("evaluations", _read_former)):
+                query = f"SELECT * FROM {table} WHERE task = ? AND strategy = ?"
+                rows = self._database.rows(query, *key) if table in self._tables else []
+                if rows:
+                    *_, seconds = rows[0]
+                    return Evaluation(read(*rows[0][2:-1]), seconds=float(seconds))
+        return None
 
     def put(self, task_key: str, strategy: Strategy, evaluation: Evaluation) -> None:
         """Remember an evaluation; one that is there already stays as it is.
@@ -120,13 +139,15 @@ class EvaluationStore:
         """
         if not self.writable:
             return
-        row = (task_key, strategy.to_json(), *_written(evaluation))
+        scores = json.dumps({name: repr(score) for name, score in evaluation.scores.items()})
+        row = task_key, strategy.to_json(), scores, repr(evaluation.seconds)
         with self._database.transaction():
             self._database.execute(_INSERT, *row)
 
     def __len__(self) -> int:
         """Evaluations remembered, of all tasks."""
-        return int(self._database.rows("SELECT COUNT(*) FROM evaluations")[0][0])
+        counts = (self._database.rows(f"SELECT COUNT(*) FROM {table}") for table in self._tables)
+        return sum(int(count) for ((count,),) in counts)
 
     def close(self) -> None:
         """Let the file go."""
@@ -136,20 +157,21 @@ class EvaluationStore:
         return EvaluationStore, (self.path,)  # a connection belongs to its process
 
 
-def _written(evaluation: Evaluation) -> list[str]:
-    numbers = (getattr(evaluation, name) for name in _MEASURED)
-    return [_NONE if number is None else repr(float(number)) for number in numbers]
-
-
-def _read(row: Sequence[str]) -> dict[str, Any]:
-    """What `_written` wrote.
+def _read(text: str) -> dict[str, float]:
+    """Scores, as they are written.
 
     Raises:
-        ValueError, TypeError: It did not write this.
+        ValueError, TypeError: They are not written so.
     """
-    found = dict(zip(_MEASURED, row, strict=True))
-    unlabelled = {name for name in _OF_LABELS if found[name] == _NONE}
-    return {name: None if name in unlabelled else float(text) for name, text in found.items()}
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(score, str) for score in found.values()):
+        raise ValueError("scores must be numbers by name")
+    return {name: float(score) for name, score in found.items()}
+
+
+def _read_former(*texts: str) -> dict[str, float]:
+    named = zip(_FORMER_SCORES, texts, strict=True)
+    return {name: float(text) for name, text in named if text != _NONE}
 
 
 def open_store(store: bool | str | Path) -> EvaluationStore | None:

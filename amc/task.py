@@ -41,6 +41,7 @@ from amc.graph.graph import NetworkGraph
 from amc.layout import computes_in_bfloat16, fast_layout
 from amc.local import device_for_network, with_measured
 from amc.networks import admit, check_network
+from amc.objectives import DEFAULT, Objective, identity, score_texts
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
 from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
@@ -177,20 +178,26 @@ def check_task_arguments(
         raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
 
 
-def data_for(network: nn.Module, data: DataSet) -> DataSet:
-    """The data as they are to a network: without labels where those are not of its outputs.
+def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Objective, DataSet]:
+    """The objective and the data as they are to a network.
+
+    The data are without labels where those say nothing of its outputs.
 
     Raises:
-        NetworkError: As `admit`; or the network does not score classes.
+        NetworkError: As `admit`; or the network's outputs do not fit the objective.
     """
-    return data.for_outputs(check_network(admit(network, data.image_shape), data.image_shape))
+    outputs = check_network(admit(network, data.image_shape), data.image_shape, objective)
+    labels = data.train_labels
+    why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
+    return objective.fitted(outputs), data.without_labels(why) if why else data
 
 
 class CompressionTask:
     """One network to compress: traced, calibrated, priced, and ready to evaluate strategies.
 
     Attributes:
-        data: As they are to the network (`data_for`).
+        data: As they are to the network (`matched`).
+        objective: What the network is for, as it is to the network.
         network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
         graph: The network's layers and channel groups.
         costs: Prices of every decision under the budget's metric, and the bound.
@@ -200,7 +207,6 @@ class CompressionTask:
         device: Prices latency; None where only formulas are needed.
         local: How a runtime on this machine is the device; None if none is.
         bfloat16: Whether candidates without quantized layers are evaluated in bfloat16.
-        gives_probabilities: Whether the original ends with a softmax: logarithms are its scores.
         notes: What the user should know of the network.
     """
 
@@ -211,6 +217,7 @@ class CompressionTask:
         device: Device | LocalSpec | None,
         budget: Budget,
         *,
+        objective: Objective = DEFAULT,
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
@@ -219,8 +226,9 @@ class CompressionTask:
     ) -> None:
         """
         Args:
-            network: Trained; maps images of the data's shape to class scores. Not modified.
-            data: Their labels count where the network has an output for each class.
+            network: Trained; maps images of the data's shape to outputs. Not modified.
+            data: Their labels count where they fit the network's outputs.
+            objective: What outputs and labels are, and how they are judged.
             search_images: Images of the search split that each evaluation runs on.
             bfloat16: Whether float candidates are evaluated in bfloat16; None: where the
                 processor computes in it and the original's outputs stay what they are.
@@ -232,7 +240,8 @@ class CompressionTask:
         check_task_arguments(network, data, space, recovery, search_images, bfloat16)
         check_metric(budget.metric, device)
         self.network = admit(network, data.image_shape)
-        self.data, self.budget = data_for(self.network, data), budget
+        self.objective, self.data = matched(self.network, data, objective)
+        self.budget = budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
         data = self.data
         self.graph: NetworkGraph = graph_of(self.network, data.image_shape)
@@ -247,6 +256,7 @@ class CompressionTask:
             self.graph,
             data.calibration.normalised(data.mean, data.std),
             self._recovery.judged_on(len(self._subset), math.prod(data.image_shape[1:])),
+            self.objective,
         )
         self.reference = self.graph.plan.module
         self._layout = fast_layout(self.reference, data.image_shape)
@@ -262,7 +272,6 @@ class CompressionTask:
         self.notes = tuple(
             note for note in (self._step_note(), self._batch_note() if depends else "") if note
         )
-        self.gives_probabilities = self._evaluator.gives_probabilities
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace
@@ -309,15 +318,11 @@ class CompressionTask:
         if not computes_in_bfloat16():
             return False
         try:
-            found = self._run_original_in_bfloat16()
+            network = fold_batch_norm(self.graph.plan, copy.deepcopy(self.reference))
+            found = self._evaluator.divergence(network.to(torch.bfloat16), torch.bfloat16)
         except (RuntimeError, AmcError):  # an operator that has no bfloat16
             return False
-        return -found.agreement <= BFLOAT16_DIVERGENCE
-
-    def _run_original_in_bfloat16(self) -> Evaluation:
-        network = copy.deepcopy(self.reference)
-        folded = fold_batch_norm(self.graph.plan, network)
-        return self._evaluator(folded.to(torch.bfloat16), torch.bfloat16)
+        return found <= BFLOAT16_DIVERGENCE
 
     def recall(self, evaluations: Mapping[Strategy, Evaluation]) -> None:
         """Take these evaluations, of a run of the same `evaluation_key`, for what they are."""
@@ -347,14 +352,18 @@ class CompressionTask:
         self._store = None
 
     def evaluator(self, split: Split) -> Evaluator:
-        """An evaluator on another split, agreement measured against the original network."""
+        """An evaluator on another split, which compares with the original network too."""
+        return self._batched(split, self._batch)
+
+    def _batched(self, split: Split, batch: int) -> Evaluator:
         return Evaluator(
             split,
             self.data.mean,
             self.data.std,
             self.reference,
+            objective=self.objective,
             layout=self._layout,
-            batch=self._batch,
+            batch=batch,
         )
 
     def _step_note(self) -> str:
@@ -370,9 +379,12 @@ class CompressionTask:
         )
 
     def _batch_note(self) -> str:
-        data = self.data
-        batched = Evaluator(self._subset, data.mean, data.std, self.reference, layout=self._layout)
-        return batch_note(self.network, self._batch, self.original, batched(self.reference))
+        found = self._batched(self._subset, BATCH)(self.reference)
+        texts = [
+            score_texts(self.objective, evaluation.scores, labelled=True)
+            for evaluation in (self.original, found)
+        ]
+        return batch_note(self.network, self._batch, *texts)
 
     def finish(self, strategy: Strategy) -> CompressedNetwork:
         """The network of a strategy that is kept, repaired layer by layer."""
@@ -462,6 +474,7 @@ class CompressionTask:
         return {
             "network": self._network_id,
             "data": self.data.fingerprint(),
+            "objective": identity(self.objective),
             "recovery": repr(self._recovery),
             "search images": str(len(self._subset)),
             "bfloat16": str(self.bfloat16),

@@ -91,10 +91,8 @@ def searched(
     integers = sum(bits != FLOAT for bits in result.strategy.bits.values())
     first, best = result.comparison[0], result.comparison[-1]
     return (
-        Point("original", 1.0, network, first.test_accuracy or 0.0, first.macs or 0, 0),
-        Point(
-            metric, fraction, result.network, best.test_accuracy or 0.0, best.macs or 0, integers
-        ),
+        Point("original", 1.0, network, first.test["accuracy"], first.macs or 0, 0),
+        Point(metric, fraction, result.network, best.test["accuracy"], best.macs or 0, integers),
     )
 
 

@@ -74,15 +74,13 @@ def main() -> None:
                 rows.append({"space": name, "test %": "cannot reach it"} | provenance(seed))
                 break
             original, best = result.comparison[0], result.comparison[-1]
-            assert original.test_accuracy is not None
-            assert best.test_accuracy is not None
-            drops[name].append(100 * (original.test_accuracy - best.test_accuracy))
+            drops[name].append(100 * (original.test["accuracy"] - best.test["accuracy"]))
             row = {
                 "space": name,
                 "agent": agent,
                 "evaluations": len(result.trials),
                 "best reward": f"{max(trial.reward for trial in result.trials):.4f}",
-                "test %": f"{100 * best.test_accuracy:.2f}",
+                "test %": f"{100 * best.test['accuracy']:.2f}",
                 "drop": f"{drops[name][-1]:.2f}",
                 "cost": f"{best.predicted_ms}",
             }

@@ -37,8 +37,6 @@ def rows_of(result: SearchResult, options: argparse.Namespace) -> list[dict[str,
     original = result.comparison[0]
     rows: list[dict[str, object]] = []
     for row in result.comparison:
-        assert row.test_accuracy is not None
-        assert original.test_accuracy is not None
         rows.append(
             {
                 "network": options.network,
@@ -47,8 +45,8 @@ def rows_of(result: SearchResult, options: argparse.Namespace) -> list[dict[str,
                 "agent": options.agent,
                 "evaluations": len(result.trials),
                 "row": row.name,
-                "test accuracy %": f"{100 * row.test_accuracy:.2f}",
-                "drop": f"{100 * (original.test_accuracy - row.test_accuracy):.2f}",
+                "test accuracy %": f"{100 * row.test['accuracy']:.2f}",
+                "drop": f"{100 * (original.test['accuracy'] - row.test['accuracy']):.2f}",
                 "macs": row.macs,
                 "predicted_ms": row.predicted_ms,
                 "measured_ms": row.measured_ms,

@@ -44,7 +44,8 @@ def strategy_of(number: int) -> Strategy:
 
 def evaluation_of(number: int) -> Evaluation:
     """Numbers with all their digits; every process finds the same, but for the seconds."""
-    return Evaluation(number / 7, 1 / (3 + number), -0.0, seconds=time.monotonic())
+    scores = {"accuracy": number / 7, "loss": 1 / (3 + number), "agreement": -0.0}
+    return Evaluation(scores, seconds=time.monotonic())
 
 
 def write(path: Path, numbers: list[int], done: Connection) -> None:
@@ -106,7 +107,7 @@ def check(path: Path, written: set[int]) -> dict[str, object]:
     store.close()
     database = sqlite3.connect(path)
     ((whole,),) = database.execute("PRAGMA integrity_check")
-    ((distinct,),) = database.execute("SELECT COUNT(DISTINCT strategy) FROM evaluations")
+    ((distinct,),) = database.execute("SELECT COUNT(DISTINCT strategy) FROM scores")
     database.close()
     return {
         "rows": rows,

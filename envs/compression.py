@@ -113,7 +113,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
         Raises:
             ConfigError: A feature is unknown, or needs errors that are not given; or the reward
-                needs labels, and the original has no accuracy.
+                goes by a score that the original has not.
         """
         if observation is None and errors is None:
             observation = "plain"
@@ -126,8 +126,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self.task: CompressionTask | None = None
         self._reward = build_reward(reward)
         self._graph = costs.graph
-        if original.accuracy is None:  # a reward that needs labels is refused now
-            self._rewarded(original, IDENTITY, costs.original)
+        self._reward.check_original(self._outcome(original, IDENTITY, costs.original))
         self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
         self._lowest = 0.0 if costs.choices.drop_blocks else costs.choices.min_preserve_ratio
         self.observation_space = spaces.Box(LOW, HIGH, (len(self.observation_names),), np.float32)
@@ -408,7 +407,10 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         return self._rewarded(evaluation, strategy, self.costs.cost_of(strategy))
 
     def _rewarded(self, evaluation: Evaluation, strategy: Strategy, cost: float) -> float:
-        return self._reward(outcome_of(self.costs, strategy, cost, evaluation, self._original))
+        return self._reward(self._outcome(evaluation, strategy, cost))
+
+    def _outcome(self, evaluation: Evaluation, strategy: Strategy, cost: float) -> Outcome:
+        return outcome_of(self.costs, strategy, cost, evaluation, self._original)
 
 
 def checked_action(action: Array) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from amc.cost.model import CostModel, operator_prices
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
+from amc.objectives import Objective
 from amc.strategy import Strategy
 
 DEFAULT_REWARD = "agreement"
@@ -25,7 +26,7 @@ class Outcome:
     """What a reward may look at.
 
     Attributes:
-        evaluation: Of the candidate.
+        evaluation: Of the candidate: ``evaluation.scores`` holds the objective's, by name.
         original: Of the original network, on the same images.
         cost, bound, original_cost: In the budget's metric.
         macs: Multiply-adds of the candidate.
@@ -70,23 +71,25 @@ class Reward:
     Attributes:
         hard: Whether the budget clamps the walk; False only for rewards that price the
             cost themselves.
-        needs_labels: Whether it cannot be had of images without labels.
+        score: The score that it goes by; "" where that is not known.
+        is_score: Whether it is that score, whatever the cost.
     """
 
     name: str
     function: Callable[[Outcome], float]
     hard: bool = True
-    needs_labels: bool = False
+    score: str = ""
+    is_score: bool = False
 
     def __call__(self, outcome: Outcome) -> float:
         """The reward of an outcome.
 
         Raises:
-            ConfigError: The function does not return a number, or asks for labels where there
-                are none.
+            ConfigError: The function does not return a number, or asks for a score that there is
+                not.
         """
         value = self._value(outcome)
-        if value is None and outcome.evaluation.accuracy is None:
+        if value is None and _lacks_labels(outcome.evaluation):
             raise ConfigError(self._without_labels("accuracy and loss are None"))
         try:
             return float(value)  # type: ignore[arg-type]
@@ -96,24 +99,51 @@ class Reward:
             ) from error
 
     def _value(self, outcome: Outcome) -> object:
-        if outcome.evaluation.accuracy is not None:
-            return self.function(outcome)
         try:
             return self.function(outcome)
+        except KeyError as error:
+            scores = outcome.evaluation.scores
+            if error.args[0] in scores:
+                raise
+            raise ConfigError(self._without_score(str(error.args[0]), list(scores))) from error
         except TypeError as error:  # arithmetic on None
+            if not _lacks_labels(outcome.evaluation):
+                raise
             raise ConfigError(self._without_labels("accuracy and loss are None")) from error
 
-    def check_labels(self, data: DataSet) -> None:
-        """Check that there are labels where the reward needs them.
+    def check_scores(self, objective: Objective, data: DataSet) -> None:
+        """Check that there is the score that the reward goes by.
 
         Args:
-            data: As they are to the network (`DataSet.for_outputs`).
+            data: As they are to the network (`amc.task.matched`).
 
         Raises:
-            ConfigError: There are none.
+            ConfigError: The objective has none of that name, or there are no labels for it.
         """
-        if self.needs_labels and not data.is_labelled:
+        known = {score.name: score for score in objective.scores}
+        if self.score and self.score not in known:
+            raise ConfigError(self._without_score(self.score, list(known)))
+        if self.score and known[self.score].needs_targets and not data.is_labelled:
             raise ConfigError(self._without_labels(data.why_unlabelled))
+
+    def check_original(self, outcome: Outcome) -> None:
+        """Refuse what cannot be had before the search, where the usual scores are not there.
+
+        Args:
+            outcome: Of the original network.
+
+        Raises:
+            ConfigError: As when called.
+        """
+        if _lacks_labels(outcome.evaluation):
+            self(outcome)
+
+    def _without_score(self, score: str, known: Sequence[str]) -> str:
+        return (
+            f"reward={self.name} goes by the score {score!r}, and there is none: the scores are "
+            f"{', '.join(known)}. Give a reward of your own, a function of an Outcome that goes by "
+            "one of its evaluation.scores."
+        )
 
     def _without_labels(self, why: str) -> str:
         return (
@@ -124,46 +154,46 @@ class Reward:
 
 def accuracy(outcome: Outcome) -> float:
     """Accuracy under a hard budget (He et al. 2018, AMC, sec. 3.3, resource-constrained)."""
-    return _accuracy(outcome.evaluation)
+    return outcome.evaluation.scores["accuracy"]
 
 
 def amc_log_macs(outcome: Outcome) -> float:
     """``-error * log(macs)`` (AMC, eq. 3, accuracy-guaranteed)."""
-    return -(1 - _accuracy(outcome.evaluation)) * math.log(max(outcome.macs, 2.0))
+    return -(1 - outcome.evaluation.scores["accuracy"]) * math.log(max(outcome.macs, 2.0))
 
 
 def mnasnet(outcome: Outcome) -> float:
     """``accuracy * (cost / bound)^-0.07`` (Tan et al. 2019, MnasNet, eq. 2): a soft budget."""
     factor: float = (outcome.cost / outcome.bound) ** MNASNET_EXPONENT
-    return _accuracy(outcome.evaluation) * factor
+    return outcome.evaluation.scores["accuracy"] * factor
 
 
 def haq(outcome: Outcome) -> float:
     """``0.1 * (accuracy - original accuracy)``, in points (Wang et al. 2019, HAQ, eq. 8)."""
-    return 0.1 * 100 * (_accuracy(outcome.evaluation) - _accuracy(outcome.original))
+    found, original = outcome.evaluation.scores["accuracy"], outcome.original.scores["accuracy"]
+    return 0.1 * 100 * (found - original)
 
 
 def agreement(outcome: Outcome) -> float:
-    """Minus the mean KL divergence from the original's outputs; needs no labels.
+    """Minus the mean divergence from the original's outputs; needs no labels.
 
     Every image says how far the candidate is off, not only the few that change class, so the
     best of many tries is less often the luckiest one.
     """
-    return outcome.evaluation.agreement
+    return outcome.evaluation.scores["agreement"]
 
 
-def _accuracy(evaluation: Evaluation) -> float:
-    if evaluation.accuracy is None:
-        raise TypeError("accuracy is None")
-    return evaluation.accuracy
+def _lacks_labels(evaluation: Evaluation) -> bool:
+    """Whether a reward that was written for labels finds None."""
+    return evaluation.accuracy is None
 
 
 REWARDS: dict[str, Reward] = {
-    "accuracy": Reward("accuracy", accuracy, needs_labels=True),
-    "amc": Reward("amc", amc_log_macs, needs_labels=True),
-    "mnasnet": Reward("mnasnet", mnasnet, hard=False, needs_labels=True),
-    "haq": Reward("haq", haq, needs_labels=True),
-    "agreement": Reward("agreement", agreement),
+    "accuracy": Reward("accuracy", accuracy, score="accuracy", is_score=True),
+    "amc": Reward("amc", amc_log_macs, score="accuracy"),
+    "mnasnet": Reward("mnasnet", mnasnet, hard=False, score="accuracy"),
+    "haq": Reward("haq", haq, score="accuracy"),
+    "agreement": Reward("agreement", agreement, score="agreement", is_score=True),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from amc import task
 from amc.compress.verify import graph_of
 from amc.data import DataSet
+from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
 
 TINY_SHAPE = (3, 8, 8)
@@ -31,6 +32,19 @@ def _float32() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "computes_in_bfloat16", lambda: False)
         yield
+
+
+def classified(
+    accuracy: float | None,
+    loss: float | None,
+    agreement: float,
+    costs: Mapping[str, float] | None = None,
+    seconds: float = 0.0,
+) -> Evaluation:
+    """An evaluation of a classifier; None where there are no labels."""
+    scores = {"accuracy": accuracy, "loss": loss, "agreement": agreement}
+    known = {name: score for name, score in scores.items() if score is not None}
+    return Evaluation(known, costs or {}, seconds)
 
 
 class TinyNet(nn.Module):

@@ -40,7 +40,6 @@ from amc.errors import (
     PolicyError,
     UnreachableBudgetError,
 )
-from amc.evaluate import Evaluation
 from amc.export import export_onnx, read_precisions
 from amc.files import cache_folder
 from amc.measure import measure_latency
@@ -51,7 +50,7 @@ from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import Outcome, Reward
-from tests.conftest import TINY_CLASSES, TINY_SHAPE, randomise_norms
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, randomise_norms
 from tests.graph.nets import Residuals
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
@@ -355,7 +354,7 @@ def test_note_says_that_strength_0_is_nothing_learned(
 def test_note_on_strengths_says_most_only_of_one_and_in_digits_that_tell_them_apart(
     rewards: list[float], best: int, said: str
 ) -> None:
-    evaluation = Evaluation(0.5, 1.0, 0.0)
+    evaluation = classified(0.5, 1.0, 0.0)
     trials = [Trial(i, IDENTITY, evaluation, reward) for i, reward in enumerate(rewards, 1)]
     assert said in api._strength_note([1.0, 0.5, 0.0], trials, trials[best])
 
@@ -529,7 +528,7 @@ def test_budget_is_a_fraction_of_latency_its_fields_or_itself() -> None:
 
 
 def _trial(index: int, **diagnostics: float) -> Trial:
-    evaluation = Evaluation(accuracy=0.5, loss=1.0, agreement=0.0)
+    evaluation = classified(accuracy=0.5, loss=1.0, agreement=0.0)
     return Trial(index, IDENTITY, evaluation, 0.5, diagnostics)
 
 

@@ -17,11 +17,9 @@ RESULT = CellResult(
     seed=3,
     best_so_far=(None, 0.1, 0.1 + 0.2),
     strategy=Strategy({"conv": 0.5}, {"conv": Bits(8, 32)}),
-    search_accuracy=0.75,
     search_reward=-0.25,
-    search_agreement=-0.25,
-    test_accuracy=0.7,
-    test_agreement=-0.3,
+    search={"accuracy": 0.75, "agreement": -0.25},
+    test={"accuracy": 0.7, "agreement": -0.3},
     agent_seconds=1.5,
     seconds=3.0,
 )
@@ -120,12 +118,13 @@ def test_a_cell_searched_under_other_conditions_names_what_changed(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"version": 99}, r"has version 99; this amc reads 2\. Remove it"),
+        ({"version": 99}, r"has version 99; this amc reads 3\. Remove it"),
         ({"format": "amc-run"}, "is not of format 'amc-cell'"),
         ({"best_so_far": []}, "is damaged"),
         ({"best_so_far": [None]}, "is damaged"),
-        ({"test_accuracy": "0.7"}, "is damaged"),
-        ({"test_accuracy": float("nan")}, "is damaged"),
+        ({"test": 0.7}, "is damaged"),
+        ({"test": {"accuracy": "0.7"}}, "is damaged"),
+        ({"test": {"accuracy": float("nan")}}, "is damaged"),
         ({"conditions": None}, "is damaged"),
     ],
 )

@@ -154,8 +154,8 @@ def test_uniform_agent_is_the_uniform_level_and_no_better_than_it(find: Find) ->
     found = find(agents=["uniform"], seeds=[0])
     (score,) = found.scores
     assert score.reward == found.uniform.reward
-    assert score.test_accuracy == found.uniform.test_accuracy
-    assert score.search_accuracy == found.uniform.search_accuracy
+    assert score.test == found.uniform.test
+    assert score.search == found.uniform.search
     assert found.results[0].search_reward == found.uniform.search_reward
     assert (score.beats_uniform, score.evaluations_to_beat_uniform) == (False, None)
     assert "Nothing better than the uniform strategy was found by uniform." in found.notes
@@ -170,12 +170,12 @@ def test_numbers_are_of_the_repaired_winner_on_whole_splits(
     (result,) = found.results
     network = task.finish(result.strategy).module
     on_search = task.evaluator(data.search)(network)
-    assert result.search_accuracy == on_search.accuracy
-    assert result.search_agreement == pytest.approx(on_search.agreement, rel=1e-5, abs=1e-6)
-    assert result.test_accuracy == task.evaluator(data.test)(network).accuracy
+    assert result.search["accuracy"] == on_search.accuracy
+    assert result.search["agreement"] == pytest.approx(on_search.agreement, rel=1e-5, abs=1e-6)
+    assert result.test == task.evaluator(data.test)(network).scores
     original = task.evaluator(data.test)(task.reference).accuracy
-    assert found.original.test_accuracy == original
-    assert found.scores[0].drop == original - result.test_accuracy
+    assert found.original.test["accuracy"] == original
+    assert found.scores[0].drop == original - result.test["accuracy"]
 
 
 def test_the_first_reward_above_the_uniform_strategys_is_counted(find: Find) -> None:

@@ -69,16 +69,16 @@ def test_rows_are_original_uniform_and_best_on_the_test_split(
     _timed(monkeypatch, 4.0, 3.0, 2.0)
     task = _task(tiny_net, data)
     end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, ACCURACY, name="mine")
-    assert [row.test_accuracy for row in end.comparison] == [None] * 3
+    assert [row.test for row in end.comparison] == [{}] * 3
     end = end.tested(task)
     original, uniform, best = end.comparison
     assert [row.name for row in end.comparison] == ["original", "uniform", "mine"]
     assert [row.measured_ms for row in end.comparison] == [4.0, 3.0, 2.0]
     test = task.evaluator(data.test)
-    assert original.test_accuracy == test(task.reference).accuracy
-    assert uniform.test_accuracy == test(end.uniform.network.module).accuracy
-    assert best.test_accuracy == test(end.best.network.module).accuracy
-    assert best.search_accuracy == end.best.evaluation.accuracy
+    assert original.test == test(task.reference).scores
+    assert uniform.test == test(end.uniform.network.module).scores
+    assert best.test == test(end.best.network.module).scores
+    assert best.search == end.best.evaluation.scores
     # conv1 3*9*c, conv2 c*9*d, conv3 d*9*d, linear d*5 + 5, and a folded bias per channel
     assert original.params == 3 * 9 * 4 + 4 * 9 * 6 + 6 * 9 * 6 + 6 * 5 + 5 + 4 + 6 + 6
     assert uniform.params == 3 * 9 * 2 + 2 * 9 * 3 + 3 * 9 * 3 + 3 * 5 + 5 + 2 + 3 + 3
@@ -144,7 +144,7 @@ def test_uniform_strategy_may_itself_be_the_best_and_is_finished_once(
     assert end.best is end.uniform
     assert finished == [UNIFORM]
     _, uniform, best = end.tested(task).comparison
-    assert uniform.test_accuracy == best.test_accuracy
+    assert uniform.test == best.test
 
 
 def test_cheapest_strategy_in_the_place_of_the_uniform_one_is_said_to_be(
@@ -166,9 +166,9 @@ def test_jury_gives_the_verdict_that_a_search_concludes_with(
     end = conclude(task, _trials(task, WIDE, NARROW), UNIFORM, reward, measure=False)
     verdict = Jury(task, reward).verdict([WIDE, NARROW])
     assert verdict.strategy == end.best.strategy
-    assert verdict.evaluation.accuracy == end.comparison[-1].search_accuracy
+    assert verdict.evaluation.scores == end.comparison[-1].search
     assert verdict.reward == getattr(verdict.evaluation, reward.name)
-    assert verdict.test.accuracy == end.tested(task).comparison[-1].test_accuracy
+    assert verdict.test.scores == end.tested(task).comparison[-1].test
 
 
 def test_jury_repairs_no_strategy_twice_for_its_verdicts(

@@ -38,7 +38,7 @@ def test_accuracy_and_loss_by_hand():
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.loss == pytest.approx(-(math.log(3 / 4) + math.log(1 / 8) + math.log(7 / 8)) / 3)
     assert found.seconds > 0
-    assert found.agreement == 0.0
+    assert list(found.scores) == ["accuracy", "loss"]  # there is nothing to agree with
 
 
 def test_agreement_is_minus_the_divergence_from_the_reference():
@@ -91,7 +91,9 @@ def test_reference_must_give_finite_scores():
 
 
 def test_too_few_classes_are_named():
-    with pytest.raises(EvaluationError, match="class 2, but the network scores only 2 classes"):
+    with pytest.raises(
+        EvaluationError, match="they have class 2, and the network scores 2 classes"
+    ):
         evaluator([0, 2])(Answers([ONE, TWO]))
 
 
@@ -142,5 +144,6 @@ def test_without_labels_agreement_alone_is_found():
     measure = Evaluator(Split(images, None), (0.0,), (1.0,), Answers([ONE, ONE]))
     found = measure(Answers([ONE, TWO]))
     assert (found.accuracy, found.loss) == (None, None)
+    assert list(found.scores) == ["agreement"]
     assert found.agreement < 0
     assert len(measure) == 2

@@ -11,15 +11,15 @@ import scipy
 from agents.trial import Trial
 from amc.database import Database
 from amc.errors import ArtifactError, StorageError
-from amc.evaluate import Evaluation
 from amc.journal import Journal, differences, is_finished, origin_of
 from amc.strategy import Bits, Strategy
+from tests.conftest import classified
 
 ORIGIN = {"task": {"budget": "half"}, "config": {"seed": 0, "agent": {"actor_lr": 1e-4}}}
 
 
 def trial(index: int, reward: float = 0.1 + 0.2) -> Trial:
-    evaluation = Evaluation(1 / index, 0.5, -0.0, {"macs": 1e9 / 3}, seconds=0.25)
+    evaluation = classified(1 / index, 0.5, -0.0, {"macs": 1e9 / 3}, seconds=0.25)
     strategy = Strategy({"conv1": 1 / index}, {"conv2": Bits(8, 4)})
     return Trial(index, strategy, evaluation, reward, {"noise": 0.1, "loss": math.inf}, index > 1)
 

@@ -3,15 +3,15 @@ import threading
 
 from agents.trial import Trial
 from amc import artifact
-from amc.evaluate import Evaluation
 from amc.journal import Journal
 from amc.progress import progress_bar
 from amc.recording import Recorder
 from amc.strategy import Strategy
+from tests.conftest import classified
 
 
 def trial(index, ratio, reward, meets_budget):
-    evaluation = Evaluation(accuracy=reward, loss=1.0, agreement=-0.1)
+    evaluation = classified(accuracy=reward, loss=1.0, agreement=-0.1)
     return Trial(index, Strategy({"g": ratio}, {}), evaluation, reward, meets_budget=meets_budget)
 
 

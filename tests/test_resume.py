@@ -31,14 +31,13 @@ from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
-from amc.evaluate import Evaluation
 from amc.files import write_tensors
 from amc.graph.types import Signature
 from amc.journal import Journal
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, IDENTITY, Strategy
-from tests.conftest import TINY_CLASSES, TINY_SHAPE, fixed_tiny_net, random_images
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
@@ -397,7 +396,7 @@ def test_evaluation_that_comes_out_differently_is_said_and_the_run_kept(
     names = ("journal.sqlite", "trials.csv", "strategy.json")
     before = [(folder / name).read_bytes() for name in names]
     monkeypatch.setattr(
-        Journal, "evaluations", lambda self: {t.strategy: Evaluation(0, 9, -9) for t in self.trials}
+        Journal, "evaluations", lambda self: {t.strategy: classified(0, 9, -9) for t in self.trials}
     )
     with pytest.raises(ArtifactError, match=r"Evaluation 3 of the run .* came out differently"):
         find(folder, resume=True)
@@ -430,7 +429,7 @@ def test_resume_needs_a_folder_and_starts_where_there_is_no_search(
 def test_damaged_checkpoint_says_that_it_may_be_removed(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
     journal = Journal(None)
-    journal.trials = [Trial(1, IDENTITY, Evaluation(0.5, 1.0, 0.0), 0.5)]
+    journal.trials = [Trial(1, IDENTITY, classified(0.5, 1.0, 0.0), 0.5)]
     with pytest.raises(ArtifactError, match=r"not a readable safetensors.*Remove it: the search"):
         CheckpointFile(tmp_path, journal, 1).load()
 
@@ -442,7 +441,7 @@ def test_changed_bit_in_a_checkpoint_is_found_by_its_checksum(tmp_path: Path) ->
     content[-1] ^= 1
     path.write_bytes(content)
     journal = Journal(None)
-    journal.trials = [Trial(1, IDENTITY, Evaluation(0.5, 1.0, 0.0), 0.5)]
+    journal.trials = [Trial(1, IDENTITY, classified(0.5, 1.0, 0.0), 0.5)]
     with pytest.raises(ArtifactError, match=r"does not have its checksum\. Remove it: the search"):
         CheckpointFile(tmp_path, journal, 1).load()
 

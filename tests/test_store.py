@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import pickle
@@ -21,14 +22,14 @@ from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
-from amc.store import EvaluationStore, default_path, evaluation_code, open_store
+from amc.store import _FORMER, EvaluationStore, default_path, evaluation_code, open_store
 from amc.strategy import IDENTITY, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from benchmarks.store import killed_in_the_middle, nothing_wrong
-from tests.conftest import TINY_CLASSES, TINY_SHAPE
+from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified
 
 HALF = Strategy({"conv1": 0.5}, {"conv2": Bits(8, 8)})
-FOUND = Evaluation(1 / 3, 0.1 + 0.2, -1e-300, seconds=0.7)
+FOUND = classified(1 / 3, 0.1 + 0.2, -1e-300, seconds=0.7)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_what_was_put_is_found_again_by_another_process_in_its_place(
     "number", [0.1 + 0.2, -0.0, 0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, 1.0]
 )
 def test_numbers_come_back_to_the_bit(number: float, store: EvaluationStore) -> None:
-    store.put("task", HALF, Evaluation(number, number, number, seconds=number))
+    store.put("task", HALF, classified(number, number, number, seconds=number))
     found = store.get("task", HALF)
     assert found is not None
     for value in (found.accuracy, found.loss, found.agreement, found.seconds):
@@ -65,7 +66,7 @@ def test_numbers_come_back_to_the_bit(number: float, store: EvaluationStore) -> 
 
 
 def test_not_a_number_comes_back_as_such(store: EvaluationStore) -> None:
-    store.put("task", HALF, replace(FOUND, loss=math.nan))
+    store.put("task", HALF, replace(FOUND, scores={**FOUND.scores, "loss": math.nan}))
     found = store.get("task", HALF)
     assert found is not None
     assert math.isnan(found.loss)
@@ -73,7 +74,7 @@ def test_not_a_number_comes_back_as_such(store: EvaluationStore) -> None:
 
 def test_first_evaluation_of_a_strategy_stays_and_is_not_doubled(store: EvaluationStore) -> None:
     store.put("task", HALF, FOUND)
-    store.put("task", HALF, replace(FOUND, accuracy=0.9))
+    store.put("task", HALF, replace(FOUND, scores={"accuracy": 0.9}))
     assert len(store) == 1
     assert store.get("task", HALF) == FOUND
 
@@ -82,7 +83,7 @@ def test_tasks_and_strategies_are_kept_apart(store: EvaluationStore) -> None:
     store.put("task", HALF, FOUND)
     assert store.get("other", HALF) is None
     assert store.get("task", IDENTITY) is None
-    store.put("other", HALF, replace(FOUND, accuracy=0.9))
+    store.put("other", HALF, replace(FOUND, scores={"accuracy": 0.9}))
     assert store.get("task", HALF) == FOUND
 
 
@@ -99,8 +100,50 @@ def test_store_goes_to_another_process_as_its_path(store: EvaluationStore) -> No
 
 def test_file_holds_text_only(store: EvaluationStore, path: Path) -> None:
     store.put("task", HALF, FOUND)
-    (row,) = sqlite3.connect(path).execute("SELECT * FROM evaluations").fetchall()
-    assert row == ("task", HALF.to_json(), repr(1 / 3), repr(0.1 + 0.2), "-1e-300", "0.7")
+    (row,) = sqlite3.connect(path).execute("SELECT * FROM scores").fetchall()
+    scores = {"accuracy": repr(1 / 3), "loss": repr(0.1 + 0.2), "agreement": "-1e-300"}
+    assert row == ("task", HALF.to_json(), json.dumps(scores), "0.7")
+
+
+def test_scores_of_any_objective_are_remembered(store: EvaluationStore) -> None:
+    found = Evaluation({"mean_iou": 1 / 3, "agreement": -0.0}, seconds=0.7)
+    store.put("task", HALF, found)
+    assert store.get("task", HALF) == found
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_store_of_an_earlier_version_is_read_and_added_to(
+    read_only: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    database = sqlite3.connect(path)
+    database.execute(_FORMER)
+    rows = [("task", "0.25", "inf"), ("bare", "none", "none")]
+    for task, accuracy, loss in rows:
+        row = (task, HALF.to_json(), accuracy, loss, "-0.0", "0.7")
+        database.execute("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", row)
+    database.commit()
+    database.close()
+    if read_only:
+        _read_only(monkeypatch)
+    store = EvaluationStore(path)
+    assert store.writable is not read_only
+    assert store.get("task", HALF) == classified(0.25, math.inf, -0.0, seconds=0.7)
+    assert store.get("bare", HALF) == Evaluation({"agreement": -0.0}, seconds=0.7)
+    store.put("task", IDENTITY, FOUND)
+    assert store.get("task", IDENTITY) == (None if read_only else FOUND)
+    assert len(store) == (2 if read_only else 3)
+
+
+@pytest.mark.parametrize("scores", ["[]", "{", '{"accuracy": 0.5}', '{"accuracy": "high"}'])
+def test_row_that_holds_no_scores_is_refused(
+    scores: str, store: EvaluationStore, path: Path
+) -> None:
+    store._database.execute(
+        "INSERT INTO scores VALUES ('task', ?, ?, '0.7')", HALF.to_json(), scores
+    )
+    with pytest.raises(ArtifactError, match=r"is damaged.*Remove the file"):
+        store.get("task", HALF)
 
 
 def test_two_writers_of_which_one_is_killed_lose_and_double_nothing(path: Path) -> None:

@@ -441,8 +441,8 @@ def test_network_that_computes_over_the_batch_is_judged_as_the_device_runs_it(da
     assert task.original.accuracy == right(alone)
     (note,) = task.notes
     assert "without running statistics (1). All that is reported here is of one image" in note
-    assert f"right on {100 * right(alone):.2f} % of the search images so" in note
-    assert f"on {100 * right(batched):.2f} % in batches of 64" in note
+    assert f"the original has accuracy {100 * right(alone):.2f} % so" in note
+    assert f"accuracy {100 * right(batched):.2f} % in batches of 64" in note
     device = dataclasses.replace(DEVICE, batch=2)
     task = task_of(network, data, device, LATENCY)
     assert task.original.accuracy == right(pairs)

@@ -73,14 +73,13 @@ def find(network: nn.Module, data: DataSet, **options: Any) -> SearchResult:
 
 def _check_agreement_alone(result: SearchResult) -> None:
     for row in result.comparison:
-        assert (row.test_accuracy, row.search_accuracy) == (None, None)
+        assert [*row.test] == [*row.search] == ["agreement"]
     original, uniform, best = result.comparison
-    assert original.test_agreement == original.search_agreement == 0
-    assert uniform.test_agreement is not None
-    assert uniform.test_agreement < 0
+    assert original.test["agreement"] == original.search["agreement"] == 0
+    assert uniform.test["agreement"] < 0
     data = result.task.data
     found = result.task.evaluator(data.test)(result.network)
-    assert best.test_agreement == found.agreement
+    assert best.test == found.scores
     assert all(trial.reward == trial.evaluation.agreement for trial in result.trials)
     header = str(result).splitlines()[0]
     assert "test (agreement)" in header
@@ -100,7 +99,7 @@ def test_images_without_labels_are_searched_by_agreement(
     assert (
         {row["test_accuracy"] for row in rows} == {row["search_accuracy"] for row in rows} == {""}
     )
-    assert float(rows[2]["test_agreement"]) == result.comparison[2].test_agreement
+    assert float(rows[2]["test_agreement"]) == result.comparison[2].test["agreement"]
     with (tmp_path / "run" / "trials.csv").open() as file:
         assert "accuracy" not in next(csv.reader(file))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
@@ -169,11 +168,11 @@ def test_searchers_are_compared_by_agreement_where_there_are_no_labels(
     found = compare(tiny_net, bare, None, MACS, folder=tmp_path / "run", **options)
     rows = found.ranking
     scores = [row.scores[0] for row in rows]
-    assert scores[0].test_agreement >= scores[1].test_agreement
-    assert {score.test_accuracy for score in scores} == {score.drop for score in scores} == {None}
+    assert scores[0].test["agreement"] >= scores[1].test["agreement"]
+    assert {score.drop for score in scores} == {None}
     report = (tmp_path / "run" / "comparison.md").read_text()
     assert "| agent | seeds | test agreement | beats uniform |" in report
-    assert "Original: test agreement 0 nats; no labels, so no accuracy." in report
+    assert "Original: test agreement 0, on the whole search split 0; no labels." in report
     again = compare(tiny_net, bare, None, MACS, folder=tmp_path / "run", **options)
     assert again.results == found.results
 
@@ -184,9 +183,9 @@ def test_finetuning_without_labels_learns_from_the_original_alone(
     result = find(tiny_net, bare)
     settings = TrainingSettings(epochs=2, distillation_weight=0.5, batch_size=16)
     trained = api.finetune(result.network, tiny_net, bare, settings=settings)
-    assert trained.best_accuracy is None
-    assert [epoch.train_accuracy for epoch in trained.history] == [None, None]
-    assert all(epoch.agreement is not None for epoch in trained.history)
+    assert [epoch.train_score for epoch in trained.history] == [None, None]
+    assert all(epoch.score <= 0 for epoch in trained.history)  # agreement
+    assert trained.best_score <= 0
     with pytest.raises(ConfigError, match="learns from the original alone"):
         api.finetune(result.network, tiny_net, bare, settings=TrainingSettings(epochs=1))
 
@@ -197,7 +196,7 @@ def test_finetuning_does_not_learn_labels_of_other_classes(
     caplog.set_level(logging.INFO)
     settings = TrainingSettings(epochs=1, distillation_weight=0.5, batch_size=16)
     trained = api.finetune(wide, wide, random_images(), settings=settings)
-    assert trained.history[0].train_accuracy is None
+    assert trained.history[0].train_score is None
     said = "the network has 1000 outputs): the original alone is learned from"
     assert said in caplog.text
 

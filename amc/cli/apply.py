@@ -12,10 +12,11 @@ from agents.policy import DESCRIPTION_FILE, Policy
 from amc import api, artifact
 from amc.cli import recipe
 from amc.cli.check import check_options
-from amc.cli.objective import objectives_of, value_of
+from amc.cli.optimize import objectives_of, value_of
 from amc.cost.budget import METRICS, Budget
 from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
+from amc.objectives import build_objective
 from amc.runs import RUN_FILE, has_network, how_to_go_on
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
@@ -23,7 +24,7 @@ _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"
 
 def run(config: DictConfig) -> recipe.Ended:
     """Read the policy, walk, write, show."""
-    objectives = objectives_of(config.objective)
+    objectives = objectives_of(config.optimize)
     folder = recipe.run_folder()
     source = Path(config.policy).expanduser()
     learned = artifact.RunRecord.read(source)
@@ -41,6 +42,8 @@ def run(config: DictConfig) -> recipe.Ended:
     space = recipe.space_of(env)
     space.pairs(budget.metric, as_device(device))
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
+    named = config.objective or recipe.recorded_objective(learned.settings, config)
+    objective = build_objective(named)
     parts = {
         "network": recipe.recorded_place(config.network, "checkpoint"),
         "data": recipe.recorded_place(config.data, "root")
@@ -54,6 +57,7 @@ def run(config: DictConfig) -> recipe.Ended:
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
             "policy": str(source.resolve()),
+            "objective": named,
             "strengths": list(strengths),
             "env": env,
             "recovery": recipe.plain(config.recovery),
@@ -67,6 +71,7 @@ def run(config: DictConfig) -> recipe.Ended:
         data,
         device,
         budget,
+        objective=objective,
         space=space,
         recovery=recovery,
         search_images=config.search.images,

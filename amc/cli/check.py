@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amc.cli.objective import DIRECTIONS
+from amc.cli.optimize import NAMES, direction_of
 from amc.data.options import read_options
 from amc.errors import ConfigError
 from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
@@ -31,6 +31,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_list_of(value: Any, accepts: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and bool(value) and all(map(accepts, value))
+
+
+def _is_objective(value: Any) -> bool:
+    return isinstance(value, str) and direction_of(value) is not None
 
 
 def _or_null(kind: _Kind) -> _Kind:
@@ -61,13 +65,10 @@ _FEATURES: _Kind = (
 
 _OBJECTIVES: _Kind = (
     lambda value: (
-        (isinstance(value, str) and value in DIRECTIONS)
-        or (
-            _is_list_of(value, lambda name: isinstance(name, str) and name in DIRECTIONS)
-            and len(set(value)) == len(value)
-        )
+        _is_objective(value)
+        or (_is_list_of(value, _is_objective) and len(set(value)) == len(value))
     ),
-    f"one of {', '.join(DIRECTIONS)}, or a list of some",
+    f"one of {', '.join(NAMES)}, or a list of some",
 )
 
 OPTIONS: dict[str, _Kind] = {
@@ -80,7 +81,8 @@ OPTIONS: dict[str, _Kind] = {
     "integer_additions": _SWITCH,
     "jobs": _AT_LEAST_1,
     "reward": _TEXT,
-    "objective": _OBJECTIVES,
+    "objective": _or_null(_TEXT),
+    "optimize": _OBJECTIVES,
     "policy": _TEXT,
     "strengths": _or_null(_FRACTIONS),
     "run": _TEXT,

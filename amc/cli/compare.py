@@ -16,6 +16,7 @@ from amc.cli.resume import read_run
 from amc.cli.workers import in_parallel, task_arguments
 from amc.comparison import Comparison, check_task, compare
 from amc.errors import AmcError
+from amc.objectives import build_objective
 from amc.report.ranking import ranking_table
 from amc.runs import resume_command
 
@@ -63,7 +64,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         "agents": list(SEARCHERS) if config.agents is None else _plain_list(config.agents),
         "seeds": _plain_list(config.seeds),
     }
-    return {**lists, "threads": config.threads, "reward": config.reward, **groups}
+    names = ("threads", "objective", "reward")
+    return {**lists, **{name: config[name] for name in names}, **groups}
 
 
 def _plain_list(config: Any) -> list[Any]:
@@ -81,6 +83,7 @@ def _check(record: RunRecord) -> None:
     space, budget = recipe.space_of(settings["env"]), recipe.budget_of(record.budget)
     check_task(settings["reward"], device, budget, space)
     recipe.recovery_of(settings["recovery"])
+    build_objective(settings["objective"])
 
 
 def _show(comparison: Comparison, folder: Path) -> None:
@@ -91,7 +94,7 @@ def _show(comparison: Comparison, folder: Path) -> None:
     """
     console = recipe.console_for_tables()
     console.print(comparison.title, highlight=False)
-    console.print(ranking_table(comparison.ranking))
+    console.print(ranking_table(comparison.ranking, comparison.primary))
     for note in comparison.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     done, failed = len(comparison.results), len(comparison.failures)

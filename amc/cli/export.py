@@ -30,9 +30,10 @@ from amc.files import write_text
 from amc.local import calibration_images, time_in_onnx
 from amc.measure import Share, Timing
 from amc.networks import admit
+from amc.objectives import Objective, build_objective
 from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 from amc.strategy import FLOAT_BITS
-from amc.task import data_for
+from amc.task import matched
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
 FORMAT_VERSION = 1
@@ -48,6 +49,7 @@ class _Findings:
     compressed: Timing
     integer_layers: int
     size_estimate: int
+    objective: Objective
 
     @property
     def share(self) -> Share:
@@ -63,6 +65,7 @@ def run(config: DictConfig) -> recipe.Ended:
     check_network(source)
     check_options({"network": record.network, "data": record.data})
     check_opset(config.opset)
+    objective = build_objective(recipe.recorded_objective(record.settings, config))
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
     )
@@ -79,8 +82,8 @@ def run(config: DictConfig) -> recipe.Ended:
         compare_on=images,
         opset=config.opset,
     )
-    labels = data_for(original, data).search.labels
-    parity = check_parity(path, compressed.module, images, labels)
+    objective, data = matched(original, data, objective)
+    parity = check_parity(path, compressed.module, images, data.search.labels, objective)
     plain, smaller = time_in_onnx(
         [original, compressed.module],
         data.image_shape,
@@ -91,13 +94,15 @@ def run(config: DictConfig) -> recipe.Ended:
     )
     graph = graph_of(original, data.image_shape)
     estimate = sum(operator_prices(graph, compressed.strategy, "size_bytes", None))
-    found = _Findings(report, parity, plain, smaller, integer_layers(path), round(estimate))
+    found = _Findings(
+        report, parity, plain, smaller, integer_layers(path), round(estimate), objective
+    )
     document = _document(found, config.threads, config.batch)
     write_text(path.with_name(REPORT_FILE), json.dumps(document, indent=2) + "\n")
     _show(found, config.threads, config.batch)
     trained = source / FINETUNE_FOLDER
     if has_network(trained):
-        again = recipe.network_again(record.network)
+        again = recipe.code_again(record)
         print(f"this is the network before fine-tuning; after it: amc export run={trained}{again}")
     return recipe.Ended()
 
@@ -152,10 +157,12 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    table.add_row("same class", f"{100 * parity.agreement:.2f} %", f"of {parity.images} images")
-    for name, accuracy in (("PyTorch", parity.torch_accuracy), ("ONNX", parity.onnx_accuracy)):
-        if accuracy is not None:
-            table.add_row(f"accuracy, {name}", f"{100 * accuracy:.2f} %", "search split")
+    table.add_row("same decision", f"{100 * parity.same:.2f} %", f"of {parity.images} images")
+    for name, scores in (("PyTorch", parity.torch_scores), ("ONNX", parity.onnx_scores)):
+        for score in found.objective.scores:
+            if score.heading and score.name in scores:
+                value = score.text(scores[score.name])
+                table.add_row(f"{score.name}, {name}", value, "search split")
     table.add_row(
         "max difference", f"{parity.max_difference:.2g}", f"of scores up to {parity.max_score:.3g}"
     )

@@ -16,12 +16,13 @@ from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
 from amc.errors import ArtifactError
-from amc.evaluate import Evaluation, Evaluator
+from amc.evaluate import Evaluator
 from amc.networks import admit
+from amc.objectives import NamedScore, build_objective, primary_score
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.runs import FINETUNE_FOLDER
-from amc.task import data_for
+from amc.task import matched
 
 
 def run(config: DictConfig) -> recipe.Ended:
@@ -30,6 +31,7 @@ def run(config: DictConfig) -> recipe.Ended:
     record = artifact.RunRecord.read(source)
     check_options({"network": record.network, "data": record.data})
     settings = _settings(config)
+    objective = build_objective(recipe.recorded_objective(record.settings, config))
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
     )
@@ -41,9 +43,11 @@ def run(config: DictConfig) -> recipe.Ended:
     if config.restart:
         for name in (STATE_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
-    data = data_for(original, data)
-    test = Evaluator(data.test, data.mean, data.std, None if data.is_labelled else original)
-    before = test(compressed.module)
+    objective, data = matched(original, data, objective)
+    named = primary_score(objective, labelled=data.is_labelled)
+    reference = None if data.is_labelled else original
+    test = Evaluator(data.test, data.mean, data.std, reference, objective=objective)
+    before = test(compressed.module).scores[named.name]
     done: list[EpochRecord] = []
     with EventWriter(folder) as events, _restart_offered():
         trained = api.finetune(
@@ -51,18 +55,23 @@ def run(config: DictConfig) -> recipe.Ended:
             original,
             data,
             settings=settings,
+            objective=objective,
             folder=folder,
-            on_epoch=lambda epoch: _note(events, epoch, done),
+            on_epoch=lambda epoch: _note(events, epoch, named.name, done),
         )
-    tested = _tested(before, test(trained.network), test(original))
-    _show(tested, trained.history, folder, augmented=bool(settings.augment))
+    after, best = (test(network).scores[named.name] for network in (trained.network, original))
+    tested = (
+        f"test {named.name}: {named.text(before)} before, {named.text(after)} after, "
+        f"{named.text(best)} original"
+    )
+    _show(tested, trained.history, named, folder, augmented=bool(settings.augment))
     gained = trained.best_epoch > 0 or not trained.history
     for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):
         print(line)
     exported = folder / EXPORT_FOLDER
     if done and exported.is_dir():
         print(f"{exported} holds what was exported before this training: export again")
-    print(f"as ONNX: amc export run={folder}{recipe.network_again(record.network)}")
+    print(f"as ONNX: amc export run={folder}{recipe.code_again(record)}")
     return recipe.Ended(not trained.complete)
 
 
@@ -108,56 +117,37 @@ def _settings(config: DictConfig) -> TrainingSettings:
     )
 
 
-def _note(events: EventWriter, epoch: EpochRecord, done: list[EpochRecord]) -> None:
+def _note(events: EventWriter, epoch: EpochRecord, score: str, done: list[EpochRecord]) -> None:
     done.append(epoch)
     scalars = {
         "finetune/loss": epoch.loss,
-        "finetune/train_accuracy": epoch.train_accuracy,
+        f"finetune/train_{score}": epoch.train_score,
         "finetune/learning_rate": epoch.learning_rate,
-        "finetune/search_accuracy": epoch.accuracy,
-        "finetune/search_agreement": epoch.agreement,
+        f"finetune/search_{score}": epoch.score,
     }
     known = {name: value for name, value in scalars.items() if value is not None}
     events.episode(epoch.epoch, known)
 
 
-def _tested(before: Evaluation, after: Evaluation, original: Evaluation) -> str:
-    """What the test split says, in a line."""
-    if before.accuracy is None or after.accuracy is None or original.accuracy is None:
-        return (
-            f"test agreement with the original: {before.agreement:.4g} before, "
-            f"{after.agreement:.4g} after (nats; 0 is perfect)"
-        )
-    return (
-        f"test accuracy: {100 * before.accuracy:.2f} % before, {100 * after.accuracy:.2f} % after, "
-        f"{100 * original.accuracy:.2f} % original"
-    )
-
-
 def _show(
     tested: str,
     history: Sequence[EpochRecord],
+    named: NamedScore,
     folder: Path,
     *,
     augmented: bool,
 ) -> None:
     console = Console()
     # What it trains on is harder than what it is judged on where images are augmented.
-    trained_on = "train accuracy %, augmented" if augmented else "train accuracy %"
-    unlabelled = any(epoch.train_accuracy is None for epoch in history)
-    shown = ["search agreement"] if unlabelled else [trained_on, "search accuracy %"]
+    trained_on = "train, augmented" if augmented else "train"
+    shown = {f"search {named.name}": [epoch.score for epoch in history]}
+    if named.needs_targets:
+        shown = {f"{trained_on} {named.name}": [epoch.train_score for epoch in history], **shown}
     epochs = Table("epoch", "loss", *shown)
-    for epoch in history:
-        agreement = "" if epoch.agreement is None else f"{epoch.agreement:.4g}"
-        accuracies = [_percent(epoch.train_accuracy), _percent(epoch.accuracy)]
-        epochs.add_row(
-            str(epoch.epoch), f"{epoch.loss:.4f}", *([agreement] if unlabelled else accuracies)
-        )
+    for epoch, *scores in zip(history, *shown.values(), strict=True):
+        texts = ("" if score is None else named.text(score) for score in scores)
+        epochs.add_row(str(epoch.epoch), f"{epoch.loss:.4f}", *texts)
     if history:
         console.print(epochs)
     console.print(tested, highlight=False)
     console.print(f"written to {folder.resolve()}", highlight=False, soft_wrap=True)
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.2f}"

@@ -28,7 +28,7 @@ from amc import __version__
 from amc.cli.check import check_folders, check_options, check_overrides
 from amc.cli.explain import explanations
 from amc.cli.mistakes import said_by_hydra
-from amc.cli.objective import (
+from amc.cli.optimize import (
     OBJECTIVE_COMMANDS,
     check_directions,
     directions_for_optuna,
@@ -215,7 +215,11 @@ def _is_single_and_new(folder: Path) -> bool:
 def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
     if command in RESUMED and begun is not None:
         device = config.get("device") or {}
-        named = {"network": config.network.name, "reward": config.reward}
+        named = {
+            "network": config.network.name,
+            "objective": config.objective,
+            "reward": config.reward,
+        }
         again = functions_again({**named, "device.name": device.get("name")})
         return f"amc {command} resume={config.resume or begun}{again} goes on with it"
     if command in CONTINUED:
@@ -234,7 +238,7 @@ def _outcome(command: str, config: DictConfig) -> tuple[int, float | list[float]
         check_options(_as_mapping(config))
         check_folders(_as_mapping(config))
         check_overrides(HydraConfig.get().overrides.task)
-        check_directions(command, objectives_of(config.get("objective", [])), _sweeper())
+        check_directions(command, objectives_of(config.get("optimize", [])), _sweeper())
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
         interrupted, objective = recipe(config)
     except AmcError as error:

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from amc import api
+from amc.artifact import RunRecord
 from amc.candidate import RecoverySettings
 from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.shipped import as_device
@@ -21,6 +22,7 @@ from amc.errors import ConfigError, NetworkError
 from amc.networks import build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name
 from amc.networks.checkpoint import check_checkpoint
+from amc.objectives import DEFAULT
 from amc.report.tables import comparison_table
 from amc.runs import functions_again
 from amc.task import SearchSpace
@@ -33,7 +35,7 @@ class Ended(NamedTuple):
 
     Attributes:
         interrupted: Whether Ctrl-C was pressed, and it ended with what it had.
-        objective: What a sweeper that optimises gets (`amc.cli.objective`); None: nothing.
+        objective: What a sweeper that optimises gets (`amc.cli.optimize`); None: nothing.
     """
 
     interrupted: bool = False
@@ -119,7 +121,7 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
     """The network of a config group that is checked (`check_network`), with its weights.
 
     It has an output for each class of the data, or as many as ``network.options.num_classes`` or
-    its checkpoint say: then the data's labels do not count (`amc.task.data_for`).
+    its checkpoint say: then the data's labels do not count (`amc.task.matched`).
     """
     name, given = str(options["name"]), dict(options.get("options") or {})
     asked = given.pop("num_classes", None)
@@ -167,9 +169,23 @@ def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[st
     return options
 
 
-def network_again(recorded: Mapping[str, Any]) -> str:
-    """What a later command on a run needs beside it: its function, if a function made it."""
-    return functions_again({"network": recorded.get("name")})
+def recorded_objective(settings: Mapping[str, Any], config: DictConfig) -> str:
+    """The run's objective. A class that a file names is called only if the user names it too."""
+    name, given = str(settings.get("objective", DEFAULT.name)), config.objective
+    if given is None and ":" in name:
+        raise ConfigError(
+            f"The run says that its objective is the class {name!r}. amc calls no code that only "
+            f"a file names: if it is yours, add objective={name}."
+        )
+    if given not in (None, name):
+        raise ConfigError(f"The run is of objective {name!r}, not {given!r}.")
+    return name
+
+
+def code_again(record: RunRecord) -> str:
+    """What a later command on a run needs beside it: the code of the user's that it names."""
+    named = {"network": record.network.get("name"), "objective": record.settings.get("objective")}
+    return functions_again(named)
 
 
 def space_of(options: Mapping[str, Any]) -> SearchSpace:
@@ -203,7 +219,7 @@ def check_prices(objectives: Sequence[str], device: Mapping[str, Any] | None) ->
     for name in objectives:
         if name in DEVICE_METRICS and name not in priced:
             named = "there is no device" if loaded is None else f"device {loaded.name} does not"
-            raise ConfigError(f"objective={name} needs a device that prices it, and {named}.")
+            raise ConfigError(f"optimize={name} needs a device that prices it, and {named}.")
 
 
 def recovery_of(options: Mapping[str, Any]) -> RecoverySettings:
@@ -220,7 +236,7 @@ def console_for_tables() -> Console:
 def show(result: api.SearchResult, folder: Path) -> None:
     """Print the table, the notes, and where everything is."""
     console = console_for_tables()
-    console.print(comparison_table(result.comparison))
+    console.print(comparison_table(result.comparison, result.task.objective.scores))
     for note in result.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if result.interrupted and len(result.trials) < result.evaluations:

@@ -13,10 +13,11 @@ from hydra.core.override_parser.types import Override
 from amc.artifact import RunRecord
 from amc.cli.check import check_options
 from amc.errors import ArtifactError, ConfigError
+from amc.objectives import DEFAULT
 from amc.runs import RUN_FILE
 
-# network, reward and device.name only as confirmations
-_BESIDE = ("resume", "resume_force", "network", "reward", "device.name", "jobs")
+# network, objective, reward and device.name only as confirmations
+_BESIDE = ("resume", "resume_force", "network", "objective", "reward", "device.name", "jobs")
 _COMPLETED = ("env", "recovery", "search")
 _MANY = ("-m", "--multirun")
 
@@ -80,7 +81,7 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
             the user does not.
     """
     record = RunRecord.read(folder)
-    settings = dict(record.settings)
+    settings = {"objective": DEFAULT.name, **record.settings}  # earlier versions knew no other
     for name, default in like.items():
         if name not in settings or isinstance(default, Mapping) != _is_group(settings[name]):
             raise ArtifactError(f"{folder / RUN_FILE} lacks settings.{name}, or it is damaged.")
@@ -88,6 +89,7 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
     _confirm("network", record.network.get("name"), given)
+    _confirm("objective", settings["objective"], given)
     _confirm("reward", settings["reward"], given)
     _confirm("device.name", record.device.get("name"), given)
     return replace(record, settings=settings)

@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 from amc import api, journal
 from amc.artifact import RunRecord
 from amc.cli import recipe
-from amc.cli.objective import objectives_of, value_of
+from amc.cli.optimize import objectives_of, value_of
 from amc.cli.resume import read_run
+from amc.objectives import build_objective
 from amc.runs import resume_command
 
 
 def run(config: DictConfig) -> recipe.Ended:
     """Set up, search, write, show."""
-    objectives = objectives_of(config.objective)
+    objectives = objectives_of(config.optimize)
     if config.resume is None:
         folder = recipe.run_folder()
         record = _record(config)
@@ -48,7 +49,8 @@ def _record(config: DictConfig) -> RunRecord:
 def _settings(config: DictConfig) -> dict[str, Any]:
     groups = ("agent", "env", "recovery", "search")
     found = {name: recipe.plain(config[name]) for name in groups}
-    return {"seed": config.seed, "reward": config.reward, **found}
+    names = ("seed", "objective", "reward")
+    return {**{name: config[name] for name in names}, **found}
 
 
 def _search(
@@ -64,12 +66,14 @@ def _search(
         settings["agent"], settings["reward"], device, budget, options["reaim"], observation, space
     )
     recipe.check_prices(objectives, device)
+    objective = build_objective(settings["objective"])
     network, data = recipe.prepared(record.network, record.data)
     result = api.search(
         network,
         data,
         device,
         budget,
+        objective=objective,
         agent=settings["agent"],
         evaluations=options["evaluations"],
         reward=settings["reward"],

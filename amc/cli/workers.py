@@ -40,6 +40,7 @@ def task_arguments(record: RunRecord) -> dict[str, Any]:
         "device": dict(record.device) or None,
         "budget": recipe.budget_of(record.budget),
         "evaluations": options["evaluations"],
+        "objective": settings["objective"],
         "reward": settings["reward"],
         "space": space,
         "recovery": recovery,

@@ -54,26 +54,35 @@ class DataSet:
     @property
     def is_labelled(self) -> bool:
         """Whether the images have labels."""
-        return self._source.train_labels is not None
+        return self.train_labels is not None
 
     @property
     def has_other_labels(self) -> bool:
-        """Whether there are labels, of classes that are not the network's outputs."""
+        """Whether there are labels, which say nothing of the network's outputs."""
         return False
+
+    @property
+    def labels_in_words(self) -> str:
+        """What the labels are, in two or three words."""
+        if self.train_labels is None:
+            return "no labels"
+        if self.num_classes:
+            return f"{self.num_classes} classes"
+        return f"labels of shape {tuple(self.train_labels.shape[1:])}"
 
     @property
     def why_unlabelled(self) -> str:
         """Why there are no labels, in a few words; empty where there are."""
         return "" if self.is_labelled else "its images have none"
 
-    def for_outputs(self, outputs: int) -> DataSet:
-        """The data as they are to a network with so many outputs.
+    @property
+    def train_labels(self) -> Tensor | None:
+        """Of all images but the test's, in the source's order; known without reading an image."""
+        return self._source.train_labels
 
-        Where the labels are not of its classes they say nothing of it: then there are none.
-        """
-        if not self.is_labelled or outputs == self.num_classes:
-            return self
-        return _WithoutLabels(self, outputs)
+    def without_labels(self, why: str) -> DataSet:
+        """The same images, of which the labels say nothing for a reason."""
+        return _WithoutLabels(self, why)
 
     @property
     def shortage(self) -> str:
@@ -146,9 +155,10 @@ class DataSet:
 
         Args:
             images: uint8 (N, C, H, W), or floating point that is normalised already.
-            labels: Integers (N,) from 0 to the number of classes - 1. None: a search without
+            labels: Integers (N,) from 0 to the number of classes - 1; or, for an objective that
+                takes others (`amc.objectives`), any tensor of (N, ...). None: a search without
                 labels, by agreement with the original's outputs.
-            class_names: In the order of the labels; "0", "1", ... unless given.
+            class_names: In the order of the labels (N,); "0", "1", ... unless given.
             options: Fields of ``DataOptions``.
 
         Raises:
@@ -198,16 +208,16 @@ class DataSet:
 class _WithoutLabels(DataSet):
     """The images and splits of other data, whose labels do not count."""
 
-    def __init__(self, labelled: DataSet, outputs: int) -> None:
+    def __init__(self, labelled: DataSet, why: str) -> None:
         vars(self).update(vars(labelled))
         for split in ("train", "calibration", "search", "test", "_fingerprint"):
             vars(self).pop(split, None)  # what is kept of a cached property
         self.class_names = ()
-        self._labelled, self._outputs = labelled, outputs
+        self._labelled, self._why = labelled, why
 
     @property
-    def is_labelled(self) -> bool:
-        return False
+    def train_labels(self) -> Tensor | None:
+        return None
 
     @property
     def has_other_labels(self) -> bool:
@@ -215,8 +225,7 @@ class _WithoutLabels(DataSet):
 
     @property
     def why_unlabelled(self) -> str:
-        classes = self._labelled.num_classes
-        return f"they are of {classes} classes, and the network has {self._outputs} outputs"
+        return self._why
 
     @cached_property
     def train(self) -> Split:

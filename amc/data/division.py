@@ -41,7 +41,7 @@ def divide(count: int, labels: Tensor | None, options: DataOptions, seed: int) -
     has its share of each class (`shuffled`).
 
     Args:
-        labels: Of the images, shape (count,); None: without.
+        labels: Of the images, shape (count,) or (count, ...); None: without.
 
     Raises:
         DataError: The splits leave no image to train on.
@@ -121,7 +121,7 @@ def shuffled(count: int, labels: Tensor | None, seed: int, smallest: int) -> Ten
         Shape (count,).
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    if labels is None or count == 0:
+    if labels is None or labels.dim() != 1 or count == 0:
         return order
     labels = torch.unique(labels, return_inverse=True)[1]
     sizes = torch.bincount(labels)

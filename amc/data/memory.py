@@ -191,15 +191,19 @@ def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, w
         raise DataError(f"The {what} images hold NaN or infinity. Clean or re-normalise them.")
     if images.dtype != torch.uint8:
         images = images.float()
-    return Split(_resized(images, options), None if labels is None else labels.long())
+    if labels is not None and labels.dim() == 1:
+        labels = labels.long()
+    return Split(_resized(images, options), labels)
 
 
 def _check_labels(labels: Tensor, images: int, what: str) -> None:
     _check_tensor(labels, f"{what} labels")
-    if labels.shape != (images,) or labels.is_floating_point() or labels.is_complex():
+    is_of_classes = labels.dim() == 1 and not (labels.is_floating_point() or labels.is_complex())
+    if labels.shape[:1] != (images,) or not (is_of_classes or labels.dim() > 1):
         raise DataError(
-            f"The {what} labels must be {images} integers, one per image, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+            f"The {what} labels must be {images} integers, one per image (or, for an objective "
+            f"that takes them, as many tensors), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}."
         )
 
 
@@ -212,16 +216,18 @@ def _check_tensor(given: object, what: str) -> None:
 
 
 def checked_names(class_names: Sequence[str] | None, splits: Sequence[Split]) -> tuple[str, ...]:
-    """Class names, numbers unless given; none where there are no labels.
+    """Class names, numbers unless given; none where there are no labels (n,).
 
     Raises:
         DataError: A label is negative or has no class name, or some images alone have labels.
     """
     labels = [split.labels for split in splits if split.labels is not None and len(split)]
+    if labels and len(labels) < len([split for split in splits if len(split)]):
+        raise DataError("Give labels of training and test images, or of neither.")
+    if not all(some.dim() == 1 for some in labels):
+        return tuple(class_names or ())
     if not labels:
         return ()
-    if len(labels) < len([split for split in splits if len(split)]):
-        raise DataError("Give labels of training and test images, or of neither.")
     lowest = min(int(some.min()) for some in labels)
     highest = max(int(some.max()) for some in labels)
     names = tuple(class_names or map(str, range(highest + 1)))

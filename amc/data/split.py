@@ -17,7 +17,8 @@ class Split:
 
     Attributes:
         images: uint8 (N, C, H, W), or float32 that the user has normalised already.
-        labels: int64 (N,); None where there are none, or none that count.
+        labels: int64 (N,), or another tensor of (N, ...) for an objective that takes it; None
+            where there are none, or none that count.
     """
 
     images: Tensor
@@ -70,7 +71,7 @@ class Source(Protocol):
 
     @property
     def train_labels(self) -> Tensor | None:
-        """Theirs, int64 (train_count,), known without decoding an image; None: without."""
+        """Theirs, (train_count, ...), known without decoding an image; None: without."""
 
     def load_train(self, indices: Tensor) -> Split:
         """The training images at ``indices``."""

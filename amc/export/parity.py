@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
 from amc.errors import EvaluationError, ExportError
 from amc.export.runtime import OnnxNetwork
 from amc.export.skeleton import LAYER_KINDS
+from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
 from amc.strategy import FLOAT_BITS
 
@@ -31,23 +32,29 @@ class Parity:
 
     Attributes:
         images: Number of images compared.
-        agreement: Fraction of them that both give the same class.
-        torch_accuracy, onnx_accuracy: Fraction classified rightly by each; None without labels.
+        same: Fraction of the decisions (of classification: an image's class) that both take alike.
+        torch_scores, onnx_scores: The objective's scores of each, given labels; empty without.
         max_difference: Largest absolute difference of a score. A value half-way between two
             integers of a grid may be rounded either way, so it is small, not zero.
         max_score: Largest absolute score of the PyTorch network, for comparison.
     """
 
     images: int
-    agreement: float
-    torch_accuracy: float | None
-    onnx_accuracy: float | None
+    same: float
+    torch_scores: Mapping[str, float]
+    onnx_scores: Mapping[str, float]
     max_difference: float
     max_score: float
 
 
 def check_parity(
-    path: str | Path, network: nn.Module, images: Tensor, labels: Tensor | None, *, threads: int = 1
+    path: str | Path,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    objective: Objective = DEFAULT,
+    *,
+    threads: int = 1,
 ) -> Parity:
     """Run an ONNX file and the network that it was made from on the same images.
 
@@ -55,7 +62,8 @@ def check_parity(
         path: As `amc.export.export_onnx` wrote it.
         network: On the CPU; it is left in evaluation mode.
         images: Normalised, (n, channels, height, width).
-        labels: (n,), if there are any.
+        labels: (n, ...), if there are any.
+        objective: What outputs are judged by.
 
     Raises:
         EvaluationError: One of them gives scores that are not finite.
@@ -77,14 +85,16 @@ def check_parity(
                 f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
             )
 
-    def fraction(right: Tensor) -> float:
-        return float(right.double().mean())
-
+    torch_scores, onnx_scores = (
+        {name: float(score) for name, score in objective.judge(outputs, labels, None).items()}
+        for outputs in (ours, theirs)
+    )
+    same = objective.decisions(ours) == objective.decisions(theirs)
     return Parity(
         images=len(images),
-        agreement=fraction(ours.argmax(1) == theirs.argmax(1)),
-        torch_accuracy=None if labels is None else fraction(ours.argmax(1) == labels),
-        onnx_accuracy=None if labels is None else fraction(theirs.argmax(1) == labels),
+        same=float(same.double().mean()),
+        torch_scores=torch_scores,
+        onnx_scores=onnx_scores,
         max_difference=float((ours - theirs).abs().max()),
         max_score=float(ours.abs().max()),
     )
@@ -191,13 +201,11 @@ class Comparison:
         largest = float(expected.abs().max())
         if difference <= _MARGIN * explained + _FLOOR * largest:
             return
-        same = float((found.argmax(1) == expected.argmax(1)).double().mean())
         raise ExportError(
             f"{self._name} was not written: ONNX Runtime does not compute from it what PyTorch "
             f"does. Scores differ by up to {float((found - expected).abs().max()):.3g}, in the "
             f"root mean square by {difference:.3g}, of which rounding explains {explained:.3g}; "
-            f"they are up to {largest:.3g}. {same:.0%} of {len(expected)} images get the same "
-            f"class. {rounding.causes}"
+            f"they are up to {largest:.3g}. {rounding.causes}"
         )
 
 

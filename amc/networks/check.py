@@ -1,4 +1,4 @@
-"""Whether a network and the images it is to classify fit each other."""
+"""Whether a network, the images that it is given, and what it is for fit each other."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import NetworkError
+from amc.objectives import DEFAULT, Objective
 
 # Raised by code that is wrong whatever the images' sizes.
 _CODE_ERRORS = (TypeError, AttributeError, LookupError, NameError, ImportError, NotImplementedError)
 
 
-def check_network(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def check_network(
+    network: nn.Module, image_shape: tuple[int, int, int], objective: Objective = DEFAULT
+) -> Tensor:
     """Run one black and one noise image through the network, which is left as it was.
 
     Returns:
-        The number of classes that it scores.
+        Its outputs.
 
     Raises:
-        NetworkError: It rejects images of this shape, or its output is not finite or not of
-            shape (2, classes).
+        NetworkError: It rejects images of this shape, or its output is not finite or does not
+            fit the objective.
     """
     output = run_images(network, image_shape)
     name, shape = type(network).__name__, "x".join(map(str, image_shape))
-    if output.dim() != 2 or len(output) != 2:
+    if not objective.fits(output, 2):
         raise NetworkError(
-            f"{name} must return a tensor of shape (2, classes) for two images of {shape}, "
-            f"got {tuple(output.shape)}. amc compresses classifiers."
+            f"{name} returns a tensor of shape {tuple(output.shape)} for two images of {shape}; "
+            f"objective={objective.name} expects {objective.expected}. A network for another task "
+            "needs an objective of its own: objective=package.module:Class."
         )
     if not bool(torch.isfinite(output).all()):
         raise NetworkError(
             f"{name} returns NaN or infinity for images of {shape}. Check its checkpoint."
         )
-    return output.shape[1]
+    return output
 
 
 def run_images(
@@ -57,8 +61,8 @@ def run_images(
     output = _eval_forward(network, images, changes)
     if not isinstance(output, Tensor):
         raise NetworkError(
-            f"{type(network).__name__} must return one tensor (images, classes), it returned "
-            f"{_described(output)}. Give amc a module that returns the scores alone: its forward "
+            f"{type(network).__name__} must return one tensor (images, ...), it returned "
+            f"{_described(output)}. Give amc a module that returns the outputs alone: its forward "
             f"returns self.network(images){_access(output)}. Auxiliary outputs of a network by "
             "name are switched off in network.options."
         )

@@ -1,4 +1,4 @@
-"""What every single decision costs in accuracy, estimated without an evaluation."""
+"""What every single decision costs in divergence, estimated without an evaluation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from amc.compress.quantization import (
     weight_scale,
 )
 from amc.graph.graph import NetworkGraph
+from amc.objectives import DEFAULT, Objective
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
 from amc.recovery.sensitivity import LinearChange, OutputChange, divergences
@@ -65,6 +66,7 @@ def layer_errors(
     removed: Callable[[int, int], Changes],
     pairs: Sequence[Bits],
     blocks: Mapping[int, float] | None = None,
+    objective: Objective = DEFAULT,
 ) -> LayerErrors:
     """The errors of all decisions that a walk may take, from one backward pass.
 
@@ -74,6 +76,7 @@ def layer_errors(
         removed: (group index, channels kept) -> what that does to the layers that read it.
         pairs: Bit-widths on offer.
         blocks: Free group index -> the divergence without the residual block that goes with it.
+        objective: What divergence is.
 
     Raises:
         CalibrationError: Gradients are not finite.
@@ -93,7 +96,7 @@ def layer_errors(
         for width in {pair.activation for pair in pairs} - {FLOAT_BITS}:
             change = _rounded_input(statistics.values[layer.name], width)
             table.add(("input", layer.index, width), {layer.name: change})
-    found = table.estimate(graph, images)
+    found = table.estimate(graph, images, objective)
     removal = []
     for group in graph.groups:
         measured = {k: found["removal", group.index, k] for k in levels.get(group.index, ())}
@@ -131,8 +134,10 @@ class _Table:
             self._changes.setdefault(path, []).append((len(self._keys), change))
         self._keys.append(key)
 
-    def estimate(self, graph: NetworkGraph, images: Tensor) -> dict[Key, float]:
-        values = divergences(graph, images, self._changes, len(self._keys))
+    def estimate(
+        self, graph: NetworkGraph, images: Tensor, objective: Objective
+    ) -> dict[Key, float]:
+        values = divergences(graph, images, self._changes, len(self._keys), objective=objective)
         return dict(zip(self._keys, values.tolist(), strict=True))
 
 

@@ -1,8 +1,8 @@
 """How much a change of a layer's output matters to the network's decision, without running it.
 
-A small change dy of outputs moves the class probabilities by a KL divergence of
+A small change dy of outputs moves what the network predicts by a KL divergence of
 ``0.5 * dy^T F dy`` nats, with F the Fisher information (Amari 1998; for channels: Theis et al.
-2018, Molchanov et al. 2019), the expectation of ``g g^T`` over images and labels that the network
+2018, Molchanov et al. 2019), the expectation of ``g g^T`` over images and targets that the network
 itself predicts, g being the gradient of the log-likelihood. Nats are the same unit for every layer,
 decision and network. Two estimates, both from a backward pass that changes no weight:
 
@@ -25,8 +25,8 @@ from torch.nn.grad import conv2d_weight
 
 from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
+from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
-from amc.scores import as_logits
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
 
@@ -66,12 +66,15 @@ OutputChange = LinearChange | Callable[[nn.Module, Tensor], Tensor]
 """(layer, its input) -> change of its output, of the output's shape."""
 
 
-def output_sensitivities(graph: NetworkGraph, images: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def output_sensitivities(
+    graph: NetworkGraph, images: Tensor, seed: int = 0, objective: Objective = DEFAULT
+) -> dict[str, Tensor]:
     """Divergence, in nats per image, for each unit of mean squared error of an output channel.
 
     Args:
         images: Normalised, shape (n, channels, height, width).
-        seed: Of the labels that are drawn.
+        seed: Of the targets that are drawn.
+        objective: What they are drawn by.
 
     Returns:
         Layer path -> float64, shape (outputs,); 0 where no gradient comes back.
@@ -88,7 +91,7 @@ def output_sensitivities(graph: NetworkGraph, images: Tensor, seed: int = 0) -> 
         channel = -1 if isinstance(layer, nn.Linear) else 1
         sums[path] += gradient.double().square().movedim(channel, 0).flatten(1).sum(1)
 
-    _run_backward(graph, images, seed, list(sums), note, "weighing channels")
+    _run_backward(graph, images, seed, objective, list(sums), note, "weighing channels")
     for path, total in sums.items():
         _check_finite(path, total)
     return {path: total / (2 * len(images)) for path, total in sums.items()}
@@ -100,6 +103,7 @@ def divergences(
     changes: Mapping[str, Sequence[tuple[int, OutputChange]]],
     count: int,
     seed: int = 0,
+    objective: Objective = DEFAULT,
 ) -> npt.NDArray[np.float64]:
     """Estimated divergence, in nats, of so many hypothetical changes.
 
@@ -128,7 +132,7 @@ def divergences(
                 pulled = (change(layer, received) * gradient).double()
                 pulls[number, at] += pulled.flatten(1).sum(1)
 
-    _run_backward(graph, images, seed, list(changes), note, "weighing decisions")
+    _run_backward(graph, images, seed, objective, list(changes), note, "weighing decisions")
     for path, numbered in changes.items():
         _check_finite(path, pulls[[number for number, _ in numbered]])
     found: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
@@ -168,8 +172,8 @@ def _check_finite(path: str, values: Tensor) -> None:
         )
 
 
-def _check_scores(scores: Tensor) -> None:
-    if not bool(torch.isfinite(scores).all()):
+def _check_outputs(outputs: Tensor) -> None:
+    if not bool(torch.isfinite(outputs).all()):
         raise CalibrationError(
             "The network's outputs are not finite on the calibration images. Expected a trained "
             "network that gives numbers; check its weights and the data's mean/std."
@@ -180,6 +184,7 @@ def _run_backward(
     graph: NetworkGraph,
     images: Tensor,
     seed: int,
+    objective: Objective,
     paths: Sequence[str],
     note: Callable[[str, nn.Module, Tensor, Tensor, slice], None],
     description: str,
@@ -206,11 +211,9 @@ def _run_backward(
                 part = images[start : start + batch]
                 now = slice(start, start + len(part))
                 # A sum is no leaf: networks that work in place may change it.
-                outputs = as_logits(module(part.clone().requires_grad_() + 0))
-                scores = functional.log_softmax(outputs, 1)
-                _check_scores(scores)
-                drawn = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-                loss = functional.nll_loss(scores, drawn.squeeze(1), reduction="sum")
+                outputs = module(part.clone().requires_grad_() + 0)
+                _check_outputs(outputs)
+                loss = objective.sampled_loss(outputs, generator)
                 loss.backward()  # type: ignore[no-untyped-call]
                 bar.advance(len(part))
     finally:

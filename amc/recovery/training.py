@@ -1,9 +1,8 @@
-"""One training loop: a base network from labels, or a compressed network from its original.
+"""One training loop: a base network from targets, or a compressed network from its original.
 
-With a teacher the loss is the one of knowledge distillation (Hinton et al. 2015, section 2):
-``w T^2 KL(teacher_T || student_T) + (1 - w) CE(labels, student)``, where the subscript means
-softmax of logits / T, and T^2 keeps the gradient's size independent of T. Without labels the first
-part is all.
+With a teacher the loss is the one of knowledge distillation (Hinton et al. 2015, section 2), ``w``
+of the objective's loss by the teacher's outputs and ``1 - w`` of its loss by the targets. Without
+targets the first part is all.
 
 The loop can be killed at any moment. After every epoch all that the next one depends on goes
 into a single file, and everything random in an epoch is drawn from (seed, epoch) alone, so
@@ -28,8 +27,8 @@ from amc.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, 
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
 from amc.files import fingerprint, write_tensors
 from amc.layout import fast_layout, laid_out, lay_out
+from amc.objectives import DEFAULT, Objective, primary_score
 from amc.progress import Bar, progress_bar
-from amc.scores import are_probabilities, as_logits
 from amc.sealed import Sealed
 
 STATE_FILE = "training.safetensors"
@@ -88,9 +87,9 @@ class TrainingSettings:
         batch_size: Images per step. What is left over at an epoch's end waits for another
             epoch's order, so that every step sees a full batch.
         warmup_fraction: Part of all steps over which the learning rate rises from 0.
-        label_smoothing: Of the cross entropy.
-        distillation_weight: Of the teacher in the loss; 0 means labels only.
-        temperature: T of the softmaxes that student and teacher are compared at.
+        label_smoothing: Of the loss by the targets.
+        distillation_weight: Of the teacher in the loss; 0 means targets only.
+        temperature: That student and teacher are compared at (of classification: T of softmaxes).
         seed: Of order, augmentation and dropout.
         augment: Names of ``AUGMENTATIONS``, applied in this order.
         mixed_precision: Autocast on CUDA; without effect on a CPU.
@@ -157,34 +156,27 @@ Digits come centred: so short a training gains nothing from shifted ones.
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of a training; accuracies are fractions.
+    """One epoch of a training; scores are the objective's primary one.
 
     Attributes:
         epoch: 1 for the first.
         loss: Mean over the epoch's steps.
-        train_accuracy: On the augmented images, while they were trained on; None without labels.
-        accuracy: What ``evaluate`` said after the epoch; None without it, and without labels.
+        train_score: On the augmented images, while they were trained on; None without targets.
+        score: What ``evaluate`` said after the epoch; None without it.
         learning_rate: At the epoch's last step.
-        agreement: What ``evaluate`` said after the epoch where there are no labels.
     """
 
     epoch: int
     loss: float
-    train_accuracy: float | None
-    accuracy: float | None
+    train_score: float | None
+    score: float | None
     learning_rate: float
-    agreement: float | None = None
-
-    @property
-    def quality(self) -> float | None:
-        """What epochs are compared by; None where nothing evaluated them."""
-        return self.agreement if self.accuracy is None else self.accuracy
 
 
 _EPOCH: dict[str, Kind] = {
     "epoch": WHOLE,
     **dict.fromkeys(("loss", "learning_rate"), NUMBER),
-    **dict.fromkeys(("train_accuracy", "accuracy", "agreement"), or_null(NUMBER)),
+    **dict.fromkeys(("train_score", "score"), or_null(NUMBER)),
 }
 _IS_EPOCH: Kind = (
     lambda value: (
@@ -196,13 +188,13 @@ _IS_EPOCH: Kind = (
 )
 _STATE = Sealed(
     "amc-training",
-    2,  # 2: a checksum
+    3,  # 2: a checksum; 3: scores of any objective
     "the state of a training",
     {
         "identity": OBJECT,
         "history": list_of(_IS_EPOCH),
         "best_epoch": WHOLE,
-        "best_accuracy": or_null(NUMBER),
+        "best_score": or_null(NUMBER),
         "scaler": OBJECT,
     },
     "Remove it to start over.",
@@ -216,14 +208,14 @@ class TrainingResult:
     Attributes:
         network: The one that was passed in, in eval mode, with the best weights.
         best_epoch: The epoch they are from; 0 means that none was better than the start.
-        best_accuracy: Theirs, as a fraction; None when nothing evaluated it, and without labels.
+        best_score: Theirs; None when nothing evaluated it.
         history: One record per epoch, those before a resume included.
         complete: False when it was stopped before its last epoch.
     """
 
     network: nn.Module
     best_epoch: int
-    best_accuracy: float | None
+    best_score: float | None
     history: tuple[EpochRecord, ...]
     complete: bool
 
@@ -234,11 +226,12 @@ class TrainingResult:
 def train(
     network: nn.Module,
     images: Tensor,
-    labels: Tensor | None,
+    targets: Tensor | None,
     *,
     mean: Sequence[float] | Tensor,
     std: Sequence[float] | Tensor,
     settings: TrainingSettings,
+    objective: Objective = DEFAULT,
     teacher: nn.Module | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint_folder: Path | None = None,
@@ -250,36 +243,37 @@ def train(
     """Train a network in place and give it its best weights back.
 
     SGD with Nesterov momentum; the learning rate rises linearly, then falls as a cosine to 0.
-    Of epochs that are equally accurate the last one is the best; without ``evaluate`` simply
-    the last. Runs on the device that the network is on; only parameters that require a
-    gradient change (and BN statistics).
+    Of epochs of the same score the last one is the best; without ``evaluate`` simply the last.
+    Runs on the device that the network is on; only parameters that require a gradient change (and
+    BN statistics).
 
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float in 0..1.
-        labels: Class indices, shape (N,). None: there are none, and the teacher alone is learned
-            from.
+        targets: As the objective takes them, (N, ...). None: there are none, and the teacher
+            alone is learned from.
         mean, std: Of the channels of images in 0..1, shape (C,).
         teacher: The original network, on the same device; put into eval mode, never changed.
-        evaluate: Accuracy as a fraction, on data that is not trained on; without labels the
-            agreement with the teacher.
+        objective: What the losses are of.
+        evaluate: A score on data that is not trained on.
         checkpoint_folder: Where the state is kept. A call with the same folder and the same
             arguments goes on after the last full epoch.
         on_epoch: Told of every epoch that this call has trained.
         should_stop: Asked before every step. Stopping, and Ctrl-C, loses the current epoch only.
 
     Raises:
-        ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without labels.
-        DataError: Images and labels do not belong together.
-        NetworkError: Outputs are not (N, classes), or the teacher's are of another shape.
+        ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without targets.
+        DataError: Images and targets do not belong together.
+        NetworkError: Outputs do not fit the objective or the targets, or the teacher's are of
+            another shape.
         ArtifactError: The folder's state is unreadable or of a training with other arguments.
         EvaluationError: The loss is not finite.
         StorageError: The state cannot be written.
     """
-    _check_arguments(images, labels, settings, teacher)
-    batches = _Batches(images, labels, mean, std, settings, _device_of(network))
-    loss = _Loss(settings, teacher)
+    _check_arguments(images, targets, settings, teacher)
+    batches = _Batches(images, targets, mean, std, settings, _device_of(network))
+    loss = _Loss(objective, settings, teacher, batches.targets)
     identity = _identity(network, batches, settings, teacher) if checkpoint_folder else {}
-    run = _Run(network, settings, checkpoint_folder, identity, is_labelled=batches.is_labelled)
+    run = _Run(network, settings, checkpoint_folder, identity)
     with (
         _layout_for_speed(network, teacher, batches),
         progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
@@ -292,7 +286,7 @@ def train(
                 if record is None:
                     break
                 run.finish_epoch(record)
-                bar.advance(0, note=_note(record))
+                bar.advance(0, note=_note(record, objective, labelled=targets is not None))
                 if on_epoch is not None:
                     on_epoch(record)
         except KeyboardInterrupt:
@@ -324,7 +318,7 @@ def _train_epoch(
     """One epoch and its evaluation; None when it was stopped."""
     network, device = run.network, batches.device
     losses = torch.zeros(batches.steps, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    judged = torch.zeros(batches.steps, dtype=torch.float64, device=device)
     first_step, all_steps = (epoch - 1) * batches.steps, run.settings.epochs * batches.steps
     learning_rate = 0.0
     network.train()
@@ -334,24 +328,21 @@ def _train_epoch(
                 return None
             learning_rate = learning_rate_at(first_step + step, all_steps, run.settings)
             with torch.autocast(device.type, run.half, enabled=run.half is not None):
-                logits = network(inputs)
-                value = loss(logits, inputs, targets, batches.classes)
+                outputs = network(inputs)
+                value = loss(outputs, inputs, targets)
             run.step(value, learning_rate)
             losses[step] = value.detach()
             if targets is not None:
-                correct += (logits.detach().argmax(1) == targets).sum()
+                judged[step] = loss.score(outputs.detach(), targets)
             bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
     _check_finite(losses, epoch, learning_rate)
     network.eval()
-    quality = None if evaluate is None else float(evaluate(network))
-    is_labelled = batches.is_labelled
     return EpochRecord(
         epoch=epoch,
         loss=float(losses.mean()),
-        train_accuracy=int(correct) / (batches.steps * batches.size) if is_labelled else None,
-        accuracy=quality if is_labelled else None,
+        train_score=None if batches.targets is None else float(judged.mean()),
+        score=None if evaluate is None else float(evaluate(network)),
         learning_rate=learning_rate,
-        agreement=None if is_labelled else quality,
     )
 
 
@@ -367,78 +358,79 @@ def _check_finite(losses: Tensor, epoch: int, learning_rate: float) -> None:
         )
 
 
-def _note(record: EpochRecord) -> str:
-    accuracy = record.train_accuracy if record.accuracy is None else record.accuracy
-    if accuracy is None:
+def _note(record: EpochRecord, objective: Objective, *, labelled: bool) -> str:
+    score = record.train_score if record.score is None else record.score
+    if score is None:
         return f"loss {record.loss:.3f}"
-    return f"loss {record.loss:.3f}, accuracy {100 * accuracy:.2f} %"
+    named = primary_score(objective, labelled=labelled)
+    return f"loss {record.loss:.3f}, {named.name} {named.text(score)}"
 
 
 # ----------------------------------------------------------------------------------- loss
 
 
 class _Loss:
-    """Cross entropy with the labels, mixed with the divergence from the teacher."""
+    """The objective's loss by the targets, mixed with its loss by the teacher's outputs."""
 
-    def __init__(self, settings: TrainingSettings, teacher: nn.Module | None) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        objective: Objective,
+        settings: TrainingSettings,
+        teacher: nn.Module | None,
+        targets: Tensor | None,
+    ) -> None:
+        """
+        Args:
+            targets: All that there are.
+        """
+        self._objective, self._settings, self._targets = objective, settings, targets
         self._teacher = teacher.eval() if teacher is not None else None
-        self._probabilities: bool | None = None  # whether networks end with a softmax
+        self._is_fitted = False
 
-    def __call__(
-        self, outputs: Tensor, inputs: Tensor, targets: Tensor | None, classes: int
-    ) -> Tensor:
-        if outputs.ndim != 2 or len(outputs) != len(inputs) or outputs.shape[1] < classes:
+    def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        if not self._objective.fits(outputs, len(inputs)):
             raise NetworkError(
-                f"The network must return ({len(inputs)}, at least {classes}) for "
-                f"{len(inputs)} images of {classes} classes, got {tuple(outputs.shape)}. "
-                "Set its number of classes to the data's."
+                f"The network returned {tuple(outputs.shape)} for {len(inputs)} images; expected "
+                f"{self._objective.expected}."
             )
-        logits = self._logits(outputs.float())
-        taught = self._distilled(logits, inputs)
+        outputs = outputs.float()
+        if not self._is_fitted:
+            self._fit(outputs.detach())
+        taught = self._distilled(outputs, inputs)
         if targets is None:
             assert taught is not None
             return taught
-        labelled = F.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
+        smoothing = self._settings.label_smoothing
+        labelled = self._objective.target_loss(outputs, targets, smoothing)
         if taught is None:
             return labelled
         weight = self._settings.distillation_weight
         return weight * taught + (1 - weight) * labelled
 
-    def _distilled(self, logits: Tensor, inputs: Tensor) -> Tensor | None:
-        """The divergence from the teacher; None where it does not count."""
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What epochs are compared by, of one step."""
+        named = primary_score(self._objective, labelled=True)
+        return self._objective.judge(outputs.float(), targets, None)[named.name]
+
+    def _fit(self, outputs: Tensor) -> None:
+        # Once, for student and teacher alike: asking at every step would make a GPU wait.
+        why = "" if self._targets is None else self._objective.mismatch(outputs, self._targets)
+        if why:
+            raise NetworkError(f"The labels do not fit the network: {why}.")
+        self._objective, self._is_fitted = self._objective.fitted(outputs), True
+
+    def _distilled(self, outputs: Tensor, inputs: Tensor) -> Tensor | None:
+        """The loss by the teacher; None where it does not count."""
         if self._teacher is None or self._settings.distillation_weight == 0:
             return None
         with torch.no_grad():  # not inference_mode: the loss keeps the targets for its gradient
-            taught = self._logits(self._teacher(inputs).float())
-        return distillation_loss(logits, taught, self._settings.temperature)
-
-    def _logits(self, outputs: Tensor) -> Tensor:
-        # Seen once, for student and teacher alike: asking at every step would make a GPU wait.
-        if self._probabilities is None:
-            self._probabilities = are_probabilities(outputs.detach())
-        return as_logits(outputs, self._probabilities)
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images.
-
-    Hinton et al. 2015, section 2.1. Both are logits of shape (N, classes).
-
-    Raises:
-        NetworkError: The shapes differ.
-    """
-    if student.shape != teacher.shape:
-        raise NetworkError(
-            f"The teacher must return what the network returns, {tuple(student.shape)}, got "
-            f"{tuple(teacher.shape)}. Distil from the network that this one was made of."
-        )
-    return temperature**2 * F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
+            taught = self._teacher(inputs).float()
+        if taught.shape != outputs.shape:
+            raise NetworkError(
+                f"The teacher must return what the network returns, {tuple(outputs.shape)}, got "
+                f"{tuple(taught.shape)}. Distil from the network that this one was made of."
+            )
+        return self._objective.teacher_loss(outputs, taught, self._settings.temperature)
 
 
 # ----------------------------------------------------------------------------------- data
@@ -448,34 +440,31 @@ class _Batches:
     """The images in a fresh order every epoch, augmented, normalised, on the device.
 
     Attributes:
+        targets: Of all images, in their order.
         layout: How they lie in memory there.
     """
 
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor | None,
+        targets: Tensor | None,
         mean: Sequence[float] | Tensor,
         std: Sequence[float] | Tensor,
         settings: TrainingSettings,
         device: torch.device,
     ) -> None:
         self._images, self._settings = images, settings
-        self._labels = None if labels is None else labels.long()
+        is_whole = targets is not None and not targets.is_floating_point()
+        self.targets = targets.long() if is_whole and targets is not None else targets
         self.device = device
         self.layout = torch.contiguous_format
-        self.classes = 0 if labels is None else int(labels.max()) + 1
         self.size = min(settings.batch_size, len(images))
         self.steps = len(images) // self.size
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=device)[:, None, None]
         self._std = torch.as_tensor(std, dtype=torch.float32, device=device)[:, None, None]
 
-    @property
-    def is_labelled(self) -> bool:
-        return self._labels is not None
-
     def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Inputs (B, C, H, W) and targets (B,), if there are any."""
+        """Inputs (B, C, H, W) and targets (B, ...), if there are any."""
         generator = torch.Generator().manual_seed(_stream(self._settings.seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         for rows in order[: self.steps * self.size].view(self.steps, self.size):
@@ -488,8 +477,8 @@ class _Batches:
             yield (
                 laid_out(inputs, self.layout),
                 None
-                if self._labels is None
-                else self._labels[rows.to(self._labels.device)].to(self.device),
+                if self.targets is None
+                else self.targets[rows.to(self.targets.device)].to(self.device),
             )
 
     @property
@@ -499,9 +488,9 @@ class _Batches:
         return channels, height, width
 
     def fingerprint(self) -> str:
-        """Changes with any pixel, label, mean or std."""
-        labels = () if self._labels is None else (self._labels,)
-        return fingerprint(self._images, *labels, self._mean, self._std)
+        """Changes with any pixel, target, mean or std."""
+        targets = () if self.targets is None else (self.targets,)
+        return fingerprint(self._images, *targets, self._mean, self._std)
 
 
 def _stream(seed: int, epoch: int) -> int:
@@ -509,15 +498,15 @@ def _stream(seed: int, epoch: int) -> int:
 
 
 def _check_arguments(
-    images: Tensor, labels: Tensor | None, settings: TrainingSettings, teacher: nn.Module | None
+    images: Tensor, targets: Tensor | None, settings: TrainingSettings, teacher: nn.Module | None
 ) -> None:
-    fitting = labels is None or labels.shape == images.shape[:1]
+    fitting = targets is None or targets.shape[:1] == images.shape[:1]
     if images.ndim != 4 or not fitting or len(images) == 0:
         raise DataError(
-            "Training needs images (N, C, H, W) and labels (N,) with N above 0, got "
-            f"{tuple(images.shape)} and {None if labels is None else tuple(labels.shape)}."
+            "Training needs images (N, C, H, W) and labels (N, ...) with N above 0, got "
+            f"{tuple(images.shape)} and {None if targets is None else tuple(targets.shape)}."
         )
-    if labels is None and (teacher is None or settings.distillation_weight == 0):
+    if targets is None and (teacher is None or settings.distillation_weight == 0):
         raise ConfigError(
             "Without labels a network learns from the original alone: give it, and set "
             f"distillation_weight above 0, got {settings.distillation_weight}."
@@ -543,17 +532,14 @@ class _Run:
         settings: TrainingSettings,
         folder: Path | None,
         identity: dict[str, Any],
-        *,
-        is_labelled: bool = True,
     ) -> None:
         self.network, self.settings = network, settings
-        self._is_labelled = is_labelled
         self.history: list[EpochRecord] = []
         self.half = _half_precision(_device_of(network), settings)
         self._folder, self._identity = folder, identity
         self._best: dict[str, Tensor] = {}
         self._best_epoch = 0
-        self._best_quality: float | None = None
+        self._best_score: float | None = None
         self._scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
         self._trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._optimizer = _sgd(self._trained, settings)
@@ -570,10 +556,10 @@ class _Run:
     def finish_epoch(self, record: EpochRecord) -> None:
         """Remember the epoch, its weights if they are the best, and write both down."""
         self.history.append(record)
-        to_beat = self._best_quality
-        is_best = to_beat is None or record.quality is None or record.quality >= to_beat
+        to_beat = self._best_score
+        is_best = to_beat is None or record.score is None or record.score >= to_beat
         if is_best:
-            self._keep_best(record.epoch, record.quality)
+            self._keep_best(record.epoch, record.score)
         if self._folder is not None:
             self._write_state(self._folder)
             if is_best:
@@ -594,14 +580,14 @@ class _Run:
         return TrainingResult(
             network=self.network.eval(),
             best_epoch=self._best_epoch,
-            best_accuracy=self._best_quality if self._is_labelled else None,
+            best_score=self._best_score,
             history=tuple(self.history),
             complete=len(self.history) == self.settings.epochs,
         )
 
-    def _keep_best(self, epoch: int, quality: float | None) -> None:
+    def _keep_best(self, epoch: int, score: float | None) -> None:
         self._best = {n: t.detach().clone() for n, t in self.network.state_dict().items()}
-        self._best_epoch, self._best_quality = epoch, quality
+        self._best_epoch, self._best_score = epoch, score
 
     def _write_state(self, folder: Path) -> None:
         tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
@@ -614,7 +600,7 @@ class _Run:
             "identity": self._identity,
             "history": [asdict(record) for record in self.history],
             "best_epoch": self._best_epoch,
-            "best_accuracy": self._best_quality,
+            "best_score": self._best_score,
             "scaler": self._scaler.state_dict(),
         }
         _STATE.write(folder / STATE_FILE, tensors, document)
@@ -637,7 +623,7 @@ class _Run:
         self._best = best
         self.history = [EpochRecord(**record) for record in document["history"]]
         self._best_epoch = document["best_epoch"]
-        self._best_quality = document["best_accuracy"]
+        self._best_score = document["best_score"]
         if document["scaler"]:
             self._scaler.load_state_dict(document["scaler"])
 

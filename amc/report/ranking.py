@@ -10,26 +10,27 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from amc.objectives import NamedScore
 from amc.report.tables import MISSING
 
 
 @dataclass(frozen=True)
 class Score:
-    """One search of a comparison; accuracies are fractions, None where there are no labels.
+    """One search of a comparison.
 
     Attributes:
         reward: The best that the search saw, on its own images.
-        search_accuracy, test_accuracy: Of the winner, repaired: on the whole search split and on
-            the test split.
-        test_agreement: Of the winner with the original, nats, on the test split.
-        drop: Test accuracy of the original minus the winner's.
+        search, test: The objective's scores of the winner, repaired: on the whole search split
+            and on the test split.
+        drop: What the winner's primary score on the test split is below the original's; None where
+            there are no labels.
         evaluations: How many strategies were evaluated.
         evaluations_to_beat_uniform: Until a reward above the best uniform strategy's; None: never.
         beats_uniform: Whether the winner's reward on the whole search split is above that of the
@@ -41,9 +42,8 @@ class Score:
     agent: str
     seed: int
     reward: float
-    search_accuracy: float | None
-    test_accuracy: float | None
-    test_agreement: float
+    search: Mapping[str, float]
+    test: Mapping[str, float]
     drop: float | None
     evaluations: int
     evaluations_to_beat_uniform: int | None
@@ -73,31 +73,26 @@ class RankingRow:
         known = self.known(value)
         return statistics.fmean(known) if known else None
 
-    @property
-    def test_accuracy(self) -> float | None:
-        """Mean over the finished seeds: what agents are ranked by."""
-        return self.mean(lambda score: score.test_accuracy)
-
-    @property
-    def tested(self) -> float:
-        """What agents are ranked by: on the test split, accuracy or, without labels, agreement."""
-        if self.test_accuracy is not None:
-            return self.test_accuracy
-        agreement = self.mean(lambda score: score.test_agreement)
-        return -math.inf if agreement is None else agreement
+    def tested(self, primary: NamedScore) -> float:
+        """What agents are ranked by: the mean of the primary score on the test split."""
+        mean = self.mean(lambda score: score.test.get(primary.name))
+        return -math.inf if mean is None else mean
 
 
-def rank(scores: Sequence[Score], agents: Sequence[str], seeds: int) -> list[RankingRow]:
+def rank(
+    scores: Sequence[Score], agents: Sequence[str], seeds: int, primary: NamedScore
+) -> list[RankingRow]:
     """A row for every agent, by what the test split says, best first; agents without a score last.
 
     Args:
         seeds: How many were asked for, of each agent.
+        primary: What they are ranked by.
     """
     rows = [
         RankingRow(agent, seeds, tuple(score for score in scores if score.agent == agent))
         for agent in agents
     ]
-    return sorted(rows, key=lambda row: -row.tested)
+    return sorted(rows, key=lambda row: -row.tested(primary))
 
 
 # -- the table -----------------------------------------------------------------------------
@@ -116,7 +111,7 @@ def _spread(row: RankingRow, value: Callable[[Score], float | None]) -> str:
     return f"{_percent(row, value)} ± {100 * statistics.stdev(known):.2f}"
 
 
-def _number(row: RankingRow, value: Callable[[Score], float | None], digits: str) -> str:
+def _number(row: RankingRow, value: Callable[[Score], float | None], digits: str = ".4g") -> str:
     mean = row.mean(value)
     return MISSING if mean is None else f"{mean:{digits}}"
 
@@ -147,45 +142,56 @@ _Column = tuple[str, str, Callable[[RankingRow], str]]
 """Title, its second line, cell."""
 
 _SEEDS: _Column = ("seeds", "", _seeds)
-_ACCURACIES: tuple[_Column, ...] = (
-    ("test", "acc. %", lambda row: _spread(row, lambda s: s.test_accuracy)),
-    ("drop", "points", lambda row: _percent(row, lambda s: s.drop)),
-    ("search", "acc. %", lambda row: _percent(row, lambda s: s.search_accuracy)),
-)
-_AGREEMENT: _Column = ("test", "agreement", lambda r: _number(r, lambda s: s.test_agreement, ".4g"))
 _OTHERS: tuple[_Column, ...] = (
     ("beats", "uniform", _better),
-    ("best", "reward", lambda row: _number(row, lambda s: s.reward, ".4g")),
-    ("evals", "", lambda row: _number(row, lambda s: s.evaluations, ".4g")),
+    ("best", "reward", lambda row: _number(row, lambda s: s.reward)),
+    ("evals", "", lambda row: _number(row, lambda s: s.evaluations)),
     ("at", "eval", _beaten_after),
     ("agent", "s/eval", lambda row: _number(row, lambda s: s.agent_seconds / s.evaluations, ".3f")),
 )
 
 LEGEND = """\
-Means over seeds; the test accuracy ± the standard deviation.
+Means over seeds; what is in percent on the test split ± the standard deviation.
 
 - test, drop: the winner, repaired, on the test split; how much the original is above it.
 - search: the winner, repaired, on the whole search split. beats uniform: in how many seeds its
   reward there is above the best uniform strategy's.
-- test agreement, in place of these where there are no labels: minus the divergence from the
-  original's outputs, nats.
+- where there are no labels, test alone: by the original's outputs (agreement: minus the divergence
+  from them, nats).
 - best reward: on the search's own images: no result. at eval: the evaluation whose reward is the
   first above the best uniform strategy's; the median over the seeds that came there.
 - agent s/eval: seconds per evaluation that the agent took for itself.
 """
 
 
-def _columns(rows: Sequence[RankingRow]) -> tuple[_Column, ...]:
-    scores = [score for row in rows for score in row.scores]
-    unlabelled = bool(scores) and all(score.test_accuracy is None for score in scores)
-    return (_SEEDS, *((_AGREEMENT,) if unlabelled else _ACCURACIES), *_OTHERS)
+def _columns(primary: NamedScore) -> tuple[_Column, ...]:
+    form = _percent if primary.is_fraction else _number
+
+    def test(score: Score) -> float | None:
+        return score.test.get(primary.name)
+
+    def search(score: Score) -> float | None:
+        return score.search.get(primary.name)
+
+    spread = _spread if primary.is_fraction else _number
+    tested: _Column = ("test", primary.heading, lambda row: spread(row, test))
+    if not primary.needs_targets:
+        return (_SEEDS, tested, *_OTHERS)
+    drop = "points" if primary.is_fraction else ""
+    return (
+        _SEEDS,
+        tested,
+        ("drop", drop, lambda row: form(row, lambda score: score.drop)),
+        ("search", primary.heading, lambda row: form(row, search)),
+        *_OTHERS,
+    )
 
 
-def ranking_table(rows: Sequence[RankingRow]) -> Table:
+def ranking_table(rows: Sequence[RankingRow], primary: NamedScore) -> Table:
     """The ranking for a terminal of 100 columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("agent", no_wrap=True)
-    columns = _columns(rows)
+    columns = _columns(primary)
     for title, unit, _ in columns:
         table.add_column(f"{title}\n{unit}", justify="right", no_wrap=True)
     for row in rows:
@@ -193,9 +199,9 @@ def ranking_table(rows: Sequence[RankingRow]) -> Table:
     return table
 
 
-def ranking_markdown(rows: Sequence[RankingRow]) -> str:
+def ranking_markdown(rows: Sequence[RankingRow], primary: NamedScore) -> str:
     """The same table in Markdown."""
-    columns = _columns(rows)
+    columns = _columns(primary)
     titles = [f"{title} {unit}".rstrip() for title, unit, _ in columns]
     lines = [["agent", *titles], [":--", *("--:" for _ in titles)]]
     lines += [[row.agent, *(cell(row) for _, _, cell in columns)] for row in rows]
@@ -211,11 +217,21 @@ def never_better_than_uniform(rows: Sequence[RankingRow]) -> list[str]:
     ]
 
 
-def scores_csv(scores: Sequence[Score]) -> str:
-    """One line per agent and seed, all numbers unrounded; what is not known is empty."""
-    names = [field.name for field in fields(Score)]
+def scores_csv(scores: Sequence[Score], named: Sequence[NamedScore]) -> str:
+    """One line per agent and seed, all numbers unrounded; what is not known is empty.
+
+    Args:
+        named: The objective's scores: those with a heading are in it, as ``search_<name>`` and
+            ``test_<name>``.
+    """
+    shown = [score.name for score in named if score.heading]
+    first, rest = ("agent", "seed", "reward"), [field.name for field in fields(Score)][5:]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(score, name) for name in names] for score in scores)
+    columns = [f"{split}_{name}" for split in ("search", "test") for name in shown]
+    writer.writerow([*first, *columns, *rest])
+    for score in scores:
+        found = [split.get(name) for split in (score.search, score.test) for name in shown]
+        before, after = ([getattr(score, name) for name in names] for names in (first, rest))
+        writer.writerow([*before, *found, *after])
     return text.getvalue()

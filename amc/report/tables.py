@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+
+from amc.objectives import NamedScore
 
 MISSING = "\N{EN DASH}"
 
@@ -19,15 +21,14 @@ class ComparisonRow:
     """One network of a comparison; None is what is not known.
 
     Attributes:
-        test_accuracy, search_accuracy: Fractions, shown as percent.
-        test_agreement, search_agreement: With the original, nats; shown where there are no labels.
+        test, search: The objective's scores by name, on the test and the whole search split.
         predicted_ms: From the device's table.
         measured_ms, measured_spread_ms: On the device itself.
     """
 
     name: str
-    test_accuracy: float | None = None
-    search_accuracy: float | None = None
+    test: Mapping[str, float] = field(default_factory=dict)
+    search: Mapping[str, float] = field(default_factory=dict)
     predicted_ms: float | None = None
     measured_ms: float | None = None
     measured_spread_ms: float | None = None
@@ -35,8 +36,15 @@ class ComparisonRow:
     params: int | None = None
     size_bytes: int | None = None
     energy_mj: float | None = None
-    test_agreement: float | None = None
-    search_agreement: float | None = None
+
+    def number(self, name: str) -> float | None:
+        """A field, or ``test_`` or ``search_`` and the name of a score; None where not known."""
+        split, _, score = name.partition("_")
+        if split in ("test", "search"):
+            value = getattr(self, split).get(score)
+            return None if value is None else value + 0.0  # no -0
+        found: float | None = getattr(self, name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,11 @@ class _Column:
 
     def cell(self, row: ComparisonRow, first: ComparisonRow) -> list[str]:
         """The number and, but for the first row, how it compares with the first row's."""
-        value, reference = getattr(row, self.field), getattr(first, self.field)
+        value, reference = row.number(self.field), first.number(self.field)
         if value is None:
             return [MISSING]
         lines = [f"{value * self.scale + 0.0:{self.form}}"]  # not -0
-        spread = getattr(row, self.spread_field) if self.spread_field else None
+        spread = row.number(self.spread_field) if self.spread_field else None
         if spread is not None:
             lines[0] += f" ± {spread * self.scale:{self.form}}"
         if row is not first and reference is not None and self.relation is not None:
@@ -73,15 +81,7 @@ def _points(value: float, reference: float) -> str:
     return f"{100 * (value - reference):+.2f}"
 
 
-_AGREEMENTS = (
-    _Column("test", "agreement", "test_agreement", 1, ".3g", None),
-    _Column("search", "agreement", "search_agreement", 1, ".3g", None),
-)
-# Accuracies are compared by percentage points too: 91 of 93 % as "0.98x" says little.
-_COLUMNS = (
-    _Column("test", "acc. %", "test_accuracy", 100, ".2f", _points),
-    _Column("search", "acc. %", "search_accuracy", 100, ".2f", _points),
-    *_AGREEMENTS,
+_COSTS = (
     _Column("predicted", "ms", "predicted_ms", 1, ".3f", _ratio),
     _Column("measured", "ms", "measured_ms", 1, ".3f", _ratio, "measured_spread_ms"),
     _Column("MACs", "M", "macs", 1e-6, ".2f", _ratio),
@@ -91,20 +91,26 @@ _COLUMNS = (
 )
 
 
-# The original's agreement with itself is 0, and a spread is no ratio's numerator.
-_NO_RATIO = ("measured_spread_ms", "test_agreement", "search_agreement")
+def _score_columns(scores: Sequence[NamedScore]) -> Iterator[_Column]:
+    for score in scores:
+        # Fractions are compared by percentage points: 91 of 93 % as "0.98x" says little.
+        how = (100, ".2f", _points) if score.is_fraction else (1, ".3g", None)
+        for split in ("test", "search"):
+            yield _Column(split, score.heading, f"{split}_{score.name}", *how)
 
 
-def comparison_table(rows: Sequence[ComparisonRow], title: str | None = None) -> Table:
+def comparison_table(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> Table:
     """A table for a terminal of 100 columns; columns that no row knows are left out.
 
-    The second line of a cell compares it with the first row: a ratio, for accuracies the
-    difference in percentage points.
+    The second line of a cell compares it with the first row: a ratio, for scores that are
+    fractions the difference in percentage points.
+
+    Args:
+        scores: The objective's. Those without a heading are not shown; those that need no labels
+            only where no other is known.
     """
-    columns = _known_columns(rows)
-    table = Table(
-        title=title, box=SIMPLE_HEAD, show_lines=True, pad_edge=False, collapse_padding=True
-    )
+    columns = _known_columns(rows, scores)
+    table = Table(box=SIMPLE_HEAD, show_lines=True, pad_edge=False, collapse_padding=True)
     table.add_column("network", no_wrap=True)
     for column in columns:
         title_lines = f"{column.title}\n{column.unit}"
@@ -115,9 +121,9 @@ def comparison_table(rows: Sequence[ComparisonRow], title: str | None = None) ->
     return table
 
 
-def to_markdown(rows: Sequence[ComparisonRow]) -> str:
+def to_markdown(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> str:
     """The same table in Markdown; ratios and differences stand in parentheses."""
-    columns = _known_columns(rows)
+    columns = _known_columns(rows, scores)
     lines = [
         _markdown_line(["network", *(f"{column.title} ({column.unit})" for column in columns)]),
         _markdown_line([":--", *("--:" for _ in columns)]),
@@ -154,26 +160,38 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{name}", value
 
 
-def to_csv(rows: Sequence[ComparisonRow]) -> str:
-    """All fields unrounded, under their own names; what is not known is empty.
+def to_csv(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> str:
+    """All numbers unrounded, scores that have a heading as ``test_<name>`` and ``search_<name>``.
 
-    Each number has a column ``<name>_ratio`` too: the number over the first row's.
+    What is not known is empty. Each number has a column ``<name>_ratio`` too, the number over the
+    first row's; but for spreads, and scores of which the original's is that of a perfect match.
     """
-    numbers = [field.name for field in fields(ComparisonRow) if field.name != "name"]
-    compared = [name for name in numbers if name not in _NO_RATIO]
+    costs = [f.name for f in fields(ComparisonRow) if f.name not in ("name", "test", "search")]
+    shown = [
+        (score, column.field)
+        for score in scores
+        if score.heading
+        for column in _score_columns([score])
+    ]
+    numbers = [*(name for _, name in shown), *costs]
+    compared = [name for score, name in shown if score.needs_targets]
+    compared += [name for name in costs if name != "measured_spread_ms"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *numbers, *(f"{name}_ratio" for name in compared)])
     for row in rows:
-        ratios = [_exact_ratio(getattr(row, name), getattr(rows[0], name)) for name in compared]
-        writer.writerow([row.name, *(getattr(row, name) for name in numbers), *ratios])
+        ratios = [_exact_ratio(row.number(name), rows[0].number(name)) for name in compared]
+        writer.writerow([row.name, *map(row.number, numbers), *ratios])
     return text.getvalue()
 
 
-def _known_columns(rows: Sequence[ComparisonRow]) -> list[_Column]:
-    known = [c for c in _COLUMNS if any(getattr(row, c.field) is not None for row in rows)]
-    accurate = any(row.search_accuracy is not None for row in rows)
-    return [column for column in known if not accurate or column not in _AGREEMENTS]
+def _known_columns(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> list[_Column]:
+    def known(columns: Iterable[_Column]) -> list[_Column]:
+        return [c for c in columns if any(row.number(c.field) is not None for row in rows)]
+
+    shown = [score for score in scores if score.heading]
+    labelled = known(_score_columns([score for score in shown if score.needs_targets]))
+    return [*(labelled or known(_score_columns(shown))), *known(_COSTS)]
 
 
 def _in_one_line(cell: list[str]) -> str:

@@ -10,11 +10,11 @@ from agents.searcher import build_searcher
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.errors import ConfigError
-from amc.evaluate import Evaluation
 from amc.strategy import FLOAT, Bits
 from envs.belief import ErrorBelief
 from envs.compression import CompressionEnv
 from tests.agents.toy import ToyWalk
+from tests.conftest import classified
 from tests.envs.made_up import SCORE, error_of, losing_env, made_up_errors
 
 LEARNERS = ("ddpg", "td3", "sac")
@@ -426,9 +426,9 @@ def test_belief_proposes_within_the_budget_whatever_the_reward(guided, reward):
 
     def evaluate(strategy):
         lost = error_of(guided.costs, guided.errors, strategy)
-        return Evaluation(0.9 * math.exp(-lost), 1.0, -lost)
+        return classified(0.9 * math.exp(-lost), 1.0, -lost)
 
-    original = Evaluation(0.9, 1.0, 0.0)
+    original = classified(0.9, 1.0, 0.0)
     env = CompressionEnv(guided.costs, evaluate, original, reward, errors=lambda: guided.errors)
     settings = {"belief_share": 1.0, "elite_share": 0.0, "warm_start": "none"}
     result = search("ddpg", 5, env=env, **settings)

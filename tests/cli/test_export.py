@@ -71,14 +71,15 @@ def test_export_writes_the_network_of_the_run_and_says_how_near_it_is(
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert export(run) == 0
     shown = capsys.readouterr().out
-    for said in ("same class", "accuracy, ONNX", "max difference", "size_bytes, packed"):
+    for said in ("same decision", "accuracy, ONNX", "max difference", "size_bytes, packed"):
         assert said in shown
     assert f"written to {run / 'export'}" in shown
     assert all((run / name).read_bytes() == content for name, content in before.items())
     assert {path.name for path in (run / "export").iterdir()} == {"model.onnx", "export.json"}
     document = _report(run)
-    assert document["parity"]["agreement"] == 1
-    assert document["parity"]["torch_accuracy"] == document["parity"]["onnx_accuracy"]
+    assert document["parity"]["same"] == 1
+    torch_scores, onnx_scores = (document["parity"][f"{of}_scores"] for of in ("torch", "onnx"))
+    assert torch_scores["accuracy"] == onnx_scores["accuracy"]
     assert document["latency"]["original"]["latency_ms"] > 0
     assert document["size"]["file_bytes"] == (run / "export" / "model.onnx").stat().st_size
     assert sum(document["size"]["part_bytes"].values()) == document["size"]["file_bytes"]

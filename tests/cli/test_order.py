@@ -90,7 +90,7 @@ def test_an_export_reads_no_data_before_its_options_are_checked(
         ("network.checkpoint=none.pt", "none.pt. Check network.checkpoint."),
         ("+env.min_preserve_ratio=2", "env.min_preserve_ratio must be in (0, 1], got 2"),
         ("+env.weight_bits=[4]", "leave no pair that the device prices"),
-        ("objective=energy", "objective must be one of reward"),
+        ("optimize=energy", "optimize must be one of reward"),
     ],
 )
 def test_a_policy_is_applied_to_no_data_before_its_options_are_checked(

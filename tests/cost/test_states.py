@@ -18,11 +18,11 @@ from amc.cost.model import CostModel, operator_prices
 from amc.cost.states import decoded, encoded
 from amc.cost.walk import WalkCosts
 from amc.errors import TableError
-from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from envs.compression import CompressionEnv
+from tests.conftest import classified
 from tests.cost.asked import RememberingTable
 from tests.export.joins import Concatenated, Inverted, Residual, Shared, built
 from tests.export.nets import SHAPE
@@ -260,7 +260,7 @@ def test_walk_in_integers_is_not_held_up_by_floats_that_may_never_follow(
     costs = CostModel(tiny_graph, loose.choices, Budget("latency_ms", fraction=share), device)
     assert PAIRS[costs.floor_pairs[0]] == FLOAT
     assert costs.start().decision_costs(0, -1, 1)[0, 0] > costs.bound  # before floats
-    score = Evaluation(accuracy=0.5, loss=1.0, agreement=-0.1)
+    score = classified(accuracy=0.5, loss=1.0, agreement=-0.1)
     env = CompressionEnv(costs, lambda strategy: score, score, "agreement")
     env.reset()
     for action in env.encode(integers):

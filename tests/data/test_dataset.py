@@ -133,15 +133,16 @@ def test_tensors_may_come_without_labels():
         number for name in ("train", "search", "test") for number in numbers(getattr(data, name))
     ]
     assert sorted(found) == list(range(200))
-    assert data.for_outputs(7) is data
+    assert data.labels_in_words == "no labels"
     with pytest.raises(DataError, match="without labels, no test_labels"):
         DataSet.from_tensors(images, test_images=images, test_labels=labels)
 
 
-def test_labels_of_other_classes_than_the_networks_do_not_count():
+def test_labels_that_say_nothing_do_not_count():
     data = DataSet.from_tensors(*numbered(200))
-    assert data.for_outputs(4) is data
-    other = data.for_outputs(1000)
+    assert data.labels_in_words == "4 classes"
+    other = data.without_labels("they say nothing")
+    assert (other.why_unlabelled, other.train_labels) == ("they say nothing", None)
     assert isinstance(other, DataSet)
     assert (other.is_labelled, other.num_classes, other.image_shape) == (False, 0, (1, 2, 2))
     assert other.fingerprint() != data.fingerprint()
@@ -149,6 +150,19 @@ def test_labels_of_other_classes_than_the_networks_do_not_count():
         assert getattr(other, name).labels is None
         assert getattr(other, name).images is getattr(data, name).images  # not read twice
         assert getattr(data, name).labels is not None
+
+
+def test_labels_may_be_any_tensors_by_image():
+    images, labels = numbered(200)
+    dense = labels[:, None, None].expand(-1, 2, 2) / 4
+    data = DataSet.from_tensors(images, dense)
+    assert (data.num_classes, data.labels_in_words) == (0, "labels of shape (2, 2)")
+    for name in SPLITS:
+        split = getattr(data, name)
+        assert split.labels[:, 1, 1].tolist() == [number % 4 / 4 for number in numbers(split)]
+    assert data.fingerprint() != DataSet.from_tensors(images, dense + 1).fingerprint()
+    with pytest.raises(DataError, match=r"200 integers, one per image.*of shape \(9, 2, 2\)"):
+        DataSet.from_tensors(images, dense[:9])
 
 
 def test_labels_stay_with_their_images():

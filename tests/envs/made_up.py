@@ -11,8 +11,9 @@ from amc.evaluate import Evaluation
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT_BITS
 from envs.compression import CompressionEnv
+from tests.conftest import classified
 
-SCORE = Evaluation(accuracy=0.5, loss=1.0, agreement=-0.1)
+SCORE = classified(accuracy=0.5, loss=1.0, agreement=-0.1)
 
 
 def made_up_errors(costs: CostModel, seed: int = 0) -> LayerErrors:
@@ -48,9 +49,9 @@ def losing_env(
     """An environment that knows errors and whose agreement is lost by them, or by the truth."""
 
     def evaluate(strategy) -> Evaluation:
-        return Evaluation(0.5, 1.0, -error_of(costs, truth or errors, strategy))
+        return classified(0.5, 1.0, -error_of(costs, truth or errors, strategy))
 
-    return CompressionEnv(costs, evaluate, Evaluation(0.5, 1.0, 0.0), errors=lambda: errors)
+    return CompressionEnv(costs, evaluate, classified(0.5, 1.0, 0.0), errors=lambda: errors)
 
 
 def error_of(costs: CostModel, errors: LayerErrors, strategy) -> float:

@@ -20,12 +20,12 @@ from amc.cost.model import CostModel, choices_for, operator_prices, requests_for
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
 from amc.data import DataSet
 from amc.errors import BudgetError, ConfigError, DeviceError, NetworkError
-from amc.evaluate import Evaluation
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
 from envs.compression import CompressionEnv, make_env
 from envs.observation import FEATURES, PLAIN
 from envs.reward import DEFAULT_REWARD
+from tests.conftest import classified
 from tests.envs.made_up import error_of
 from tests.graph.nets import SHAPE as RESIDUALS
 from tests.graph.nets import Residuals
@@ -48,7 +48,7 @@ NETWORKS = {
     "mobilenet_v2": {"width_mult": 0.25},
     "shufflenet_v2_x0_5": {},  # layers that decide up to five groups at once
 }
-SCORE = Evaluation(accuracy=0.5, loss=1.0, agreement=-0.1)
+SCORE = classified(accuracy=0.5, loss=1.0, agreement=-0.1)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

@@ -7,11 +7,11 @@ from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.errors import ConfigError
-from amc.evaluate import Evaluation
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits
 from envs.compression import CompressionEnv
 from envs.observation import FEATURES, HIGH, INFORMED, LOW, PLAIN, feature_names, observe
+from tests.conftest import classified
 from tests.envs.made_up import guided_env, made_up_errors
 
 # Macs of TinyNet (tests/conftest.py), all channels kept, and with 2 of 4 and 3 of 6:
@@ -22,7 +22,7 @@ BOUND = 0.6 * TOTAL
 
 
 def evaluation(strategy):
-    return Evaluation(0.5, 1.0, 0.0)
+    return classified(0.5, 1.0, 0.0)
 
 
 def env_of(graph, pairs=(FLOAT,), metric="macs", fraction=0.6, low=0.5):

@@ -1,6 +1,7 @@
 import math
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ import torch
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
+from amc.objectives import DEFAULT, NamedScore
 from envs.reward import REWARDS, Outcome, Reward, build_reward
+from tests.conftest import classified
 
 OUTCOME = Outcome(
-    evaluation=Evaluation(accuracy=0.8, loss=0.7, agreement=-0.25),
-    original=Evaluation(accuracy=0.9, loss=0.3, agreement=0.0),
+    evaluation=classified(accuracy=0.8, loss=0.7, agreement=-0.25),
+    original=classified(accuracy=0.9, loss=0.3, agreement=0.0),
     cost=3.0,
     bound=6.0,
     original_cost=12.0,
@@ -95,13 +98,14 @@ def test_reward_must_be_a_number(value):
 
 UNLABELLED = replace(
     OUTCOME,
-    evaluation=Evaluation(None, None, -0.25),
-    original=Evaluation(None, None, 0.0),
+    evaluation=classified(None, None, -0.25),
+    original=classified(None, None, 0.0),
 )
 
 
 def test_agreement_alone_needs_no_labels():
-    assert [name for name, reward in REWARDS.items() if not reward.needs_labels] == ["agreement"]
+    needs = {score.name: score.needs_targets for score in DEFAULT.scores}
+    assert [name for name, reward in REWARDS.items() if not needs[reward.score]] == ["agreement"]
     assert REWARDS["agreement"](UNLABELLED) == -0.25
 
 
@@ -109,10 +113,10 @@ def test_agreement_alone_needs_no_labels():
 def test_rewards_that_need_labels_are_refused_without(name):
     data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2))
     with pytest.raises(ConfigError, match=f"reward={name} needs labels.*its images have none"):
-        REWARDS[name].check_labels(data)
-    with pytest.raises(ConfigError, match=f"reward={name} needs labels.*reward=agreement"):
+        REWARDS[name].check_scores(DEFAULT, data)
+    with pytest.raises(ConfigError, match=f"reward={name} goes by the score 'accuracy'.*agreement"):
         REWARDS[name](UNLABELLED)
-    REWARDS["agreement"].check_labels(data)
+    REWARDS["agreement"].check_scores(DEFAULT, data)
 
 
 def test_reward_of_ones_own_may_do_without_labels_or_is_told_that_it_cannot():
@@ -128,9 +132,28 @@ def test_reward_of_ones_own_may_do_without_labels_or_is_told_that_it_cannot():
     assert build_reward(lambda outcome: 2 * outcome.evaluation.agreement)(UNLABELLED) == -0.5
 
 
-def test_labels_of_other_classes_than_the_networks_are_said():
-    data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2), torch.arange(9) % 3)
-    REWARDS["accuracy"].check_labels(data)
-    said = "none: they are of 3 classes, and the network has 1000 outputs"
+def test_reward_is_told_which_scores_there_are():
+    def mean_iou(outcome):
+        return outcome.evaluation.scores["mean_iou"]
+
+    seen = replace(OUTCOME, evaluation=Evaluation({"mean_iou": 0.5}))
+    assert build_reward(mean_iou)(seen) == 0.5
+    said = "reward=mean_iou goes by the score 'mean_iou', and there is none: the scores are acc"
     with pytest.raises(ConfigError, match=said):
-        REWARDS["accuracy"].check_labels(data.for_outputs(1000))
+        build_reward(mean_iou)(OUTCOME)
+    with pytest.raises(KeyError, match="accuracy"):  # a fault of its own
+        build_reward(lambda outcome: {}["accuracy"])(OUTCOME)
+
+
+def test_reward_goes_by_no_score_that_the_objective_lacks():
+    other = SimpleNamespace(scores=[NamedScore("mean_iou")])
+    data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2))
+    with pytest.raises(ConfigError, match=r"by the score 'agreement'.* are mean_iou\. Give a rew"):
+        REWARDS["agreement"].check_scores(other, data)
+
+
+def test_why_labels_do_not_count_is_said():
+    data = DataSet.from_tensors(torch.zeros(9, 1, 2, 2), torch.arange(9) % 3)
+    REWARDS["accuracy"].check_scores(DEFAULT, data)
+    with pytest.raises(ConfigError, match="none: they are of another kind"):
+        REWARDS["accuracy"].check_scores(DEFAULT, data.without_labels("they are of another kind"))

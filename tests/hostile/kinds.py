@@ -39,7 +39,6 @@ from amc.cost.profile import LocalSpec, load_device, settled
 from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.shipped import shipped_device
 from amc.cost.table import read_table, todo_text, write_table
-from amc.evaluate import Evaluation
 from amc.export import export_onnx, read_precisions
 from amc.files import write_text
 from amc.graph.graph import NetworkGraph
@@ -50,7 +49,7 @@ from amc.recovery import training
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.agents.toy import ToyWalk
-from tests.conftest import TINY_SHAPE, fixed_tiny_net
+from tests.conftest import TINY_SHAPE, classified, fixed_tiny_net
 from tests.hostile import containers
 from tests.hostile.mutations import BYTES, Mutation, json_value, line, number
 
@@ -79,7 +78,7 @@ class FileKind:
 
 
 HALF = Strategy({"conv1": 0.5, "conv2": 0.5}, {"conv2": Bits(8, 8)})
-FOUND = Evaluation(1 / 3, 0.5, -0.1, seconds=0.25)
+FOUND = classified(1 / 3, 0.5, -0.1, seconds=0.25)
 HEADER = TableHeader("board", "torch", 1, 16, 8, (FLOAT, Bits(8, 8)))
 ORIGIN: dict[str, dict[str, Any]] = {
     "task": {"data": "0123456789abcdef"},
@@ -161,7 +160,7 @@ def _make_journal(folder: Path) -> None:
     journal = Journal(folder)
     journal.begin(ORIGIN, "key")
     for index in range(1, 4):
-        evaluation = Evaluation(1 / index, 0.5, -0.0, {"macs": 1e9 / 3}, seconds=0.25)
+        evaluation = classified(1 / index, 0.5, -0.0, {"macs": 1e9 / 3}, seconds=0.25)
         journal.append(Trial(index, HALF, evaluation, 0.1 * index, {"noise": 0.1}))
     journal.aim(0.7)
     journal.close()
@@ -259,17 +258,15 @@ _CELL = Cell(Entry("ddpg", "ddpg", {}, (), 3), 0)
 
 
 def _make_cell(folder: Path) -> None:
-    scores = {"search_reward": -0.2, "search_agreement": -0.1, "test_agreement": -0.1}
-    seconds = {"agent_seconds": 1.0, "seconds": 2.0}
+    numbers = {"search_reward": -0.2, "agent_seconds": 1.0, "seconds": 2.0}
     result = CellResult(
         "ddpg",
         0,
         (None, -0.3, -0.2),
         HALF,
-        search_accuracy=0.9,
-        test_accuracy=None,
-        **scores,
-        **seconds,
+        search={"accuracy": 0.9, "agreement": -0.1},
+        test={"agreement": -0.1},
+        **numbers,
     )
     result.write(folder, {"data": "abc"})
 

@@ -21,7 +21,7 @@ def test_check_leaves_modes_and_statistics_as_they_were():
     network = classifier().train()
     network[2].eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert check_network(network, SHAPE) == 5
+    assert check_network(network, SHAPE).shape[1] == 5
     assert [module.training for module in network] == [True, True, False, True, True]
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
@@ -32,7 +32,10 @@ def test_images_of_another_size_are_named():
 
 
 def test_output_that_is_no_list_of_scores_is_refused():
-    with pytest.raises(NetworkError, match=r"\(2, classes\) for two images.*got \(2, 4, 6, 6\)"):
+    with pytest.raises(
+        NetworkError,
+        match=r"of shape \(2, 4, 6, 6\) for two.*=classification expects a tensor \(images, cl",
+    ):
         check_network(nn.Conv2d(3, 4, 3), SHAPE)
 
 

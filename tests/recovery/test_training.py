@@ -1,5 +1,4 @@
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from amc.recovery.training import (
     STATE_FILE,
     TrainingResult,
     TrainingSettings,
-    distillation_loss,
     learning_rate_at,
     train,
 )
@@ -276,21 +274,6 @@ def test_one_step_is_plain_sgd_with_nesterov_momentum_and_decay_on_matrices_only
 # ---------------------------------------------------------------------------- distillation
 
 
-def test_distillation_loss_is_t_squared_times_the_divergence_at_t() -> None:
-    # At T = 2, logits of ln 9 are odds of 3: the teacher says (3/4, 1/4), the student (1/2, 1/2).
-    teacher = torch.tensor([[math.log(9), 0.0]])
-    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
-    assert float(distillation_loss(torch.zeros(1, 2), teacher, 2.0)) == pytest.approx(expected)
-
-
-def test_distillation_loss_is_the_mean_over_images() -> None:
-    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    one = distillation_loss(student, teacher, 4.0)
-    torch.testing.assert_close(
-        distillation_loss(student.repeat(5, 1), teacher.repeat(5, 1), 4.0), one
-    )
-
-
 def test_student_follows_a_teacher_that_contradicts_the_labels() -> None:
     images, labels = stripes()
     teacher = fit(tiny_net(), replace(QUICK, epochs=15, augment=())).network
@@ -354,8 +337,8 @@ def test_weights_of_the_best_epoch_come_back(tmp_path: Path) -> None:
         return next(accuracies)
 
     result = fit(tiny_net(), evaluate=evaluate, checkpoint_folder=tmp_path)
-    assert (result.best_epoch, result.best_accuracy) == (2, 0.9)
-    assert [record.accuracy for record in result.history] == [0.5, 0.9, 0.7]
+    assert (result.best_epoch, result.best_score) == (2, 0.9)
+    assert [record.score for record in result.history] == [0.5, 0.9, 0.7]
     for name, tensor in result.network.state_dict().items():
         assert torch.equal(tensor, seen[2][name])
         assert torch.equal(tensor, load_file(tmp_path / BEST_FILE)[name])
@@ -367,13 +350,13 @@ def test_of_equally_accurate_epochs_the_last_is_the_best() -> None:
 
 def test_a_start_that_no_epoch_beats_comes_back_unchanged() -> None:
     result = fit(tiny_net(), evaluate=scripted(0.9, 0.1, 0.2, 0.3))
-    assert (result.best_epoch, result.best_accuracy) == (0, 0.9)
+    assert (result.best_epoch, result.best_score) == (0, 0.9)
     assert same_weights(result.network, tiny_net())
 
 
 def test_without_evaluate_the_last_epoch_is_kept() -> None:
     result = fit(tiny_net())
-    assert (result.best_epoch, result.best_accuracy) == (3, None)
+    assert (result.best_epoch, result.best_score) == (3, None)
 
 
 # --------------------------------------------------------------------- stopping and resuming
@@ -408,7 +391,7 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     )
     assert told == [3, 4]
     assert resumed.history == whole.history
-    assert (resumed.best_epoch, resumed.best_accuracy) == (4, 0.6)
+    assert (resumed.best_epoch, resumed.best_score) == (4, 0.6)
     assert same_weights(resumed.network, whole.network)
 
 
@@ -442,7 +425,7 @@ def test_should_stop_returns_the_best_so_far() -> None:
     stops = iter([False] * 8 + [True])
     result = fit(tiny_net(), evaluate=scripted(0.1, 0.8), should_stop=lambda: next(stops))
     assert not result.complete
-    assert (len(result.history), result.best_epoch, result.best_accuracy) == (1, 1, 0.8)
+    assert (len(result.history), result.best_epoch, result.best_score) == (1, 1, 0.8)
 
 
 def test_stop_before_the_first_step_returns_the_start() -> None:
@@ -529,7 +512,7 @@ def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
     metadata = {"amc-training": json.dumps({"version": 99})}
     save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE, metadata)
-    with pytest.raises(ArtifactError, match=r"version 99, this amc reads 2\. Remove it"):
+    with pytest.raises(ArtifactError, match=r"version 99, this amc reads 3\. Remove it"):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
@@ -538,9 +521,9 @@ def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
     [
         ({"identity": None}, "'identity' must be an object, got None"),
         ({"history": [1]}, "'history' must be a list, each epoch, loss, learning_rate"),
-        ({"history": [{"epoch": 1}]}, "accuracy, agreement of an epoch, got"),
+        ({"history": [{"epoch": 1}]}, "train_score, score of an epoch, got"),
         ({"best_epoch": -1}, "'best_epoch' must be a whole number from 0, got -1"),
-        ({"best_accuracy": "high"}, "'best_accuracy' must be a number, or null, got 'high'"),
+        ({"best_score": "high"}, "'best_score' must be a number, or null, got 'high'"),
         ({"scaler": 3}, "'scaler' must be an object, got 3"),
     ],
 )
@@ -614,8 +597,13 @@ def test_teacher_of_other_classes_is_refused() -> None:
 
 
 def test_network_with_too_few_outputs_is_refused() -> None:
-    with pytest.raises(NetworkError, match=r"at least 2.*got \(8, 1\)"):
+    with pytest.raises(NetworkError, match=r"fit the network: they have class 1, and .* 1 classes"):
         fit(tiny_net(classes=1))
+
+
+def test_network_whose_outputs_are_no_scores_is_refused() -> None:
+    with pytest.raises(NetworkError, match=r"\(8, 4, 6, 6\) for 8 images; expected a tensor"):
+        fit(nn.Conv2d(1, 4, 3))
 
 
 def test_network_without_anything_to_train_is_refused() -> None:
@@ -694,7 +682,7 @@ def test_network_that_ends_with_a_softmax_learns_as_by_its_logits() -> None:
     ended = fit(Softmax(tiny_net()), settings, teacher=Softmax(tiny_net(1)))
     for expected, found in zip(plain.history, ended.history, strict=True):
         assert found.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert found.train_accuracy == expected.train_accuracy
+        assert found.train_score == expected.train_score
 
 
 def test_without_labels_the_teacher_alone_is_learned_from() -> None:
@@ -709,9 +697,9 @@ def test_without_labels_the_teacher_alone_is_learned_from() -> None:
         tiny_net(), images, labels, settings=replace(settings, distillation_weight=1.0), **options
     )  # type: ignore[arg-type]
     assert [e.loss for e in found.history] == [e.loss for e in alone.history]
-    assert [e.agreement for e in found.history] == [-2.0, -1.0, -1.5]
-    assert {(e.train_accuracy, e.accuracy) for e in found.history} == {(None, None)}
-    assert (found.best_epoch, found.best_accuracy) == (2, None)
+    assert [e.score for e in found.history] == [-2.0, -1.0, -1.5]
+    assert {e.train_score for e in found.history} == {None}
+    assert (found.best_epoch, found.best_score) == (2, -1.0)
 
 
 @pytest.mark.parametrize("given", [{"teacher": None}, {"distillation_weight": 0.0}])

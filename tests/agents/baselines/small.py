@@ -12,6 +12,7 @@ from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, Bits, Strategy
 from envs.compression import CompressionEnv
+from tests.conftest import classified
 
 PAIRS = (Bits(4, 32), Bits(8, 32), FLOAT)
 LOSS = {"conv1": 0.08, "conv2": 0.03}  # of accuracy, per channel removed
@@ -39,9 +40,9 @@ def small_env(
 
     def evaluate(strategy: Strategy) -> Evaluation:
         evaluated.append(strategy)
-        return Evaluation(accuracy=accuracy(strategy), loss=1.0, agreement=-0.1)
+        return classified(accuracy=accuracy(strategy), loss=1.0, agreement=-0.1)
 
-    env = CompressionEnv(costs, evaluate, Evaluation(1.0, 0.0, 0.0), "accuracy")
+    env = CompressionEnv(costs, evaluate, classified(1.0, 0.0, 0.0), "accuracy")
     env.evaluated = evaluated
     return env
 

@@ -5,10 +5,10 @@ from agents.searcher import build_searcher
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.errors import EvaluationError
-from amc.evaluate import Evaluation
 from amc.strategy import FLOAT, Bits
 from envs.compression import CompressionEnv
 from tests.agents.baselines.small import PAIRS, optimum, random_mean, small_env
+from tests.conftest import classified
 
 
 def run(env, evaluations, **settings):
@@ -73,7 +73,7 @@ def test_start_that_meets_the_budget_is_evaluated_alone(tiny_graph):
 
 def test_reward_that_is_not_finite_is_refused(tiny_graph):
     costs = CostModel(tiny_graph, choices_for(tiny_graph, [FLOAT]), Budget("macs", fraction=0.5))
-    score = Evaluation(accuracy=0.5, loss=1.0, agreement=-0.1)
+    score = classified(accuracy=0.5, loss=1.0, agreement=-0.1)
     env = CompressionEnv(costs, lambda strategy: score, score, lambda outcome: float("nan"))
     with pytest.raises(EvaluationError, match="evaluation 1 must be a finite number, got nan"):
         run(env, 5)

@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 
 MAXIMIZE, MINIMIZE = "maximize", "minimize"
 
-# The accuracy on the test split is none: of what was chosen by it, it would say too much.
-DIRECTIONS = {
-    "reward": MAXIMIZE,
-    "search_accuracy": MAXIMIZE,
-    "cost": MINIMIZE,
-    **dict.fromkeys(METRICS, MINIMIZE),
-}
-"""Objective -> whether more of it is better, or less."""
+SEARCH = "search_"  # before a score's name: on the search split
+_DIRECTIONS = {"reward": MAXIMIZE, "cost": MINIMIZE, **dict.fromkeys(METRICS, MINIMIZE)}
+NAMES = ("reward", f"{SEARCH}<score>", *list(_DIRECTIONS)[1:])
+"""Of all objectives, for a message."""
 
 OBJECTIVE_COMMANDS = ("search", "apply")
 _DEFAULT = "reward"
@@ -30,8 +26,17 @@ _DEFAULT = "reward"
 _OPTUNA = ("hydra/sweeper=optuna", "+hydra/sweeper=optuna")
 
 
+def direction_of(name: str) -> str | None:
+    """Whether more of an objective is better, or less; None where there is none of that name.
+
+    Scores on the test split are none: of what was chosen by them, they would say too much.
+    """
+    is_score = name.startswith(SEARCH) and name != SEARCH
+    return MAXIMIZE if is_score else _DIRECTIONS.get(name)
+
+
 def objectives_of(option: str | Sequence[str]) -> list[str]:
-    """The names that the option ``objective`` holds: one, or a list."""
+    """The names that the option ``optimize`` holds: one, or a list."""
     return [option] if isinstance(option, str) else list(option)
 
 
@@ -47,11 +52,12 @@ def directions_for_optuna(arguments: Sequence[str]) -> list[str]:
         return []
     if any(argument.lstrip("+").startswith("hydra.sweeper.direction=") for argument in arguments):
         return []
-    given = [text.partition("=")[2] for text in arguments if text.startswith("objective=")]
+    given = [text.partition("=")[2] for text in arguments if text.startswith("optimize=")]
     names = re.findall(r"\w+", given[-1] if given else _DEFAULT)
-    if not set(names) <= set(DIRECTIONS):
+    ways = [way for way in map(direction_of, names) if way]
+    if len(ways) < len(names):
         return []  # said when options are checked
-    return [f"hydra.sweeper.direction={_written([DIRECTIONS[name] for name in names])}"]
+    return [f"hydra.sweeper.direction={_written(ways)}"]
 
 
 def check_directions(command: str, names: Sequence[str], sweeper: Mapping[str, Any]) -> None:
@@ -73,10 +79,10 @@ def check_directions(command: str, names: Sequence[str], sweeper: Mapping[str, A
             f"amc {command} returns no objective that a sweeper could optimise: leave out "
             f"hydra/sweeper, or sweep amc {' or amc '.join(OBJECTIVE_COMMANDS)}."
         )
-    wanted = [DIRECTIONS[name] for name in names]
+    wanted = [way for way in map(direction_of, names) if way]
     if ways != wanted:
         raise ConfigError(
-            f"The sweeper is to {_written(ways)}, where objective={_written(names)} is to "
+            f"The sweeper is to {_written(ways)}, where optimize={_written(names)} is to "
             f"{_written(wanted)}. For Optuna: hydra.sweeper.direction={_written(wanted)}."
         )
 
@@ -106,7 +112,7 @@ def value_of(result: SearchResult, names: Sequence[str]) -> float | list[float]:
     known = {
         **costs,
         "reward": result.best_reward,
-        "search_accuracy": result.comparison[-1].search_accuracy,
+        **{f"{SEARCH}{name}": score for name, score in result.comparison[-1].search.items()},
         "cost": costs[task.budget.metric] / task.costs.original,
     }
     values = [known.get(name) for name in names]

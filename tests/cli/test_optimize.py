@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from amc.cli import main as entry
 from amc.cli import recipe
 from amc.cli import search as search_recipe
-from amc.cli.objective import (
+from amc.cli.optimize import (
     check_directions,
     directions_for_optuna,
     directions_of,
@@ -36,7 +36,7 @@ def _result(**measured: Any) -> Any:
     return SimpleNamespace(
         strategy=None,
         best_reward=-0.5,
-        comparison=[SimpleNamespace(search_accuracy=measured.get("search_accuracy", 0.75))],
+        comparison=[SimpleNamespace(search=measured.get("search", {"accuracy": 0.75}))],
         task=SimpleNamespace(
             strategy_costs=lambda _: costs,
             budget=SimpleNamespace(metric="macs"),
@@ -64,7 +64,7 @@ def test_a_search_returns_its_objective_or_a_list_of_several(
 
 def test_an_objective_that_the_search_does_not_have_is_named_beside_those_it_has() -> None:
     with pytest.raises(ConfigError, match=r"no search_accuracy .* Known here: macs, latency_ms, r"):
-        value_of(_result(search_accuracy=None), ["search_accuracy"])
+        value_of(_result(search={}), ["search_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_sweeper_that_goes_the_wrong_way_is_refused_with_the_right_one() -> No
     with pytest.raises(ConfigError) as raised:
         check_directions("search", ["reward", "cost"], {"direction": "minimize"})
     assert str(raised.value) == (
-        "The sweeper is to minimize, where objective=[reward,cost] is to [maximize,minimize]. "
+        "The sweeper is to minimize, where optimize=[reward,cost] is to [maximize,minimize]. "
         "For Optuna: hydra.sweeper.direction=[maximize,minimize]."
     )
 
@@ -104,11 +104,11 @@ def test_a_command_without_objective_cannot_be_optimised() -> None:
         (["seed=1"], []),
         (["-m", "hydra/sweeper=optuna"], ["hydra.sweeper.direction=maximize"]),
         (
-            ["-m", "hydra/sweeper=optuna", "objective=[cost, reward]"],
+            ["-m", "hydra/sweeper=optuna", "optimize=[cost, reward]"],
             ["hydra.sweeper.direction=[minimize,maximize]"],
         ),
         (["-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=minimize"], []),
-        (["-m", "hydra/sweeper=optuna", "objective=speed"], []),
+        (["-m", "hydra/sweeper=optuna", "optimize=speed"], []),
     ],
 )
 def test_optuna_is_told_which_way_to_go_unless_the_user_does(
@@ -140,12 +140,12 @@ def test_what_a_job_returns_reaches_hydra(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["objective=speed"], "objective must be one of reward, search_accuracy, cost, "),
-        (["objective=[reward,reward]"], "objective must be one of reward, search_accuracy, cost, "),
-        (["objective=[]"], "objective must be one of reward, search_accuracy, cost, "),
+        (["optimize=speed"], "optimize must be one of reward, search_<score>, cost, "),
+        (["optimize=[reward,reward]"], "optimize must be one of reward, search_<score>, cost, "),
+        (["optimize=[]"], "optimize must be one of reward, search_<score>, cost, "),
         (
-            ["~device", "budget=macs", "objective=latency_ms"],
-            "objective=latency_ms needs a device that prices it, and there is no device.",
+            ["~device", "budget=macs", "optimize=latency_ms"],
+            "optimize=latency_ms needs a device that prices it, and there is no device.",
         ),
     ],
 )

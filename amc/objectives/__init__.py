@@ -1,0 +1,77 @@
+"""Objectives by name: what a network is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amc.errors import ConfigError
+from amc.objectives.classification import Classification
+from amc.objectives.objective import NamedScore, Objective, identity, primary_score, score_texts
+from amc.packages import import_named
+
+__all__ = [
+    "DEFAULT",
+    "OBJECTIVES",
+    "NamedScore",
+    "Objective",
+    "ObjectiveLike",
+    "build_objective",
+    "identity",
+    "primary_score",
+    "score_texts",
+]
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {Classification.name: Classification}
+DEFAULT: Objective = Classification()
+ObjectiveLike = str | Objective
+"""A name of `OBJECTIVES`, ``package.module:Class``, or an objective."""
+
+_TAKEN = ("seconds", "reward", "best_reward", "evaluation")  # columns beside the scores
+
+
+def build_objective(objective: ObjectiveLike) -> Objective:
+    """An objective by name, from ``package.module:Class``, or itself.
+
+    Raises:
+        ConfigError: There is none of that name, it cannot be made, or it lacks something.
+    """
+    if not isinstance(objective, str):
+        return _checked(objective)
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective]()
+    if ":" not in objective:
+        raise ConfigError(
+            f"objective must be one of {', '.join(OBJECTIVES)}, or package.module:Class; got "
+            f"{objective!r}. (What a sweeper optimises is the option optimize.)"
+        )
+    made = import_named(objective, "Objective", "Class", ConfigError)
+    try:
+        return _checked(made())
+    except TypeError as error:
+        raise ConfigError(f"Objective {objective!r} cannot be made: {error}.") from error
+
+
+def _checked(objective: object) -> Objective:
+    """Check that it is an objective."""
+    known = [name for name in vars(Objective) if not name.startswith("_")]
+    wanted = sorted({*known, *Objective.__annotations__})
+    missing = [name for name in wanted if not hasattr(objective, name)]
+    if isinstance(objective, type) or missing:
+        raise ConfigError(
+            f"objective must be a name, package.module:Class, or an instance of amc.Objective, got "
+            f"{objective!r}" + (f", which lacks {', '.join(missing)}." if missing else ".")
+        )
+    found: Objective = objective  # type: ignore[assignment]
+    names = [score.name for score in found.scores]
+    wrong = [name for name in names if not name.isidentifier() or name in _TAKEN]
+    if wrong or len(set(names)) < len(names):
+        raise ConfigError(
+            f"Scores of objective {found.name!r} must have different names that are identifiers "
+            f"and not {', '.join(_TAKEN)}; got {', '.join(names)}."
+        )
+    if all(score.needs_targets for score in found.scores):
+        raise ConfigError(
+            f"Objective {found.name!r} must have a score that needs no targets, got "
+            f"{', '.join(names)}: images without labels are searched by it."
+        )
+    return found
