@@ -57,14 +57,7 @@ from amc.journal import Journal, origin_of
 from amc.local import device_for_network
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
-from amc.objectives import (
-    DEFAULT,
-    Objective,
-    ObjectiveLike,
-    build_objective,
-    primary_score,
-    score_texts,
-)
+from amc.objectives import DEFAULT, ObjectiveLike, build_objective, primary_score, score_texts
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
 from amc.recovery.training import (
@@ -84,7 +77,7 @@ from amc.report.tables import (
 )
 from amc.report.tensorboard import RESULT, EventWriter
 from amc.runs import SEARCH_AGAIN, told_how_to_go_on
-from amc.store import EvaluationStore, open_store
+from amc.store import open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments, matched
 from envs.compression import CompressionEnv
@@ -215,18 +208,17 @@ def search(
     ):
         if place is not None:
             artifact.remove_leftovers(place)
-        remembered = open_store(store)
         task = _task(
             network,
             data,
             device,
             budget,
-            objective,
-            space,
-            recovery,
-            search_images,
-            bfloat16,
-            remembered,
+            objective=objective,
+            space=space,
+            recovery=recovery,
+            search_images=search_images,
+            bfloat16=bfloat16,
+            store=open_store(store),
         )
         env = environment(task, reward, observation)
         introduce(task)
@@ -316,18 +308,17 @@ def apply_policy(
     policy.check_features()
     objective = build_objective(objective)
     place = _writable(folder)
-    remembered = open_store(store)
     task = _task(
         network,
         data,
         device,
         budget,
-        objective,
-        space,
-        recovery,
-        search_images,
-        bfloat16,
-        remembered,
+        objective=objective,
+        space=space,
+        recovery=recovery,
+        search_images=search_images,
+        bfloat16=bfloat16,
+        store=open_store(store),
     )
     env = environment(task, DEFAULT_REWARD, policy.observation_names)
     introduce(task)
@@ -649,31 +640,11 @@ def as_budget(budget: BudgetLike) -> Budget:
 
 
 def _task(
-    network: nn.Module,
-    data: DataSet,
-    device: DeviceLike,
-    budget: BudgetLike,
-    objective: Objective,
-    space: SearchSpace | None,
-    recovery: RecoverySettings | None,
-    search_images: int,
-    bfloat16: bool | None,
-    store: EvaluationStore | None,
+    network: nn.Module, data: DataSet, device: DeviceLike, budget: BudgetLike, **options: Any
 ) -> CompressionTask:
     loaded = as_device(device)
     with _said_on_interrupt(_measured_so_far(loaded)):
-        return CompressionTask(
-            network,
-            data,
-            loaded,
-            as_budget(budget),
-            objective=objective,
-            space=space,
-            recovery=recovery,
-            search_images=search_images,
-            bfloat16=bfloat16,
-            store=store,
-        )
+        return CompressionTask(network, data, loaded, as_budget(budget), **options)
 
 
 def _measured_so_far(device: Device | LocalSpec | None) -> str:

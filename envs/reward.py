@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 from amc.cost.model import CostModel, operator_prices
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from amc.objectives import Objective
+from amc.packages import import_named
 from amc.strategy import Strategy
 
 DEFAULT_REWARD = "agreement"
@@ -64,6 +63,9 @@ def outcome_of(
     )
 
 
+Function = Callable[[Outcome], float]
+
+
 @dataclass(frozen=True)
 class Reward:
     """A named reward: what a search maximises, and what its best strategies are ranked by.
@@ -76,7 +78,7 @@ class Reward:
     """
 
     name: str
-    function: Callable[[Outcome], float]
+    function: Function
     hard: bool = True
     score: str = ""
     is_score: bool = False
@@ -89,7 +91,7 @@ class Reward:
                 not.
         """
         value = self._value(outcome)
-        if value is None and _lacks_labels(outcome.evaluation):
+        if value is None and outcome.evaluation.accuracy is None:
             raise ConfigError(self._without_labels("accuracy and loss are None"))
         try:
             return float(value)  # type: ignore[arg-type]
@@ -102,12 +104,12 @@ class Reward:
         try:
             return self.function(outcome)
         except KeyError as error:
-            scores = outcome.evaluation.scores
-            if error.args[0] in scores:
+            score, scores = next(iter(error.args), None), outcome.evaluation.scores
+            if not isinstance(score, str) or score in scores:
                 raise
-            raise ConfigError(self._without_score(str(error.args[0]), list(scores))) from error
+            raise ConfigError(self._without_score(score, scores)) from error
         except TypeError as error:  # arithmetic on None
-            if not _lacks_labels(outcome.evaluation):
+            if outcome.evaluation.accuracy is not None:
                 raise
             raise ConfigError(self._without_labels("accuracy and loss are None")) from error
 
@@ -122,7 +124,7 @@ class Reward:
         """
         known = {score.name: score for score in objective.scores}
         if self.score and self.score not in known:
-            raise ConfigError(self._without_score(self.score, list(known)))
+            raise ConfigError(self._without_score(self.score, known))
         if self.score and known[self.score].needs_targets and not data.is_labelled:
             raise ConfigError(self._without_labels(data.why_unlabelled))
 
@@ -135,10 +137,10 @@ class Reward:
         Raises:
             ConfigError: As when called.
         """
-        if _lacks_labels(outcome.evaluation):
+        if outcome.evaluation.accuracy is None:
             self(outcome)
 
-    def _without_score(self, score: str, known: Sequence[str]) -> str:
+    def _without_score(self, score: str, known: Iterable[str]) -> str:
         return (
             f"reward={self.name} goes by the score {score!r}, and there is none: the scores are "
             f"{', '.join(known)}. Give a reward of your own, a function of an Outcome that goes by "
@@ -183,11 +185,6 @@ def agreement(outcome: Outcome) -> float:
     return outcome.evaluation.scores["agreement"]
 
 
-def _lacks_labels(evaluation: Evaluation) -> bool:
-    """Whether a reward that was written for labels finds None."""
-    return evaluation.accuracy is None
-
-
 REWARDS: dict[str, Reward] = {
     "accuracy": Reward("accuracy", accuracy, score="accuracy", is_score=True),
     "amc": Reward("amc", amc_log_macs, score="accuracy"),
@@ -197,7 +194,7 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def build_reward(name: str | Reward | Callable[[Outcome], float]) -> Reward:
+def build_reward(name: str | Reward | Function) -> Reward:
     """A reward by name, a user's function, or ``package.module:function``; or itself.
 
     Raises:
@@ -210,26 +207,9 @@ def build_reward(name: str | Reward | Callable[[Outcome], float]) -> Reward:
     if name in REWARDS:
         return REWARDS[name]
     if ":" in str(name):
-        return Reward(name, _imported(name))
+        return Reward(name, cast(Function, import_named(name, "Reward", "function", ConfigError)))
     near = difflib.get_close_matches(str(name), REWARDS, n=1)
     raise ConfigError(
         f"reward must be one of {', '.join(REWARDS)}, or package.module:function; got {name!r}."
         + (f" Did you mean {near[0]!r}?" if near else "")
     )
-
-
-def _imported(name: str) -> Callable[[Outcome], float]:
-    module_name, _, attribute = name.partition(":")
-    # Appended, not inserted: the folder may hold packages named like those amc imports later.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        function: object = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # whatever the user's module raises
-        raise ConfigError(
-            f"Reward {name!r} cannot be imported: {type(error).__name__}: {error}. Expected "
-            f"package.module:function, importable from {Path.cwd()} or the Python environment."
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"Reward {name!r} is not a function of an Outcome.")
-    return function

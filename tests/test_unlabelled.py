@@ -138,7 +138,7 @@ def test_labels_of_other_classes_than_the_networks_do_not_count(
 def test_rewards_that_need_labels_are_refused_before_anything_is_prepared(
     reward: str, tiny_net: nn.Module, wide: nn.Module, bare: DataSet, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(api, "_task", lambda *_: pytest.fail("prepared"))
+    monkeypatch.setattr(api, "_task", lambda *_, **__: pytest.fail("prepared"))
     for network, data, why in (
         (tiny_net, bare, "its images have none"),
         (wide, random_images(), "the network has 1000 outputs"),

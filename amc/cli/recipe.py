@@ -157,29 +157,36 @@ def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[st
     options = dict(recorded)
     if config.checkpoint:
         options["checkpoint"] = str(Path(config.checkpoint).expanduser())
-    name = options.get("name")
-    confirmed = config.network.name if config.get("network") else None
-    if confirmed is None and ":" in str(name):
-        raise NetworkError(
-            f"The run says that its network comes from the function {name!r}. amc calls no "
-            f"function that only a file names: if it is yours, add network={name}."
-        )
-    if confirmed not in (None, name):
-        raise ConfigError(f"The run is of network {name!r}, not {confirmed!r}.")
+    confirmed(
+        "network", options.get("name"), config.network.name if config.get("network") else None
+    )
     return options
 
 
 def recorded_objective(settings: Mapping[str, Any], config: DictConfig) -> str:
-    """The run's objective. A class that a file names is called only if the user names it too."""
-    name, given = str(settings.get("objective", DEFAULT.name)), config.objective
-    if given is None and ":" in name:
-        raise ConfigError(
-            f"The run says that its objective is the class {name!r}. amc calls no code that only "
-            f"a file names: if it is yours, add objective={name}."
-        )
-    if given not in (None, name):
-        raise ConfigError(f"The run is of objective {name!r}, not {given!r}.")
+    """The run's objective; that of runs that do not say is the default."""
+    name = str(settings.get("objective", DEFAULT.name))
+    confirmed("objective", name, config.objective)
     return name
+
+
+def confirmed(option: str, recorded: object, given: object) -> None:
+    """A function or a class that a file names is called only if the user names it too.
+
+    Args:
+        recorded: What the run has there.
+        given: What the user does; None: nothing.
+
+    Raises:
+        ConfigError: It is another, or one that only the file names.
+    """
+    if given not in (None, recorded):
+        raise ConfigError(f"The run is of {option} {recorded!r}, not {given!r}.")
+    if given is None and ":" in str(recorded):
+        raise ConfigError(
+            f"The run says that its {option} is the function {recorded!r}. amc calls no function "
+            f"that only a file names: if it is yours, add {option}={recorded}."
+        )
 
 
 def code_again(record: RunRecord) -> str:

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from amc.artifact import RunRecord
 from amc.cli.check import check_options
+from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
 from amc.runs import RUN_FILE
@@ -88,23 +89,15 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
         if name in _COMPLETED:
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
-    _confirm("network", record.network.get("name"), given)
-    _confirm("objective", settings["objective"], given)
-    _confirm("reward", settings["reward"], given)
-    _confirm("device.name", record.device.get("name"), given)
+    for option, recorded in (
+        ("network", record.network.get("name")),
+        ("objective", settings["objective"]),
+        ("reward", settings["reward"]),
+        ("device.name", record.device.get("name")),
+    ):
+        confirmed(option, recorded, given.get(option))
     return replace(record, settings=settings)
 
 
 def _is_group(value: object) -> bool:
     return isinstance(value, Mapping)
-
-
-def _confirm(what: str, recorded: object, given: Mapping[str, str]) -> None:
-    """A function that a file names is called only if the user names it too."""
-    if what in given and given[what] != recorded:
-        raise ConfigError(f"The run is of {what} {recorded!r}, not {given[what]!r}.")
-    if ":" in str(recorded) and what not in given:
-        raise ConfigError(
-            f"The run says that its {what} is the function {recorded!r}. amc calls no function "
-            f"that only a file names: if it is yours, add {what}={recorded}."
-        )

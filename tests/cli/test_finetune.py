@@ -177,6 +177,18 @@ def test_function_is_called_once_the_user_names_it_too(run: Path) -> None:
     assert nets.CALLS == ["traced"]
 
 
+def test_objective_that_only_a_file_names_is_not_made(run: Path, capsys: Output) -> None:
+    document = json.loads((run / "run.json").read_text())
+    named = "amc.objectives.classification:Classification"
+    document["settings"]["objective"] = named
+    (run / "run.json").write_text(json.dumps(document))
+    assert finetune(run) == 2
+    assert f"if it is yours, add objective={named}" in capsys.readouterr().err
+    assert finetune(run, f"objective={named}") == 0
+    assert f"as ONNX: amc export run={run / 'finetune'}" in (shown := capsys.readouterr().out)
+    assert f"objective={named}" in shown
+
+
 def test_another_network_than_that_of_the_run_is_refused(run: Path, capsys: Output) -> None:
     assert finetune(run, "network=resnet20") == 2
     said = "The run is of network 'tests.cli.nets:tiny', not 'resnet20'."

@@ -15,6 +15,7 @@ from amc import api
 from amc.artifact import RunRecord
 from amc.cli import search as search_recipe
 from amc.errors import StorageError
+from amc.objectives import DEFAULT
 from tests.cli.command import NETWORK, SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]
@@ -138,6 +139,7 @@ def test_resume_null_is_a_new_search(asked: list[dict[str, Any]]) -> None:
         ((), "is the function 'tests.cli.nets:tiny'. amc calls no function that only a file"),
         (("network=lenet_5",), "The run is of network 'tests.cli.nets:tiny', not 'lenet_5'"),
         ((NETWORK, "reward=haq"), "The run is of reward"),
+        ((NETWORK, "objective=my.task:Mine"), "The run is of objective 'classification', not 'my"),
     ],
 )
 def test_what_cannot_stand_beside_resume_is_said(
@@ -162,6 +164,28 @@ def test_reward_that_a_file_names_is_not_called_unless_the_user_names_it(
     assert amc("search", "resume=a run", NETWORK) == 2
     assert "add reward=tests.cli.nets:traced" in capsys.readouterr().err
     assert asked == []
+
+
+def test_objective_that_a_file_names_is_not_made_unless_the_user_names_it(
+    begun: Path, asked: list[dict[str, Any]], capsys: Output
+) -> None:
+    named = "amc.objectives.classification:Classification"
+    _change(begun, objective=named)
+    assert amc("search", "resume=a run", NETWORK) == 2
+    assert f"add objective={named}" in capsys.readouterr().err
+    assert asked == []
+    assert amc("search", "resume=a run", NETWORK, f"objective={named}") != 2
+    assert asked[0]["objective"] == DEFAULT
+
+
+def test_run_of_a_version_that_knew_classification_only_is_resumed(
+    begun: Path, asked: list[dict[str, Any]]
+) -> None:
+    document = json.loads((begun / "run.json").read_text())
+    del document["settings"]["objective"]
+    (begun / "run.json").write_text(json.dumps(document))
+    assert amc("search", "resume=a run", NETWORK) != 2
+    assert asked[0]["objective"] == DEFAULT
 
 
 def test_device_that_a_file_names_is_not_made_unless_the_user_names_it(

@@ -61,9 +61,11 @@ def test_users_function_is_imported_from_the_working_folder(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "path", list(sys.path))
     reward = build_reward("users_rewards:half")
     assert (reward.name, reward(OUTCOME)) == ("users_rewards:half", 0.5)
-    with pytest.raises(ConfigError, match=r"users_rewards:x.* is not a function"):
+    with pytest.raises(
+        ConfigError, match=r"Reward 'users_rewards:x': .*users_rewards.py has no function 'x'"
+    ):
         build_reward("users_rewards:x")
-    with pytest.raises(ConfigError, match=r"users_rewards:y.* cannot be imported: AttributeError"):
+    with pytest.raises(ConfigError, match=r"users_rewards.py has no function 'y'"):
         build_reward("users_rewards:y")
 
 
@@ -71,9 +73,12 @@ def test_module_that_is_missing_or_fails_is_named(tmp_path, monkeypatch):
     (tmp_path / "failing_rewards.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(ConfigError, match=r"cannot be imported: ModuleNotFoundError.*importable"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Reward .* cannot import module 'no_such_rewards': ModuleNotFoundError.*importable",
+    ):
         build_reward("no_such_rewards:f")
-    with pytest.raises(ConfigError, match="cannot be imported: SystemExit"):
+    with pytest.raises(ConfigError, match="cannot import module 'failing_rewards': SystemExit"):
         build_reward("failing_rewards:f")
 
 

@@ -103,10 +103,9 @@ def test_numbers_of_a_disagreement_are_those_of_the_scores(
     whole = torch.cat([torch.zeros(8, 4), change[:, None]], 1)
     said = _disagreement(network, tmp_path / "model.onnx", compare_on=images)
     given = scores(network, images)
-    same = float((given.argmax(1) == expected.argmax(1)).double().mean())
     assert f"by up to {float(change.abs().max()):.3g}, in the root mean square" in said
     assert f"by {float(whole.square().mean().sqrt()):.3g}, of which rounding explains" in said
-    assert f"they are up to {float(given.abs().max()):.3g}. {same:.0%} of 8 images" in said
+    assert f"they are up to {float(given.abs().max()):.3g}. Likely" in said
 
 
 def test_forward_with_random_numbers_is_not_written(tmp_path: Path) -> None:
