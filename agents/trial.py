@@ -21,7 +21,7 @@ class Trial:
     Attributes:
         index: Which evaluation of the search this was, from 1.
         strategy: What was evaluated.
-        evaluation: Accuracy, loss and costs of the compressed network.
+        evaluation: Scores and costs of the compressed network.
         reward: What the agent was given for it.
         diagnostics: Name -> number, of the agent: ``clamped_steps`` (steps whose action the
             budget changed); of learning agents also ``agent_seconds`` and, where they apply,

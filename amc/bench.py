@@ -27,7 +27,7 @@ from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
 from amc.files import fingerprint
-from amc.objectives import DEFAULT, ObjectiveLike, build_objective
+from amc.objectives import DEFAULT, ObjectiveLike
 from amc.store import open_store
 from amc.strategy import IDENTITY, Strategy
 from amc.task import CompressionTask, SearchSpace
@@ -98,7 +98,7 @@ class Bench:
             data,
             as_device(device),
             Budget.of(budget),
-            objective=build_objective(objective),
+            objective=objective,
             space=space,
             recovery=recovery,
             search_images=search_images,

@@ -41,7 +41,14 @@ from amc.graph.graph import NetworkGraph
 from amc.layout import computes_in_bfloat16, fast_layout
 from amc.local import device_for_network, with_measured
 from amc.networks import admit, check_network
-from amc.objectives import DEFAULT, Objective, identity, score_texts
+from amc.objectives import (
+    DEFAULT,
+    Objective,
+    ObjectiveLike,
+    build_objective,
+    identity,
+    score_texts,
+)
 from amc.recovery.errors import LayerErrors
 from amc.store import EvaluationStore, evaluation_code
 from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
@@ -217,7 +224,7 @@ class CompressionTask:
         device: Device | LocalSpec | None,
         budget: Budget,
         *,
-        objective: Objective = DEFAULT,
+        objective: ObjectiveLike = DEFAULT,
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
@@ -240,7 +247,7 @@ class CompressionTask:
         check_task_arguments(network, data, space, recovery, search_images, bfloat16)
         check_metric(budget.metric, device)
         self.network = admit(network, data.image_shape)
-        self.objective, self.data = matched(self.network, data, objective)
+        self.objective, self.data = matched(self.network, data, build_objective(objective))
         self.budget = budget
         self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
         data = self.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from amc.errors import ConfigError
 from amc.objectives.classification import Classification
@@ -53,25 +54,25 @@ def build_objective(objective: ObjectiveLike) -> Objective:
 
 def _checked(objective: object) -> Objective:
     """Check that it is an objective."""
-    known = [name for name in vars(Objective) if not name.startswith("_")]
-    wanted = sorted({*known, *Objective.__annotations__})
-    missing = [name for name in wanted if not hasattr(objective, name)]
-    if isinstance(objective, type) or missing:
+    known = {*Objective.__annotations__, *(n for n in vars(Objective) if not n.startswith("_"))}
+    missing = sorted(name for name in known if not hasattr(objective, name))
+    if missing or isinstance(objective, type):
+        lacks = f", which lacks {', '.join(missing)}" if missing else ""
         raise ConfigError(
-            f"objective must be a name, package.module:Class, or an instance of amc.Objective, got "
-            f"{objective!r}" + (f", which lacks {', '.join(missing)}." if missing else ".")
+            "objective must be a name, package.module:Class, or an instance of amc.Objective, got "
+            f"{objective!r}{lacks}."
         )
-    found: Objective = objective  # type: ignore[assignment]
+    found = cast(Objective, objective)
     names = [score.name for score in found.scores]
-    wrong = [name for name in names if not name.isidentifier() or name in _TAKEN]
-    if wrong or len(set(names)) < len(names):
+    if len(set(names)) < len(names) or any(n in _TAKEN or not n.isidentifier() for n in names):
         raise ConfigError(
             f"Scores of objective {found.name!r} must have different names that are identifiers "
             f"and not {', '.join(_TAKEN)}; got {', '.join(names)}."
         )
-    if all(score.needs_targets for score in found.scores):
-        raise ConfigError(
-            f"Objective {found.name!r} must have a score that needs no targets, got "
-            f"{', '.join(names)}: images without labels are searched by it."
-        )
+    for needs, what in ((True, "targets"), (False, "no targets")):
+        if needs not in [score.needs_targets for score in found.scores]:
+            raise ConfigError(
+                f"Objective {found.name!r} must have a score that needs {what}, got "
+                f"{', '.join(names)}: networks are ranked by it."
+            )
     return found

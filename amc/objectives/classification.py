@@ -49,12 +49,8 @@ class Classification(Objective):
             shape = tuple(targets.shape)
             return f"they are {targets.dtype} of shape {shape}, not one class for each image"
         if classes is not None:
-            same = classes == scored
-            return (
-                ""
-                if same
-                else f"they are of {classes} classes, and the network has {scored} " + ("outputs")
-            )
+            why = f"they are of {classes} classes, and the network has {scored} outputs"
+            return "" if classes == scored else why
         highest = int(targets.max())
         if highest < scored:
             return ""

@@ -102,6 +102,7 @@ def toy_network(data: amc.DataSet) -> nn.Module:
     )  # fmt: skip
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     images, labels = data.train.normalised(data.mean, data.std), data.train.labels
+    assert labels is not None
     for _ in range(30):
         optimizer.zero_grad()
         functional.cross_entropy(network(images), labels).backward()

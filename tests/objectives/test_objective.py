@@ -54,11 +54,12 @@ def test_scores_have_names_of_their_own(names: tuple[str, ...]) -> None:
         build_objective(Odd())
 
 
-def test_one_score_needs_no_targets() -> None:
+@pytest.mark.parametrize(("needs", "what"), [(True, "no targets"), (False, "targets")])
+def test_there_are_scores_with_and_without_targets(needs: bool, what: str) -> None:
     class Odd(DenseLabels):
-        scores = (NamedScore("mean_iou"),)
+        scores = (NamedScore("mean_iou", needs_targets=needs),)
 
-    with pytest.raises(ConfigError, match=r"must have a score that needs no targets, got mean_iou"):
+    with pytest.raises(ConfigError, match=f"must have a score that needs {what}, got mean_iou"):
         build_objective(Odd())
 
 
