@@ -22,7 +22,8 @@ from typing import Any
 
 from amc.conditions import COMPUTING, machine_and_libraries, sources
 from amc.database import IN_USE, Database, code_of
-from amc.errors import AmcError, ConfigError, StorageError
+from amc.documents import TEXT, check_fields, object_of, parse_json
+from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.files import cache_folder, fingerprint, storage_error
 from amc.strategy import Strategy
@@ -122,13 +123,20 @@ class EvaluationStore:
         """
         key = task_key, strategy.to_json()
         with self._database.explaining():
-            for table, read in (("scores", _read), ("evaluations", _read_former)):
+            for table, read in (("scores", self._read), ("evaluations", _read_former)):
                 query = f"SELECT * FROM {table} WHERE task = ? AND strategy = ?"
                 rows = self._database.rows(query, *key) if table in self._tables else []
-                if rows:
-                    *_, seconds = rows[0]
-                    return Evaluation(read(*rows[0][2:-1]), seconds=float(seconds))
+                for _, _, *scores, seconds in rows:
+                    return Evaluation(read(*scores), seconds=float(seconds))
         return None
+
+    def _read(self, text: str) -> dict[str, float]:
+        found = {"scores": parse_json(text, self._wrong)}
+        check_fields(found, {"scores": object_of(TEXT)}, self._wrong)
+        return {name: float(score) for name, score in found["scores"].items()}
+
+    def _wrong(self, said: str) -> ArtifactError:
+        return self._database.damaged(f"what it holds {said}")
 
     def put(self, task_key: str, strategy: Strategy, evaluation: Evaluation) -> None:
         """Remember an evaluation; one that is there already stays as it is.
@@ -139,8 +147,8 @@ class EvaluationStore:
         """
         if not self.writable:
             return
-        scores = json.dumps({name: repr(score) for name, score in evaluation.scores.items()})
-        row = task_key, strategy.to_json(), scores, repr(evaluation.seconds)
+        scores = json.dumps({name: repr(float(score)) for name, score in evaluation.scores.items()})
+        row = task_key, strategy.to_json(), scores, repr(float(evaluation.seconds))
         with self._database.transaction():
             self._database.execute(_INSERT, *row)
 
@@ -155,18 +163,6 @@ class EvaluationStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EvaluationStore, (self.path,)  # a connection belongs to its process
-
-
-def _read(text: str) -> dict[str, float]:
-    """Scores, as they are written.
-
-    Raises:
-        ValueError, TypeError: They are not written so.
-    """
-    found = json.loads(text)
-    if not isinstance(found, dict) or not all(isinstance(score, str) for score in found.values()):
-        raise ValueError("scores must be numbers by name")
-    return {name: float(score) for name, score in found.items()}
 
 
 def _read_former(*texts: str) -> dict[str, float]:

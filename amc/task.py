@@ -358,11 +358,12 @@ class CompressionTask:
         log.warning("%s Going on without it.", error)
         self._store = None
 
-    def evaluator(self, split: Split) -> Evaluator:
-        """An evaluator on another split, which compares with the original network too."""
-        return self._batched(split, self._batch)
+    def evaluator(self, split: Split, batch: int | None = None) -> Evaluator:
+        """An evaluator on another split, which compares with the original network too.
 
-    def _batched(self, split: Split, batch: int) -> Evaluator:
+        Args:
+            batch: Images that a network is given at once; None: as the task's evaluations do.
+        """
         return Evaluator(
             split,
             self.data.mean,
@@ -370,7 +371,7 @@ class CompressionTask:
             self.reference,
             objective=self.objective,
             layout=self._layout,
-            batch=batch,
+            batch=batch or self._batch,
         )
 
     def _step_note(self) -> str:
@@ -386,11 +387,8 @@ class CompressionTask:
         )
 
     def _batch_note(self) -> str:
-        found = self._batched(self._subset, BATCH)(self.reference)
-        texts = [
-            score_texts(self.objective, evaluation.scores, labelled=True)
-            for evaluation in (self.original, found)
-        ]
+        found = self.original, self.evaluator(self._subset, BATCH)(self.reference)
+        texts = (score_texts(self.objective, one.scores, labelled=True) for one in found)
         return batch_note(self.network, self._batch, *texts)
 
     def finish(self, strategy: Strategy) -> CompressedNetwork:

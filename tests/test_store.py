@@ -135,7 +135,9 @@ def test_store_of_an_earlier_version_is_read_and_added_to(
     assert len(store) == (2 if read_only else 3)
 
 
-@pytest.mark.parametrize("scores", ["[]", "{", '{"accuracy": 0.5}', '{"accuracy": "high"}'])
+@pytest.mark.parametrize(
+    "scores", ["[]", "{", "[" * 9999, '{"accuracy": 0.5}', '{"accuracy": "high"}']
+)
 def test_row_that_holds_no_scores_is_refused(
     scores: str, store: EvaluationStore, path: Path
 ) -> None:

@@ -225,13 +225,13 @@ def scores_csv(scores: Sequence[Score], named: Sequence[NamedScore]) -> str:
             ``test_<name>``.
     """
     shown = [score.name for score in named if score.heading]
-    first, rest = ("agent", "seed", "reward"), [field.name for field in fields(Score)][5:]
+    names = [field.name for field in fields(Score)]
+    splits = {"search": shown, "test": shown}
+    columns = [(name, score) for name in names for score in splits.get(name, [""])]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{split}_{name}" for split in ("search", "test") for name in shown]
-    writer.writerow([*first, *columns, *rest])
-    for score in scores:
-        found = [split.get(name) for split in (score.search, score.test) for name in shown]
-        before, after = ([getattr(score, name) for name in names] for names in (first, rest))
-        writer.writerow([*before, *found, *after])
+    writer.writerow([f"{name}_{score}" if score else name for name, score in columns])
+    for one in scores:
+        values = ((getattr(one, name), score) for name, score in columns)
+        writer.writerow([value.get(score) if score else value for value, score in values])
     return text.getvalue()

@@ -245,13 +245,16 @@ HANDMADE: dict[str, Handmade] = {
     ),
     "store whose table is an endless view": Handmade(
         "store",
-        _endless_view("evaluations", "'task', 'x', '1', '1', '1', '1'"),
-        "'view' 'evaluations', which is none of amc's",
+        _endless_view("scores", "'task', 'x', '{}', '1'"),
+        "'view' 'scores', which is none of amc's",
     ),
     "store with a trigger": Handmade(
         "store",
-        _by_sql("CREATE TRIGGER t AFTER INSERT ON evaluations BEGIN DELETE FROM evaluations; END"),
+        _by_sql("CREATE TRIGGER t AFTER INSERT ON scores BEGIN DELETE FROM scores; END"),
         "'trigger' 't', which is none of amc's",
+    ),
+    "store with scores of brackets": Handmade(
+        "store", _by_sql(f"UPDATE scores SET scores = '{'[' * 100_000}'"), "nested too deep"
     ),
     "journal with a byte that is no text": Handmade(
         "journal", _raw(b"CREATE TABLE", b"CRE\xffTE TABLE"), "search again, in another folder"
