@@ -29,7 +29,6 @@ from amc.cost.device import Device, Measurement, TableDevice, TableHeader
 from amc.cost.model import operator_prices
 from amc.cost.prices import FORMULAS
 from amc.cost.profile import load_device
-from amc.cost.roofline import RooflineDevice
 from amc.cost.shipped import shipped_device
 from amc.files import fingerprint
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
@@ -39,6 +38,7 @@ SHAPES = {"resnet20": (3, 16, 16), "lenet_5": (1, 32, 32), "mobilenet_v1": (3, 3
 RECOVERY = amc.RecoverySettings(images=96, repair_images=96, quick_images=48, error_images=64)
 TRAINING = amc.TrainingSettings(epochs=1, distillation_weight=0.5, augment=("crop",))
 PHONE, EDGE = "roofline_phone", "roofline_edge"
+ROOFLINES: dict[str, Any] = {name: load_device(shipped_device(name)) for name in (PHONE, EDGE)}
 
 
 def digits(shape: tuple[int, int, int], *, labelled: bool = True) -> amc.DataSet:
@@ -63,16 +63,9 @@ def network_of(name: str) -> nn.Module:
     return network
 
 
-def roofline(name: str) -> RooflineDevice:
-    """A device that is a formula."""
-    device = load_device(shipped_device(name))
-    assert isinstance(device, RooflineDevice)
-    return device
-
-
 def frozen_table(name: str) -> Device:
     """Prices of all that a search of a network asks for: a formula's, with a ripple."""
-    graph, phone = graph_of(network_of(name), SHAPES[name]), roofline(PHONE)
+    graph, phone = graph_of(network_of(name), SHAPES[name]), ROOFLINES[PHONE]
     choices, fuses = choices_for(graph, [FLOAT, Bits(8, 8)], channel_step=4), ("relu",)
     rows = {}
     for number, asked in enumerate(requests_for(graph, choices, fuses=fuses)):
@@ -93,17 +86,20 @@ def searches() -> Iterator[tuple[str, amc.SearchResult]]:
         options["agent"] = {"name": agent, **learns}
         return amc.search(network_of(name), data, device, budget, **options)
 
-    def part(metric: str, fraction: float) -> amc.Budget:
-        return amc.Budget(metric, fraction=fraction)
-
     blocks = amc.SearchSpace(drop_blocks=True)
     yield "frozen table", search("lenet_5", frozen_table("lenet_5"), 0.5)
-    yield "macs", search("resnet20", None, part("macs", 0.5))
+    yield "macs", search("resnet20", None, {"metric": "macs", "fraction": 0.5})
     yield PHONE, search("resnet20", PHONE, 0.3)
     yield EDGE, search("resnet20", EDGE, 0.3)
-    yield "drop_blocks", search("resnet20", None, part("macs", 0.4), space=blocks, reward="haq")
-    yield "bops", search("lenet_5", None, part("bops", 0.02))
-    yield "size_bytes", search("lenet_5", None, part("size_bytes", 0.1), reward="mnasnet")
+    yield (
+        "drop_blocks",
+        search("resnet20", None, {"metric": "macs", "fraction": 0.4}, space=blocks, reward="haq"),
+    )
+    yield "bops", search("lenet_5", None, {"metric": "bops", "fraction": 0.02})
+    yield (
+        "size_bytes",
+        search("lenet_5", None, {"metric": "size_bytes", "fraction": 0.1}, reward="mnasnet"),
+    )
     yield "td3", search("lenet_5", EDGE, 0.3, "td3")
     yield "netadapt", search("resnet20", PHONE, 0.5, "netadapt", reward="accuracy")
     yield "without labels", search("lenet_5", PHONE, 0.25, labelled=False)
@@ -117,7 +113,7 @@ def prices(name: str) -> Iterator[str]:
     for strategy in IDENTITY, Strategy(half, {layer.name: Bits(8, 8) for layer in graph.layers}):
         for metric in FORMULAS:
             yield repr(operator_prices(graph, strategy, metric, None))
-        for device in map(roofline, (PHONE, EDGE)):
+        for device in ROOFLINES.values():
             yield repr(operator_prices(graph, strategy, "latency_ms", device))
 
 
@@ -131,8 +127,7 @@ def onnx_graph(found: amc.SearchResult) -> bytes:
     return written
 
 
-def weights(network: nn.Module) -> list[str | Tensor]:
-    """Names and values."""
+def _weights(network: nn.Module) -> list[str | Tensor]:
     return [part for item in network.state_dict().items() for part in item]
 
 
@@ -143,13 +138,13 @@ def results() -> Iterator[tuple[str, str]]:
     for name, found in searches():
         yield f"strategy, {name}", fingerprint(found.strategy.to_json())
         rewards = [repr(trial.reward) for trial in found.trials]
-        yield f"rewards and weights, {name}", fingerprint(*rewards, *weights(found.network))
+        yield f"rewards and weights, {name}", fingerprint(*rewards, *_weights(found.network))
         if name == PHONE:
             yield "onnx graph", fingerprint(onnx_graph(found))
             data, original = found.task.data, found.task.network
             trained = amc.finetune(found.network, original, data, settings=TRAINING)
             losses = [repr(epoch.loss) for epoch in trained.history]
-            yield "fine-tuning", fingerprint(*losses, *weights(trained.network))
+            yield "fine-tuning", fingerprint(*losses, *_weights(trained.network))
 
 
 def main() -> None:
