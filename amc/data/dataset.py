@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,6 @@ class DataSet:
 
     Attributes:
         name: Of the data set.
-        class_names: In the order of the labels; none where there are no labels.
         image_shape: (C, H, W).
         mean, std: Per channel, of pixels in [0, 1].
         augment: Of "flip" and "crop", those that training may apply.
@@ -39,12 +39,18 @@ class DataSet:
 
     def __init__(self, name: str, source: Source, options: DataOptions, seed: int) -> None:
         self.name = name
-        self.class_names = source.class_names
         self.image_shape = source.image_shape
         self.mean, self.std = normalisation(options, self.image_shape[0])
         self.augment = options.augment or ()
         self._source, self._options = source, options
+        self._loaded: dict[str, Split] = {}  # what `without_labels` gives shares it
+        self._why_aside = ""
         self._division = divide(source.train_count, source.train_labels, options, seed)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels; none where there are no labels."""
+        return () if self._why_aside else self._source.class_names
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +65,7 @@ class DataSet:
     @property
     def has_other_labels(self) -> bool:
         """Whether there are labels, which say nothing of the network's outputs."""
-        return False
+        return bool(self._why_aside)
 
     @property
     def labels_in_words(self) -> str:
@@ -73,16 +79,18 @@ class DataSet:
     @property
     def why_unlabelled(self) -> str:
         """Why there are no labels, in a few words; empty where there are."""
-        return "" if self.is_labelled else "its images have none"
+        return "" if self.is_labelled else self._why_aside or "its images have none"
 
     @property
     def train_labels(self) -> Tensor | None:
         """Of all images but the test's, in the source's order; known without reading an image."""
-        return self._source.train_labels
+        return None if self._why_aside else self._source.train_labels
 
     def without_labels(self, why: str) -> DataSet:
         """The same images, of which the labels say nothing for a reason."""
-        return _WithoutLabels(self, why)
+        bare = copy.copy(self)
+        bare._why_aside = why
+        return bare
 
     @property
     def shortage(self) -> str:
@@ -99,32 +107,40 @@ class DataSet:
             f"{FEW_IMAGES} holds less well for other images: more of the same kind help."
         )
 
-    @cached_property
+    @property
     def train(self) -> Split:
         """What weights may be trained on."""
-        return self._source.load_train(self._division.train)
+        return self._split("train", lambda: self._source.load_train(self._division.train))
 
-    @cached_property
+    @property
     def calibration(self) -> Split:
         """What statistics are gathered from: least squares, batch normalisation, ranges."""
-        return self._source.load_train(self._division.calibration)
+        indices = self._division.calibration
+        return self._split("calibration", lambda: self._source.load_train(indices))
 
-    @cached_property
+    @property
     def search(self) -> Split:
         """What the reward is measured on; never trained on."""
-        return self._source.load_train(self._division.search)
+        return self._split("search", lambda: self._source.load_train(self._division.search))
 
-    @cached_property
+    @property
     def test(self) -> Split:
         """What is reported; neither trained on nor searched on."""
-        return self._source.load_test()
+        return self._split("test", self._source.load_test)
+
+    def _split(self, name: str, load: Callable[[], Split]) -> Split:
+        if name not in self._loaded:
+            self._loaded[name] = load()
+        found = self._loaded[name]
+        return replace(found, labels=None) if self._why_aside else found
 
     def fingerprint(self) -> str:
         """Changes with the images, their labels, or how they are divided and normalised.
 
         Images in memory count by content; folders by relative file names and sizes.
         """
-        return self._fingerprint
+        aside = self._why_aside
+        return fingerprint(self._fingerprint, "without labels") if aside else self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -133,7 +149,7 @@ class DataSet:
         division = self._division
         return fingerprint(
             self._source.fingerprint(),
-            repr(self.class_names),
+            repr(self._source.class_names),
             repr(settings),
             *(division.train, division.calibration, division.search),
         )
@@ -203,45 +219,3 @@ class DataSet:
         chosen = read_options(options)
         source = dataset_source(train, test, class_names, seed, chosen)
         return cls(name, source, chosen, seed)
-
-
-class _WithoutLabels(DataSet):
-    """The images and splits of other data, whose labels do not count."""
-
-    def __init__(self, labelled: DataSet, why: str) -> None:
-        vars(self).update(vars(labelled))
-        for split in ("train", "calibration", "search", "test", "_fingerprint"):
-            vars(self).pop(split, None)  # what is kept of a cached property
-        self.class_names = ()
-        self._labelled, self._why = labelled, why
-
-    @property
-    def train_labels(self) -> Tensor | None:
-        return None
-
-    @property
-    def has_other_labels(self) -> bool:
-        return True
-
-    @property
-    def why_unlabelled(self) -> str:
-        return self._why
-
-    @cached_property
-    def train(self) -> Split:
-        return replace(self._labelled.train, labels=None)
-
-    @cached_property
-    def calibration(self) -> Split:
-        return replace(self._labelled.calibration, labels=None)
-
-    @cached_property
-    def search(self) -> Split:
-        return replace(self._labelled.search, labels=None)
-
-    @cached_property
-    def test(self) -> Split:
-        return replace(self._labelled.test, labels=None)
-
-    def fingerprint(self) -> str:
-        return fingerprint(self._labelled.fingerprint(), "without labels")

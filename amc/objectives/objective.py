@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -48,9 +49,11 @@ class Objective(Protocol):
     scores: Sequence[NamedScore]
     expected: str
 
+    @abstractmethod
     def fits(self, outputs: Tensor, images: int) -> bool:
         """Whether a network's outputs for so many images are of the shape that this judges."""
 
+    @abstractmethod
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None = None) -> str:
         """Why targets say nothing of such outputs, in a few words; empty where they do.
 
@@ -62,17 +65,21 @@ class Objective(Protocol):
         """The same for networks like the one that gave these outputs, which fit."""
         return self
 
+    @abstractmethod
     def judge(
         self, outputs: Tensor, targets: Tensor | None, reference: Tensor | None
     ) -> Mapping[str, Tensor]:
         """The scores that can be had, by name, each a tensor of one number."""
 
+    @abstractmethod
     def decisions(self, outputs: Tensor) -> Tensor:
         """What a network decides by its outputs: integers, of which equal ones are the same."""
 
+    @abstractmethod
     def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """How far outputs are from the original's: at least 0, of each image; shape (images,)."""
 
+    @abstractmethod
     def sampled_loss(self, outputs: Tensor, generator: Generator) -> Tensor:
         """Minus the log-likelihood, summed, of targets drawn from what the outputs predict.
 
@@ -80,9 +87,11 @@ class Objective(Protocol):
         `divergence` (Amari 1998); they say how much a layer matters.
         """
 
+    @abstractmethod
     def target_loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         """What training on targets minimises, mean over images."""
 
+    @abstractmethod
     def teacher_loss(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """What training on the original's outputs minimises, mean over images."""
 

@@ -45,6 +45,16 @@ def test_what_is_no_objective_is_refused(given: Any, said: str) -> None:
     assert said in str(raised.value)
 
 
+class Unfinished(Objective):
+    name, scores, expected = "unfinished", DEFAULT.scores, "nothing"
+
+
+def test_what_a_class_of_ones_own_lacks_is_named() -> None:
+    said = f"Objective '{__name__}:Unfinished' cannot be made: .* abstract methods decisions, div"
+    with pytest.raises(ConfigError, match=said):
+        build_objective(f"{__name__}:Unfinished")
+
+
 @pytest.mark.parametrize("names", [("a", "a"), ("mean iou",), ("reward",), ("seconds",)])
 def test_scores_have_names_of_their_own(names: tuple[str, ...]) -> None:
     class Odd(DenseLabels):
