@@ -137,7 +137,7 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
         ("search.evaluations=abc", "search.evaluations must be a whole number from 1, got 'abc'"),
         ("reward=acuracy", "got 'acuracy'. Did you mean 'accuracy'?"),
-        ("reward=tests.cli.nets:none", "cannot be imported"),
+        ("reward=tests.cli.nets:none", "nets.py has no function 'none'"),
         ("budget.fraction=abc", "The budget must be a positive number, got 'abc'"),
         ("budget.metric=latency", "budget.metric must be one of latency_ms"),
         ("+budget.ms=2", "A budget has metric, fraction, absolute; got ms"),

@@ -19,6 +19,7 @@ from amc.cost.table import write_table
 from amc.errors import AmcError, StorageError
 from amc.graph.types import Signature
 from amc.networks import build_network
+from amc.objectives import DEFAULT
 from amc.strategy import FLOAT
 from tests.cli.command import search
 
@@ -226,7 +227,8 @@ def _press_ctrl_c(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
 def test_evaluations_that_a_later_aim_asked_for_count_as_left(
     tmp_path: Path, capsys: Output
 ) -> None:
-    found = SimpleNamespace(comparison=[], notes=[], trials=[None] * 65, policy=object())
+    task = SimpleNamespace(objective=DEFAULT)
+    found = SimpleNamespace(comparison=[], notes=[], trials=[None] * 65, policy=object(), task=task)
     recipe.show(SimpleNamespace(**vars(found), interrupted=True, evaluations=75), tmp_path)
     assert "ended early by Ctrl-C after 65 of 75 evaluations\n" in capsys.readouterr().out
     recipe.show(SimpleNamespace(**vars(found), interrupted=True, evaluations=65), tmp_path)
