@@ -46,7 +46,7 @@ from amc.objectives import (
     Objective,
     ObjectiveLike,
     build_objective,
-    identity,
+    identity_of,
     score_texts,
 )
 from amc.recovery.errors import LayerErrors
@@ -479,7 +479,7 @@ class CompressionTask:
         return {
             "network": self._network_id,
             "data": self.data.fingerprint(),
-            "objective": identity(self.objective),
+            "objective": identity_of(self.objective),
             "recovery": repr(self._recovery),
             "search images": str(len(self._subset)),
             "bfloat16": str(self.bfloat16),

@@ -7,7 +7,7 @@ from typing import cast
 
 from amc.errors import ConfigError
 from amc.objectives.classification import Classification
-from amc.objectives.objective import NamedScore, Objective, identity, primary_score, score_texts
+from amc.objectives.objective import NamedScore, Objective, identity_of, primary_score, score_texts
 from amc.packages import import_named
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Objective",
     "ObjectiveLike",
     "build_objective",
-    "identity",
+    "identity_of",
     "primary_score",
     "score_texts",
 ]

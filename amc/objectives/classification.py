@@ -96,7 +96,10 @@ class Classification(Objective):
         return functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def teacher_loss(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """T^2 KL(softmax(teacher / T) || softmax(outputs / T)) (Hinton et al. 2015, sec. 2.1)."""
+        """T^2 KL(softmax(teacher / T) || softmax(outputs / T)) (Hinton et al. 2015, sec. 2.1).
+
+        T^2 keeps the gradient's size independent of T.
+        """
         given, expected = (as_logits(some, self.probabilities) for some in (outputs, teacher))
         return temperature**2 * functional.kl_div(
             functional.log_softmax(given / temperature, dim=1),

@@ -116,7 +116,7 @@ def score_texts(objective: Objective, scores: Mapping[str, float], *, labelled: 
     return ", ".join(f"{s.name} {s.text(scores[s.name])}" for s in shown if s.name in scores)
 
 
-def identity(objective: Objective) -> str:
+def identity_of(objective: Objective) -> str:
     """What stands for an objective where results of equal ones are recalled: its repr, if any."""
     kind = type(objective)
     has_own = kind.__repr__ is not object.__repr__

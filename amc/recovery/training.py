@@ -27,7 +27,7 @@ from amc.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, 
 from amc.errors import ArtifactError, ConfigError, DataError, EvaluationError, NetworkError
 from amc.files import fingerprint, write_tensors
 from amc.layout import fast_layout, laid_out, lay_out
-from amc.objectives import DEFAULT, Objective, primary_score
+from amc.objectives import DEFAULT, Objective, identity_of, primary_score
 from amc.progress import Bar, progress_bar
 from amc.sealed import Sealed
 
@@ -272,7 +272,9 @@ def train(
     _check_arguments(images, targets, settings, teacher)
     batches = _Batches(images, targets, mean, std, settings, _device_of(network))
     loss = _Loss(objective, settings, teacher, batches.targets)
-    identity = _identity(network, batches, settings, teacher) if checkpoint_folder else {}
+    identity: dict[str, Any] = {}
+    if checkpoint_folder is not None:
+        identity = _identity(network, batches, objective, settings, teacher)
     run = _Run(network, settings, checkpoint_folder, identity)
     with (
         _layout_for_speed(network, teacher, batches),
@@ -666,7 +668,11 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _identity(
-    network: nn.Module, batches: _Batches, settings: TrainingSettings, teacher: nn.Module | None
+    network: nn.Module,
+    batches: _Batches,
+    objective: Objective,
+    settings: TrainingSettings,
+    teacher: nn.Module | None,
 ) -> dict[str, Any]:
     """Everything that decides how a training goes, by a name that an error can use."""
     state = network.state_dict()
@@ -676,6 +682,7 @@ def _identity(
         "augment": list(settings.augment),
         "trained parameters": [n for n, p in network.named_parameters() if p.requires_grad],
         "data": batches.fingerprint(),
+        "objective": identity_of(objective),
         "teacher": taught_by,
         "starting weights": fingerprint(*state.values()),
         **{f"shape of {name}": list(tensor.shape) for name, tensor in state.items()},

@@ -11,7 +11,7 @@ from amc.objectives import (
     NamedScore,
     Objective,
     build_objective,
-    identity,
+    identity_of,
     primary_score,
     score_texts,
 )
@@ -83,8 +83,8 @@ def test_printed_scores_are_those_with_a_heading_of_labels_or_without() -> None:
 
 
 def test_an_objective_without_a_repr_stands_for_its_class() -> None:
-    assert identity(DenseLabels()) == "docs.examples.dense_labels.DenseLabels"
-    assert "classes=7" in identity(Classification(classes=7))
+    assert identity_of(DenseLabels()) == "docs.examples.dense_labels.DenseLabels"
+    assert "classes=7" in identity_of(Classification(classes=7))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from amc.errors import (
     StorageError,
 )
 from amc.layout import fast_layout
+from amc.objectives.classification import Classification
 from amc.recovery import training
 from amc.recovery.training import (
     AUGMENTATIONS,
@@ -468,6 +469,7 @@ def test_state_is_one_file_of_numbers_and_json(tmp_path: Path) -> None:
         ({"network": tiny_net(seed=1)}, "starting weights was"),
         ({"teacher": tiny_net(seed=1)}, "teacher was None, now"),
         ({"mean": [0.5]}, "data was"),
+        ({"objective": Classification(False)}, "objective was 'Classification(probabilities=None"),
     ],
 )
 def test_state_of_another_training_is_refused_and_says_what_changed(
