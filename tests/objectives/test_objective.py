@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,12 @@ def test_there_are_scores_with_and_without_targets(needs: bool, what: str) -> No
 
     with pytest.raises(ConfigError, match=f"must have a score that needs {what}, got mean_iou"):
         build_objective(Odd())
+
+
+def test_the_page_on_extending_names_all_that_an_objective_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    said = {*Objective.__annotations__, *(n for n in vars(Objective) if not n.startswith("_"))}
+    assert [name for name in sorted(said) if f"`{name}`" not in page] == []
 
 
 def test_printed_scores_are_those_with_a_heading_of_labels_or_without() -> None:
