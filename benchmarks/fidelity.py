@@ -24,7 +24,7 @@ from amc.progress import progress_bar
 from amc.recovery.training import TrainingSettings, train
 from amc.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
-from benchmarks.subject import accuracy_of, add_options, subject
+from benchmarks.subject import add_options, subject
 
 
 def arguments() -> argparse.Namespace:
@@ -56,7 +56,7 @@ def tuned_accuracy(task: CompressionTask, module: nn.Module, images: int) -> flo
         teacher=task.network,
         description="fine-tuning",
     )
-    return accuracy_of(judge(module))
+    return judge(module).scores["accuracy"]
 
 
 def main() -> None:

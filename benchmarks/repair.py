@@ -17,7 +17,7 @@ from amc.cost.budget import Budget
 from amc.strategy import Strategy
 from amc.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
-from benchmarks.subject import accuracy_of, add_options, subject
+from benchmarks.subject import add_options, subject
 from envs.program import program_strategy
 from envs.uniform import uniform_strategies
 
@@ -66,16 +66,16 @@ def main() -> None:
             allocations["uniform"] = uniform_strategies(task.costs)[0]
             allocations["program"] = program_strategy(task.costs, task.errors)
         search, test = task.evaluator(data.search), task.evaluator(data.test)
-        original = accuracy_of(test(task.reference))
+        original = test(task.reference).scores["accuracy"]
         for allocation, strategy in allocations.items():
             start = time.perf_counter()
             module = task.finish(strategy).module
             seconds = time.perf_counter() - start
-            accuracy = accuracy_of(test(module))
+            accuracy = test(module).scores["accuracy"]
             row: dict[str, object] = {
                 "repair": name,
                 "allocation": allocation,
-                "search %": f"{100 * accuracy_of(search(module)):.2f}",
+                "search %": f"{100 * search(module).scores['accuracy']:.2f}",
                 "test %": f"{100 * accuracy:.2f}",
                 "test drop": f"{100 * (original - accuracy):.2f}",
                 "repair s": f"{seconds:.1f}",

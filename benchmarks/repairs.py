@@ -12,7 +12,6 @@ from torch import nn
 from amc.candidate import Compressor, RecoverySettings
 from amc.evaluate import Evaluator
 from amc.strategy import Strategy
-from benchmarks.subject import accuracy_of
 
 FULL = RecoverySettings()
 # What is printed -> settings; each has one part more than the one before it.
@@ -49,7 +48,7 @@ class Repaired:
         found = evaluator(self.module)
         return {
             "repair": self.repair,
-            "test %": f"{100 * accuracy_of(found):.2f}",
+            "test %": f"{100 * found.scores['accuracy']:.2f}",
             "agreement": f"{found.agreement:.4f}",
             "repair s": f"{self.seconds:.1f}",
             "note": self.note,

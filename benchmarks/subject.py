@@ -10,7 +10,6 @@ from torch import nn
 
 from amc.api import train_base
 from amc.data import DataSet, build_data
-from amc.evaluate import Evaluation
 from amc.networks import build_network, load_checkpoint
 from benchmarks import real_network
 
@@ -54,12 +53,6 @@ def subject(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
         load_checkpoint(network, options.checkpoint)
         return network, data
     return train_base(network, data, options.network), data
-
-
-def accuracy_of(evaluation: Evaluation) -> float:
-    """Accuracy on images that have labels."""
-    assert evaluation.accuracy is not None
-    return evaluation.accuracy
 
 
 def build(name: str, shape: tuple[int, int, int]) -> nn.Module:
