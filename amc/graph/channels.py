@@ -22,13 +22,13 @@ from torch.fx.node import map_aggregate
 from amc.graph.flow import (
     ChannelFlow,
     CostedCall,
+    DisjointSets,
     Ids,
     LayerCall,
     PadCall,
     ParameterUse,
     PerChannelCall,
     SelectCall,
-    UnionFind,
 )
 from amc.graph.operators import (
     ELEMENTWISE,
@@ -68,7 +68,7 @@ def follow_channels(module: fx.GraphModule) -> ChannelFlow:
 class _Follower:
     def __init__(self, module: fx.GraphModule) -> None:
         self._module = module
-        self._flow = ChannelFlow(UnionFind())
+        self._flow = ChannelFlow(DisjointSets())
         self._values: dict[fx.Node, Any] = {}
 
     def run(self) -> ChannelFlow:
@@ -136,7 +136,7 @@ class _Follower:
         path = str(node.target)
         if isinstance(module, nn.Linear):
             in_ids = self._collapse(source.ids.movedim(-1, 1))
-            out_ids = self._flow.union.fresh(module.out_features)
+            out_ids = self._flow.sets.fresh(module.out_features)
             ids = torch.from_numpy(out_ids).expand(value.shape)
         else:
             in_ids = self._collapse(source.ids)
@@ -150,16 +150,16 @@ class _Follower:
         return _Value(ids, node)
 
     def _convolution_outputs(self, module: nn.Conv2d, in_ids: Ids) -> Ids:
-        union, groups = self._flow.union, module.groups
+        sets, groups = self._flow.sets, module.groups
         if groups == 1:
-            return union.fresh(module.out_channels)
+            return sets.fresh(module.out_channels)
         if groups == module.in_channels:  # depthwise: outputs are the inputs, filtered
             return np.repeat(in_ids, module.out_channels // groups)
-        out_ids = union.fresh(module.out_channels)
+        out_ids = sets.fresh(module.out_channels)
         for ids in (in_ids, out_ids):  # every convolution group must lose equally many
             first, *others = ids.reshape(groups, -1)
             for row in others:
-                union.unite_all(first, row)
+                sets.unite(first, row)
         return out_ids
 
     def _visit_per_channel(
@@ -169,7 +169,7 @@ class _Follower:
         if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
             for call in self._flow.per_channel:
                 if call.path == path:  # one set of factors for both calls
-                    self._flow.union.unite_all(call.ids, ids)
+                    self._flow.sets.unite(call.ids, ids)
             self._flow.per_channel.append(PerChannelCall(path, ids))
         self._cost(node, NORMALISING[name], source, value)
         return self._spread(node, ids, value)
@@ -180,10 +180,10 @@ class _Follower:
         path = str(node.target)
         if value.numel() > MAX_ELEMENTS:
             return self._new_ids(value, f"meets parameter {path}, too large to follow", node)
-        ids = self._flow.union.fresh(value.numel()).reshape(tuple(value.shape))
+        ids = self._flow.sets.fresh(value.numel()).reshape(tuple(value.shape))
         for use in self._flow.parameters:
             if use.path == path:
-                self._flow.union.unite_all(use.ids.ravel(), ids.ravel())
+                self._flow.sets.unite(use.ids.ravel(), ids.ravel())
         self._flow.parameters.append(ParameterUse(path, ids))
         return _Value(torch.from_numpy(ids), node)
 
@@ -222,7 +222,7 @@ class _Follower:
     def _merge(self, parts: list[Ids]) -> Ids:
         first, *others = parts
         for other in others:
-            self._flow.union.unite_all(first, other)
+            self._flow.sets.unite(first, other)
         return first
 
     def _visit_pad(self, node: fx.Node, source: _Value, value: Tensor) -> Any:
@@ -236,7 +236,7 @@ class _Follower:
         before, after = [*widths, 0, 0][2 * (rank - 2) : 2 * (rank - 1)]
         if mode != "constant" or fill != 0 or not only_channels or min(before, after) < 0:
             return self._visit_unknown(node, f"pad ({mode}, {widths})", value)
-        first, last = self._flow.union.fresh(before), self._flow.union.fresh(after)
+        first, last = self._flow.sets.fresh(before), self._flow.sets.fresh(after)
         self._flow.pads.append(PadCall(node, first, last))
         ids = np.concatenate([first, self._collapse(source.ids), last])
         result = self._spread(node, ids, value)
@@ -349,7 +349,7 @@ class _Follower:
         if not isinstance(value, Tensor):
             return None
         shape = value.shape if value.dim() > 1 else (1, *value.shape, *[1] * (1 - value.dim()))
-        ids = self._flow.union.fresh(shape[1])
+        ids = self._flow.sets.fresh(shape[1])
         self._freeze_ids(ids, reason)
         spread = torch.from_numpy(ids).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
         return _Value(spread.reshape(value.shape) if value.dim() < 2 else spread, node)
@@ -364,7 +364,7 @@ class _Follower:
         if not bool((rows == rows[:, :1]).all()):
             for row in rows.numpy():
                 distinct = np.unique(row)
-                self._flow.union.unite_all(np.repeat(distinct[:1], len(distinct) - 1), distinct[1:])
+                self._flow.sets.unite(np.repeat(distinct[:1], len(distinct) - 1), distinct[1:])
         return rows[:, 0].numpy().copy()
 
     def _freeze(self, nodes: Iterable[fx.Node], reason: str) -> None:

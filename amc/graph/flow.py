@@ -6,41 +6,35 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import fx, nn
 
 Ids = npt.NDArray[np.int64]
 
 
-class UnionFind:
-    """Disjoint sets of integers (Tarjan 1975), with path halving."""
+class DisjointSets:
+    """Sets of channel ids: the components of a graph with an edge for every union."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
+        self._count = 0
+        self._edges = [np.empty((2, 0), np.int64)]
 
     def fresh(self, count: int) -> Ids:
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return np.arange(start, start + count, dtype=np.int64)
+        """New ids, each a set of its own."""
+        self._count += count
+        return np.arange(self._count - count, self._count, dtype=np.int64)
 
-    def root(self, identifier: int) -> int:
-        parent = self._parent
-        while parent[identifier] != identifier:
-            parent[identifier] = parent[parent[identifier]]
-            identifier = parent[identifier]
-        return identifier
+    def unite(self, left: Ids, right: Ids) -> None:
+        """Unite the sets of two equally long vectors of ids, element by element."""
+        self._edges.append(np.stack([left, right]))
 
-    def roots(self, ids: Ids) -> Ids:
-        return np.array([self.root(int(i)) for i in ids.ravel()], np.int64).reshape(ids.shape)
-
-    def unite(self, left: int, right: int) -> None:
-        left, right = self.root(left), self.root(right)
-        if left != right:  # the older id stays the root, so that roots follow execution order
-            self._parent[max(left, right)] = min(left, right)
-
-    def unite_all(self, left: Ids, right: Ids) -> None:
-        """Unite two equally long vectors, element by element."""
-        for one, other in zip(left.tolist(), right.tolist(), strict=True):
-            self.unite(one, other)
+    def of_ids(self) -> Ids:
+        """For every id its set's number, shape (ids,)."""
+        ends = np.concatenate(self._edges, axis=1)
+        edges = coo_array((np.ones(ends.shape[1]), ends), shape=(self._count, self._count))
+        sets: Ids = connected_components(edges, directed=False)[1].astype(np.int64)
+        return sets
 
 
 @dataclass
@@ -104,7 +98,7 @@ class CostedCall:
 class ChannelFlow:
     """Everything that passing ids through a graph found out."""
 
-    union: UnionFind
+    sets: DisjointSets
     layers: list[LayerCall] = field(default_factory=list)
     per_channel: list[PerChannelCall] = field(default_factory=list)
     parameters: list[ParameterUse] = field(default_factory=list)
@@ -120,10 +114,3 @@ class ChannelFlow:
         found = [call.ids for call in self.per_channel] + [use.ids for use in self.parameters]
         found += [select.source_ids for select in self.selects]
         return found + [ids for pad in self.pads for ids in (pad.before, pad.after)]
-
-    def reasons(self) -> dict[int, str]:
-        """Root id -> why its unit is frozen (the first reason found)."""
-        found: dict[int, str] = {}
-        for identifier, reason in self.frozen.items():
-            found.setdefault(self.union.root(identifier), reason)
-        return found

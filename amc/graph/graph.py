@@ -84,16 +84,17 @@ class _Builder:
     ) -> None:
         self._root, self._traced, self._flow, self._shape = root, traced, flow, image_shape
         self._layers = _first_calls(flow.layers)
-        self._unit_of: dict[int, int] = {}  # root id -> unit
+        self._set_of = flow.sets.of_ids()
+        self._unit_of: dict[int, int] = {}  # set -> unit
         self._uses: dict[int, Uses] = defaultdict(lambda: defaultdict(int))
         self._producers: dict[int, list[str]] = defaultdict(list)
 
     def build(self) -> NetworkGraph:
         self._count_uses()
-        groups, group_of_root = self._make_groups()
+        groups, group_of_set = self._make_groups()
         unit_group = np.full(len(self._unit_of), -1, np.int64)
-        for root, unit in self._unit_of.items():
-            group = group_of_root.get(root)
+        for one, unit in self._unit_of.items():
+            group = group_of_set.get(one)
             if group is not None and groups[group].is_free:
                 unit_group[unit] = group
         folds = _foldable(self._traced.module)
@@ -148,8 +149,8 @@ class _Builder:
     # -- units and groups -----------------------------------------------------------------
 
     def _units(self, ids: Ids) -> Ids:
-        roots = self._flow.union.roots(ids)
-        flat = [self._unit_of.setdefault(int(r), len(self._unit_of)) for r in roots.ravel()]
+        found = self._set_of[ids].ravel().tolist()
+        flat = [self._unit_of.setdefault(one, len(self._unit_of)) for one in found]
         return np.array(flat, np.int64).reshape(ids.shape)
 
     def _count_uses(self) -> None:
@@ -158,44 +159,46 @@ class _Builder:
         for call in self._layers:
             seen += [(call.path, "in", call.in_ids), (call.path, "out", call.out_ids)]
             if not is_depthwise(call.module):
-                for root in self._flow.union.roots(call.out_ids):
-                    if call.path not in self._producers[int(root)]:
-                        self._producers[int(root)].append(call.path)
+                for one in self._set_of[call.out_ids].tolist():
+                    if call.path not in self._producers[one]:
+                        self._producers[one].append(call.path)
         seen += [(call.node.name, "through", call.ids) for call in self._flow.operators]
         seen += [(use.path, "stored", use.ids.ravel()) for use in self._flow.parameters]
         for name, side, ids in seen:
-            for root in self._flow.union.roots(ids):
-                self._uses[int(root)][name, side] += 1
+            for one in self._set_of[ids].tolist():
+                self._uses[one][name, side] += 1
             self._units(ids)
         for ids in self._flow.ids_beside():
             self._units(ids)
 
     def _make_groups(self) -> tuple[list[ChannelGroup], dict[int, int]]:
         """Units with the same producers and the same uses form a group."""
-        reasons = self._flow.reasons()
+        reasons: dict[int, str] = {}  # the first found of every set
+        for identifier, reason in self._flow.frozen.items():
+            reasons.setdefault(int(self._set_of[identifier]), reason)
         members: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        order = [int(r) for c in self._layers for r in self._flow.union.roots(c.out_ids)]
-        for root in dict.fromkeys(order):
-            if not self._producers[root]:
+        order = [one for c in self._layers for one in self._set_of[c.out_ids].tolist()]
+        for one in dict.fromkeys(order):
+            if not self._producers[one]:
                 continue  # only depthwise layers and inputs: nothing of its own to remove
-            uses = tuple(sorted(self._uses[root].items()))
-            members[tuple(self._producers[root]), uses, reasons.get(root)].append(root)
-        names = _group_names([self._producers[roots[0]][0] for roots in members.values()])
+            uses = tuple(sorted(self._uses[one].items()))
+            members[tuple(self._producers[one]), uses, reasons.get(one)].append(one)
+        names = _group_names([self._producers[sets[0]][0] for sets in members.values()])
         groups: list[ChannelGroup] = []
-        group_of_root: dict[int, int] = {}
-        for name, roots in zip(names, members.values(), strict=True):
-            first = roots[0]
+        group_of_set: dict[int, int] = {}
+        for name, sets in zip(names, members.values(), strict=True):
+            first = sets[0]
             group = ChannelGroup(
                 index=len(groups),
                 name=name,
-                size=len(roots),
+                size=len(sets),
                 producers=tuple(self._producers[first]),
                 consumers=tuple(n for (n, side) in self._uses[first] if side == "in"),
-                reason=reasons.get(first, SINGLE if len(roots) == 1 else None),
+                reason=reasons.get(first, SINGLE if len(sets) == 1 else None),
             )
             groups.append(group)
-            group_of_root.update(dict.fromkeys(roots, group.index))
-        return groups, group_of_root
+            group_of_set.update(dict.fromkeys(sets, group.index))
+        return groups, group_of_set
 
     # -- layers and operators -------------------------------------------------------------
 
