@@ -31,17 +31,8 @@ def fold_batch_norm(plan: RemovalPlan, network: fx.GraphModule) -> fx.GraphModul
         folded = folded_layer(layer, norm)
         if folded is not None:
             replaced[layer_path], replaced[norm_path] = folded, nn.Identity()
-    kept = {
-        str(node.target): network.get_submodule(str(node.target))
-        for node in network.graph.nodes
-        if node.op == "call_module"
-    }
-    constants = {
-        str(node.target): _tensor(network, str(node.target))
-        for node in network.graph.nodes
-        if node.op == "get_attr"
-    }
-    return assemble(network, {**kept, **replaced}, constants)
+    modules = dict(network.named_modules(remove_duplicate=False))
+    return assemble(network, {**modules, **replaced})
 
 
 def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
@@ -65,10 +56,3 @@ def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
     folded = clone_module(layer, {"weight": weight})
     folded._parameters["bias"] = nn.Parameter((bias * scale + shift).detach(), False)
     return folded
-
-
-def _tensor(network: nn.Module, path: str) -> torch.Tensor:
-    owner, _, name = path.rpartition(".")
-    value = getattr(network.get_submodule(owner), name)
-    assert isinstance(value, torch.Tensor)
-    return value
