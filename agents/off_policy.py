@@ -28,11 +28,11 @@ from agents.episode import (
 from agents.noise import NoiseSchedule, truncated_normal
 from agents.policy import Policy
 from agents.replay import EpisodeReplay
-from agents.settings import check_settings, choice, count, is_count, is_number, number, setting
+from agents.settings import check_settings, choice, count, is_number, number, setting
 from agents.snapshot import restore_snapshot, take_snapshot
 from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
 from agents.trial import OnTrial, SearchResult, Trial
-from amc.documents import NUMBER, SWITCH, or_null
+from amc.documents import NUMBER, SWITCH, is_count, or_null
 from amc.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
-from amc.documents import Kind, shown
+from amc.documents import Kind, is_count, shown
 from amc.errors import PolicyError
 from amc.files import fingerprint, read_document, read_tensors, write_tensors, write_text
 from envs.action import ACTION_NAMES
@@ -225,10 +225,6 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _is_list_of(value: Any, accepts: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(accepts, value))
 
@@ -238,7 +234,7 @@ _FIELDS: dict[str, Kind] = {
     "algorithm": (_is_name, "a name"),
     "observation_names": (lambda value: _is_list_of(value, _is_name), "a list of names"),
     "anchor": (lambda value: value in ANCHORS, f"one of {', '.join(ANCHORS)}"),
-    "layer_sizes": (lambda value: _is_list_of(value, _is_size), "a list of sizes of at least 1"),
+    "layer_sizes": (lambda value: _is_list_of(value, is_count), "a list of sizes of at least 1"),
     "weights": (_is_name, "the identifier of the weights"),
 }
 

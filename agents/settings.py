@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from amc.documents import is_count
 from amc.errors import ConfigError
 
 Built = TypeVar("Built")
@@ -43,10 +44,6 @@ def choice(default: str, *options: str) -> Any:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def check_settings(owner: str, settings: Any) -> None:

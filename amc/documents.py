@@ -148,6 +148,11 @@ def is_whole(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number from 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a number, which may be infinite or NaN."""
     return type(value) in (int, float)
@@ -181,5 +186,4 @@ TEXT: Kind = (lambda value: isinstance(value, str) and bool(value), "text")
 WHOLE: Kind = (is_whole, "a whole number from 0")
 NUMBER: Kind = (is_number, "a number")
 SWITCH: Kind = (lambda value: isinstance(value, bool), "true or false")
-LIST: Kind = (lambda value: isinstance(value, list), "a list")
 OBJECT: Kind = (lambda value: isinstance(value, dict), "an object")

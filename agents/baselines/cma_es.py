@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agents.baselines.ask_tell import AskTellSearcher
-from agents.settings import is_count, setting
+from agents.settings import setting
+from amc.documents import is_count
 
 if TYPE_CHECKING:
     import optuna

@@ -24,8 +24,9 @@ from agents.episode import (
     warm_walks,
 )
 from agents.optional import require
-from agents.settings import check_settings, choice, count, is_count, number, setting
+from agents.settings import check_settings, choice, count, number, setting
 from agents.trial import OnTrial, SearchResult
+from amc.documents import is_count
 
 if TYPE_CHECKING:
     from sb3_contrib import RecurrentPPO

@@ -54,6 +54,7 @@ from amc.cost.budget import DEVICE_METRICS
 from amc.cost.conversions import CONVERSIONS
 from amc.cost.device import Device
 from amc.cost.spec import Spec
+from amc.documents import is_count
 from amc.errors import AmcError, DeviceError
 from amc.graph.operators import PRICED
 from amc.packages import import_named
@@ -152,10 +153,6 @@ def installed_devices() -> list[EntryPoint]:
     return sorted(entry_points(group=ENTRY_POINTS))
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and value.isprintable()
 
@@ -178,9 +175,9 @@ _METRICS = (DEVICE_METRICS[:1], DEVICE_METRICS)
 _ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
     "name": (_is_text, "one line of text"),
     "runtime": (_is_text, "one line of text"),
-    "batch": (_is_count, "an integer from 1"),
-    "threads": (_is_count, "an integer from 1"),
-    "channel_step": (_is_count, "an integer from 1"),
+    "batch": (is_count, "an integer from 1"),
+    "threads": (is_count, "an integer from 1"),
+    "channel_step": (is_count, "an integer from 1"),
     "supported_bits": (
         _are_bits,
         f"a tuple of amc.strategy.Bits(weight, activation) with widths of {BIT_WIDTHS}",

@@ -145,10 +145,6 @@ class Rounding:
         joins = self.is_integer_join
         return any(reader in joins and joins[reader](pairs) for reader in self.readers[index])
 
-    def integer_joins(self, pairs: Sequence[int]) -> list[int]:
-        """The tensors that joins give in integers."""
-        return [join for join, is_integer in self.is_integer_join.items() if is_integer(pairs)]
-
     def _find_integer_join(self, join: int, pairs: Sequence[int]) -> bool:
         """Whether a join is among the most of its cluster that justify each other."""
         joins = {member for member in self._clusters[join] if self.bears(member, pairs)}
