@@ -138,7 +138,7 @@ def read_cell(folder: Path, cell: Cell, conditions: Mapping[str, str]) -> CellRe
         path, "Cell of the comparison", "amc-cell", FORMAT_VERSION, _FIELDS, advice=_ADVICE
     )
     try:
-        found, then = _result_of(document, str(path)), document["conditions"]
+        found, then = _result_of(document), document["conditions"]
     except (ValueError, StrategyError) as error:
         raise fault(str(path), ArtifactError, _ADVICE)(f"is damaged: {error}") from None
     changed = sorted(k for k in {*conditions, *then} if conditions.get(k) != then.get(k))
@@ -159,7 +159,7 @@ def _path(folder: Path, label: str, seed: int, ending: str) -> Path:
     return folder / CELLS_FOLDER / f"{label}-seed{seed}.{ending}"
 
 
-def _result_of(document: Mapping[str, Any], source: str) -> CellResult:
+def _result_of(document: Mapping[str, Any]) -> CellResult:
     best = tuple(map(_float_or_none, document["best_so_far"]))
     if not best or best[-1] is None:
         raise ValueError("best_so_far holds no reward")

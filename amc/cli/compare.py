@@ -25,7 +25,7 @@ def run(config: DictConfig) -> recipe.Ended:
     """Set up, compare, write, show."""
     if config.resume is None:
         folder = recipe.run_folder()
-        record = _record(config)
+        record = recipe.record_of("compare", config, _settings(config))
         _check(record)
         record.write(folder)
     else:
@@ -46,16 +46,6 @@ def run(config: DictConfig) -> recipe.Ended:
     )
     _show(comparison, folder)
     return recipe.Ended(comparison.interrupted)
-
-
-def _record(config: DictConfig) -> RunRecord:
-    return RunRecord(
-        kind="compare",
-        **recipe.record_parts(config),
-        device=recipe.device_of(config) or {},
-        budget=recipe.plain(config.budget),
-        settings=_settings(config),
-    )
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:

@@ -262,12 +262,16 @@ def absolute_paths(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
     return fixed
 
 
-def record_parts(config: DictConfig) -> dict[str, dict[str, Any]]:
-    """The network and data options of a run, as its record keeps them."""
-    return {
-        "network": recorded_place(config.network, "checkpoint"),
-        "data": recorded_place(config.data, "root"),
-    }
+def record_of(kind: str, config: DictConfig, settings: dict[str, Any]) -> RunRecord:
+    """How a command's run is made, as its folder keeps it."""
+    return RunRecord(
+        kind=kind,
+        network=recorded_place(config.network, "checkpoint"),
+        data=recorded_place(config.data, "root"),
+        device=device_of(config) or {},
+        budget=plain(config.budget),
+        settings=settings,
+    )
 
 
 def recorded_place(options: DictConfig, key: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def run(config: DictConfig) -> recipe.Ended:
     objectives = objectives_of(config.optimize)
     if config.resume is None:
         folder = recipe.run_folder()
-        record = _record(config)
+        record = recipe.record_of("search", config, _settings(config))
         record.write(folder)
         return _search(record, folder, objectives)
     folder = Path(config.resume).expanduser()
@@ -34,16 +34,6 @@ def run(config: DictConfig) -> recipe.Ended:
         print(f"{folder} is finished: nothing to resume, its results are there")
         return recipe.Ended()
     return _search(record, folder, objectives, resume=True, resume_force=config.resume_force)
-
-
-def _record(config: DictConfig) -> RunRecord:
-    return RunRecord(
-        kind="search",
-        **recipe.record_parts(config),
-        device=recipe.device_of(config) or {},
-        budget=recipe.plain(config.budget),
-        settings=_settings(config),
-    )
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:

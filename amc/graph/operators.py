@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 # Module class -> plain name.
@@ -200,6 +200,13 @@ def plain_name(node: fx.Node, module: nn.Module | None) -> str:
 def plain(value: Any) -> Any:
     """A node's argument with the numbers that its own nodes had on the example."""
     return map_aggregate(value, lambda a: a.meta["value"] if isinstance(a, fx.Node) else a)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of a value: of a list, a dictionary, containers in them."""
+    found: list[Tensor] = []
+    map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
+    return found
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Attribute
 
 from amc.errors import TraceError
+from amc.graph.operators import tensors_in
 
 
 @dataclass(frozen=True)
@@ -263,13 +264,7 @@ def _ones_after_batch(x: _ValueProxy) -> tuple[int, ...]:
 
 def _reads_contents(arguments: Any, value: Any) -> bool:
     """Whether tensors went in and a plain Python value came out."""
-    return value is not None and not _holds_tensor(value) and _holds_tensor(arguments)
-
-
-def _holds_tensor(value: Any) -> bool:
-    found: list[Tensor] = []
-    map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
-    return bool(found)
+    return value is not None and not tensors_in(value) and bool(tensors_in(arguments))
 
 
 def trace(network: nn.Module, example: Tensor) -> TracedNetwork:

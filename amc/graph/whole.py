@@ -22,6 +22,7 @@ from torch.fx.node import map_aggregate
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.files import fingerprint
+from amc.graph.operators import tensors_in
 from amc.graph.types import WHOLE, Signature
 
 
@@ -67,7 +68,7 @@ class Whole(nn.Module):
         self._method = str(node.target) if node.op == "call_method" else None
         self._function = node.target if node.op == "call_function" else None
         self.what = _what(node, self.called)
-        gives = [part for part in _tensors(node.meta["value"]) if part.shape[:1] != (0,)]
+        gives = [part for part in tensors_in(node.meta["value"]) if part.shape[:1] != (0,)]
         self._in_numel = sum(example.numel() for example in self._examples)
         self._out_numel = sum(part.numel() for part in gives)
 
@@ -183,12 +184,6 @@ def _what(node: fx.Node, called: nn.Module | None) -> str:
     if called is not None:
         return type(called).__name__
     return str(node.target) if isinstance(node.target, str) else _plain(node.target)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_aggregate(value, lambda part: found.append(part) if isinstance(part, Tensor) else None)
-    return found
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
