@@ -40,7 +40,6 @@ from amc.cost.prices import (
     PriceList,
     check_metric,
     costs_nothing_on,
-    fuses_of,
     operator_prices,
     states_of,
 )
@@ -58,7 +57,6 @@ __all__ = [
     "WalkCosts",
     "check_metric",
     "choices_for",
-    "fuses_of",
     "operator_prices",
     "reference_bits",
     "requests_for",

@@ -9,16 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amc.data.build import DATA_SETS, build_data
+    from amc.data.build import build_data
     from amc.data.dataset import DataSet
     from amc.data.options import DataOptions
     from amc.data.split import Split
 
-__all__ = ["DATA_SETS", "DataOptions", "DataSet", "Split", "build_data"]
+__all__ = ["DataOptions", "DataSet", "Split", "build_data"]
 
 # Where each of them lives.
 _HOME = {
-    "DATA_SETS": "amc.data.build",
     "DataOptions": "amc.data.options",
     "DataSet": "amc.data.dataset",
     "Split": "amc.data.split",

@@ -19,7 +19,6 @@ from amc.graph.flow import ChannelFlow, Ids, LayerCall
 from amc.graph.plan import (
     ChannelPad,
     ChannelSelect,
-    KeptCounts,
     LayerUnits,
     NetworkGraph,
     PadUnits,
@@ -35,7 +34,6 @@ from amc.graph.whole import Whole, parameter_of
 __all__ = [
     "ChannelPad",
     "ChannelSelect",
-    "KeptCounts",
     "NetworkGraph",
     "RemovalPlan",
     "build_graph",
