@@ -40,7 +40,8 @@ def _layers() -> list[list[str]]:
 def _out_of_order(rooms: list[list[str]], layers: list[list[str]]) -> list[str]:
     """What stands below something that it may import."""
     row_of = {name: row for row, names in enumerate(rooms) for name in names}
-    ordered = [(name, index) for index, names in enumerate(layers) for name in names]
+    known = [[name for name in names if name in row_of] for names in layers]
+    ordered = [(name, index) for index, names in enumerate(known) for name in names]
     return [
         f"{upper} stands below {lower}"
         for upper, above in ordered
