@@ -9,20 +9,15 @@ from typing import Any
 
 from amc.cli.optimize import NAMES, direction_of
 from amc.data.options import read_options
+from amc.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
 from amc.errors import ConfigError
 from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 
-_Kind = tuple[Callable[[Any], bool], str]
-
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_text(value: Any) -> bool:
@@ -37,33 +32,25 @@ def _is_objective(value: Any) -> bool:
     return isinstance(value, str) and direction_of(value) is not None
 
 
-def _or_null(kind: _Kind) -> _Kind:
-    accepts, expected = kind
-    return lambda value: value is None or accepts(value), f"{expected}, or null"
-
-
-_AT_LEAST_0: _Kind = (lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
-_AT_LEAST_1: _Kind = (lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
-_SEED: _Kind = (
+_AT_LEAST_0: Kind = (lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
+_AT_LEAST_1: Kind = (lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
+_SEED: Kind = (
     lambda value: _is_whole(value) and 0 <= value < 2**63,  # as large as generators take
     "a whole number from 0 to 9223372036854775807",
 )
-_NUMBER: _Kind = (_is_number, "a number")
-_TEXT: _Kind = (_is_text, "text")
-_SWITCH: _Kind = (lambda value: isinstance(value, bool), "true or false")
-_MAPPING: _Kind = (lambda value: isinstance(value, Mapping), "names with values, {name: value}")
-_WIDTHS: _Kind = (lambda value: _is_list_of(value, _is_whole), "a list such as [8,32]")
-_FRACTIONS: _Kind = (
-    lambda value: _is_list_of(value, _is_number),
+_MAPPING: Kind = (lambda value: isinstance(value, Mapping), "names with values, {name: value}")
+_WIDTHS: Kind = (lambda value: _is_list_of(value, _is_whole), "a list such as [8,32]")
+_FRACTIONS: Kind = (
+    lambda value: _is_list_of(value, is_number),
     "a list of numbers, [1,0.5,0]",
 )
-_LIST: _Kind = (lambda value: isinstance(value, list), "a list, [one,another]")
-_FEATURES: _Kind = (
+_LIST: Kind = (lambda value: isinstance(value, list), "a list, [one,another]")
+_FEATURES: Kind = (
     lambda value: _is_text(value) or _is_list_of(value, _is_text),
     "plain, all, a list of names, [name,name]",
 )
 
-_OBJECTIVES: _Kind = (
+_OBJECTIVES: Kind = (
     lambda value: (
         _is_objective(value)
         or (_is_list_of(value, _is_objective) and len(set(value)) == len(value))
@@ -71,68 +58,68 @@ _OBJECTIVES: _Kind = (
     f"one of {', '.join(NAMES)}, or a list of some",
 )
 
-OPTIONS: dict[str, _Kind] = {
+OPTIONS: dict[str, Kind] = {
     "seed": _SEED,
     "seeds": _LIST,
-    "agents": _or_null(_LIST),
+    "agents": or_null(_LIST),
     "threads": _AT_LEAST_1,
     "batch": _AT_LEAST_1,
     "opset": _AT_LEAST_1,
-    "integer_additions": _SWITCH,
+    "integer_additions": SWITCH,
     "jobs": _AT_LEAST_1,
-    "reward": _TEXT,
-    "objective": _or_null(_TEXT),
+    "reward": TEXT,
+    "objective": or_null(TEXT),
     "optimize": _OBJECTIVES,
-    "policy": _TEXT,
-    "strengths": _or_null(_FRACTIONS),
-    "run": _TEXT,
-    "output": _or_null(_TEXT),
-    "todo": _or_null(_TEXT),
-    "todo_covers": _TEXT,
-    "restart": _SWITCH,
-    "resume": _or_null(_TEXT),
-    "resume_force": _SWITCH,
-    "checkpoint": _or_null(_TEXT),
-    "data_root": _or_null(_TEXT),
+    "policy": TEXT,
+    "strengths": or_null(_FRACTIONS),
+    "run": TEXT,
+    "output": or_null(TEXT),
+    "todo": or_null(TEXT),
+    "todo_covers": TEXT,
+    "restart": SWITCH,
+    "resume": or_null(TEXT),
+    "resume_force": SWITCH,
+    "checkpoint": or_null(TEXT),
+    "data_root": or_null(TEXT),
     "epochs": _AT_LEAST_1,
-    "augment": _or_null(_LIST),
+    "augment": or_null(_LIST),
     "batch_size": _AT_LEAST_1,
-    "learning_rate": _NUMBER,
-    "weight_decay": _NUMBER,
-    "warmup_fraction": _NUMBER,
-    "distillation_weight": _NUMBER,
-    "temperature": _NUMBER,
+    "learning_rate": NUMBER,
+    "weight_decay": NUMBER,
+    "warmup_fraction": NUMBER,
+    "distillation_weight": NUMBER,
+    "temperature": NUMBER,
     "search.evaluations": _AT_LEAST_1,
     "search.images": _AT_LEAST_1,
-    "search.bfloat16": _or_null(_SWITCH),
+    "search.bfloat16": or_null(SWITCH),
     "search.final_candidates": _AT_LEAST_1,
-    "search.store": _SWITCH,
+    "search.store": SWITCH,
     "search.checkpoint_every": _AT_LEAST_1,
     "search.reaim": _AT_LEAST_0,
-    "network.name": _TEXT,
-    "network.checkpoint": _or_null(_TEXT),
-    "network.options": _or_null(_MAPPING),
-    "data.name": _TEXT,
-    "data.root": _or_null(_TEXT),
+    "network.name": TEXT,
+    "network.checkpoint": or_null(TEXT),
+    "network.options": or_null(_MAPPING),
+    "data.name": TEXT,
+    "data.root": or_null(TEXT),
     "data.seed": _SEED,
-    "agent.name": _TEXT,
-    "env.min_preserve_ratio": _NUMBER,
-    "env.channel_step": _or_null(_AT_LEAST_1),
-    "env.drop_blocks": _SWITCH,
-    "env.weight_bits": _or_null(_WIDTHS),
-    "env.activation_bits": _or_null(_WIDTHS),
-    "env.observation": _or_null(_FEATURES),
+    "agent.name": TEXT,
+    "env.min_preserve_ratio": NUMBER,
+    "env.channel_step": or_null(_AT_LEAST_1),
+    "env.drop_blocks": SWITCH,
+    "env.weight_bits": or_null(_WIDTHS),
+    "env.activation_bits": or_null(_WIDTHS),
+    "env.observation": or_null(_FEATURES),
     "recovery.images": _AT_LEAST_1,
     "recovery.repair_images": _AT_LEAST_1,
     "recovery.quick_images": _AT_LEAST_0,
     "recovery.batch_norm_images": _AT_LEAST_1,
     "recovery.error_images": _AT_LEAST_1,
-    "recovery.least_squares": _SWITCH,
-    "recovery.batch_norm": _SWITCH,
-    "recovery.importance": _TEXT,
-    "recovery.sequential": _SWITCH,
-    "recovery.stream_correction": _SWITCH,
-    "recovery.rectified": _SWITCH,
+    "recovery.least_squares": SWITCH,
+    "recovery.batch_norm": SWITCH,
+    "recovery.importance": TEXT,
+    "recovery.sequential": SWITCH,
+    "recovery.stream_correction": SWITCH,
+    "recovery.rectified": SWITCH,
     "recovery.max_columns": _AT_LEAST_1,
 }
 
