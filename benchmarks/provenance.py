@@ -20,7 +20,7 @@ def provenance(seed: int) -> dict[str, object]:
     """Columns that every benchmark row carries."""
     return {
         "seed": seed,
-        "commit": _commit(),
+        "commit": COMMIT,
         "amc": amc.__version__,
         "machine": machine(),
         "cores": os.cpu_count(),
@@ -41,6 +41,9 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+COMMIT = _commit()  # as the code is loaded: a run of an hour may see another before it ends
 
 
 def write_csv(name: str, rows: Sequence[Mapping[str, object]]) -> Path:
