@@ -15,9 +15,9 @@ import gymnasium
 
 if TYPE_CHECKING:
     from agents.policy import Policy
-    from amc.api import SearchResult, apply_policy, finetune, load_compressed, profile, search
+    from amc.api import apply_policy, finetune, load_compressed, profile, search
     from amc.candidate import RecoverySettings
-    from amc.comparison import Comparison, compare
+    from amc.comparison.comparison import Comparison, compare
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from amc.objectives import NamedScore, Objective
     from amc.recovery.training import TrainingSettings
     from amc.strategy import Strategy
-    from amc.task import SearchSpace
+    from amc.study.result import SearchResult
+    from amc.task import Problem, SearchSpace
     from envs.reward import Outcome
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "Objective",
     "Outcome",
     "Policy",
+    "Problem",
     "RecoverySettings",
     "SearchResult",
     "SearchSpace",
@@ -64,12 +66,14 @@ __all__ = [
 _HOME = {
     "AmcError": "amc.errors",
     "Budget": "amc.cost.budget",
-    "Comparison": "amc.comparison",
+    "Comparison": "amc.comparison.comparison",
     "DataSet": "amc.data",
     "NamedScore": "amc.objectives",
     "Objective": "amc.objectives",
     "Outcome": "envs.reward",
     "Policy": "agents.policy",
+    "Problem": "amc.task",
+    "SearchResult": "amc.study.result",
     "RecoverySettings": "amc.candidate",
     "SearchSpace": "amc.task",
     "Strategy": "amc.strategy",
@@ -77,7 +81,7 @@ _HOME = {
     "build_data": "amc.data",
     "build_network": "amc.networks",
     "calibration_images": "amc.local",
-    "compare": "amc.comparison",
+    "compare": "amc.comparison.comparison",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
     "read_precisions": "amc.export",

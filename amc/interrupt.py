@@ -58,3 +58,14 @@ def hold_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if pending:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def said_on_interrupt(kept: str) -> Iterator[None]:
+    """Say what is left of the work when Ctrl-C ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept:
+            log.warning("Ctrl-C: %s", kept)
+        raise

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from amc.batches import DEPENDENT, batch_note
 from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
 from amc.compress.verify import graph_of
-from amc.cost.budget import DEVICE_METRICS, Budget
+from amc.cost.budget import DEVICE_METRICS, Budget, BudgetLike
 from amc.cost.choices import LEVELS, check_ratio
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
@@ -33,6 +34,7 @@ from amc.cost.model import (
 )
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
+from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet, Split
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import BATCH, Evaluation, Evaluator
@@ -161,42 +163,107 @@ def _are_widths(values: object) -> bool:
     return isinstance(values, Sequence) and bool(values) and all(map(_is_width, values))
 
 
-def check_task_arguments(
-    network: object,
-    data: object,
-    space: object,
-    recovery: object,
-    search_images: int,
-    bfloat16: object = None,
-) -> None:
-    """Check that what a `CompressionTask` is given is of the kinds that it takes.
+def check_problem(
+    device: DeviceLike, budget: BudgetLike, space: SearchSpace | None = None
+) -> tuple[Device | LocalSpec | None, Budget]:
+    """The device and the budget in their one form, checked before anything long begins.
 
     Raises:
-        NetworkError: The network is no module.
-        DataError: The data are no `DataSet`.
-        ConfigError: Another argument is of another kind.
+        AmcError: A device or a budget that cannot be, or a device that has no cost in the budget's
+            metric or none of the bits of the space.
     """
-    check_module(network)
-    check_data(data)
     check_kind("space", space, SearchSpace, optional=True)
-    check_kind("recovery", recovery, RecoverySettings, optional=True)
-    check_count("search.images", search_images)
-    if bfloat16 is not None and type(bfloat16) is not bool:
-        raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
+    loaded, bound = as_device(device), Budget.of(budget)
+    check_metric(bound.metric, loaded)
+    (space or SearchSpace()).pairs(bound.metric, loaded)
+    return loaded, bound
 
 
 def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Objective, DataSet]:
-    """The objective and the data as they are to a network.
+    """The objective and the data as they are to an admitted network (`amc.networks.admit`).
 
     The data are without labels where those say nothing of its outputs.
 
     Raises:
-        NetworkError: As `admit`; or the network's outputs do not fit the objective.
+        NetworkError: The network's outputs do not fit the objective.
     """
-    outputs = check_network(admit(network, data.image_shape), data.image_shape, objective)
+    outputs = check_network(network, data.image_shape, objective)
     labels = data.train_labels
     why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
     return objective.fitted(outputs), data.without_labels(why) if why else data
+
+
+class Problem:
+    """What is to be compressed, how far, and what for; checked before anything long begins.
+
+    Attributes:
+        network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
+        data: As they are to the network (`matched`).
+        device: Loaded; a runtime on this machine is not measured yet.
+        budget: The bound and its metric.
+        objective: What the network is for, as it is to the network.
+        space, recovery, search_images, bfloat16: As given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        device: DeviceLike = "onnxruntime_cpu",
+        budget: BudgetLike = 0.5,
+        *,
+        objective: ObjectiveLike = DEFAULT,
+        space: SearchSpace | None = None,
+        recovery: RecoverySettings | None = None,
+        search_images: int = 1000,
+        bfloat16: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            network: Trained; maps images of the data's shape to what the objective judges. Not
+                modified.
+            data: Train, calibration, search and test images. Their labels count where they fit the
+                network's outputs.
+            device: Name of a shipped device, its options as a mapping, a loaded device; None
+                where the budget's metric needs none.
+            budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
+            objective: What outputs and labels are, and how they are judged: "classification",
+                ``package.module:Class``, or an `amc.Objective`.
+            space: What a strategy may choose.
+            recovery: How a smaller network is repaired.
+            search_images: Images of the search split that each evaluation runs on.
+            bfloat16: Whether candidates without quantized layers are evaluated in bfloat16 (what
+                is kept is judged in float32); None: where the processor computes in it and the
+                original's outputs stay what they are.
+
+        Raises:
+            NetworkError: The network is no module, cannot be admitted, or does not fit the
+                objective.
+            DataError: The data are no `DataSet`.
+            AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
+        """
+        check_module(network)
+        check_data(data)
+        check_kind("recovery", recovery, RecoverySettings, optional=True)
+        check_count("search.images", search_images)
+        if bfloat16 is not None and type(bfloat16) is not bool:
+            raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
+        self.device, self.budget = check_problem(device, budget, space)
+        built = build_objective(objective)
+        self.network = admit(network, data.image_shape)
+        self.objective, self.data = matched(self.network, data, built)
+        self.space, self.recovery = space or SearchSpace(), recovery or RecoverySettings()
+        self.search_images, self.bfloat16 = search_images, bfloat16
+
+
+class ProblemOptions(TypedDict, total=False):
+    """What functions pass on to a `Problem` as it is."""
+
+    objective: ObjectiveLike
+    space: SearchSpace | None
+    recovery: RecoverySettings | None
+    search_images: int
+    bfloat16: bool | None
 
 
 class CompressionTask:
@@ -217,48 +284,26 @@ class CompressionTask:
         notes: What the user should know of the network.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        data: DataSet,
-        device: Device | LocalSpec | None,
-        budget: Budget,
-        *,
-        objective: ObjectiveLike = DEFAULT,
-        space: SearchSpace | None = None,
-        recovery: RecoverySettings | None = None,
-        search_images: int = 1000,
-        bfloat16: bool | None = None,
-        store: EvaluationStore | None = None,
-    ) -> None:
+    def __init__(self, problem: Problem, store: EvaluationStore | None = None) -> None:
         """
         Args:
-            network: Trained; maps images of the data's shape to outputs. Not modified.
-            data: Their labels count where they fit the network's outputs.
-            objective: What outputs and labels are, and how they are judged.
-            search_images: Images of the search split that each evaluation runs on.
-            bfloat16: Whether float candidates are evaluated in bfloat16; None: where the
-                processor computes in it and the original's outputs stay what they are.
             store: Where evaluations are looked up and remembered.
 
         Raises:
             NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
         """
-        check_task_arguments(network, data, space, recovery, search_images, bfloat16)
-        check_metric(budget.metric, device)
-        self.network = admit(network, data.image_shape)
-        self.objective, self.data = matched(self.network, data, build_objective(objective))
-        self.budget = budget
-        self._space, self._recovery = space or SearchSpace(), recovery or RecoverySettings()
-        data = self.data
-        self.graph: NetworkGraph = graph_of(self.network, data.image_shape)
-        if device is not None and self._space.takes_step_of(device, budget.metric):
+        self.network, self.data = problem.network, problem.data
+        self.objective, self.budget = problem.objective, problem.budget
+        self._space, self._recovery = problem.space, problem.recovery
+        data, device = problem.data, problem.device
+        self.graph: NetworkGraph = graph_of(self.network, data.image_shape, admitted=True)
+        if device is not None and self._space.takes_step_of(device, self.budget.metric):
             device = settled(device)
         self.local = device if isinstance(device, LocalSpec) else None
         self.device, choices = self._price(device, self._space)
         self._measured = self.device
-        self.costs = CostModel(self.graph, choices, budget, self.device)
-        self._subset = _spread(data.search, search_images)
+        self.costs = CostModel(self.graph, choices, self.budget, self.device)
+        self._subset = _spread(data.search, problem.search_images)
         self.compressor = Compressor(
             self.graph,
             data.calibration.normalised(data.mean, data.std),
@@ -275,7 +320,8 @@ class CompressionTask:
         self.original = replace(
             self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
         )
-        self.bfloat16 = self._may_compute_in_bfloat16() if bfloat16 is None else bfloat16
+        asked = problem.bfloat16
+        self.bfloat16 = self._may_compute_in_bfloat16() if asked is None else asked
         self.notes = tuple(
             note for note in (self._step_note(), self._batch_note() if depends else "") if note
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amc.artifact import RunRecord, read_strategy
 from amc.cli.recipe import space_of
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
@@ -18,8 +17,9 @@ from amc.cost.model import CostModel
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.networks import build_network
-from amc.recording import layer_rows
 from amc.report.plots import LayerRow, plot_strategies_side_by_side
+from amc.study.artifact import RunRecord, read_strategy
+from amc.study.recorder import layer_rows
 
 
 def rows_of(folder: Path, image_shape: tuple[int, int, int], classes: int) -> list[LayerRow]:

@@ -20,13 +20,13 @@ import numpy as np
 import amc.candidate
 import amc.task
 from agents.searcher import build_searcher
-from amc.api import environment
 from amc.candidate import Compressor
 from amc.cost.budget import Budget
 from amc.evaluate import Evaluator
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
+from envs.compression import environment
 from envs.reward import DEFAULT_REWARD
 
 # Part of an episode -> (what holds the function, its name); parts do not contain one another.
@@ -123,7 +123,7 @@ def main() -> None:
     budget = Budget.of({"metric": options.metric, "fraction": options.fraction})
     rows: list[dict[str, object]] = []
     for images in options.images:
-        task = CompressionTask(network, data, None, budget, search_images=images)
+        task = CompressionTask(Problem(network, data, None, budget, search_images=images))
         row = measure(task, options.agent, options.episodes, images)
         rows.append({"network": options.network} | row | provenance(0))
     shown = [column for column in rows[0] if column == "network" or column.endswith((" s", "size"))]

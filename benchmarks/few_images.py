@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.repairs import Repaired, repaired
 from benchmarks.subject import CLASSES, add_options, subject
@@ -53,7 +53,7 @@ def main() -> None:
     for images in options.images:
         options.calibration = images
         network, data = subject(options)
-        task = CompressionTask(network, data, None, budget)
+        task = CompressionTask(Problem(network, data, None, budget))
         compressor = task.compressor
         errors = compressor.errors(task.costs.choices.pairs)
         strategy = program_strategy(task.costs, errors)

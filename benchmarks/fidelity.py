@@ -18,13 +18,13 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from agents.episode import choose_at_random, run_episode
-from amc.api import environment
 from amc.cost.budget import Budget
 from amc.progress import progress_bar
 from amc.recovery.training import TrainingSettings, train
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
+from envs.compression import environment
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +64,7 @@ def main() -> None:
     options = arguments()
     network, data = subject(options)
     budget = Budget.of({"metric": options.metric, "fraction": options.fraction})
-    task = CompressionTask(network, data, None, budget)
+    task = CompressionTask(Problem(network, data, None, budget))
     env = environment(task, "accuracy", "plain")
     choose = choose_at_random(np.random.default_rng(options.seed))
     judge = task.evaluator(data.search)

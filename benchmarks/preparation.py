@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from amc.cost.budget import Budget
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.program import program_strategy
@@ -57,7 +57,9 @@ def main() -> None:
         _ = data.calibration, data.search
     start = time.perf_counter()
     with timed(rows, "trace, moments, removal paths, the original"):
-        task = CompressionTask(network, data, None, Budget("macs", fraction=options.fraction))
+        task = CompressionTask(
+            Problem(network, data, None, Budget("macs", fraction=options.fraction))
+        )
     with timed(rows, "errors of single decisions"):
         errors = task.errors
     with timed(rows, "the program's allocation"):

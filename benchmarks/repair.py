@@ -15,7 +15,7 @@ from dataclasses import replace
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.strategy import Strategy
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.program import program_strategy
@@ -61,7 +61,7 @@ def main() -> None:
     allocations: dict[str, Strategy] = {}
     for name, settings in reversed(REPAIRS.items()):
         settings = replace(settings, images=options.images)
-        task = CompressionTask(network, data, None, budget, recovery=settings)
+        task = CompressionTask(Problem(network, data, None, budget, recovery=settings))
         if not allocations:  # both from the full repair's estimates, the same for all
             allocations["uniform"] = uniform_strategies(task.costs)[0]
             allocations["program"] = program_strategy(task.costs, task.errors)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from amc.api import SearchResult, search
+from amc.api import search
+from amc.study.result import SearchResult
 from amc.task import SearchSpace
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc.api import train_base
 from amc.data import DataSet, build_data
 from amc.networks import build_network, load_checkpoint
+from amc.study.finetuning import train_base
 from benchmarks import real_network
 
 CLASSES = 10  # of synthetic images

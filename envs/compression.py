@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
@@ -16,15 +15,16 @@ import numpy.typing as npt
 from gymnasium import spaces
 from torch import nn
 
-from amc.cost.budget import Budget
+from amc.cost.budget import BudgetLike
 from amc.cost.model import ROUNDING, CostModel, WalkCosts
-from amc.cost.shipped import DeviceLike, as_device
+from amc.cost.shipped import DeviceLike
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from amc.recovery.errors import LayerErrors
+from amc.store import EvaluationStore
 from amc.strategy import FLOAT, IDENTITY, Strategy
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem, ProblemOptions
 from envs.action import BitChoice, from_ratio, to_ratio
 from envs.belief import ErrorBelief
 from envs.guide import Guide
@@ -32,7 +32,7 @@ from envs.levels import nearest_level
 from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
 from envs.outlook import Outlook, outlooks
 from envs.program import program_strategy
-from envs.reward import DEFAULT_REWARD, Outcome, Reward, build_reward, outcome_of
+from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
 from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
@@ -97,7 +97,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         costs: CostModel,
         evaluate: Evaluate,
         original: Evaluation,
-        reward: str | Reward | Callable[[Outcome], float] = DEFAULT_REWARD,
+        reward: RewardLike = DEFAULT_REWARD,
         observation: str | Sequence[str] | None = None,
         errors: Callable[[], LayerErrors] | None = None,
     ) -> None:
@@ -425,15 +425,37 @@ def checked_action(action: Array) -> npt.NDArray[np.float64]:
     return np.clip(asked.reshape(3), -1, 1)
 
 
+def environment(
+    task: CompressionTask,
+    reward: RewardLike = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
+    costs: CostModel | None = None,
+) -> CompressionEnv:
+    """The walk over a task's network.
+
+    Args:
+        costs: With another bound than the task's.
+    """
+    return CompressionEnv(
+        costs or task.costs,
+        task.evaluate,
+        task.original,
+        reward,
+        observation,
+        lambda: task.errors,
+    )
+
+
 def make_env(
     network: nn.Module,
     data: DataSet,
     device: DeviceLike = None,
-    budget: Budget | Mapping[str, object] | float = 0.5,
+    budget: BudgetLike = 0.5,
     *,
-    reward: str | Reward | Callable[[Outcome], float] = DEFAULT_REWARD,
+    reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
-    **task_options: Any,
+    store: EvaluationStore | None = None,
+    **problem: Unpack[ProblemOptions],
 ) -> CompressionEnv:
     """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
 
@@ -442,21 +464,18 @@ def make_env(
         device: Name of a device that comes with amc, the options of one, or itself; None where
             the budget's metric needs none.
         budget: A budget, its fields, or a fraction of the original's latency.
-        task_options: Further arguments of `amc.task.CompressionTask`.
+        store: Where evaluations are looked up and remembered.
+        problem: Further arguments of `amc.task.Problem`.
 
     Returns:
         The environment; its attribute ``task`` is the `CompressionTask`.
 
     Raises:
         ConfigError: An option has an unknown name.
-        AmcError: As `CompressionTask` and `CompressionEnv`.
+        AmcError: As `Problem`, `CompressionTask` and `CompressionEnv`.
     """
-    known = [
-        name
-        for name, parameter in inspect.signature(CompressionTask).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for name in task_options:
+    known = [*ProblemOptions.__annotations__, "store"]
+    for name in problem:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
@@ -464,9 +483,7 @@ def make_env(
                 f"reward and observation it takes {', '.join(known)}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
-    task = CompressionTask(network, data, as_device(device), Budget.of(budget), **task_options)
-    env = CompressionEnv(
-        task.costs, task.evaluate, task.original, reward, observation, lambda: task.errors
-    )
+    task = CompressionTask(Problem(network, data, device, budget, **problem), store)
+    env = environment(task, reward, observation)
     env.task = task
     return env

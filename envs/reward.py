@@ -194,7 +194,11 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def build_reward(name: str | Reward | Function) -> Reward:
+RewardLike = str | Reward | Function
+"""A reward's name, ``package.module:function``, a function of an `Outcome`, or a reward."""
+
+
+def build_reward(name: RewardLike) -> Reward:
     """A reward by name, a user's function, or ``package.module:function``; or itself.
 
     Raises:

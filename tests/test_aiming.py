@@ -13,8 +13,7 @@ import pytest
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, conclusion, recording
-from amc.aiming import evaluations_until, is_missed, judged, tightened_bound
+from amc import api
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import Request
@@ -22,12 +21,16 @@ from amc.cost.profile import Sampler, TorchDeviceSpec
 from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
 from amc.evaluate import Evaluator
-from amc.journal import Journal
 from amc.measure import Timing
 from amc.report.tables import ComparisonRow
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY, Strategy
-from amc.task import CompressionTask
+from amc.study import finals as conclusion
+from amc.study import recorder as recording
+from amc.study.journal import Journal
+from amc.study.reaim import evaluations_until, is_missed, judged, tightened_bound
+from amc.study.result import SearchResult
+from amc.task import CompressionTask, Problem
 from envs.belief import ErrorBelief
 from tests.conftest import classified, fixed_tiny_net, random_images
 
@@ -64,8 +67,8 @@ def network() -> nn.Module:
 def _no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventWriter, "strategy_image", lambda *_: None)
-        patch.setattr(api, "plot_strategy", lambda *_, **__: None)
-        patch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+        patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+        patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
         yield
 
 
@@ -81,12 +84,12 @@ def measure(monkeypatch: pytest.MonkeyPatch, *shares: float) -> list[float]:
     return left
 
 
-Find = Callable[..., api.SearchResult]
+Find = Callable[..., SearchResult]
 
 
 @pytest.fixture
 def find(network: nn.Module, data: DataSet) -> Find:
-    def run(folder: Path | None = None, **options: Any) -> api.SearchResult:
+    def run(folder: Path | None = None, **options: Any) -> SearchResult:
         given = {
             "device": BOARD,
             "budget": BUDGET,
@@ -103,7 +106,7 @@ def find(network: nn.Module, data: DataSet) -> Find:
     return run
 
 
-def cost(result: api.SearchResult, strategy: Strategy) -> float:
+def cost(result: SearchResult, strategy: Strategy) -> float:
     return result.task.costs.cost_of(strategy) / result.task.costs.original
 
 
@@ -121,7 +124,9 @@ def _row(predicted: float | None, measured: float | None) -> ComparisonRow:
 @pytest.fixture
 def task(network: nn.Module, data: DataSet) -> CompressionTask:
     recovery = RecoverySettings(images=20, batch_norm_images=10)
-    return CompressionTask(network, data, BOARD, BUDGET, recovery=recovery, search_images=20)
+    return CompressionTask(
+        Problem(network, data, BOARD, BUDGET, recovery=recovery, search_images=20)
+    )
 
 
 def test_bound_is_tightened_by_what_was_measured_too_much(task: CompressionTask) -> None:

@@ -20,9 +20,8 @@ from torch.nn.utils import parametrizations
 
 from agents.policy import Policy
 from agents.searcher import Trial
-from amc import api, conclusion
+from amc import api
 from amc.api import SearchResult, search
-from amc.artifact import read_strategy
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
@@ -43,12 +42,19 @@ from amc.errors import (
 from amc.export import export_onnx, read_precisions
 from amc.files import cache_folder
 from amc.measure import measure_latency
-from amc.recording import layer_rows
 from amc.recovery.training import TrainingSettings
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY
+from amc.study import finals as conclusion
+from amc.study.apply import strength_note
+from amc.study.artifact import read_strategy
+from amc.study.finetuning import train_base
+from amc.study.introduction import describe
+from amc.study.recorder import layer_rows
+from amc.study.result import _warmup
 from amc.task import CompressionTask, SearchSpace
+from envs.compression import environment
 from envs.reward import Outcome, Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, randomise_norms
 from tests.graph.nets import Residuals
@@ -60,7 +66,7 @@ RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -154,7 +160,7 @@ def test_reward_of_ones_own_chooses_the_winner_and_the_uniform_strategy(
     chosen = max if sign == 1 else min
     _, uniform, best = result.comparison
     assert best.macs == chosen(trial.evaluation.costs["macs"] for trial in result.trials)
-    even = api.environment(result.task, "agreement").uniform_strategies()
+    even = environment(result.task, "agreement").uniform_strategies()
     assert len(even) > 1
     costs = [result.task.strategy_costs(strategy)["macs"] for strategy in even]
     assert uniform.macs == chosen(costs)
@@ -221,7 +227,7 @@ def test_mistakes_are_found_before_anything_is_traced(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(api, "CompressionTask", None)
+    monkeypatch.setattr("amc.study.search.CompressionTask", None)
     with pytest.raises(error, match=said):
         find(folder=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -293,7 +299,7 @@ def test_policy_is_applied_to_the_same_network_without_a_search(
 def test_policy_of_unknown_features_is_refused_before_the_network_is_traced(
     data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "CompressionTask", None)
+    monkeypatch.setattr("amc.study.search.CompressionTask", None)
     layer = torch.zeros(3, 2), torch.zeros(3)
     policy = Policy("ddpg", ("stride", "colour"), (layer,))
     with pytest.raises(PolicyError, match="missing here: colour"):
@@ -316,7 +322,7 @@ def test_policy_is_tried_at_several_strengths_and_the_best_walk_is_kept(
         )
         assert alone.strategy == trial.strategy
     (note,) = (note for note in result.notes if "strength" in note)
-    assert note == api._strength_note((1.0, 0.5, 0.25, 0.0), result.trials, result.trials[best])
+    assert note == strength_note((1.0, 0.5, 0.25, 0.0), result.trials, result.trials[best])
 
 
 def test_note_says_that_strength_0_is_nothing_learned(
@@ -356,7 +362,7 @@ def test_note_on_strengths_says_most_only_of_one_and_in_digits_that_tell_them_ap
 ) -> None:
     evaluation = classified(0.5, 1.0, 0.0)
     trials = [Trial(i, IDENTITY, evaluation, reward) for i, reward in enumerate(rewards, 1)]
-    assert said in api._strength_note([1.0, 0.5, 0.0], trials, trials[best])
+    assert said in strength_note([1.0, 0.5, 0.0], trials, trials[best])
 
 
 def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:
@@ -478,12 +484,14 @@ def test_training_takes_float_images_as_normalised_already(
     data: DataSet, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=0.5)
-    monkeypatch.setattr(api, "BASE_TRAINING", replace(settings, distillation_weight=0.0))
+    monkeypatch.setattr(
+        "amc.study.finetuning.BASE_TRAINING", replace(settings, distillation_weight=0.0)
+    )
     finetuned, trained = [], []
     for given in both_kinds(data):
         student = copy.deepcopy(tiny_net)
         finetuned.append(api.finetune(student, tiny_net, given, settings=settings).history)
-        trained.append(api.train_base(copy.deepcopy(tiny_net), given, "tiny").state_dict())
+        trained.append(train_base(copy.deepcopy(tiny_net), given, "tiny").state_dict())
     assert finetuned[0] == finetuned[1]
     assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
@@ -491,37 +499,39 @@ def test_training_takes_float_images_as_normalised_already(
 def test_base_network_is_trained_once_and_then_comes_from_the_cache(
     data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "BASE_TRAINING", TrainingSettings(epochs=1, batch_size=16))
+    monkeypatch.setattr(
+        "amc.study.finetuning.BASE_TRAINING", TrainingSettings(epochs=1, batch_size=16)
+    )
 
     def fresh() -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, TINY_CLASSES))
 
-    first = api.train_base(fresh(), data, "linear")
-    monkeypatch.setattr(api, "train", None)
-    second = api.train_base(fresh(), data, "linear")
+    first = train_base(fresh(), data, "linear")
+    monkeypatch.setattr("amc.study.finetuning.train", None)
+    second = train_base(fresh(), data, "linear")
     for name, tensor in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], tensor)
     assert not second.training
     different = fresh()
     torch.nn.init.zeros_(different[1].bias)
     with pytest.raises(TypeError):  # other initial weights: it would be trained
-        api.train_base(different, data, "linear")
+        train_base(different, data, "linear")
     (kept,) = (cache_folder() / "networks").glob("linear-*")
     for content in (b"x", save({"1.weight": torch.zeros(2)})):
         kept.write_bytes(content)
         with pytest.raises(NetworkError, match=r"linear-.*Remove .*: the network is trained anew"):
-            api.train_base(fresh(), data, "linear")
+            train_base(fresh(), data, "linear")
 
 
 # -- what can be given in several forms ------------------------------------------------------
 
 
 def test_budget_is_a_fraction_of_latency_its_fields_or_itself() -> None:
-    assert api.as_budget(0.5) == Budget("latency_ms", fraction=0.5)
-    assert api.as_budget({"metric": "macs", "absolute": 10}) == Budget("macs", absolute=10)
+    assert Budget.of(0.5) == Budget("latency_ms", fraction=0.5)
+    assert Budget.of({"metric": "macs", "absolute": 10}) == Budget("macs", absolute=10)
     budget = Budget("params", fraction=0.1)
-    assert api.as_budget(budget) is budget
+    assert Budget.of(budget) is budget
 
 
 # -- the learning curve ----------------------------------------------------------------------
@@ -535,8 +545,8 @@ def _trial(index: int, **diagnostics: float) -> Trial:
 def test_warmup_lasts_until_the_first_update() -> None:
     quiet, learned = {"clamped_steps": 1.0}, {"critic_loss": 0.1}
     trials = [_trial(1, **quiet), _trial(2, **learned), _trial(3, **learned, noise=0.5)]
-    assert api._warmup(trials) == 2
-    assert api._warmup([_trial(1, **quiet)]) == 0
+    assert _warmup(trials) == 2
+    assert _warmup([_trial(1, **quiet)]) == 0
 
 
 @pytest.mark.parametrize(("reward", "names"), [("accuracy", 2), ("agreement", 1)])
@@ -548,7 +558,7 @@ def test_curve_is_compared_with_the_original_and_the_best_uniform_strategy(
     def draw(rewards: object, path: Path, *, references: dict[str, float], **_: Any) -> None:
         drawn.append(references)
 
-    monkeypatch.setattr(api, "plot_learning_curve", draw)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", draw)
     result = find(reward=reward, folder=tmp_path / "run")
     (references,) = drawn
     assert list(references) == ["original", "uniform"][-names:]
@@ -562,14 +572,15 @@ def test_curve_has_no_uniform_line_where_no_uniform_strategy_was_tried(
 ) -> None:
     drawn: list[dict[str, float]] = []
     monkeypatch.setattr(
-        api, "plot_learning_curve", lambda *_, references, **__: drawn.append(references)
+        "amc.study.result.plot_learning_curve",
+        lambda *_, references, **__: drawn.append(references),
     )
     find(agent="random", reward="accuracy", folder=tmp_path / "run")
     assert list(drawn[0]) == ["original"]
 
 
 def test_description_names_the_frozen_groups_and_the_budget(find: Any) -> None:
-    text = api.describe(find(agent="uniform").task)
+    text = describe(find(agent="uniform").task)
     assert "TinyNet: 4 layers, 2 channel groups free, 1 frozen" in text
     assert "frozen: linear" in text
     assert "0.500 of the original's" in text
@@ -594,7 +605,7 @@ def test_network_that_hardly_knows_the_data_is_warned_of(
                 self.original, scores={**self.original.scores, "accuracy": accuracy}
             )
 
-    monkeypatch.setattr(api, "CompressionTask", Judged)
+    monkeypatch.setattr("amc.study.search.CompressionTask", Judged)
     find()
     assert (f"The original is right on only {100 * accuracy:.2f} %" in caplog.text) == is_said
 

@@ -21,9 +21,9 @@ MACS = {"metric": "macs", "fraction": 0.5}
 
 @pytest.fixture(autouse=True)
 def _nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(api, "CompressionTask", None)
+    monkeypatch.setattr("amc.study.search.CompressionTask", None)
     monkeypatch.setattr(api, "graph_of", None)
-    monkeypatch.setattr(api, "train", None)
+    monkeypatch.setattr("amc.study.finetuning.train", None)
     monkeypatch.chdir(tmp_path)
 
 

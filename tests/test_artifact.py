@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from amc.artifact import (
+from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
+from amc.errors import ArtifactError, StrategyError
+from amc.graph.graph import NetworkGraph
+from amc.strategy import Bits, Strategy
+from amc.study.artifact import (
     RunRecord,
     read_compressed,
     read_strategy,
@@ -19,10 +23,6 @@ from amc.artifact import (
     write_strategy,
     write_trials,
 )
-from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
-from amc.errors import ArtifactError, StrategyError
-from amc.graph.graph import NetworkGraph
-from amc.strategy import Bits, Strategy
 from tests.conftest import TINY_SHAPE
 
 HALF = Strategy({"conv1": 0.5, "conv2": 0.5}, {"conv2": Bits(8, 8)})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agents.searcher import SEARCHERS
-from amc.cells import CellResult, cells_of, read_cell
+from amc.comparison.cells import CellResult, cells_of, read_cell
 from amc.errors import ArtifactError, ConfigError
 from amc.strategy import Bits, Strategy
 

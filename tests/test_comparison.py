@@ -16,16 +16,18 @@ from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
-from amc import bench, comparison, conditions
-from amc.bench import Bench
+from amc import conditions
 from amc.candidate import RecoverySettings
-from amc.comparison import Comparison, compare
+from amc.comparison import bench, comparison
+from amc.comparison.bench import Bench
+from amc.comparison.comparison import Comparison, compare
+from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError
 from amc.evaluate import Evaluation
 from amc.progress import Bar, progress_bar
 from amc.report.curves import plot_curves
-from amc.task import CompressionTask
+from amc.task import CompressionTask, Problem
 from envs.compression import CompressionEnv
 from envs.reward import Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE
@@ -165,8 +167,10 @@ def test_numbers_are_of_the_repaired_winner_on_whole_splits(
     find: Find, tiny_net: nn.Module, data: DataSet
 ) -> None:
     found = find(agents=["random"], seeds=[0])
-    budget = comparison.Budget("macs", fraction=0.6)
-    task = CompressionTask(tiny_net, data, None, budget, recovery=RECOVERY, search_images=20)
+    budget = Budget("macs", fraction=0.6)
+    task = CompressionTask(
+        Problem(tiny_net, data, None, budget, recovery=RECOVERY, search_images=20)
+    )
     (result,) = found.results
     network = task.finish(result.strategy).module
     on_search = task.evaluator(data.search)(network)

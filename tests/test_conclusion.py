@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from agents.searcher import Trial
-from amc import conclusion, local
+from amc import local
 from amc.candidate import RecoverySettings
-from amc.conclusion import Jury, conclude
 from amc.cost import grid
 from amc.cost.budget import Budget
 from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
@@ -23,7 +22,9 @@ from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.recovery import moments
 from amc.strategy import FLOAT, Bits, Strategy
-from amc.task import CompressionTask, SearchSpace
+from amc.study import finals as conclusion
+from amc.study.finals import Jury, conclude
+from amc.task import CompressionTask, Problem, SearchSpace
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
 from tests.test_local import SlowAt28, wide_net
@@ -43,7 +44,7 @@ def _task(network: nn.Module, data: DataSet, device: Any = None, **options: Any)
     budget = options.pop("budget", Budget("macs", fraction=0.9))
     recovery = RecoverySettings(images=20, batch_norm_images=10, **options.pop("recovery", {}))
     return CompressionTask(
-        network, data, device, budget, recovery=recovery, search_images=20, **options
+        Problem(network, data, device, budget, recovery=recovery, search_images=20, **options)
     )
 
 

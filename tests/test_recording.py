@@ -2,11 +2,11 @@ import csv
 import threading
 
 from agents.trial import Trial
-from amc import artifact
-from amc.journal import Journal
 from amc.progress import progress_bar
-from amc.recording import Recorder
 from amc.strategy import Strategy
+from amc.study import artifact
+from amc.study.journal import Journal
+from amc.study.recorder import Recorder
 from tests.conftest import classified
 
 

@@ -23,9 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, checkpoint, conclusion, conditions, files, recording, sealed
+from amc import api, candidate, conditions, files, sealed
 from amc.candidate import RecoverySettings
-from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
@@ -33,16 +32,21 @@ from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.files import write_tensors
 from amc.graph.types import Signature
-from amc.journal import Journal
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, IDENTITY, Strategy
+from amc.study import checkpoint
+from amc.study import finals as conclusion
+from amc.study import recorder as recording
+from amc.study.checkpoint import CheckpointFile
+from amc.study.journal import Journal
+from amc.study.result import SearchResult
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
 EVALUATIONS = 7
-Find = Callable[..., api.SearchResult]
+Find = Callable[..., SearchResult]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,8 +54,8 @@ def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
         patch.setattr(EventWriter, "strategy_image", lambda *_: None)
-        patch.setattr(api, "plot_strategy", lambda *_, **__: None)
-        patch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+        patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+        patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
         yield
 
 
@@ -69,7 +73,7 @@ def network() -> nn.Module:
 def find(network: nn.Module, data: DataSet) -> Find:
     """A small search that shares no evaluations with others."""
 
-    def run(folder: Path | None, **options: Any) -> api.SearchResult:
+    def run(folder: Path | None, **options: Any) -> SearchResult:
         given = {
             "network": network,
             "agent": DDPG,
@@ -92,7 +96,7 @@ class Watched:
     """A search that ended, and copies of its folder from on the way: moment -> folder."""
 
     folder: Path
-    result: api.SearchResult
+    result: SearchResult
     copies: dict[str, Path]
 
     def killed(self, moment: str, place: Path) -> Path:
@@ -100,7 +104,7 @@ class Watched:
         return shutil.copytree(self.copies[moment], place / "killed")
 
 
-def watched(folder: Path, search: Callable[[Path], api.SearchResult]) -> Watched:
+def watched(folder: Path, search: Callable[[Path], SearchResult]) -> Watched:
     copies: dict[str, Path] = {}
 
     def keep(moment: str) -> None:
@@ -140,7 +144,7 @@ def trials_of(folder: Path) -> list[dict[str, str]]:
         return [{k: row[k] for k in row if k not in CLOCKS} for row in csv.DictReader(file)]
 
 
-def outcomes(result: api.SearchResult) -> list[Trial]:
+def outcomes(result: SearchResult) -> list[Trial]:
     """The trials without the time that their evaluations took."""
     return [
         replace(trial, evaluation=replace(trial.evaluation, seconds=0.0)) for trial in result.trials
@@ -330,7 +334,7 @@ OTHERS = {
 }
 
 
-def search_on(rows: dict[Request, Measurement], options: dict[str, Any]) -> api.SearchResult:
+def search_on(rows: dict[Request, Measurement], options: dict[str, Any]) -> SearchResult:
     return api.search(
         device=TableDevice(TABLE, rows),
         budget={"metric": "latency_ms", "fraction": 0.9},

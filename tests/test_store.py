@@ -24,7 +24,7 @@ from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
 from amc.store import _FORMER, EvaluationStore, default_path, evaluation_code, open_store
 from amc.strategy import IDENTITY, Bits, Strategy
-from amc.task import CompressionTask, SearchSpace
+from amc.task import CompressionTask, Problem, SearchSpace
 from benchmarks.store import killed_in_the_middle, nothing_wrong
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified
 
@@ -266,7 +266,8 @@ def data() -> DataSet:
 def task_of(network: nn.Module, data: DataSet, **options: object) -> CompressionTask:
     budget = options.pop("budget", Budget("macs", fraction=0.5))
     given = {"recovery": RecoverySettings(images=32), "search_images": 20} | options
-    return CompressionTask(network, data, None, budget, **given)  # type: ignore[arg-type]
+    store = given.pop("store", None)
+    return CompressionTask(Problem(network, data, None, budget, **given), store)  # type: ignore[arg-type]
 
 
 def _not_built(*_: object) -> None:

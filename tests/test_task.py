@@ -25,7 +25,7 @@ from amc.errors import (
     TableError,
 )
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from amc.task import CompressionTask, SearchSpace
+from amc.task import CompressionTask, Problem, SearchSpace
 
 INT8, MIXED = Bits(8, 8), Bits(8, 32)
 DEVICE = RooflineDevice(
@@ -62,7 +62,7 @@ def data():
 
 def task_of(network, data, device=None, budget=MACS, **options):
     options = {"recovery": RecoverySettings(images=32), "search_images": 20, **options}
-    return CompressionTask(network, data, device, budget, **options)
+    return CompressionTask(Problem(network, data, device, budget, **options))
 
 
 # -- bits are honest -----------------------------------------------------------------------------

@@ -14,16 +14,19 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from amc import api, comparison, conclusion
+from amc import api
 from amc.api import SearchResult, search
 from amc.candidate import RecoverySettings
-from amc.comparison import compare
+from amc.comparison import comparison
+from amc.comparison.comparison import compare
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.journal import Journal
 from amc.measure import Timing
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
+from amc.study import finals as conclusion
+from amc.study.introduction import describe
+from amc.study.journal import Journal
 from envs.reward import Outcome
 from tests.conftest import TINY_CLASSES, TinyNet, random_images, randomise_norms
 
@@ -37,8 +40,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
     monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
     monkeypatch.setattr(comparison, "plot_curves", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
 
@@ -138,7 +141,9 @@ def test_labels_of_other_classes_than_the_networks_do_not_count(
 def test_rewards_that_need_labels_are_refused_before_anything_is_prepared(
     reward: str, tiny_net: nn.Module, wide: nn.Module, bare: DataSet, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(api, "_task", lambda *_, **__: pytest.fail("prepared"))
+    monkeypatch.setattr(
+        "amc.study.search.CompressionTask", lambda *_, **__: pytest.fail("prepared")
+    )
     for network, data, why in (
         (tiny_net, bare, "its images have none"),
         (wide, random_images(), "the network has 1000 outputs"),
@@ -233,8 +238,8 @@ def test_network_that_ends_with_a_softmax_is_searched_as_by_its_logits(
     assert data.num_classes == TINY_CLASSES
     ended, plain = find(Probabilities(tiny_net), data), find(Logits(tiny_net), data)
     assert ended.strategy == plain.strategy
-    assert "their logarithms are taken for its scores" in api.describe(ended.task)
-    assert "logarithms" not in api.describe(plain.task)
+    assert "their logarithms are taken for its scores" in describe(ended.task)
+    assert "logarithms" not in describe(plain.task)
     for one, other in zip(ended.trials, plain.trials, strict=True):
         # A divergence of single precision: differences of logarithms near 1e-7 are rounding.
         assert one.reward == pytest.approx(other.reward, rel=1e-3, abs=1e-7)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from agents.policy import DESCRIPTION_FILE, Policy
-from amc import api, artifact
+from amc import api
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of
@@ -18,6 +18,7 @@ from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.objectives import build_objective
 from amc.runs import RUN_FILE, has_network, how_to_go_on
+from amc.study import artifact
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 

@@ -9,16 +9,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from agents.searcher import SEARCHERS
-from amc.artifact import RunRecord
-from amc.cells import cells_of
 from amc.cli import recipe
 from amc.cli.resume import read_run
-from amc.cli.workers import in_parallel, task_arguments
-from amc.comparison import Comparison, check_task, compare
+from amc.cli.workers import bench_of, in_parallel, problem_of
+from amc.comparison.cells import cells_of
+from amc.comparison.comparison import Comparison, compare
 from amc.errors import AmcError
 from amc.objectives import build_objective
 from amc.report.ranking import ranking_table
 from amc.runs import resume_command
+from amc.study.artifact import RunRecord
+from amc.task import check_problem
+from envs.reward import build_reward
 
 
 def run(config: DictConfig) -> recipe.Ended:
@@ -36,7 +38,8 @@ def run(config: DictConfig) -> recipe.Ended:
         _check(record)
     settings = record.settings
     comparison = compare(
-        **task_arguments(record),
+        **problem_of(record),
+        **bench_of(record),
         agents=settings["agents"],
         seeds=settings["seeds"],
         observation=settings["env"]["observation"],
@@ -70,8 +73,8 @@ def _check(record: RunRecord) -> None:
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
     cells_of(settings["agents"], settings["seeds"], evaluations, observation)
     device = dict(record.device) or None
-    space, budget = recipe.space_of(settings["env"]), recipe.budget_of(record.budget)
-    check_task(settings["reward"], device, budget, space)
+    check_problem(device, recipe.budget_of(record.budget), recipe.space_of(settings["env"]))
+    build_reward(settings["reward"])
     recipe.recovery_of(settings["recovery"])
     build_objective(settings["objective"])
 

@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from amc import artifact
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.compress.verify import graph_of
@@ -33,6 +32,7 @@ from amc.networks import admit
 from amc.objectives import Objective, build_objective
 from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 from amc.strategy import FLOAT_BITS
+from amc.study import artifact
 from amc.task import matched
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"

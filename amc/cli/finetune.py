@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from amc import api, artifact
+from amc import api
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
@@ -22,6 +22,7 @@ from amc.objectives import NamedScore, build_objective, primary_score
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.runs import FINETUNE_FOLDER
+from amc.study import artifact
 from amc.task import matched
 
 

@@ -11,7 +11,7 @@ from amc.cost.budget import METRICS
 from amc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from amc.api import SearchResult
+    from amc.study.result import SearchResult
 
 MAXIMIZE, MINIMIZE = "maximize", "minimize"
 

@@ -12,8 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from amc import api
-from amc.artifact import RunRecord
 from amc.candidate import RecoverySettings
 from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.shipped import as_device
@@ -25,6 +23,9 @@ from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT
 from amc.report.tables import comparison_table
 from amc.runs import functions_again
+from amc.study.artifact import RunRecord
+from amc.study.finetuning import train_base
+from amc.study.result import SearchResult
 from amc.task import SearchSpace
 
 log = logging.getLogger("amc")
@@ -142,7 +143,7 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
     network = build(asked or data.num_classes or None)
     if not trained or ":" in name:
         return network  # the user's function brings the weights
-    return api.train_base(network, data, name)
+    return train_base(network, data, name)
 
 
 def recorded_data(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def show(result: api.SearchResult, folder: Path) -> None:
+def show(result: SearchResult, folder: Path) -> None:
     """Print the table, the notes, and where everything is."""
     console = console_for_tables()
     console.print(comparison_table(result.comparison, result.task.objective.scores))

@@ -10,12 +10,12 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from amc.artifact import RunRecord
 from amc.cli.check import check_options
 from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
 from amc.runs import RUN_FILE
+from amc.study.artifact import RunRecord
 
 # network, objective, reward and device.name only as confirmations
 _BESIDE = ("resume", "resume_force", "network", "objective", "reward", "device.name", "jobs")

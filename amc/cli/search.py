@@ -9,13 +9,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from amc import api, journal
-from amc.artifact import RunRecord
 from amc.cli import recipe
 from amc.cli.optimize import objectives_of, value_of
 from amc.cli.resume import read_run
 from amc.objectives import build_objective
 from amc.runs import resume_command
+from amc.study import journal
+from amc.study.artifact import RunRecord
+from amc.study.search import SearchSettings, search
+from amc.task import Problem, check_problem
 
 
 def run(config: DictConfig) -> recipe.Ended:
@@ -47,38 +49,44 @@ def _search(
     record: RunRecord, folder: Path, objectives: Sequence[str], **resuming: bool
 ) -> recipe.Ended:
     """Search as the record says."""
-    settings, options = record.settings, record.settings["search"]
-    device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
-    space = recipe.space_of(settings["env"])
-    recovery = recipe.recovery_of(settings["recovery"])
-    observation = settings["env"]["observation"]
-    api.check_search(
-        settings["agent"], settings["reward"], device, budget, options["reaim"], observation, space
+    settings, options, env = record.settings, record.settings["search"], record.settings["env"]
+    asked = SearchSettings(
+        settings["agent"],
+        options["evaluations"],
+        settings["reward"],
+        settings["seed"],
+        env["observation"],
+        options["final_candidates"],
+        options["reaim"],
+        options["checkpoint_every"],
+    )
+    device, space = dict(record.device) or None, recipe.space_of(env)
+    loaded, budget = check_problem(device, recipe.budget_of(record.budget), space)
+    asked.check_aim(loaded, budget.metric)
+    recovery, objective = (
+        recipe.recovery_of(settings["recovery"]),
+        build_objective(settings["objective"]),
     )
     recipe.check_prices(objectives, device)
-    objective = build_objective(settings["objective"])
     network, data = recipe.prepared(record.network, record.data)
-    result = api.search(
+    problem = Problem(
         network,
         data,
-        device,
+        loaded,
         budget,
         objective=objective,
-        agent=settings["agent"],
-        evaluations=options["evaluations"],
-        reward=settings["reward"],
-        seed=settings["seed"],
         space=space,
         recovery=recovery,
         search_images=options["images"],
         bfloat16=options["bfloat16"],
-        final_candidates=options["final_candidates"],
-        observation=observation,
+    )
+    target = f"{record.network['name']} on {(device or {}).get('name', 'table')}"
+    result = search(
+        problem,
+        asked,
         folder=folder,
         store=options["store"],
-        checkpoint_every=options["checkpoint_every"],
-        reaim=options["reaim"],
-        hparams={"target": f"{record.network['name']} on {(device or {}).get('name', 'table')}"},
+        hparams={"target": target},
         **resuming,
     )
     recipe.show(result, folder)

@@ -17,20 +17,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from amc.artifact import RunRecord
-from amc.bench import Bench, Failure, attempt, limit_threads
-from amc.cells import Cell, CellResult
 from amc.cli import recipe
-from amc.comparison import Runner
+from amc.comparison.bench import Bench, Failure, attempt, limit_threads
+from amc.comparison.cells import Cell, CellResult
+from amc.comparison.comparison import Runner
 from amc.errors import AmcError
+from amc.study.artifact import RunRecord
+from amc.task import Problem
 
 _LOOK_EVERY_S = 0.2
 
 Outcomes = Generator[CellResult | Failure, None, None]
 
 
-def task_arguments(record: RunRecord) -> dict[str, Any]:
-    """What `amc.bench.Bench` takes, from a record: the network is built, the data opened."""
+def problem_of(record: RunRecord) -> dict[str, Any]:
+    """What `amc.task.Problem` takes, from a record: the network is built, the data opened."""
     settings, options = record.settings, record.settings["search"]
     space, recovery = recipe.space_of(settings["env"]), recipe.recovery_of(settings["recovery"])
     network, data = recipe.prepared(record.network, record.data)
@@ -39,15 +40,20 @@ def task_arguments(record: RunRecord) -> dict[str, Any]:
         "data": data,
         "device": dict(record.device) or None,
         "budget": recipe.budget_of(record.budget),
-        "evaluations": options["evaluations"],
         "objective": settings["objective"],
-        "reward": settings["reward"],
         "space": space,
         "recovery": recovery,
         "search_images": options["images"],
         "bfloat16": options["bfloat16"],
-        "final_candidates": options["final_candidates"],
-        "store": options["store"],
+    }
+
+
+def bench_of(record: RunRecord) -> dict[str, Any]:
+    """What `amc.comparison.bench.Bench` takes beside the problem."""
+    options = record.settings["search"]
+    return {
+        "reward": record.settings["reward"],
+        **{name: options[name] for name in ("evaluations", "final_candidates", "store")},
     }
 
 
@@ -147,7 +153,7 @@ def _build(record: RunRecord, done: Any, ended: Any) -> None:
     _here.update(bench=None, error=None, done=done, ended=ended)
     try:
         limit_threads(record.settings["threads"])
-        _here["bench"] = Bench(**task_arguments(record))
+        _here["bench"] = Bench(Problem(**problem_of(record)), **bench_of(record))
     except Exception as error:
         _here["error"] = error
 

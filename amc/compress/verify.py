@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,9 @@ SHOWN = 5
 TOLERANCE = 1e-4  # of the largest output; float32 sums in another order differ by about 1e-6
 
 
-def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGraph:
+def graph_of(
+    network: nn.Module, image_shape: tuple[int, int, int], *, admitted: bool = False
+) -> NetworkGraph:
     """Trace a network, and freeze every group whose removal is not exact.
 
     Removing channels must give the outputs that the network has when nothing reads those
@@ -36,12 +39,16 @@ def graph_of(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkGr
     the code, a statistic over channels); what fails the check stays whole, with its reason. Without
     its residual blocks it must give what it has when they add nothing, or none of them can go.
 
+    Args:
+        network: Not modified.
+        admitted: Whether it comes from `admit`.
+
     Raises:
         NetworkError: As `admit`; or the network is quantized already, or does not run on one image.
         TraceError: As `build_graph`; or the traced network does not equal the original.
     """
     _check_not_quantized(network)
-    network = admit(network, image_shape)
+    network = copy.deepcopy(network) if admitted else admit(network, image_shape)
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), WithoutAutocast() as autocast:
         expected = network(images.clone())

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from amc.errors import BudgetError
 
@@ -62,7 +63,7 @@ class Budget:
             )
 
     @classmethod
-    def of(cls, value: Budget | Mapping[str, object] | float) -> Budget:
+    def of(cls, value: BudgetLike) -> Budget:
         """A budget from itself, from its fields, or from a fraction of the original's latency.
 
         Raises:
@@ -78,7 +79,7 @@ class Budget:
             raise BudgetError(
                 f"A budget has {', '.join(known)}; got {', '.join(map(str, unknown))}."
             )
-        return cls(**value)  # type: ignore[arg-type]
+        return cls(**value)
 
     @property
     def unit(self) -> str:
@@ -104,3 +105,7 @@ class Budget:
         if self.fraction is not None:
             return f"{self.metric} at most {self.fraction:g} of the original"
         return f"{self.metric} at most {self.absolute:g} {self.unit}"
+
+
+BudgetLike = Budget | Mapping[str, Any] | float
+"""A budget, its fields, or a fraction of the original's latency."""

@@ -181,6 +181,13 @@ def check_table(device: Device | LocalSpec | None) -> None:
         )
 
 
+def measured_so_far(device: Device | LocalSpec | None) -> str:
+    """What is left when Ctrl-C ends the preparation of a search on a device."""
+    if isinstance(device, LocalSpec):
+        return f"what was measured of {device.name} is kept in {device.table_path()}"
+    return "stopped before the search"
+
+
 def device_for(
     loaded: Device | LocalSpec,
     requests: Iterable[Request],

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from agents.searcher import SEARCHERS
-from amc import cells, comparison
-from amc.artifact import RunRecord
-from amc.bench import Bench, Failure
 from amc.cli import compare as recipe
 from amc.cli import workers
+from amc.comparison import cells, comparison
+from amc.comparison.bench import Bench, Failure
 from amc.errors import AmcError, StorageError
+from amc.study.artifact import RunRecord
 from envs.observation import FEATURES
 from tests.cli.command import NETWORK, REPAIR, amc
 
@@ -204,7 +204,7 @@ def test_what_ends_a_process_in_its_preparation_is_each_of_its_searches_failure(
         raise error
 
     monkeypatch.setattr(workers, "_here", {})
-    monkeypatch.setattr(workers, "task_arguments", failing)
+    monkeypatch.setattr(workers, "problem_of", failing)
     monkeypatch.setattr(workers, "limit_threads", lambda threads: None)
     done, ended = multiprocessing.Value("q", 0), threading.Event()
     workers._build(RunRecord("compare", {}, {}, {}, {}, {"threads": 1}), done, ended)

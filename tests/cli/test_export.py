@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc import api, artifact
-from amc.artifact import read_strategy, write_compressed, write_strategy
+from amc import api
 from amc.candidate import CompressedNetwork
 from amc.cli import export as recipe
 from amc.compress.quantization import quantize_layer
@@ -22,6 +21,8 @@ from amc.local import time_in_onnx
 from amc.measure import Timing
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits, Strategy
+from amc.study import artifact
+from amc.study.artifact import read_strategy, write_compressed, write_strategy
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
 

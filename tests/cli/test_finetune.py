@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from amc import api
-from amc.artifact import RunRecord, read_strategy
 from amc.cli.recipe import data_of
 from amc.networks import build_network
 from amc.recovery import training
 from amc.recovery.training import TrainingResult, train
+from amc.study.artifact import RunRecord, read_strategy
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
 
@@ -106,7 +106,7 @@ def test_ctrl_c_ends_the_training_and_the_same_command_goes_on(
         return train(*arguments, on_epoch=ended, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "train", interrupted)
+        patch.setattr("amc.study.finetuning.train", interrupted)
         assert finetune(run, "epochs=2") == 0
     assert "ended early by Ctrl-C: run the same command again" in capsys.readouterr().out
     assert finetune(run, "epochs=2") == 0
@@ -122,7 +122,7 @@ def test_training_in_which_no_epoch_was_better_says_that_the_weights_are_kept(
     def judged(*arguments: Any, **named: Any) -> TrainingResult:
         return replace(train(*arguments, **named), best_epoch=best)
 
-    monkeypatch.setattr(api, "train", judged)
+    monkeypatch.setattr("amc.study.finetuning.train", judged)
     assert finetune(run) == 0
     said = "no epoch did better on the search split than the network had: its weights are kept"
     shown = capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_interrupted_restart_goes_on_without_restarting(
     def stopped(*arguments: Any, **named: Any) -> TrainingResult:
         return replace(train(*arguments, **named), complete=False)
 
-    monkeypatch.setattr(api, "train", stopped)
+    monkeypatch.setattr("amc.study.finetuning.train", stopped)
     assert finetune(run, "restart=true") == 0
     said = "run the same command without restart=true to go on"
     assert f"ended early by Ctrl-C: {said}" in capsys.readouterr().out

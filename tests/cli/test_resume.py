@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from amc import api
-from amc.artifact import RunRecord
 from amc.cli import search as search_recipe
 from amc.errors import StorageError
 from amc.objectives import DEFAULT
+from amc.study.artifact import RunRecord
+from amc.study.search import SearchSettings
+from amc.task import Problem
 from tests.cli.command import NETWORK, SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
 KILLED = """
 import os, signal
-from amc import journal
+from amc.study import journal
 from amc.cli import main
 
 append = journal.Journal.append
@@ -90,7 +91,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Path:
         raise StorageError("not searched")
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "check_search", stop)
+        patch.setattr("amc.cli.search.check_problem", stop)
         assert search("seed=3", "budget.fraction=0.7", "hydra.run.dir=a run") == 1
     return Path("a run")
 
@@ -100,11 +101,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The arguments that searches are started with; none is run."""
     calls: list[dict[str, Any]] = []
 
-    def note(_network: object, _data: object, device: Any, budget: Any, **options: Any) -> None:
-        calls.append({"device": device, "budget": budget, **options})
+    def note(problem: Problem, settings: SearchSettings, **options: Any) -> None:
+        calls.append({**vars(problem), **vars(settings), **options})
         raise StorageError("enough")
 
-    monkeypatch.setattr(search_recipe.api, "search", note)
+    monkeypatch.setattr(search_recipe, "search", note)
     return calls
 
 
@@ -116,7 +117,7 @@ def test_resumed_run_takes_every_option_from_its_record(
     first, forced = asked
     assert first["seed"] == 3
     assert first["budget"].fraction == 0.7
-    assert first["device"]["name"] == "roofline_phone"
+    assert first["device"].name == "roofline_phone"
     assert first["evaluations"] == 3
     assert Path(first["folder"]) == begun
     assert (first["resume"], first["resume_force"]) == (True, False)
@@ -175,7 +176,7 @@ def test_objective_that_a_file_names_is_not_made_unless_the_user_names_it(
     assert f"add objective={named}" in capsys.readouterr().err
     assert asked == []
     assert amc("search", "resume=a run", NETWORK, f"objective={named}") != 2
-    assert asked[0]["objective"] == DEFAULT
+    assert asked[0]["objective"].name == DEFAULT.name
 
 
 def test_run_of_a_version_that_knew_classification_only_is_resumed(
@@ -185,7 +186,7 @@ def test_run_of_a_version_that_knew_classification_only_is_resumed(
     del document["settings"]["objective"]
     (begun / "run.json").write_text(json.dumps(document))
     assert amc("search", "resume=a run", NETWORK) != 2
-    assert asked[0]["objective"] == DEFAULT
+    assert asked[0]["objective"].name == DEFAULT.name
 
 
 def test_device_that_a_file_names_is_not_made_unless_the_user_names_it(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amc import api, recording, task
-from amc.artifact import RunRecord, read_strategy
+from amc import api, task
 from amc.cli import recipe
 from amc.cli.recipe import data_of
 from amc.cost.device import Measurement, Request, TableDevice, TableHeader
@@ -21,6 +20,8 @@ from amc.graph.types import Signature
 from amc.networks import build_network
 from amc.objectives import DEFAULT
 from amc.strategy import FLOAT
+from amc.study import recorder as recording
+from amc.study.artifact import RunRecord, read_strategy
 from tests.cli.command import search
 
 Output = pytest.CaptureFixture[str]
@@ -270,7 +271,7 @@ def test_ctrl_c_while_the_best_are_repaired_keeps_the_best_so_far(
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(api, "conclude", interrupted)
+    monkeypatch.setattr("amc.study.search.conclude", interrupted)
     assert search("hydra.run.dir=out") == 130
     assert "the best of 3 evaluations is in " in capsys.readouterr().err
     read_strategy(Path("out"))
@@ -293,7 +294,7 @@ def test_ctrl_c_while_the_base_network_trains_says_that_nothing_is_kept(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "train", interrupted)
+    monkeypatch.setattr("amc.study.finetuning.train", interrupted)
     assert search("network=lenet_5") == 130
     said = capsys.readouterr().err
     assert "Ctrl-C: nothing is kept of an unfinished base training" in said
@@ -334,7 +335,7 @@ def test_an_error_in_the_middle_keeps_what_was_found(
 
 
 def test_a_sweep_over_budgets_writes_one_folder_per_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "check_search", _not_searched)
+    monkeypatch.setattr("amc.cli.search.check_problem", _not_searched)
     assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 1
     for job, fraction in enumerate((0.5, 0.6)):
         assert RunRecord.read(Path(f"sweep/{job}")).budget["fraction"] == fraction
@@ -347,6 +348,6 @@ def _not_searched(*_: object, **__: object) -> None:
 def test_paths_are_recorded_as_they_are_found_from_anywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(api, "check_search", _not_searched)
+    monkeypatch.setattr("amc.cli.search.check_problem", _not_searched)
     assert search("device=table", "device.path=a.csv", "hydra.run.dir=out") == 1
     assert RunRecord.read(Path("out")).device["path"] == str(Path.cwd() / "a.csv")

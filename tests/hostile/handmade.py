@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc import checkpoint
 from amc.recovery import training
 from amc.sealed import Sealed
+from amc.study import checkpoint
 
 
 @dataclass(frozen=True)

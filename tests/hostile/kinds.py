@@ -20,14 +20,11 @@ from agents.policy import Policy
 from agents.searcher import Resumable, build_searcher
 from agents.state import AgentState, Forgetful
 from agents.trial import Trial
-from amc import artifact, checkpoint
-from amc.artifact import RunRecord
 from amc.candidate import Compressor, RecoverySettings
-from amc.cells import Cell, CellResult, Entry, read_cell
-from amc.checkpoint import CheckpointFile
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.resume import read_run
+from amc.comparison.cells import Cell, CellResult, Entry, read_cell
 from amc.compress.verify import graph_of
 from amc.cost.correction import Correction
 from amc.cost.corrections import own_correction
@@ -43,11 +40,14 @@ from amc.export import export_onnx, read_precisions
 from amc.files import write_text
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
-from amc.journal import Journal, is_finished
 from amc.networks import load_checkpoint
 from amc.recovery import training
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
+from amc.study import artifact, checkpoint
+from amc.study.artifact import RunRecord
+from amc.study.checkpoint import CheckpointFile
+from amc.study.journal import Journal, is_finished
 from tests.agents.toy import ToyWalk
 from tests.conftest import TINY_SHAPE, classified, fixed_tiny_net
 from tests.hostile import containers

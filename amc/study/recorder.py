@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agents.searcher import Trial
-from amc import artifact
 from amc.cost.model import CostModel
-from amc.journal import Journal
 from amc.progress import Bar
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, Strategy
+from amc.study import artifact
+from amc.study.journal import Journal
 from amc.task import CompressionTask
 
 log = logging.getLogger("amc")

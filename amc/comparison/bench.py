@@ -12,26 +12,21 @@ from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
-from torch import nn
 
 from agents.searcher import Trial, build_searcher
-from amc import api, blas
+from amc import blas
 from amc.arguments import check_count
-from amc.candidate import RecoverySettings
-from amc.cells import Cell, CellResult
-from amc.conclusion import Jury
+from amc.comparison.cells import Cell, CellResult
 from amc.conditions import code_digests, machine_and_libraries
-from amc.cost.budget import Budget
-from amc.cost.shipped import DeviceLike, as_device
-from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
 from amc.files import fingerprint
-from amc.objectives import DEFAULT, ObjectiveLike
 from amc.store import open_store
 from amc.strategy import IDENTITY, Strategy
-from amc.task import CompressionTask, SearchSpace
-from envs.reward import DEFAULT_REWARD, build_reward
+from amc.study.finals import Jury
+from amc.task import CompressionTask, Problem
+from envs.compression import environment
+from envs.reward import DEFAULT_REWARD, RewardLike, build_reward
 
 
 class _TimedTask(CompressionTask):
@@ -68,18 +63,10 @@ class Bench:
 
     def __init__(
         self,
-        network: nn.Module,
-        data: DataSet,
-        device: DeviceLike,
-        budget: api.BudgetLike,
+        problem: Problem,
         *,
         evaluations: int,
-        objective: ObjectiveLike = DEFAULT,
-        reward: api.RewardLike = DEFAULT_REWARD,
-        space: SearchSpace | None = None,
-        recovery: RecoverySettings | None = None,
-        search_images: int = 1000,
-        bfloat16: bool | None = None,
+        reward: RewardLike = DEFAULT_REWARD,
         final_candidates: int = 5,
         store: bool | str | Path = True,
     ) -> None:
@@ -90,21 +77,11 @@ class Bench:
         """
         check_count("search.final_candidates", final_candidates)
         self._reward, self.evaluations = build_reward(reward), evaluations
+        self._reward.check_scores(problem.objective, problem.data)
         self._candidates = final_candidates
         # PyTorch imports much with the first optimizer: it would count as the first agent's time.
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-        self.task = _TimedTask(
-            network,
-            data,
-            as_device(device),
-            Budget.of(budget),
-            objective=objective,
-            space=space,
-            recovery=recovery,
-            search_images=search_images,
-            bfloat16=bfloat16,
-            store=open_store(store),
-        )
+        self.task = _TimedTask(problem, open_store(store))
         self.jury = Jury(self.task, self._reward)
 
     @property
@@ -137,7 +114,7 @@ class Bench:
 
     def uniform(self) -> Level:
         """The level of the best uniform strategy, among as many as a search may evaluate."""
-        env = api.environment(self.task, self._reward)
+        env = environment(self.task, self._reward)
         tried = build_searcher("uniform").search(env, self.evaluations, 0, lambda _: True)
         best = max(tried.trials, key=lambda trial: trial.reward)
         found = self.jury.verdict([best.strategy])
@@ -171,7 +148,7 @@ class Bench:
             return not ended
 
         searcher = build_searcher(entry.name, **entry.settings)
-        env = api.environment(self.task, self._reward, entry.observation)
+        env = environment(self.task, self._reward, entry.observation)
         start, before_s = time.perf_counter(), self.task.evaluating_s
         found = searcher.search(env, entry.evaluations, cell.seed, on_trial)
         agent_s = time.perf_counter() - start - (self.task.evaluating_s - before_s)

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack, cast
 
 from torch import nn
 
-from amc import api
-from amc.arguments import check_data, check_folder, check_kind, check_module
-from amc.bench import Bench, Failure, Level, attempt, limited_threads
-from amc.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
-from amc.cost.budget import Budget
-from amc.cost.model import check_metric
-from amc.cost.shipped import DeviceLike, as_device
+from amc.arguments import check_folder
+from amc.comparison.bench import Bench, Failure, Level, attempt, limited_threads
+from amc.comparison.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
+from amc.cost.budget import BudgetLike
+from amc.cost.shipped import DeviceLike
 from amc.data import DataSet
 from amc.files import write_text
-from amc.interrupt import stop_on_interrupt
-from amc.networks import admit
+from amc.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.objectives import (
-    DEFAULT,
     NamedScore,
-    ObjectiveLike,
-    build_objective,
     primary_score,
 )
 from amc.progress import progress_bar
@@ -42,8 +36,9 @@ from amc.report.ranking import (
     scores_csv,
 )
 from amc.runs import told_how_to_go_on
-from amc.task import SearchSpace, matched
-from envs.reward import DEFAULT_REWARD, build_reward
+from amc.study.introduction import introduce
+from amc.task import Problem, ProblemOptions
+from envs.reward import DEFAULT_REWARD, RewardLike
 
 log = logging.getLogger("amc")
 
@@ -200,22 +195,28 @@ def in_turn(bench: Bench) -> Runner:
     return run
 
 
+class BenchOptions(ProblemOptions, total=False):
+    """What `compare` passes on to its `Bench` and `Problem` as it is."""
+
+    final_candidates: int
+    store: bool | str | Path
+
+
 def compare(
     network: nn.Module,
     data: DataSet,
     device: DeviceLike = "onnxruntime_cpu",
-    budget: api.BudgetLike = 0.5,
+    budget: BudgetLike = 0.5,
     *,
     agents: Sequence[AgentLike] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     evaluations: int = 200,
-    objective: ObjectiveLike = DEFAULT,
-    reward: api.RewardLike = DEFAULT_REWARD,
+    reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
     threads: int = 1,
     folder: str | Path | None = None,
     run: Runner | None = None,
-    **task_options: Any,
+    **options: Unpack[BenchOptions],
 ) -> Comparison:
     """Search with several agents over several seeds.
 
@@ -223,8 +224,7 @@ def compare(
     call wrote to, searches that ended are not repeated.
 
     Args:
-        network: Trained; maps images of the data's shape to outputs. Not modified.
-        data, device, budget, objective, reward: As in `amc.api.search`.
+        network, data, device, budget, reward: As in `amc.search`.
         agents: Names, or mappings of a name and settings (``label``: what it is called in the
             table; ``observation``: features that it sees; ``evaluations``: strategies that it may
             try). None: all that there are.
@@ -233,63 +233,33 @@ def compare(
         threads: CPU threads of PyTorch; another number adds in another order.
         folder: Where to write table, CSV and picture after every search; None writes nothing.
         run: What runs the searches; None: one after the other in this process.
-        task_options: ``space``, ``recovery``, ``search_images``, ``bfloat16``,
-            ``final_candidates`` and ``store``, as in `amc.api.search`.
+        options: ``final_candidates``, ``store``, and what `amc.Problem` takes, as in
+            `amc.search`.
 
     Raises:
         ConfigError: An unknown agent, a seed twice, or another option that cannot be.
         ArtifactError: The folder holds searches under other conditions.
         AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
     """
-    check_module(network)
-    check_data(data)
     check_folder(folder)
     cells = cells_of(agents, seeds, evaluations, observation)
-    space = task_options.get("space")
-    check_kind("space", space, SearchSpace, optional=True)
-    check_task(reward, device, budget, space)
-    network = admit(network, data.image_shape)
-    objective = build_objective(objective)
-    build_reward(reward).check_scores(*matched(network, data, objective))
+    last, store = options.pop("final_candidates", 5), options.pop("store", True)
+    problem = Problem(network, data, device, budget, **cast(ProblemOptions, options))
     place = None if folder is None else Path(folder)
     with limited_threads(threads), told_how_to_go_on(place, "the same call"):
         bench = Bench(
-            network,
-            data,
-            device,
-            budget,
-            evaluations=evaluations,
-            objective=objective,
-            reward=reward,
-            **task_options,
+            problem, evaluations=evaluations, reward=reward, final_candidates=last, store=store
         )
-        api.introduce(bench.task)
+        introduce(bench.task)
         comparison = _begin(bench, cells)
         left = [cell for cell in cells if not _recall(comparison, bench, cell, place)]
-        with stop_on_interrupt() as stop, _said_on_interrupt(place):
+        kept = f"the searches that ended are in {place}" if place is not None else ""
+        with stop_on_interrupt() as stop, said_on_interrupt(kept):
             _run(comparison, bench, left, run or in_turn(bench), stop, place)
             comparison.interrupted = stop.is_set()
         if place is not None:
             comparison.write(place)
     return comparison
-
-
-def check_task(
-    reward: api.RewardLike,
-    device: DeviceLike,
-    budget: api.BudgetLike,
-    space: SearchSpace | None = None,
-) -> None:
-    """Check what can be checked before anything long is started.
-
-    Raises:
-        AmcError: An unknown reward or device, or one that has no cost in the budget's metric or
-            none of the bits of the space.
-    """
-    build_reward(reward)
-    loaded, metric = as_device(device), Budget.of(budget).metric
-    check_metric(metric, loaded)
-    (space or SearchSpace()).pairs(metric, loaded)
 
 
 def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:
@@ -347,14 +317,3 @@ def _run(
                 cell = by_name[outcome.label, outcome.seed]
                 outcome.write(place, bench.conditions(cell))
                 comparison.write(place)
-
-
-@contextmanager
-def _said_on_interrupt(place: Path | None) -> Iterator[None]:
-    """Say what is left of the work when a second Ctrl-C ends it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if place is not None:
-            log.warning("Ctrl-C: the searches that ended are in %s", place)
-        raise

@@ -11,7 +11,6 @@ from functools import cached_property
 from torch import nn
 
 from agents.searcher import Trial
-from amc.aiming import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
@@ -24,6 +23,7 @@ from amc.measure import Share, Timing, measure_latency
 from amc.recovery.moments import WIDEST
 from amc.report.tables import ComparisonRow
 from amc.strategy import FLOAT, Strategy
+from amc.study.reaim import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.task import CompressionTask
 from envs.reward import Reward, outcome_of
 

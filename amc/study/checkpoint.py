@@ -12,10 +12,10 @@ from pathlib import Path
 
 from agents.state import AgentState
 from agents.trial import Trial
-from amc.artifact import CHECKPOINT_FILE
 from amc.documents import OBJECT, WHOLE
-from amc.journal import Journal
 from amc.sealed import Sealed
+from amc.study.artifact import CHECKPOINT_FILE
+from amc.study.journal import Journal
 
 _SEALED = Sealed(
     "amc-checkpoint",

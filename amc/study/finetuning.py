@@ -1,0 +1,158 @@
+"""Training with the objective's loss: fine-tuning what a search gave, and base networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc.arguments import check_data, check_folder, check_kind, check_module
+from amc.candidate import CompressedNetwork
+from amc.data import DataSet
+from amc.errors import NetworkError
+from amc.evaluate import Evaluator
+from amc.files import cache_folder, fingerprint, write_tensors
+from amc.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.networks import admit, load_checkpoint, unwrapped
+from amc.networks.check import run_images
+from amc.objectives import DEFAULT, ObjectiveLike, build_objective, primary_score
+from amc.recovery.training import (
+    BASE_TRAINING,
+    EpochRecord,
+    TrainingResult,
+    TrainingSettings,
+    train,
+)
+from amc.study import artifact
+from amc.task import matched
+
+log = logging.getLogger("amc")
+
+
+def finetune(
+    compressed: nn.Module,
+    original: nn.Module,
+    data: DataSet,
+    *,
+    settings: TrainingSettings,
+    objective: ObjectiveLike = DEFAULT,
+    folder: str | Path | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> TrainingResult:
+    """Train a compressed network on the labels, if there are any, and the original's outputs.
+
+    Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
+    the search split is kept, by the objective's first score of labels or, without labels, its first
+    other; with a folder, a killed run goes on where it was, and `load_compressed` reads what came
+    of it.
+
+    Args:
+        compressed: As `search` or `load_compressed` gives it; trained in place.
+        original: The teacher. Not modified, nor moved.
+        settings: `TrainingSettings`, of which ``epochs`` has no usual value.
+        objective: As in `search`.
+        folder: Where each epoch's state is kept and, at the end, the network, if ``compressed``
+            is one that amc made; None keeps nothing.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        The result; its network is ``compressed`` (without `torch.compile`), on the CPU.
+
+    Raises:
+        AmcError: An argument is of another kind, the folder holds a training with other
+            settings, or the networks and the data do not fit each other.
+    """
+    check_module(compressed, "compressed")
+    check_module(original, "original")
+    check_data(data)
+    check_kind("settings", settings, TrainingSettings)
+    check_folder(folder)
+    on_gpu = torch.cuda.is_available()
+    place = "cuda" if on_gpu else "cpu"
+    teacher = admit(original, data.image_shape)
+    fitted, data = matched(teacher, data, build_objective(objective))
+    if not data.is_labelled:
+        log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
+    reference = None if data.is_labelled else teacher
+    evaluator = Evaluator(data.search, data.mean, data.std, reference, objective=fitted)
+    named = primary_score(fitted, labelled=data.is_labelled)
+    mean, std = _normalisation(data)
+    teacher = teacher.to(place)
+    compressed = unwrapped(compressed)
+    run_images(compressed, data.image_shape)
+    student = compressed.to(place)
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+
+    def score(network: nn.Module) -> float:
+        found = evaluator(network.cpu())
+        network.to(place)
+        return found.scores[named.name]
+
+    try:
+        with stop_on_interrupt() as stop:
+            trained = train(
+                student,
+                data.train.images,
+                data.train.labels,
+                mean=mean,
+                std=std,
+                settings=settings,
+                objective=fitted,
+                teacher=teacher,
+                evaluate=score,
+                checkpoint_folder=None if folder is None else Path(folder),
+                on_epoch=on_epoch,
+                should_stop=stop.is_set,
+                description="fine-tuning",
+            )
+    finally:
+        compressed.cpu()
+    made = CompressedNetwork.of(compressed)
+    if folder is not None and made is not None:
+        artifact.write_compressed(Path(folder), made)
+    return trained
+
+
+def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
+    """Train a small data set's network from scratch, once; afterwards it comes from the cache.
+
+    Raises:
+        NetworkError: What the cache holds is damaged.
+    """
+    start = [part for item in network.state_dict().items() for part in item]
+    key = fingerprint(name, data.fingerprint(), repr(BASE_TRAINING), *start)
+    path = cache_folder() / "networks" / f"{name}-{data.name}-{key}.safetensors"
+    if path.is_file():
+        try:
+            load_checkpoint(network, path)
+        except NetworkError as error:
+            raise NetworkError(f"{error} Remove {path}: the network is trained anew.") from error
+        return network.eval()
+    log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
+    evaluator = Evaluator(data.search, data.mean, data.std)
+    named = primary_score(DEFAULT, labelled=True)
+    mean, std = _normalisation(data)
+    with said_on_interrupt("nothing is kept of an unfinished base training"):
+        train(
+            network,
+            data.train.images,
+            data.train.labels,
+            mean=mean,
+            std=std,
+            settings=BASE_TRAINING,
+            evaluate=lambda net: evaluator(net).scores[named.name],
+            description=f"training {name}",
+        )
+    write_tensors(path, network.state_dict())
+    return network.eval()
+
+
+def _normalisation(data: DataSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std for `train`, which normalises all that it is given: float images are already."""
+    if data.train.images.is_floating_point():
+        return (0.0,) * len(data.mean), (1.0,) * len(data.std)
+    return data.mean, data.std

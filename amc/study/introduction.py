@@ -1,0 +1,61 @@
+"""A prepared task in words: what the user should know before a search of it begins."""
+
+from __future__ import annotations
+
+import logging
+
+from amc.cost.account import account
+from amc.objectives import primary_score, score_texts
+from amc.task import CompressionTask
+
+log = logging.getLogger("amc")
+
+
+def describe(task: CompressionTask) -> str:
+    """The prepared task in a few lines: what is free, what is frozen and why, the budget."""
+    graph, costs = task.graph, task.costs
+    lines = [
+        f"{type(task.network).__name__}: {len(graph.layers)} layers, "
+        f"{len(graph.free_groups)} channel groups free, {len(graph.frozen_groups)} frozen"
+    ]
+    lines += [f"  frozen: {group.name} {group.reason}" for group in graph.frozen_groups]
+    lines += [f"  not followed: {path} {reason}" for path, reason in graph.opaque.items()]
+    unit, metric = task.budget.unit, task.budget.metric
+    lines += [f"  {line}" for line in account(task.network, graph, metric, task.device)]
+    lines.append(
+        f"budget: {metric} at most {costs.bound:,.6g} {unit}, "
+        f"{costs.bound / costs.original:.3f} of the original's {costs.original:,.6g} {unit} "
+        f"(smallest reachable: {costs.floor:,.6g} {unit}, {costs.floor / costs.original:.3f} of it)"
+    )
+    shape = "x".join(map(str, task.data.image_shape))
+    data, objective = task.data, task.objective
+    lines.append(
+        f"data: {data.name}, images {shape}, {data.labels_in_words}; {len(data.calibration)} to "
+        f"calibrate by, {len(data.search)} to search on"
+    )
+    if data.is_labelled:
+        texts = score_texts(objective, task.original.scores, labelled=True)
+        lines.append(f"original: {texts} on the search images")
+    else:
+        lost, counts = (primary_score(objective, labelled=which).name for which in (True, False))
+        lines.append(f"no {lost} without labels ({data.why_unlabelled}): {counts} counts")
+    lines += objective.notes
+    return "\n".join(lines)
+
+
+def introduce(task: CompressionTask) -> None:
+    """Say what a task is, and what makes its numbers doubtful."""
+    log.info("%s", describe(task))
+    for note in (task.data.shortage, *task.notes):
+        if note:
+            log.warning("%s", note)
+    if task.data.has_other_labels:
+        log.warning(
+            "The labels are left aside: %s. For %s give a network whose outputs are of the labels "
+            "(for the last classes that have no image, the data's class_names).",
+            task.data.why_unlabelled,
+            primary_score(task.objective, labelled=True).name,
+        )
+    doubt = task.objective.doubt(task.original.scores)
+    if doubt:
+        log.warning("%s", doubt)

@@ -1,0 +1,174 @@
+"""What a search gives back, and what it leaves in the run folder and in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from agents import searcher as searchers
+from agents.policy import Policy
+from agents.searcher import Trial
+from agents.trial import eligible
+from amc.candidate import CompressedNetwork
+from amc.files import write_text
+from amc.objectives import primary_score
+from amc.report.plots import plot_learning_curve, plot_strategy
+from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
+from amc.report.tensorboard import RESULT, EventWriter
+from amc.strategy import Strategy
+from amc.study import artifact
+from amc.study.finals import Conclusion
+from amc.study.recorder import layer_rows
+from amc.task import CompressionTask
+from envs.compression import CompressionEnv
+
+
+@dataclass
+class SearchResult:
+    """What a search (or an applied policy) gives back.
+
+    Attributes:
+        strategy: The best one found; it meets the budget.
+        network: The smaller network, repaired, in evaluation mode.
+        comparison: Original, uniform, best: scores on the test split, costs, latencies.
+        notes: What the user should know of the result.
+        trials: Every evaluation, in order.
+        policy: What the agent learned; None where nothing was learned.
+        task: The prepared network, for further evaluations.
+        compressed: The smaller network with what it was made from.
+        best_reward: Of all evaluations that may be the result, before the best are repaired.
+        interrupted: Whether Ctrl-C was pressed; then there may be fewer trials than asked for.
+        evaluations: How many a search was asked for, those of later aims included.
+    """
+
+    strategy: Strategy
+    network: nn.Module
+    comparison: list[ComparisonRow]
+    notes: list[str]
+    trials: list[Trial]
+    policy: Policy | None
+    task: CompressionTask
+    compressed: CompressedNetwork
+    best_reward: float
+    interrupted: bool = False
+    evaluations: int = 0
+
+    @classmethod
+    def of(
+        cls, task: CompressionTask, end: Conclusion, found: searchers.SearchResult
+    ) -> SearchResult:
+        """What came of a search's trials."""
+        return cls(
+            strategy=end.best.strategy,
+            network=end.best.network.module,
+            comparison=end.comparison,
+            notes=end.notes,
+            trials=found.trials,
+            policy=found.policy,
+            task=task,
+            compressed=end.best.network,
+            best_reward=found.best.reward,
+        )
+
+    def __str__(self) -> str:
+        """The comparison as a Markdown table, and the notes."""
+        table = to_markdown(self.comparison, self.task.objective.scores)
+        return "\n".join([table, *(f"- {note}" for note in self.notes)]) + "\n"
+
+
+def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
+    """Write the smaller network, the policy, the comparison and the pictures.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    artifact.write_compressed(folder, result.compressed)
+    if result.policy is not None:
+        result.policy.save(folder)
+    table = to_csv(result.comparison, result.task.objective.scores)
+    write_text(folder / f"{artifact.COMPARISON_FILE}.csv", table)
+    write_text(folder / f"{artifact.COMPARISON_FILE}.md", str(result))
+    metric = result.task.budget.metric
+    plot_strategy(
+        layer_rows(result.task.costs, result.strategy),
+        folder / artifact.STRATEGY_PICTURE,
+        f"{type(result.task.network).__name__}: {result.task.budget}",
+        cost_label=metric,
+    )
+    plot_learning_curve(
+        [trial.reward for trial in eligible(result.trials, soft=env.is_soft)],
+        folder / artifact.CURVE_PICTURE,
+        title=f"{type(result.task.network).__name__}: {result.task.budget}",
+        warmup=_warmup(result.trials),
+        references=_references(result, env),
+        reward_label=f"reward ({env.reward_name})",
+    )
+
+
+def _warmup(trials: Sequence[Trial]) -> int:
+    """Trials up to the one that the first update followed; 0 where nothing was learned."""
+    learned = (index for index, t in enumerate(trials, 1) if "critic_loss" in t.diagnostics)
+    return next(learned, 0)
+
+
+def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
+    """Rewards to compare the curve with: the original's, the best uniform strategy's if tried."""
+    references = {}
+    original, named = result.task.original, primary_score(result.task.objective, labelled=True)
+    if env.reward.is_score and env.reward.score == named.name:
+        references["original"] = original.scores[named.name]
+    uniform = {strategy.to_json() for strategy in env.uniform_strategies()}
+    tried = [trial.reward for trial in result.trials if trial.strategy.to_json() in uniform]
+    if tried:
+        references["uniform"] = max(tried)
+    return references
+
+
+def note_result(events: EventWriter, result: SearchResult, config: Mapping[str, object]) -> None:
+    """The strategy that was found as a picture, the final table and the configuration as texts."""
+    task = result.task
+    found = (trial.index for trial in result.trials if trial.strategy == result.strategy)
+    rows = layer_rows(task.costs, result.strategy)
+    events.strategy_image(next(found, len(result.trials)), rows, RESULT)
+    settings = {
+        "network": type(task.network).__name__,
+        "data": task.data.name,
+        "images": "x".join(map(str, task.data.image_shape)),
+        "device": task.device.name if task.device else "none",
+        "budget": task.budget,
+        **config,
+    }
+    events.text("result/table", str(result))
+    events.text("configuration", settings_to_markdown(settings))
+
+
+def note_hparams(
+    events: EventWriter,
+    result: SearchResult,
+    env: CompressionEnv,
+    agent: str,
+    seed: int,
+    more: Mapping[str, bool | int | float | str],
+) -> None:
+    """The run's row in TensorBoard's table of hyperparameters."""
+    costs, metric = result.task.costs, result.task.budget.metric
+    budget = costs.bound / costs.original
+    # TensorBoard shows five columns unasked.
+    columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
+    events.hparams(columns, _final_metrics(result, soft=env.is_soft))
+
+
+def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
+    best = result.comparison[-1]
+    named = primary_score(result.task.objective, labelled=True).name
+    found = {
+        "best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
+        f"test_{named}": best.test.get(named),
+        f"search_{named}": best.search.get(named),
+        "predicted_ms": best.predicted_ms,
+        "measured_ms": best.measured_ms,
+    }
+    return {f"final/{name}": value for name, value in found.items() if value is not None}

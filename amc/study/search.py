@@ -1,0 +1,317 @@
+"""The search of a problem: walks of an agent, recorded, resumed, aimed anew, and concluded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from agents import episode
+from agents import searcher as searchers
+from agents.searcher import Resumable, Searcher, Trial, build_searcher
+from agents.settings import settings_of
+from amc import blas
+from amc.arguments import check_count
+from amc.cost.device import Device
+from amc.cost.profile import LocalSpec, measured_so_far
+from amc.errors import ConfigError
+from amc.files import write_text
+from amc.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.progress import progress_bar
+from amc.report.tensorboard import EventWriter
+from amc.runs import SEARCH_AGAIN, told_how_to_go_on
+from amc.store import open_store
+from amc.strategy import Strategy
+from amc.study import artifact
+from amc.study.checkpoint import CheckpointFile
+from amc.study.finals import Conclusion, conclude
+from amc.study.introduction import introduce
+from amc.study.journal import Journal, origin_of
+from amc.study.reaim import (
+    Aim,
+    check_reaim,
+    evaluations_until,
+    is_missed,
+    judged,
+    tightened_bound,
+)
+from amc.study.recorder import Recorder
+from amc.study.result import SearchResult, note_hparams, note_result, write_run
+from amc.task import CompressionTask, Problem
+from envs.compression import CompressionEnv, environment
+from envs.observation import feature_names
+from envs.reward import RewardLike, build_reward
+
+log = logging.getLogger("amc")
+
+AgentLike = str | Mapping[str, Any]
+"""A searcher's name, or a mapping of its name and settings."""
+
+_UNIFORM_TRIED = 8  # of the uniform strategies, when the search tried none of them
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a problem is searched: see `amc.search`."""
+
+    agent: AgentLike
+    evaluations: int
+    reward: RewardLike
+    seed: int = 0
+    observation: str | Sequence[str] | None = None
+    final_candidates: int = 5
+    reaim: int = 0
+    checkpoint_every: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("search.final_candidates", self.final_candidates)
+        check_count("search.checkpoint_every", self.checkpoint_every)
+        check_count("search.reaim", self.reaim, least=0)
+        episode.check_search(self.evaluations, self.seed)
+        feature_names(self.observation)
+        self.searcher()
+        build_reward(self.reward)
+
+    def searcher(self) -> Searcher:
+        """The agent, before it has learned anything."""
+        agent = {"name": self.agent} if isinstance(self.agent, str) else self.agent
+        if not isinstance(agent, Mapping) or not isinstance(agent.get("name"), str):
+            raise ConfigError(
+                "agent must be a name, or a mapping of its name and settings such as "
+                f"{{'name': 'ddpg', 'hidden': [300]}}, got {self.agent!r}."
+            )
+        return build_searcher(**agent)
+
+    def check_aim(self, device: Device | LocalSpec | None, metric: str) -> None:
+        """Check that the search can be aimed anew, if it is to be.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.reaim:
+            resumable, hard = isinstance(self.searcher(), Resumable), build_reward(self.reward).hard
+            check_reaim(device, metric, resumable=resumable, hard=hard)
+
+
+class Study:
+    """One search under way.
+
+    Attributes:
+        task: What is searched.
+        env: The walk under the user's own bound.
+    """
+
+    def __init__(
+        self,
+        task: CompressionTask,
+        settings: SearchSettings,
+        journal: Journal,
+        folder: Path | None,
+        stop: Event,
+        *,
+        force: bool,
+    ) -> None:
+        """
+        Args:
+            journal: What was evaluated before; gets what is evaluated now.
+            stop: Set by Ctrl-C.
+            force: Resume although arguments, code or machine changed.
+
+        Raises:
+            ArtifactError: The journal is of another search.
+        """
+        self.task, self._settings, self._searcher = task, settings, settings.searcher()
+        self._journal, self._folder, self._stop = journal, folder, stop
+        self.env = environment(task, settings.reward, settings.observation)
+        journal.begin(
+            origin_of(task.fingerprints(), self.config), task.evaluation_key(), force=force
+        )
+        task.recall(journal.evaluations())
+        self._checkpoint = CheckpointFile(folder, journal, settings.checkpoint_every)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings that the outcome depends on, all defaults filled in."""
+        return {
+            "agent": settings_of(self._searcher),
+            "evaluations": self._settings.evaluations,
+            "seed": self._settings.seed,
+            "reward": self.env.reward_name,
+            "observation": list(self.env.observation_names),
+            "final_candidates": self._settings.final_candidates,
+            "reaim": self._settings.reaim,
+        }
+
+    def events(self) -> AbstractContextManager[EventWriter | None]:
+        """What TensorBoard shows of the search."""
+        if self._folder is None:
+            return nullcontext()
+        recorded = len(self._journal.trials)
+        if recorded:
+            log.info("resuming after %d evaluations", recorded)
+        return EventWriter(self._folder, recorded + 1 if recorded else None)
+
+    def run(self, events: EventWriter | None) -> SearchResult:
+        """Search, leg after leg, and conclude."""
+        asked, journal = self._settings.evaluations, self._journal
+        aim = Aim.resumed(self.task.costs, self._checkpoint, journal.aims, asked)
+        while True:
+            found, recorder = self._leg(aim, events)
+            bound = self._recorded_bound(aim.leg, found)
+            if bound is None:
+                with recorder.kept():
+                    within = _within(found, self.task)
+                    end = finished(self.task, self.env, within, self._settings.final_candidates)
+                    if aim.leg < self._settings.reaim and not self._stop.is_set():
+                        bound = self._next_bound(end)
+                    if bound is None:
+                        result = SearchResult.of(self.task, end.tested(self.task), within)
+                        break
+            aim = aim.next(bound, found.trials)
+        result.interrupted = self._stop.is_set()
+        result.evaluations = evaluations_until(len(journal.aims), asked)
+        result.notes += self._aiming_notes(result.trials)
+        return result
+
+    def _leg(self, aim: Aim, events: EventWriter | None) -> tuple[searchers.SearchResult, Recorder]:
+        """Walk until the leg's evaluations are spent, or Ctrl-C."""
+        settings, searcher = self._settings, self._searcher
+        env = environment(self.task, settings.reward, settings.observation, aim.costs)
+        until = evaluations_until(aim.leg, settings.evaluations)
+        recorder = Recorder(
+            self.task, self._folder, events, until, self._stop, self._journal, soft=env.is_soft
+        )
+        with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
+            on_trial = recorder.watch(bar)
+            if isinstance(searcher, Resumable):
+                found = searcher.search_on(env, until, settings.seed, on_trial, aim)
+            else:
+                found = searcher.search(env, until, settings.seed, on_trial)
+        found.soft = env.is_soft
+        return found, recorder
+
+    def _recorded_bound(self, leg: int, found: searchers.SearchResult) -> float | None:
+        """Where the search aimed after this leg before it was resumed; None if it did not.
+
+        After Ctrl-C, only if it has tried something there: what is recorded is not thrown away.
+        """
+        aims, recorded = self._journal.aims, len(self._journal.trials)
+        if leg < len(aims) and not (self._stop.is_set() and recorded <= len(found.trials)):
+            return aims[leg]
+        return None
+
+    def _next_bound(self, end: Conclusion) -> float | None:
+        """Where to aim after an end that misses the budget; recorded, as it came from a clock."""
+        bound = tightened_bound(self.task, end.comparison)
+        if bound is not None:
+            log.info(
+                "measured, the budget is missed: going on with predictions of at most %.3f of the "
+                "original",
+                bound / self.task.costs.original,
+            )
+            self._journal.aim(bound)
+        elif is_missed(self.task, end.comparison):
+            end.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
+        return bound
+
+    def _aiming_notes(self, trials: Sequence[Trial]) -> list[str]:
+        """Which bounds any of the trials were held to, beside the budget."""
+        costs, asked = self.task.costs, self._settings.evaluations
+        held = [
+            bound
+            for leg, bound in enumerate(self._journal.aims)
+            if len(trials) > evaluations_until(leg, asked)
+        ]
+        if not held:
+            return []
+        shares = ", then ".join(f"{bound / costs.original:.3f}" for bound in held)
+        return [
+            f"Aimed anew, as the measured latency missed the budget of "
+            f"{costs.bound / costs.original:.3f}: predictions were held to {shares}."
+        ]
+
+    def end(self, result: SearchResult) -> None:
+        """Say that there is nothing to resume, if the search was not ended before its time."""
+        if not result.interrupted:
+            self._journal.finish()
+            self._checkpoint.remove()
+
+
+def search(
+    problem: Problem,
+    settings: SearchSettings,
+    *,
+    folder: Path | None,
+    resume: bool = False,
+    resume_force: bool = False,
+    store: bool | str | Path,
+    hparams: Mapping[str, bool | int | float | str],
+) -> SearchResult:
+    """Search a problem, and write the run: see `amc.search`."""
+    settings.check_aim(problem.device, problem.budget.metric)
+    build_reward(settings.reward).check_scores(problem.objective, problem.data)
+    make_writable(folder)
+    agent = settings.searcher().name
+    with (
+        closing(Journal(folder, resume=resume)) as journal,
+        told_how_to_go_on(folder, SEARCH_AGAIN),
+        blas.one_thread(),
+    ):
+        if folder is not None:
+            artifact.remove_leftovers(folder)
+        task = prepared(problem, store)
+        introduce(task)
+        with stop_on_interrupt() as stop:
+            study = Study(task, settings, journal, folder, stop, force=resume_force)
+            with study.events() as events:
+                result = study.run(events)
+                if folder is not None:
+                    write_run(folder, result, study.env)
+                if events is not None:
+                    note_result(events, result, study.config)
+                    note_hparams(events, result, study.env, agent, settings.seed, hparams)
+        study.end(result)
+    return result
+
+
+def prepared(problem: Problem, store: bool | str | Path) -> CompressionTask:
+    """The task of a problem; Ctrl-C meanwhile says what is kept of it."""
+    with said_on_interrupt(measured_so_far(problem.device)):
+        return CompressionTask(problem, open_store(store))
+
+
+def make_writable(folder: Path | None) -> None:
+    """Make the run folder at once: one that cannot be written is found before the work."""
+    if folder is not None:
+        probe = folder / ".writable"
+        write_text(probe, "")
+        probe.unlink()
+
+
+def finished(
+    task: CompressionTask,
+    env: CompressionEnv,
+    found: searchers.SearchResult,
+    final_candidates: int,
+    name: str = "best found",
+) -> Conclusion:
+    """The end of a search: its best few repaired and ranked, beside the best uniform strategy."""
+    tried = {trial.strategy.to_json(): trial.evaluation for trial in found.trials}
+
+    def reward(strategy: Strategy) -> float:
+        return env.reward_of(strategy, tried.get(strategy.to_json()))
+
+    # Those that the search tried are not tried again.
+    uniform = max(env.uniform_strategies()[:_UNIFORM_TRIED], key=reward)
+    return conclude(task, found.top(final_candidates), uniform, env.reward, name=name)
+
+
+def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.SearchResult:
+    """What a leg found; if nothing meets its bound yet (Ctrl-C), by the user's own."""
+    if any(trial.meets_budget for trial in found.trials):
+        return found
+    return replace(found, trials=judged(found.trials, task.costs))
