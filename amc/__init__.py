@@ -15,9 +15,9 @@ import gymnasium
 
 if TYPE_CHECKING:
     from agents.policy import Policy
-    from amc.api import apply_policy, finetune, load_compressed, profile, search
+    from amc.api import apply_policy, compare, finetune, load_compressed, profile, search
     from amc.candidate import RecoverySettings
-    from amc.comparison.comparison import Comparison, compare
+    from amc.comparison.comparison import Comparison
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
@@ -81,7 +81,6 @@ _HOME = {
     "build_data": "amc.data",
     "build_network": "amc.networks",
     "calibration_images": "amc.local",
-    "compare": "amc.comparison.comparison",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
     "read_precisions": "amc.export",

@@ -10,6 +10,9 @@ from torch import nn
 
 from agents.policy import Policy
 from amc.arguments import check_folder, check_image_shape, check_kind, check_module
+from amc.comparison.cells import cells_of
+from amc.comparison.comparison import Comparison
+from amc.comparison.comparison import compare as compare_on
 from amc.compress.verify import graph_of
 from amc.cost.budget import BudgetLike
 from amc.cost.device import Device
@@ -29,7 +32,7 @@ from amc.study.search import search as search_problem
 from amc.task import Problem, ProblemOptions, SearchSpace
 from envs.reward import DEFAULT_REWARD, RewardLike
 
-__all__ = ["apply_policy", "finetune", "load_compressed", "profile", "search"]
+__all__ = ["apply_policy", "compare", "finetune", "load_compressed", "profile", "search"]
 
 
 def search(
@@ -96,6 +99,60 @@ def search(
         resume_force=resume_force,
         store=store,
         hparams=hparams or {},
+    )
+
+
+def compare(
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike = "onnxruntime_cpu",
+    budget: BudgetLike = 0.5,
+    *,
+    agents: Sequence[AgentLike] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    evaluations: int = 200,
+    reward: RewardLike = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
+    final_candidates: int = 5,
+    threads: int = 1,
+    folder: str | Path | None = None,
+    store: bool | str | Path = True,
+    **problem: Unpack[ProblemOptions],
+) -> Comparison:
+    """Search with several agents over several seeds.
+
+    Ctrl-C ends the searches under way and gives back what is there. In a folder that an earlier
+    call wrote to, searches that ended are not repeated.
+
+    Args:
+        network, data, device, budget, reward, problem: As in `search`.
+        agents: Names, or mappings of a name and settings (``label``: what it is called in the
+            table; ``observation``: features that it sees; ``evaluations``: strategies that it may
+            try). None: all that there are.
+        evaluations: Strategies that each other search may try.
+        observation: Features that agents see which name none of their own; None: all.
+        threads: CPU threads of PyTorch; another number adds in another order.
+        folder: Where to write table, CSV and picture after every search; None writes nothing.
+        final_candidates, store: As in `search`.
+
+    Raises:
+        ConfigError: An unknown agent, a seed twice, or another option that cannot be.
+        ArtifactError: The folder holds searches under other conditions.
+        AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
+    """
+    check_folder(folder)
+    cells_of(agents, seeds, evaluations, observation)
+    return compare_on(
+        Problem(network, data, device, budget, **problem),
+        agents,
+        seeds,
+        evaluations,
+        reward=reward,
+        observation=observation,
+        final_candidates=final_candidates,
+        threads=threads,
+        folder=None if folder is None else Path(folder),
+        store=store,
     )
 
 

@@ -17,10 +17,11 @@ from torch import nn
 from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
 from amc import conditions
+from amc.api import compare
 from amc.candidate import RecoverySettings
 from amc.comparison import bench, comparison
 from amc.comparison.bench import Bench
-from amc.comparison.comparison import Comparison, compare
+from amc.comparison.comparison import Comparison
 from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError

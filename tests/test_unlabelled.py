@@ -15,10 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from amc import api
-from amc.api import SearchResult, search
+from amc.api import SearchResult, compare, search
 from amc.candidate import RecoverySettings
 from amc.comparison import comparison
-from amc.comparison.comparison import compare
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.measure import Timing

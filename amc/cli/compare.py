@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.searcher import SEARCHERS
 from amc.cli import recipe
 from amc.cli.resume import read_run
-from amc.cli.workers import bench_of, in_parallel, problem_of
+from amc.cli.workers import bench_of, in_parallel
 from amc.comparison.cells import cells_of
 from amc.comparison.comparison import Comparison, compare
 from amc.errors import AmcError
@@ -19,7 +19,6 @@ from amc.objectives import build_objective
 from amc.report.ranking import ranking_table
 from amc.runs import resume_command
 from amc.study.artifact import RunRecord
-from amc.task import check_problem
 from envs.reward import build_reward
 
 
@@ -38,7 +37,7 @@ def run(config: DictConfig) -> recipe.Ended:
         _check(record)
     settings = record.settings
     comparison = compare(
-        **problem_of(record),
+        recipe.problem_of(record),
         **bench_of(record),
         agents=settings["agents"],
         seeds=settings["seeds"],
@@ -72,8 +71,7 @@ def _check(record: RunRecord) -> None:
     settings = record.settings
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
     cells_of(settings["agents"], settings["seeds"], evaluations, observation)
-    device = dict(record.device) or None
-    check_problem(device, recipe.budget_of(record.budget), recipe.space_of(settings["env"]))
+    recipe.options_of(record)
     build_reward(settings["reward"])
     recipe.recovery_of(settings["recovery"])
     build_objective(settings["objective"])

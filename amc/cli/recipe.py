@@ -14,19 +14,21 @@ from torch import nn
 
 from amc.candidate import RecoverySettings
 from amc.cost.budget import DEVICE_METRICS, Budget
-from amc.cost.shipped import as_device
+from amc.cost.device import Device
+from amc.cost.profile import LocalSpec
+from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet, build_data
 from amc.errors import ConfigError, NetworkError
 from amc.networks import build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name
 from amc.networks.checkpoint import check_checkpoint
-from amc.objectives import DEFAULT
+from amc.objectives import DEFAULT, build_objective
 from amc.report.tables import comparison_table
 from amc.runs import functions_again
 from amc.study.artifact import RunRecord
 from amc.study.finetuning import train_base
 from amc.study.result import SearchResult
-from amc.task import SearchSpace
+from amc.task import Problem, SearchSpace, check_problem
 
 log = logging.getLogger("amc")
 
@@ -77,6 +79,36 @@ def prepared(
     check_network(network, data, trained=trained)
     found = data_of(data)
     return network_of(network, found, trained=trained), found
+
+
+def problem_of(record: RunRecord) -> Problem:
+    """The problem of a search or a comparison, as its folder keeps it.
+
+    Raises:
+        AmcError: Whatever does not fit: the options first, before data are read.
+    """
+    settings, options = record.settings, record.settings["search"]
+    device, budget, space = options_of(record)
+    objective = build_objective(settings["objective"])
+    recovery = recovery_of(settings["recovery"])
+    network, data = prepared(record.network, record.data)
+    return Problem(
+        network,
+        data,
+        device,
+        budget,
+        objective=objective,
+        space=space,
+        recovery=recovery,
+        search_images=options["images"],
+        bfloat16=options["bfloat16"],
+    )
+
+
+def options_of(record: RunRecord) -> tuple[Device | LocalSpec | None, Budget, SearchSpace]:
+    """Device, budget and search space of a record, checked together."""
+    space, budget = space_of(record.settings["env"]), budget_of(record.budget)
+    return *check_problem(dict(record.device) or None, budget, space), space
 
 
 def data_of(options: Mapping[str, Any]) -> DataSet:
@@ -216,7 +248,7 @@ def budget_of(options: Mapping[str, Any]) -> Budget:
     return Budget.of({**options, "fraction": options.get("fraction") if absolute is None else None})
 
 
-def check_prices(objectives: Sequence[str], device: Mapping[str, Any] | None) -> None:
+def check_prices(objectives: Sequence[str], device: DeviceLike) -> None:
     """Check that the device prices the objectives that are a device's metrics.
 
     Raises:

@@ -12,12 +12,10 @@ from omegaconf import DictConfig
 from amc.cli import recipe
 from amc.cli.optimize import objectives_of, value_of
 from amc.cli.resume import read_run
-from amc.objectives import build_objective
 from amc.runs import resume_command
 from amc.study import journal
 from amc.study.artifact import RunRecord
 from amc.study.search import SearchSettings, search
-from amc.task import Problem, check_problem
 
 
 def run(config: DictConfig) -> recipe.Ended:
@@ -60,29 +58,12 @@ def _search(
         options["reaim"],
         options["checkpoint_every"],
     )
-    device, space = dict(record.device) or None, recipe.space_of(env)
-    loaded, budget = check_problem(device, recipe.budget_of(record.budget), space)
-    asked.check_aim(loaded, budget.metric)
-    recovery, objective = (
-        recipe.recovery_of(settings["recovery"]),
-        build_objective(settings["objective"]),
-    )
+    device, budget, _ = recipe.options_of(record)
+    asked.check_aim(device, budget.metric)
     recipe.check_prices(objectives, device)
-    network, data = recipe.prepared(record.network, record.data)
-    problem = Problem(
-        network,
-        data,
-        loaded,
-        budget,
-        objective=objective,
-        space=space,
-        recovery=recovery,
-        search_images=options["images"],
-        bfloat16=options["bfloat16"],
-    )
-    target = f"{record.network['name']} on {(device or {}).get('name', 'table')}"
+    target = f"{record.network['name']} on {record.device.get('name', 'table')}"
     result = search(
-        problem,
+        recipe.problem_of(record),
         asked,
         folder=folder,
         store=options["store"],

@@ -23,29 +23,10 @@ from amc.comparison.cells import Cell, CellResult
 from amc.comparison.comparison import Runner
 from amc.errors import AmcError
 from amc.study.artifact import RunRecord
-from amc.task import Problem
 
 _LOOK_EVERY_S = 0.2
 
 Outcomes = Generator[CellResult | Failure, None, None]
-
-
-def problem_of(record: RunRecord) -> dict[str, Any]:
-    """What `amc.task.Problem` takes, from a record: the network is built, the data opened."""
-    settings, options = record.settings, record.settings["search"]
-    space, recovery = recipe.space_of(settings["env"]), recipe.recovery_of(settings["recovery"])
-    network, data = recipe.prepared(record.network, record.data)
-    return {
-        "network": network,
-        "data": data,
-        "device": dict(record.device) or None,
-        "budget": recipe.budget_of(record.budget),
-        "objective": settings["objective"],
-        "space": space,
-        "recovery": recovery,
-        "search_images": options["images"],
-        "bfloat16": options["bfloat16"],
-    }
 
 
 def bench_of(record: RunRecord) -> dict[str, Any]:
@@ -153,7 +134,7 @@ def _build(record: RunRecord, done: Any, ended: Any) -> None:
     _here.update(bench=None, error=None, done=done, ended=ended)
     try:
         limit_threads(record.settings["threads"])
-        _here["bench"] = Bench(Problem(**problem_of(record)), **bench_of(record))
+        _here["bench"] = Bench(recipe.problem_of(record), **bench_of(record))
     except Exception as error:
         _here["error"] = error
 

@@ -8,16 +8,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Unpack, cast
 
-from torch import nn
-
-from amc.arguments import check_folder
 from amc.comparison.bench import Bench, Failure, Level, attempt, limited_threads
 from amc.comparison.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
-from amc.cost.budget import BudgetLike
-from amc.cost.shipped import DeviceLike
-from amc.data import DataSet
 from amc.files import write_text
 from amc.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.objectives import (
@@ -37,7 +30,7 @@ from amc.report.ranking import (
 )
 from amc.runs import told_how_to_go_on
 from amc.study.introduction import introduce
-from amc.task import Problem, ProblemOptions
+from amc.task import Problem
 from envs.reward import DEFAULT_REWARD, RewardLike
 
 log = logging.getLogger("amc")
@@ -195,70 +188,39 @@ def in_turn(bench: Bench) -> Runner:
     return run
 
 
-class BenchOptions(ProblemOptions, total=False):
-    """What `compare` passes on to its `Bench` and `Problem` as it is."""
-
-    final_candidates: int
-    store: bool | str | Path
-
-
 def compare(
-    network: nn.Module,
-    data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
-    budget: BudgetLike = 0.5,
-    *,
+    problem: Problem,
     agents: Sequence[AgentLike] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     evaluations: int = 200,
+    *,
     reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
+    final_candidates: int = 5,
     threads: int = 1,
-    folder: str | Path | None = None,
+    folder: Path | None = None,
+    store: bool | str | Path = True,
     run: Runner | None = None,
-    **options: Unpack[BenchOptions],
 ) -> Comparison:
-    """Search with several agents over several seeds.
-
-    Ctrl-C ends the searches under way and gives back what is there. In a folder that an earlier
-    call wrote to, searches that ended are not repeated.
-
-    Args:
-        network, data, device, budget, reward: As in `amc.search`.
-        agents: Names, or mappings of a name and settings (``label``: what it is called in the
-            table; ``observation``: features that it sees; ``evaluations``: strategies that it may
-            try). None: all that there are.
-        evaluations: Strategies that each other search may try.
-        observation: Features that agents see which name none of their own; None: all.
-        threads: CPU threads of PyTorch; another number adds in another order.
-        folder: Where to write table, CSV and picture after every search; None writes nothing.
-        run: What runs the searches; None: one after the other in this process.
-        options: ``final_candidates``, ``store``, and what `amc.Problem` takes, as in
-            `amc.search`.
-
-    Raises:
-        ConfigError: An unknown agent, a seed twice, or another option that cannot be.
-        ArtifactError: The folder holds searches under other conditions.
-        AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
-    """
-    check_folder(folder)
+    """Search a problem with several agents over several seeds: see `amc.compare`."""
     cells = cells_of(agents, seeds, evaluations, observation)
-    last, store = options.pop("final_candidates", 5), options.pop("store", True)
-    problem = Problem(network, data, device, budget, **cast(ProblemOptions, options))
-    place = None if folder is None else Path(folder)
-    with limited_threads(threads), told_how_to_go_on(place, "the same call"):
+    with limited_threads(threads), told_how_to_go_on(folder, "the same call"):
         bench = Bench(
-            problem, evaluations=evaluations, reward=reward, final_candidates=last, store=store
+            problem,
+            evaluations=evaluations,
+            reward=reward,
+            final_candidates=final_candidates,
+            store=store,
         )
         introduce(bench.task)
         comparison = _begin(bench, cells)
-        left = [cell for cell in cells if not _recall(comparison, bench, cell, place)]
-        kept = f"the searches that ended are in {place}" if place is not None else ""
+        left = [cell for cell in cells if not _recall(comparison, bench, cell, folder)]
+        kept = f"the searches that ended are in {folder}" if folder is not None else ""
         with stop_on_interrupt() as stop, said_on_interrupt(kept):
-            _run(comparison, bench, left, run or in_turn(bench), stop, place)
+            _run(comparison, bench, left, run or in_turn(bench), stop, folder)
             comparison.interrupted = stop.is_set()
-        if place is not None:
-            comparison.write(place)
+        if folder is not None:
+            comparison.write(folder)
     return comparison
 
 

@@ -87,7 +87,7 @@ def test_comparison_leaves_record_table_numbers_curves_and_picture(capsys: Outpu
 def test_all_agents_are_compared_unless_some_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def no_more(**options: Any) -> None:
+    def no_more(_problem: object, **options: Any) -> None:
         asked.append(options["agents"])
         raise StorageError("no more")
 
@@ -204,7 +204,7 @@ def test_what_ends_a_process_in_its_preparation_is_each_of_its_searches_failure(
         raise error
 
     monkeypatch.setattr(workers, "_here", {})
-    monkeypatch.setattr(workers, "problem_of", failing)
+    monkeypatch.setattr(workers.recipe, "problem_of", failing)
     monkeypatch.setattr(workers, "limit_threads", lambda threads: None)
     done, ended = multiprocessing.Value("q", 0), threading.Event()
     workers._build(RunRecord("compare", {}, {}, {}, {}, {"threads": 1}), done, ended)

@@ -91,7 +91,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Path:
         raise StorageError("not searched")
 
     with monkeypatch.context() as patch:
-        patch.setattr("amc.cli.search.check_problem", stop)
+        patch.setattr("amc.cli.recipe.check_problem", stop)
         assert search("seed=3", "budget.fraction=0.7", "hydra.run.dir=a run") == 1
     return Path("a run")
 

@@ -335,7 +335,7 @@ def test_an_error_in_the_middle_keeps_what_was_found(
 
 
 def test_a_sweep_over_budgets_writes_one_folder_per_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc.cli.search.check_problem", _not_searched)
+    monkeypatch.setattr("amc.cli.recipe.check_problem", _not_searched)
     assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 1
     for job, fraction in enumerate((0.5, 0.6)):
         assert RunRecord.read(Path(f"sweep/{job}")).budget["fraction"] == fraction
@@ -348,6 +348,6 @@ def _not_searched(*_: object, **__: object) -> None:
 def test_paths_are_recorded_as_they_are_found_from_anywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("amc.cli.search.check_problem", _not_searched)
+    monkeypatch.setattr("amc.cli.recipe.check_problem", _not_searched)
     assert search("device=table", "device.path=a.csv", "hydra.run.dir=out") == 1
     assert RunRecord.read(Path("out")).device["path"] == str(Path.cwd() / "a.csv")
