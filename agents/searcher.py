@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from agents.baselines.cma_es import CMAESSearcher
 from agents.baselines.evolution import EvolutionSearch
@@ -19,6 +19,8 @@ from agents.sac import SACSearcher
 from agents.settings import build, check_names
 from agents.td3 import TD3Searcher
 from agents.trial import OnTrial, SearchResult, Trial
+from amc.errors import ConfigError
+from amc.packages import import_named
 
 if TYPE_CHECKING:
     from agents.state import Checkpoints
@@ -83,12 +85,29 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
 }
 
 
-def build_searcher(name: str, **settings: Any) -> Searcher:
-    """Make a searcher by name.
+def searcher_class(name: str) -> Callable[..., Searcher]:
+    """What makes the searcher of a name, or of ``package.module:Class``.
 
     Raises:
-        ConfigError: The name or a setting is unknown (the message names near matches), or a
-            value is out of range.
+        ConfigError: There is none (the message names near matches).
     """
+    if ":" in name:
+        return cast(Callable[..., Searcher], import_named(name, "Agent", "Class", ConfigError))
     check_names("agent", [name], list(SEARCHERS))
-    return build(name, SEARCHERS[name], settings)
+    return SEARCHERS[name]
+
+
+def build_searcher(name: str, **settings: Any) -> Searcher:
+    """Make a searcher by its name or ``package.module:Class``.
+
+    Raises:
+        ConfigError: The name or a setting is unknown (the message names near matches), a value is
+            out of range, or the class makes no searcher.
+    """
+    made = build(name, searcher_class(name), settings)
+    if not isinstance(getattr(made, "name", None), str) or not hasattr(made, "search"):
+        raise ConfigError(
+            f"Agent {name!r} made {made!r}, which is no searcher: it needs a name, and a method "
+            "search(env, evaluations, seed, on_trial)."
+        )
+    return made

@@ -115,13 +115,30 @@ def resume_command(folder: Path) -> str:
     """The command that goes on with a run, whose functions the user must name again."""
     record = _record(folder)
     command = record.get("kind") if record.get("kind") in RESUMED else "search"
-    named = {
+    return f"amc {command} {shlex.quote(f'resume={folder}')}{functions_again(code_of(record))}"
+
+
+def code_of(record: Mapping[str, Any]) -> dict[str, object]:
+    """Option -> name, of all in a run's record that may be a function or a class of the user's."""
+    found = {
         "network": _inside(record, "network", "name"),
         "objective": _inside(record, "settings", "objective"),
         "reward": _inside(record, "settings", "reward"),
         "device.name": _inside(record, "device", "name"),
     }
-    return f"amc {command} {shlex.quote(f'resume={folder}')}{functions_again(named)}"
+    settings = record.get("settings")
+    if isinstance(settings, dict):
+        found["agent"] = _inside(settings, "agent", "name")
+        found["agents"] = _classes(settings.get("agents"))
+    return found
+
+
+def _classes(agents: object) -> str | None:
+    """Those of a comparison's agents that are classes of the user's, as a list of options."""
+    given = agents if isinstance(agents, list) else []
+    names = [agent.get("name") if isinstance(agent, dict) else agent for agent in given]
+    classes = dict.fromkeys(str(name) for name in names if ":" in str(name))
+    return f"[{','.join(classes)}]" if classes else None
 
 
 def functions_again(named: Mapping[str, object]) -> str:

@@ -38,7 +38,7 @@ from amc.cli.optimize import (
 from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
 from amc.packages import as_module, check_packages
-from amc.runs import RESUMED, RUN_FILE, functions_again
+from amc.runs import RESUMED, RUN_FILE, resume_command
 
 if TYPE_CHECKING:
     from amc.cli.recipe import Ended
@@ -129,7 +129,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     start = hydra.main(version_base="1.3", config_path="pkg://amc.conf", config_name=command)(job)
     try:
         check_packages()
-        _offer_networks(arguments)
+        _offer_names(arguments)
         if command in RESUMED and any(a.startswith("resume=") for a in arguments):
             from amc.cli.resume import place_of_resumed  # brings torch; --help can do without
 
@@ -214,14 +214,7 @@ def _is_single_and_new(folder: Path) -> bool:
 
 def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
     if command in RESUMED and begun is not None:
-        device = config.get("device") or {}
-        named = {
-            "network": config.network.name,
-            "objective": config.objective,
-            "reward": config.reward,
-        }
-        again = functions_again({**named, "device.name": device.get("name")})
-        return f"amc {command} resume={config.resume or begun}{again} goes on with it"
+        return f"{resume_command(Path(config.resume or begun))} goes on with it"
     if command in CONTINUED:
         again = " without restart=true" if config.get("restart") else ""
         return f"the same command{again} goes on where it was"
@@ -281,28 +274,34 @@ def _storage_error(error: OSError) -> AmcError:
 
 _SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
-_NETWORK = re.compile(r"network=([\w.:,-]+)")
+_OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
+    "network": {"checkpoint": None, "options": {}},
+    "device": {"kind": "class", "options": {}},
+    "agent": {},
+}
+_NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,-]+)")
 
 
-def _offer_networks(arguments: Sequence[str]) -> None:
-    """Make a group of ``network`` of every name on the command line that conf/ has none for.
+def _offer_names(arguments: Sequence[str]) -> None:
+    """Make a group of every name on the command line that conf/ has none for.
 
-    So ``network=resnet18`` and ``network=package.module:function`` need no file.
+    So ``network=resnet18`` and ``agent=package.module:Class`` need no file.
     """
     for argument in arguments:
         option, _, name = argument.partition("=")
-        module = as_module(name) if option == "network" else None
-        if module is not None:
-            raise ConfigError(
-                f"network={name} names a file. A network is a function, package.module:function: "
-                f"network={module}."
-            )
-    folder = package_files("amc.conf") / "network"
-    for match in filter(None, map(_NETWORK.fullmatch, arguments)):
-        for name in match[1].split(","):
-            if not (folder / f"{name}.yaml").is_file():
-                node: dict[str, Any] = {"name": name, "checkpoint": None, "options": {}}
-                ConfigStore.instance().store(name=name, group="network", node=node)
+        module = as_module(name) if option in _OFFERED else None
+        if module is not None and (option == "network" or ":" in name):
+            kind = "A network is a function, package.module:function"
+            if option != "network":
+                kind = f"Of {option}s of yours, amc takes the class, package.module:Class"
+            raise ConfigError(f"{option}={name} names a file. {kind}: {option}={module}.")
+    for match in filter(None, map(_NAMED.fullmatch, arguments)):
+        group, names = match[1], match[2].split(",")
+        for name in names:
+            known = (package_files("amc.conf") / group / f"{name}.yaml").is_file()
+            if not known and (group == "network" or ":" in name):
+                node = {"name": name, **_OFFERED[group]}
+                ConfigStore.instance().store(name=name, group=group, node=node)
 
 
 def _quoted(override: str) -> str:

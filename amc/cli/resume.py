@@ -14,11 +14,10 @@ from amc.cli.check import check_options
 from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
-from amc.runs import RUN_FILE
+from amc.runs import RUN_FILE, code_of
 from amc.study.artifact import RunRecord
 
-# network, objective, reward and device.name only as confirmations
-_BESIDE = ("resume", "resume_force", "network", "objective", "reward", "device.name", "jobs")
+_BESIDE = ("resume", "resume_force", "jobs", *code_of({"settings": {}}))  # these to confirm them
 _COMPLETED = ("env", "recovery", "search")
 _MANY = ("-m", "--multirun")
 
@@ -89,12 +88,7 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
         if name in _COMPLETED:
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
-    for option, recorded in (
-        ("network", record.network.get("name")),
-        ("objective", settings["objective"]),
-        ("reward", settings["reward"]),
-        ("device.name", record.device.get("name")),
-    ):
+    for option, recorded in code_of({**vars(record), "settings": settings}).items():
         confirmed(option, recorded, given.get(option))
     return replace(record, settings=settings)
 

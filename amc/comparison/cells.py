@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import episode
-from agents.searcher import SEARCHERS, build_searcher
-from agents.settings import check_names
+from agents.searcher import SEARCHERS, build_searcher, searcher_class
 from amc.documents import OBJECT, TEXT, WHOLE, Kind, fault, is_number, list_of, object_of, or_null
 from amc.errors import ArtifactError, ConfigError, StrategyError
 from amc.files import read_document, write_text
@@ -256,10 +255,10 @@ def _entry(agent: AgentLike, evaluations: int, observation: str | Sequence[str] 
         )
     settings: dict[str, Any] = {str(key): value for key, value in given.items()}
     name = settings.pop("name")
-    label = settings.pop("label", name)
+    label = settings.pop("label", name.rpartition(":")[2])
     seen = settings.pop("observation", observation)
     number = settings.pop("evaluations", evaluations)
-    check_names("agent", [name], list(SEARCHERS))
+    searcher_class(name)
     if not isinstance(label, str) or not _LABEL.fullmatch(label):
         raise ConfigError(
             f"The label of an agent must be letters, digits and . _ + - only, got {label!r}."

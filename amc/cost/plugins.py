@@ -1,37 +1,8 @@
 """Devices of other people: a class that prices operators, named or installed.
 
 A device is one class with what the protocol `amc.cost.device.Device` lists; it inherits from
-nothing::
-
-    # my_board.py
-    import numpy as np
-    from amc.cost.formulas import is_paired
-    from amc.strategy import Bits
-
-    class MyBoard:
-        name, runtime = "my_board", "my_compiler"
-        batch, threads, channel_step = 1, 1, 8
-        supported_bits = (Bits(32, 32), Bits(8, 8))
-        metrics = ("latency_ms",)
-
-        def __init__(self, clock_mhz=100):      # device.options
-            self.clock_mhz = clock_mhz
-
-        def price(self, metric, signature, in_channels, out_channels, bits):
-            return ...                          # milliseconds of one batch
-
-        def prices(self, metric, signature, in_channels, out_channels, bits):
-            def one(ins, outs):
-                return self.price(metric, signature, ins, outs, bits)
-            if is_paired(signature):            # outputs follow inputs, one to one
-                return np.array(list(map(one, in_channels, out_channels)))
-            return np.array([[one(i, o) for o in out_channels] for i in in_channels])
-
-        def fingerprint(self):
-            return f"my_board 1 {self.clock_mhz}"
-
-It is found as ``device=custom device.name=my_board:MyBoard``; or, where its package is installed
-with an entry point, by that name, ``device=custom device.name=my_board``::
+nothing. docs/examples/toy_board.py is one. It is named ``device=package.module:Class``; or, where
+its package is installed with an entry point, by that name, ``device=custom device.name=my_board``::
 
     [project.entry-points."amc.devices"]
     my_board = "my_board:MyBoard"

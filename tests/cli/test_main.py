@@ -359,6 +359,7 @@ def test_ctrl_c_after_the_first_trials_says_how_to_go_on(
             journal.execute("CREATE TABLE trials (evaluation INTEGER)")
             journal.execute("INSERT INTO trials VALUES (1)")
             journal.commit()
+        Path("out/run.json").write_text('{"network": {"name": "tests.cli.nets:tiny"}}')
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_recipe, "run", interrupted)

@@ -351,3 +351,19 @@ def test_paths_are_recorded_as_they_are_found_from_anywhere(
     monkeypatch.setattr("amc.cli.recipe.check_problem", _not_searched)
     assert search("device=table", "device.path=a.csv", "hydra.run.dir=out") == 1
     assert RunRecord.read(Path("out")).device["path"] == str(Path.cwd() / "a.csv")
+
+
+def test_agent_and_device_of_ones_own_need_no_file() -> None:
+    agent, device = "docs.examples.hill_climb:HillClimb", "docs.examples.toy_board:ToyBoard"
+    assert search(f"agent={agent}", "+agent.noise=0.1", "hydra.run.dir=out") == 0
+    record = RunRecord.read(Path("out"))
+    assert record.settings["agent"] == {"name": agent, "noise": 0.1}
+    given = (f"device={device}", "+device.options.macs_per_ms=3e5", "budget=latency_ms")
+    assert search(*given, "hydra.run.dir=on") == 0
+    assert RunRecord.read(Path("on")).device["name"] == device
+
+
+def test_agent_named_by_its_file_is_told_how_it_is_named(capsys: Output) -> None:
+    assert search("agent=docs/examples/hill_climb.py:HillClimb") == 2
+    said = capsys.readouterr().err
+    assert "takes the class, package.module:Class: agent=docs.examples.hill_climb:Hill" in said
