@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from amc.data import DataSet
-from amc.errors import AmcError, ConfigError, DataError, NetworkError
+from amc.errors import AmcError, ConfigError, NetworkError
 
 
 def check_module(network: object, name: str = "network") -> None:
@@ -22,25 +21,11 @@ def check_module(network: object, name: str = "network") -> None:
     advice = "Give the trained module itself, not its weights."
     if isinstance(network, str):
         advice = "amc.build_network(name, num_classes=..., image_shape=...) makes one by its name."
-    elif isinstance(network, DataSet):
+    elif type(network).__name__ == "DataSet":
         advice = "The network comes first, then the data."
     elif callable(network):
         advice = f"Call it first: {getattr(network, '__name__', 'it')}(...)."
-    raise NetworkError(f"{name} must be a torch.nn.Module, got {_described(network)}. {advice}")
-
-
-def check_data(data: object) -> None:
-    """Check that the data are a data set of amc's.
-
-    Raises:
-        DataError: It is no `DataSet`.
-    """
-    if not isinstance(data, DataSet):
-        raise DataError(
-            f"data must be an amc.DataSet, got {_described(data)}. Make one: "
-            "amc.DataSet.from_tensors(images, labels), amc.DataSet.from_dataset(dataset), or "
-            "amc.build_data(name)."
-        )
+    raise NetworkError(f"{name} must be a torch.nn.Module, got {described(network)}. {advice}")
 
 
 def check_kind(
@@ -64,7 +49,7 @@ def check_kind(
     """
     if not (isinstance(value, kind) or (optional and value is None)):
         raise error(
-            f"{name} must be an amc.{kind.__name__}, got {_described(value)}. "
+            f"{name} must be an amc.{kind.__name__}, got {described(value)}. "
             f"{advice or f'Write amc.{kind.__name__}(...).'}"
         )
 
@@ -76,7 +61,7 @@ def check_whole(name: str, value: object) -> None:
         ConfigError: It is no whole number.
     """
     if type(value) is not int:
-        raise ConfigError(f"{name} must be a whole number, got {_described(value)}.")
+        raise ConfigError(f"{name} must be a whole number, got {described(value)}.")
 
 
 def check_count(name: str, value: int, *, least: int = 1) -> None:
@@ -102,7 +87,7 @@ def check_folder(folder: object, *, optional: bool = True) -> None:
     if not (isinstance(folder, (str, os.PathLike)) or (optional and folder is None)):
         none = ", or None" if optional else ""
         raise ConfigError(
-            f"folder must be a path, as text or pathlib.Path{none}, got {_described(folder)}."
+            f"folder must be a path, as text or pathlib.Path{none}, got {described(folder)}."
         )
 
 
@@ -120,7 +105,7 @@ def check_image_shape(image_shape: object) -> None:
         )
 
 
-def _described(value: object) -> str:
+def described(value: object) -> str:
     """A value in a few words: itself where it is short, else its kind."""
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -14,7 +14,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from amc.arguments import check_count, check_data, check_kind, check_module
+from amc.arguments import check_count, check_kind, check_module
 from amc.batches import DEPENDENT, batch_note
 from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
 from amc.compress.fold import fold_batch_norm
@@ -35,7 +35,8 @@ from amc.cost.model import (
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.cost.shipped import DeviceLike, as_device
-from amc.data import DataSet, Split
+from amc.data import Split
+from amc.data.dataset import DataSet, check_data
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import BATCH, Evaluation, Evaluator
 from amc.files import fingerprint

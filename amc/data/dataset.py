@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from amc.arguments import described
 from amc.data.division import FEW_IMAGES, divide
 from amc.data.memory import dataset_source, tensor_source
 from amc.data.options import DataOptions, normalisation, read_options
@@ -219,3 +220,17 @@ class DataSet:
         chosen = read_options(options)
         source = dataset_source(train, test, class_names, seed, chosen)
         return cls(name, source, chosen, seed)
+
+
+def check_data(data: object) -> None:
+    """Check that the data are a data set of amc's.
+
+    Raises:
+        DataError: It is no `DataSet`.
+    """
+    if not isinstance(data, DataSet):
+        raise DataError(
+            f"data must be an amc.DataSet, got {described(data)}. Make one: "
+            "amc.DataSet.from_tensors(images, labels), amc.DataSet.from_dataset(dataset), or "
+            "amc.build_data(name)."
+        )

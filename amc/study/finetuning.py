@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc.arguments import check_data, check_folder, check_kind, check_module
+from amc.arguments import check_folder, check_kind, check_module
 from amc.candidate import CompressedNetwork
-from amc.data import DataSet
+from amc.data.dataset import DataSet, check_data
 from amc.errors import NetworkError
 from amc.evaluate import Evaluator
 from amc.files import cache_folder, fingerprint, write_tensors
