@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from amc.evaluate import BATCH
+from amc.layers.norms import lacks_statistics
 
 DEPENDENT = 1e-4  # between alone and in a batch, of the largest output: rounding is far less
 _SHOWN = 5
@@ -18,7 +19,7 @@ def batch_note(network: nn.Module, batch: int, own: str, batched: str) -> str:
         own: Scores of the network on the search images, so many at once; empty without labels.
         batched: The same in batches of `amc.evaluate.BATCH`.
     """
-    norms = [path for path, module in network.named_modules() if _has_no_statistics(module)]
+    norms = [path for path, module in network.named_modules() if lacks_statistics(module)]
     cause = "something in its forward computes over the batch"
     if norms:
         shown = ", ".join(norms[:_SHOWN]) + (", ..." if len(norms) > _SHOWN else "")
@@ -30,7 +31,3 @@ def batch_note(network: nn.Module, batch: int, own: str, batched: str) -> str:
         f"All that is reported here is of {size} at a time, as the device runs it{found}. Train it "
         "with running statistics (track_running_stats=True) for the same scores at any batch."
     )
-
-
-def _has_no_statistics(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None

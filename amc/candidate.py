@@ -18,8 +18,8 @@ from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.errors import ConfigError, StrategyError
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
-from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelGroup
+from amc.layers import LinearChange, OutputChange, ProductKind, kind_of, layer_at
 from amc.layout import fast_layout, laid_out
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
@@ -37,7 +37,7 @@ from amc.recovery.moments import (
     gather_statistics,
 )
 from amc.recovery.reference import Reference, gather_reference
-from amc.recovery.sensitivity import LinearChange, OutputChange, output_sensitivities
+from amc.recovery.sensitivity import output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
 from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
 
@@ -212,6 +212,7 @@ class Compressor:
             for layer in self.graph.layers
             if layer.inputs.terms
             and not layer.signature.is_depthwise
+            and isinstance(kind_of(layer_at(self.graph.plan.module, layer.name)), ProductKind)
             and layer.name not in self.statistics.moments
         )
 
@@ -430,11 +431,13 @@ class Compressor:
         keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
         changes: dict[str, OutputChange] = {}
         for path, units in self.graph.plan.layers.items():
-            layer = self.graph.plan.module.get_submodule(path)
-            inputs = keep[units.inputs]
-            if inputs.all() or is_depthwise(layer):
+            layer = layer_at(self.graph.plan.module, path)
+            kind, inputs = kind_of(layer), keep[units.inputs]
+            if inputs.all() or kind.is_depthwise(layer):
                 continue
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
+            if not isinstance(kind, ProductKind):
+                changes[path] = kind.without(layer, torch.from_numpy(np.flatnonzero(~inputs)))
+                continue
             kept = torch.from_numpy(np.flatnonzero(inputs[: layer.weight.shape[1]]))
             change = -layer.weight.detach()
             shift = None
@@ -469,9 +472,9 @@ class Compressor:
 
     def _shift_output(self, module: nn.Module, path: str, shift: Tensor) -> None:
         """Add a constant to a layer's outputs: to its bias, or off the mean that follows it."""
-        bias = module.get_submodule(path).bias
-        if isinstance(bias, nn.Parameter):
-            bias.data += shift
+        layer = layer_at(module, path)
+        if layer.bias is not None:
+            layer.bias.data += shift
         elif (norm := self._norms.get(path)) is not None:
             mean = module.get_submodule(norm).running_mean
             assert isinstance(mean, Tensor)
@@ -495,8 +498,7 @@ class Compressor:
     def _refit_all_outputs(
         self, path: str, keep: KeepMask, moments: Moments
     ) -> tuple[Tensor, Tensor | None]:
-        layer = self.graph.plan.module.get_submodule(path)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        layer = layer_at(self.graph.plan.module, path)
         columns = column_units(layer, self.graph.plan.layers[path].inputs)[:: moments.places]
         kept = torch.from_numpy(np.flatnonzero(keep[columns]))
         groups, places = len(moments.mean), moments.places

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import fx, nn
 
-from amc.compress.removal import assemble, clone_module
+from amc.compress.quantization import Quantized
+from amc.compress.removal import assemble
 from amc.graph.blocks import called_paths
 from amc.graph.graph import RemovalPlan
-
-Norm = nn.BatchNorm1d | nn.BatchNorm2d
+from amc.layers import Layer, ProductKind, find_kind
+from amc.layers.copies import clone_module
+from amc.layers.norms import factor_of, is_batch_norm
 
 
 def fold_batch_norm(plan: RemovalPlan, network: fx.GraphModule) -> fx.GraphModule:
@@ -42,17 +46,16 @@ def folded_layer(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
         None where there is none: a quantized layer's weights would leave their grid, and a
         normalisation without running statistics computes its own.
     """
-    if type(layer) not in (nn.Conv2d, nn.Linear) or not isinstance(norm, Norm):
+    is_product = isinstance(find_kind(layer), ProductKind) and not isinstance(layer, Quantized)
+    if not is_product or not is_batch_norm(norm):
         return None
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
     if norm.running_mean is None or norm.running_var is None:
         return None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    shift = torch.zeros_like(scale)
-    if norm.affine:
-        scale, shift = scale * norm.weight.detach(), norm.bias.detach()
-    bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-    weight = layer.weight.detach() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    scale = factor_of(norm).detach()
+    shift = norm.bias.detach() if norm.affine else torch.zeros_like(scale)
+    product = cast(Layer, layer)
+    bias = -norm.running_mean if product.bias is None else product.bias - norm.running_mean
+    weight = product.weight.detach() * scale.view(-1, *[1] * (product.weight.dim() - 1))
     folded = clone_module(layer, {"weight": weight})
     folded._parameters["bias"] = nn.Parameter((bias * scale + shift).detach(), False)
     return folded

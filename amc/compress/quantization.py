@@ -9,13 +9,14 @@ bits are the ones of least squared error, not of the largest value. Gradients pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from amc.compress.removal import clone_module
+from amc.errors import ConfigError
+from amc.layers import Layer, kind_of
+from amc.layers.copies import clone_module
 from amc.strategy import FLOAT_BITS, Bits
 
 # Clipping ranges tried, as fractions of the largest magnitude.
@@ -113,41 +114,50 @@ def round_to_grid(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Te
     return counts.clamp_(-zero, levels - zero).mul_(scale)
 
 
-class _Quantized(nn.Module):
-    """What quantized layers share: bit-widths and the grids of weight and input."""
+class Quantized(Layer):
+    """A layer that sees its input and weight through their grids.
 
-    weight: Tensor
+    A class that inherits from it and from a layer's class, in this order, is what modules of the
+    latter become where their bits are few.
+
+    Attributes:
+        twins: Class of layers -> that class.
+    """
+
+    twins: ClassVar[dict[type[nn.Module], type[nn.Module]]] = {}
     bits: Bits
     weight_scale: Tensor
     input_scale: Tensor
     input_zero_point: Tensor
 
-    def _quantized_weight(self) -> Tensor:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Quantized.twins.update(dict.fromkeys(cls.__bases__[1:], cls))
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its grid."""
         if self.bits.weight == FLOAT_BITS:
             return self.weight
         return quantize_weight(self.weight, self.weight_scale, self.bits.weight)
 
-    def _quantized_input(self, x: Tensor) -> Tensor:
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """An input on its grid."""
         if self.bits.activation == FLOAT_BITS:
             return x
         return round_to_grid(x, self.input_scale, self.input_zero_point, self.bits.activation)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output."""
+        given = self.quantized_input(x), self.quantized_weight()
+        return kind_of(self).apply(self, *given, self.bias)
 
-class QuantizedConv2d(_Quantized, nn.Conv2d):
+
+class QuantizedConv2d(Quantized, nn.Conv2d):
     """A convolution that sees its input and weight through their grids."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self._conv_forward(
-            self._quantized_input(x), self._quantized_weight(), self.bias
-        )
-        return y
 
-
-class QuantizedLinear(_Quantized, nn.Linear):
+class QuantizedLinear(Quantized, nn.Linear):  # type: ignore[misc]  # whose bias may be None
     """A linear layer that sees its input and weight through their grids."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(self._quantized_input(x), self._quantized_weight(), self.bias)
 
 
 def quantize_layer(layer: nn.Module, bits: Bits, input_grid: tuple[float, int] | None) -> nn.Module:
@@ -155,17 +165,26 @@ def quantize_layer(layer: nn.Module, bits: Bits, input_grid: tuple[float, int] |
 
     Args:
         input_grid: Scale and zero point of its input; needed unless activation bits are 32.
+
+    Raises:
+        ConfigError: There is no twin of such layers.
     """
     if bits.is_float:
         return layer
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    weight = layer.weight.detach()
+    twin = next((Quantized.twins[c] for c in type(layer).__mro__ if c in Quantized.twins), None)
+    if twin is None:
+        raise ConfigError(
+            f"Layers of class {type(layer).__name__} have no quantized twin: define a class that "
+            f"inherits from amc.Quantized and {type(layer).__name__}, or offer only 32 bits "
+            "(env.weight_bits=[32] env.activation_bits=[32])."
+        )
+    weight = cast(Tensor, layer.weight).detach()
     scale = torch.ones(len(weight))
     if bits.weight != FLOAT_BITS:
         scale = weight_scale(weight, bits.weight)
         weight = quantize_weight(weight, scale, bits.weight)
     quantized = clone_module(layer, {"weight": weight})
-    quantized.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
+    quantized.__class__ = twin
     quantized.__dict__["bits"] = bits
     input_scale, zero_point = input_grid or (1.0, 0)
     quantized.register_buffer("weight_scale", scale)

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from amc.graph.blocks import called_paths, without
 from amc.graph.graph import ChannelPad, ChannelSelect, NetworkGraph, RemovalPlan
-from amc.graph.signatures import is_depthwise
+from amc.layers import kind_of
+from amc.layers.copies import parameter, shell
+from amc.layers.norms import sliced_factors
 
 KeepMask = npt.NDArray[np.bool_]
 
@@ -52,11 +54,11 @@ def remove_channels(
             continue
         layer = plan.module.get_submodule(path)
         kept_in, kept_out = _kept(keep, units.inputs), _kept(keep, units.outputs)
-        replaced[path] = _slice_layer(layer, kept_in, kept_out, weights.get(path))
+        replaced[path] = kind_of(layer).sliced(layer, kept_in, kept_out, weights.get(path))
     for path, ids in plan.per_channel.items():
         if path not in called:
             continue
-        replaced[path] = _slice_per_channel(plan.module.get_submodule(path), _kept(keep, ids))
+        replaced[path] = sliced_factors(plan.module.get_submodule(path), _kept(keep, ids))
     for path, select in plan.selects.items():
         if path not in called:
             continue
@@ -78,74 +80,11 @@ def _kept(keep: KeepMask, units: npt.NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.flatnonzero(keep[units]))
 
 
-def clone_module(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
-    """The same module with other parameters and buffers; shares those that are not named.
-
-    Hooks and modes of the clone are its own; its submodules are those of the original.
-    """
-    clone = _shell(module)
-    clone._parameters = {
-        name: _parameter(tensors.get(name, old)) for name, old in module._parameters.items()
-    }
-    clone._buffers = {name: tensors.get(name, old) for name, old in module._buffers.items()}
-    return clone
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """A copy of a module whose own dicts (hooks, submodules, ...) are copies too."""
-    shell = object.__new__(type(module))
-    shell.__dict__.update(
-        (name, copy.copy(value) if isinstance(value, (dict, set)) else value)
-        for name, value in module.__dict__.items()
-    )
-    return shell
-
-
 def _independent(module: nn.Module) -> nn.Module:
     """A copy that shares no tensor and no mode with the original."""
     if module._modules or module._parameters or module._buffers:
         return copy.deepcopy(module)
-    return _shell(module)
-
-
-def _parameter(value: Tensor | None) -> nn.Parameter | None:
-    if value is None or isinstance(value, nn.Parameter):
-        return value
-    return nn.Parameter(value, requires_grad=False)
-
-
-def _slice_layer(
-    layer: nn.Module, kept_in: Tensor, kept_out: Tensor, weight: Tensor | None
-) -> nn.Module:
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    if isinstance(layer, nn.Linear):
-        if weight is None:
-            weight = layer.weight[kept_out][:, kept_in]
-        sizes = {"in_features": len(kept_in), "out_features": len(kept_out)}
-    else:
-        if weight is None:
-            columns = kept_in[kept_in < layer.weight.shape[1]]  # the first convolution group's
-            if is_depthwise(layer):  # one column, its own channel's
-                columns = torch.arange(1)
-            weight = layer.weight[kept_out][:, columns]
-        sizes = {"in_channels": len(kept_in), "out_channels": len(kept_out)}
-        if is_depthwise(layer):
-            sizes["groups"] = len(kept_in)
-    bias = None if layer.bias is None else layer.bias[kept_out].clone()
-    sliced = clone_module(layer, {"weight": weight.clone(), "bias": bias})
-    sliced.__dict__.update(sizes)
-    return sliced
-
-
-def _slice_per_channel(module: nn.Module, kept: Tensor) -> nn.Module:
-    tensors: dict[str, Tensor | None] = {
-        name: old[kept].clone() if old.dim() == 1 else old.clone()
-        for name, old in (*module.named_parameters(), *module.named_buffers())
-    }
-    sliced = clone_module(module, tensors)
-    size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
-    sliced.__dict__[size] = len(kept)
-    return sliced
+    return shell(module)
 
 
 def _slice_parameter(
@@ -173,7 +112,7 @@ def assemble(
         parameters: Parameter or buffer path -> value, where it differs from the template's.
     """
     parameters = parameters or {}
-    root = _shell(template)
+    root = shell(template)
     assert isinstance(root, fx.GraphModule)
     root._parameters, root._buffers, root._modules = {}, {}, {}
     for node in template.graph.nodes:
@@ -190,7 +129,7 @@ def assemble(
             old = operator.attrgetter(path)(template)
             value = parameters.get(path, old)
             if isinstance(old, nn.Parameter):
-                holder._parameters[name] = _parameter(value)
+                holder._parameters[name] = parameter(value)
             elif isinstance(old, Tensor):
                 holder._buffers[name] = value
             else:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
+from amc.compress.quantization import Quantized
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.errors import NetworkError, TraceError
 from amc.graph.blocks import Block, without
 from amc.graph.graph import NetworkGraph, build_graph
-from amc.graph.signatures import is_depthwise
 from amc.graph.types import ChannelCount
+from amc.layers import kind_of
 from amc.networks import admit
 from amc.networks.autocast import WithoutAutocast
 from amc.networks.check import relative_difference
@@ -101,7 +101,7 @@ def _check_not_quantized(network: nn.Module) -> None:
     quantized = [
         path
         for path, module in network.named_modules()
-        if isinstance(module, (QuantizedConv2d, QuantizedLinear)) or _is_of_torchs_integers(module)
+        if isinstance(module, Quantized) or _is_of_torchs_integers(module)
     ]
     if quantized:
         shown = ", ".join(quantized[:SHOWN]) + (", ..." if len(quantized) > SHOWN else "")
@@ -202,11 +202,11 @@ def ignoring_channels(graph: NetworkGraph, keep: KeepMask) -> nn.Module:
     ignoring = remove_channels(plan, np.ones_like(keep))
     for path, units in plan.layers.items():
         layer = ignoring.get_submodule(path)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        if is_depthwise(layer):
+        kind = kind_of(layer)
+        if kind.is_depthwise(layer):
             continue  # passes its channels on; its reader ignores them
         gone = torch.from_numpy(np.flatnonzero(~keep[units.inputs]))
-        layer.weight.data[:, gone[gone < layer.weight.shape[1]]] = 0
+        kind.ignore(layer, kind.columns(layer, gone))
     return ignoring
 
 

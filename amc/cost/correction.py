@@ -87,7 +87,9 @@ def kind_of(signature: Signature, bits: Bits = FLOAT, kinds: tuple[str, ...] = K
 def _plain_kind(signature: Signature) -> str:
     if not signature.is_layer:
         return "between"
-    return "depthwise" if signature.is_depthwise else signature.op
+    if signature.is_depthwise:
+        return "depthwise"
+    return "linear" if signature.op == "linear" else "conv2d"
 
 
 def fit_correction(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from amc.cost.device import Request
 from amc.errors import DeviceError
 from amc.graph.whole import Whole
+from amc.layers import kind_named
+from amc.layers.signature import LAYER_OPS
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
@@ -110,7 +112,8 @@ class TorchTimer:
         state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
         s = request.signature
         shape = (self.batch, request.in_channels, *s.in_size)
-        if s.op == "linear":
+        kind = kind_named(s.op)
+        if kind is not None and kind.channel_dim == -1:
             shape = (self.batch, *(s.in_size if s.in_size != (1, 1) else ()), request.in_channels)
         count = 2 if request.signature.op in _TWO_INPUTS else 1
         tensors = self._cut([*state.values(), *[shape] * count])
@@ -190,24 +193,6 @@ class _Function(nn.Module):
         return self._function(*inputs)
 
 
-def _conv2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.Conv2d(
-        request.in_channels,
-        request.out_channels,
-        s.kernel,
-        stride=s.stride,
-        padding=s.padding,
-        dilation=s.dilation,
-        groups=request.in_channels if s.is_depthwise else s.groups,
-        device="meta",
-    )
-
-
-def _linear(request: Request) -> nn.Module:
-    return nn.Linear(request.in_channels, request.out_channels, device="meta")
-
-
 def _batch_norm(request: Request) -> nn.Module:
     return nn.BatchNorm2d(request.in_channels, device="meta")
 
@@ -236,8 +221,6 @@ def _copy(request: Request) -> nn.Module:
 
 
 _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
-    "conv2d": _conv2d,
-    "linear": _linear,
     "batch_norm": _batch_norm,
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
@@ -266,8 +249,12 @@ def _builder(request: Request) -> Callable[[Request], nn.Module]:
         raise DeviceError(f"PyTorch's timer has no network with {request} at hand.")
     if not request.bits.is_float:
         raise DeviceError(f"PyTorch times float operators (32/32 bits), got {request}.")
+    if (kind := kind_named(op)) is not None:
+        layer = kind
+        return lambda r: layer.build(r.signature, r.in_channels, r.out_channels)
     if op not in _BUILDERS:
-        near = get_close_matches(op, _BUILDERS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_BUILDERS)}."
+        known = [*sorted(LAYER_OPS), *_BUILDERS]
+        near = get_close_matches(op, known, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
         raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {hint}")
     return _BUILDERS[op]

@@ -13,16 +13,16 @@ weights and float inputs it makes MatMulNBits, which rounds the inputs too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from torch import nn
 
 from amc.export.layers import DeployedLayer, Floats
 from amc.export.skeleton import DOMAIN, PLACEHOLDER
+from amc.layers import Layer, product_of
 from amc.strategy import FLOAT_BITS
 
 LAYER_NOTE = "layer "  # a layer's node says "layer <path>"
@@ -42,7 +42,7 @@ def bits_stored(words: str) -> int | None:
 
 def fill_layers(
     model: onnx.ModelProto,
-    layers: Mapping[str, nn.Conv2d | nn.Linear],
+    layers: Mapping[str, Layer],
     *,
     integer_linear: bool = False,
 ) -> dict[str, DeployedLayer]:
@@ -73,7 +73,7 @@ def fill_layers(
             call = path if calls[path] == 1 else f"{path}#{calls[path]}"
             target = folds[path].output[0] if path in folds else node.output[0]
             operator = _operator(layers[path], node)
-            writer = _LayerWriter(deployed[path], layers[path], operator, call, integer_linear)
+            writer = _LayerWriter(deployed[path], operator, call, integer_linear)
             nodes += writer.nodes(node.input[0], target)
         elif node.output[0] not in folded:
             nodes.append(node)
@@ -97,10 +97,9 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _operator(module: nn.Module, placeholder: onnx.NodeProto) -> str:
-    if isinstance(module, nn.Conv2d):
-        return "Conv"
-    return "Gemm" if _attributes(placeholder)["rank"] == 2 else "MatMul"
+def _operator(layer: Layer, placeholder: onnx.NodeProto) -> tuple[str, dict[str, Any]]:
+    """Its name and attributes."""
+    return product_of(layer).onnx(layer, _attributes(placeholder)["rank"])
 
 
 def _read_directly(graph: onnx.GraphProto) -> None:
@@ -148,7 +147,7 @@ def tidy(model: onnx.ModelProto) -> None:
 
 
 def _folds(
-    graph: onnx.GraphProto, calls: Mapping[str, int], layers: Mapping[str, nn.Module]
+    graph: onnx.GraphProto, calls: Mapping[str, int], layers: Mapping[str, Layer]
 ) -> dict[str, onnx.NodeProto]:
     """Layer path -> the normalisation that alone reads its output.
 
@@ -159,7 +158,7 @@ def _folds(
     made_by = {
         node.output[0]: node
         for node in graph.node
-        if _is_placeholder(node) and _operator(layers[_path(node)], node) != "MatMul"
+        if _is_placeholder(node) and _operator(layers[_path(node)], node)[0] != "MatMul"
     }
     values = _constants(graph).keys()
     return {
@@ -192,12 +191,12 @@ class _LayerWriter:
     def __init__(
         self,
         layer: DeployedLayer,
-        module: nn.Conv2d | nn.Linear,
-        operator: str,
+        operator: tuple[str, dict[str, Any]],
         call: str,
         integer_linear: bool,
     ) -> None:
-        self._layer, self._module, self._operator, self._call = layer, module, operator, call
+        self._layer, self._call = layer, call
+        self._operator, self._attributes = operator
         self._integer_linear = integer_linear
 
     def nodes(self, source: str, target: str) -> list[onnx.NodeProto]:
@@ -214,15 +213,10 @@ class _LayerWriter:
             [output],
             self._call,
             doc_string=f"{LAYER_NOTE}{path}",
-            **self._attributes(),
+            **self._attributes,
         )
         after = [helper.make_node("Add", [output, f"{path}.bias"], [target], f"{self._call}/bias")]
         return [*before, *dequantize, *dequantize_bias, core, *(after if outside else [])]
-
-    def _attributes(self) -> dict[str, Any]:
-        if isinstance(self._module, nn.Conv2d):
-            return _conv_attributes(self._module)
-        return {"transB": 1} if self._operator == "Gemm" else {}
 
     def _input(self, source: str) -> tuple[str, list[onnx.NodeProto]]:
         path, bits = self._layer.path, self._layer.bits.activation
@@ -277,20 +271,6 @@ class _LayerWriter:
             axis=int(columns),
         )
         return values, [node]
-
-
-def _conv_attributes(conv: nn.Conv2d) -> dict[str, Any]:
-    pads: Sequence[int] = (0, 0, 0, 0)  # other modes were padded before
-    if conv.padding_mode == "zeros":
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        pads = (top, left, bottom, right)
-    return {
-        "kernel_shape": list(conv.kernel_size),
-        "strides": list(conv.stride),
-        "dilations": list(conv.dilation),
-        "group": conv.groups,
-        "pads": list(pads),
-    }
 
 
 def _tensors(layer: DeployedLayer) -> list[onnx.TensorProto]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
-from amc.compress.quantization import QuantizedConv2d, QuantizedLinear, quantize_weight
+from amc.compress.quantization import Quantized, quantize_weight
+from amc.layers import Layer
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 Array = npt.NDArray[Any]
@@ -40,10 +40,10 @@ class DeployedLayer:
     input_zero_point: int = 0
 
     @classmethod
-    def of(cls, path: str, layer: nn.Conv2d | nn.Linear) -> DeployedLayer:
+    def of(cls, path: str, layer: Layer) -> DeployedLayer:
         """A layer of a network, quantized or not."""
         bias = None if layer.bias is None else layer.bias.detach().double().numpy()
-        if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
+        if not isinstance(layer, Quantized):
             return cls(path, FLOAT, layer.weight.detach().double().numpy(), None, bias)
         weight = layer.weight.detach()
         scale = None

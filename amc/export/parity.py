@@ -12,10 +12,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
+from amc.compress.quantization import Quantized
 from amc.errors import EvaluationError, ExportError
 from amc.export.runtime import OnnxNetwork
-from amc.export.skeleton import LAYER_KINDS
+from amc.export.skeleton import is_written_here
+from amc.layers import kind_of
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
 from amc.strategy import FLOAT_BITS
@@ -244,13 +245,13 @@ def _moved(network: nn.Module, rounding: Rounding) -> Iterator[None]:
 
     def move_output(layer: nn.Module, _: tuple[Tensor, ...], y: Tensor) -> Tensor:
         y = moved(y)
-        if not isinstance(layer, QuantizedConv2d | QuantizedLinear) or FLOAT_BITS in layer.bits:
+        if not isinstance(layer, Quantized) or FLOAT_BITS in layer.bits:
             return y
         count = layer.input_scale * layer.weight_scale
         bias: Tensor = noise(count.shape) * (rounding.counts * count)
-        return y + (bias if isinstance(layer, nn.Linear) else bias[:, None, None])
+        return y + kind_of(layer).spread(bias, y.dim())
 
-    layers = [module for module in network.modules() if isinstance(module, LAYER_KINDS)]
+    layers = [module for module in network.modules() if is_written_here(module)]
     hooks = [layer.register_forward_pre_hook(move_input) for layer in layers]
     hooks += [layer.register_forward_hook(move_output) for layer in layers]
     try:

@@ -16,15 +16,14 @@ from typing import Any, cast
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from amc.errors import ConfigError, ExportError
 from amc.graph.exportable import in_exportable_operators
+from amc.layers import Layer, ProductKind, find_kind, layer_at, product_of
 from amc.networks import admit
 
 INPUT, OUTPUT = "images", "scores"
 DOMAIN, PLACEHOLDER = "amc", "Layer"
-LAYER_KINDS = (nn.Conv2d, nn.Linear)
 # The last part of an attention, which reads its weights and does not call it.
 _READ_DIRECTLY = nn.modules.linear.NonDynamicallyQuantizableLinear
 OPSETS = range(13, 21)  # 13: the first with scales per channel; 20: the exporter's last
@@ -42,7 +41,7 @@ def check_opset(opset: int) -> None:
 
 def write_skeleton(
     network: nn.Module, image_shape: tuple[int, int, int], opset: int
-) -> tuple[onnx.ModelProto, dict[str, nn.Conv2d | nn.Linear]]:
+) -> tuple[onnx.ModelProto, dict[str, Layer]]:
     """Trace a network into an ONNX model whose layers are placeholders named by their paths.
 
     Returns:
@@ -78,11 +77,16 @@ def write_skeleton(
     return onnx.load_model_from_string(written.getvalue()), layers
 
 
-def _replace_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def is_written_here(module: nn.Module) -> bool:
+    """Whether a module is a layer that is written by amc, not by PyTorch's exporter."""
+    return isinstance(find_kind(module), ProductKind)
+
+
+def _replace_layers(network: nn.Module) -> dict[str, Layer]:
     layers = {
-        path: module
+        path: layer_at(network, path)
         for path, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, LAYER_KINDS) and not isinstance(module, _READ_DIRECTLY)
+        if is_written_here(module) and not isinstance(module, _READ_DIRECTLY)
     }
     for path, layer in layers.items():
         if not path:
@@ -94,7 +98,7 @@ def _replace_layers(network: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 class _Placeholder(nn.Module):
     """Runs as its layer, and is traced as a node that carries the layer's path."""
 
-    def __init__(self, path: str, layer: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, path: str, layer: Layer) -> None:
         super().__init__()
         self._path = path
         self._layer = (layer,)  # not a submodule: its weights are no part of the skeleton
@@ -106,10 +110,9 @@ class _Placeholder(nn.Module):
             output = layer(x)
             self._shapes.append(tuple(output.shape))
             return cast(Tensor, output)
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            # Padding copies values, so it may come before the input is quantized.
-            padding = layer._reversed_padding_repeated_twice
-            x = functional.pad(x, padding, mode=layer.padding_mode)
+        x = product_of(layer).padded(
+            layer, x
+        )  # copies of values may come before these are quantized
         return cast(Tensor, _Traced.apply(x, self._shapes.pop(0), self._path))
 
     def __getattr__(self, name: str) -> Any:

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from amc.graph.operators import plain_name
+from amc.graph.operators import operator_of, plain_name
 from amc.graph.types import ChannelGroup
-
-_NOTHING = ("dropout", "stochastic_depth", "identity")  # in evaluation
-_RECTIFIERS = ("relu", "relu6")  # twice is once
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class _Finder:
 
     def _last_layer(self, node: fx.Node) -> str | None:
         """The layer whose output, or folded normalisation's, a node is."""
-        while self._name(node) in _NOTHING:
+        while operator_of(self._module, node).is_nothing:
             node = node.all_input_nodes[0]
         if node.op == "call_module" and str(node.target) in self._folds:
             node = node.all_input_nodes[0]
@@ -110,17 +107,14 @@ class _Finder:
 
     def _needless_rectifier(self, add: fx.Node, shortcut: fx.Node) -> fx.Node | None:
         readers = list(add.users)
-        if len(readers) != 1 or self._name(readers[0]) not in _RECTIFIERS:
-            return None
+        if len(readers) != 1 or operator_of(self._module, readers[0]).clips is None:
+            return None  # what clips does so once and for all
         while self._name(shortcut) == "max_pool2d":  # picks some of the values
             shortcut = shortcut.all_input_nodes[0]
         return readers[0] if self._name(shortcut) == self._name(readers[0]) else None
 
     def _name(self, node: fx.Node) -> str:
-        if node.op not in ("call_module", "call_function", "call_method"):
-            return node.op
-        called = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return plain_name(node, called)
+        return plain_name(self._module, node)
 
     def _group_inside(self, layers: Collection[str]) -> int | None:
         """The first free group that these layers alone produce and read."""

@@ -31,17 +31,17 @@ from amc.graph.flow import (
     SelectCall,
 )
 from amc.graph.operators import (
-    ELEMENTWISE,
-    NORMALISING,
-    PER_CHANNEL,
-    POINTWISE,
-    REARRANGING,
-    REDUCTIONS,
+    Flow,
+    Operator,
     argument,
+    called_module,
+    operator_of,
     plain,
     plain_name,
 )
-from amc.graph.signatures import positions
+from amc.layers import find_kind, kind_of, layer_at
+from amc.layers.norms import has_one_factor
+from amc.layers.signature import positions
 
 MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
 
@@ -91,37 +91,35 @@ class _Follower:
             return None
         if node.op == "get_attr":
             return self._visit_parameter(node, value)
-        module = self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not _holds_tensor(value):  # Python numbers, sizes
             return None
-        inputs, name = self._inputs(node), plain_name(node, module)
+        inputs, name = self._inputs(node), plain_name(self._module, node)
         if not inputs:
             return self._new_ids(value, f"meets a tensor made by {name} ({node.name})", node)
-        return self._dispatch(node, name, module, inputs, value)
+        return self._dispatch(node, name, inputs, value)
 
-    def _dispatch(
-        self, node: fx.Node, name: str, module: nn.Module | None, inputs: list[_Value], value: Any
-    ) -> Any:
-        first = inputs[0]
-        if name in REARRANGING:
+    def _dispatch(self, node: fx.Node, name: str, inputs: list[_Value], value: Any) -> Any:
+        first, known = inputs[0], operator_of(self._module, node)
+        flow, module = known.flow, called_module(self._module, node)
+        if flow in (Flow.REARRANGING, Flow.JOIN):
             return self._visit_rearrangement(node, name, inputs, value)
-        if name in POINTWISE and len(inputs) == 1:
-            self._cost(node, POINTWISE[name], first, value)
-            if POINTWISE[name] is None:  # the same values: still a rearrangement of its origin
+        if flow is Flow.POINTWISE and len(inputs) == 1:
+            self._cost(node, known.price, first, value)
+            if known.is_nothing:  # the same values: still a rearrangement of its origin
                 return _Value(first.ids, node, first.origin, first.positions)
             return _Value(first.ids, node)
-        if name in ELEMENTWISE:
-            return self._visit_elementwise(node, name, inputs, value)
+        if flow is Flow.ELEMENTWISE:
+            return self._visit_elementwise(node, known, inputs, value)
         if not isinstance(value, Tensor) or first.ids.dim() < 2:
             return self._visit_unknown(node, name, value)
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            return self._visit_layer(node, module, first, value)
-        if name in NORMALISING and module is not None:
-            return self._visit_per_channel(node, name, module, first, value)
-        if name in PER_CHANNEL or (name in REDUCTIONS and _keeps_channels(node)):
-            self._cost(node, PER_CHANNEL.get(name, "adaptive_avg_pool2d"), first, value)
+        if find_kind(module) is not None:
+            return self._visit_layer(node, first, value)
+        if flow is Flow.FACTORS and module is not None:
+            return self._visit_factors(node, known, module, first, value)
+        if flow is Flow.PER_CHANNEL or (flow is Flow.REDUCTION and _keeps_channels(node)):
+            self._cost(node, known.price, first, value)
             return self._spread(node, self._collapse(first.ids), value)
-        if name == "pad":
+        if flow is Flow.PAD:
             return self._visit_pad(node, first, value)
         return self._visit_unknown(node, name, value)
 
@@ -130,48 +128,43 @@ class _Follower:
 
     # -- layers and parameters --------------------------------------------------------------
 
-    def _visit_layer(
-        self, node: fx.Node, module: nn.Conv2d | nn.Linear, source: _Value, value: Tensor
-    ) -> _Value:
+    def _visit_layer(self, node: fx.Node, source: _Value, value: Tensor) -> _Value:
         path = str(node.target)
-        if isinstance(module, nn.Linear):
-            in_ids = self._collapse(source.ids.movedim(-1, 1))
-            out_ids = self._flow.sets.fresh(module.out_features)
-            ids = torch.from_numpy(out_ids).expand(value.shape)
-        else:
-            in_ids = self._collapse(source.ids)
-            out_ids = self._convolution_outputs(module, in_ids)
-            ids = torch.from_numpy(out_ids).view(1, -1, 1, 1).expand(value.shape)
+        module = layer_at(self._module, path)
+        kind = kind_of(module)
+        in_ids = self._collapse(source.ids.movedim(kind.channel_dim, 1))
+        out_ids = self._layer_outputs(len(module.weight), kind.groups(module), in_ids)
         for call in self._flow.layers:
             if call.module is module:
                 for seen in (call.in_ids, call.out_ids, in_ids, out_ids):
                     self._freeze_ids(seen, f"touches layer {path}, which is called more than once")
         self._flow.layers.append(LayerCall(node, path, module, in_ids, out_ids))
-        return _Value(ids, node)
+        spread = kind.spread(torch.from_numpy(out_ids), value.dim())
+        return _Value(spread.expand(value.shape), node)
 
-    def _convolution_outputs(self, module: nn.Conv2d, in_ids: Ids) -> Ids:
-        sets, groups = self._flow.sets, module.groups
+    def _layer_outputs(self, count: int, groups: int, in_ids: Ids) -> Ids:
+        sets = self._flow.sets
         if groups == 1:
-            return sets.fresh(module.out_channels)
-        if groups == module.in_channels:  # depthwise: outputs are the inputs, filtered
-            return np.repeat(in_ids, module.out_channels // groups)
-        out_ids = sets.fresh(module.out_channels)
+            return sets.fresh(count)
+        if groups == len(in_ids):  # depthwise: outputs are the inputs, filtered
+            return np.repeat(in_ids, count // groups)
+        out_ids = sets.fresh(count)
         for ids in (in_ids, out_ids):  # every convolution group must lose equally many
             first, *others = ids.reshape(groups, -1)
             for row in others:
                 sets.unite(first, row)
         return out_ids
 
-    def _visit_per_channel(
-        self, node: fx.Node, name: str, module: nn.Module, source: _Value, value: Tensor
+    def _visit_factors(
+        self, node: fx.Node, known: Operator, module: nn.Module, source: _Value, value: Tensor
     ) -> _Value:
         path, ids = str(node.target), self._collapse(source.ids)
-        if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+        if not has_one_factor(module):
             for call in self._flow.per_channel:
                 if call.path == path:  # one set of factors for both calls
                     self._flow.sets.unite(call.ids, ids)
             self._flow.per_channel.append(PerChannelCall(path, ids))
-        self._cost(node, NORMALISING[name], source, value)
+        self._cost(node, known.price, source, value)
         return self._spread(node, ids, value)
 
     def _visit_parameter(self, node: fx.Node, value: Any) -> Any:
@@ -190,7 +183,7 @@ class _Follower:
     # -- operators between layers -------------------------------------------------------------
 
     def _visit_elementwise(
-        self, node: fx.Node, name: str, inputs: list[_Value], value: Tensor
+        self, node: fx.Node, known: Operator, inputs: list[_Value], value: Tensor
     ) -> _Value:
         shape = value.shape
         tied = self._without_broadcast(node, inputs, shape)
@@ -202,7 +195,7 @@ class _Follower:
                 self._merge([v.ids.expand(shape).numpy().ravel() for v in tied])
             ).view(shape)
         result = _Value(merged.expand(shape), node)
-        self._cost(node, ELEMENTWISE[name], result, value)
+        self._cost(node, known.price, result, value)
         return result
 
     def _without_broadcast(
@@ -246,7 +239,7 @@ class _Follower:
     def _visit_rearrangement(
         self, node: fx.Node, name: str, inputs: list[_Value], value: Any
     ) -> Any:
-        if name in ("cat", "stack"):
+        if operator_of(self._module, node).flow is Flow.JOIN:
             try:
                 result = _Value(self._execute(node, lambda v: v.ids), node)
             except (RuntimeError, TypeError):  # joined with something that has no channels

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import fx, nn
+from torch import fx
+
+from amc.layers import Layer
 
 Ids = npt.NDArray[np.int64]
 
@@ -39,13 +41,13 @@ class DisjointSets:
 
 @dataclass
 class LayerCall:
-    """One call of a convolution or linear layer; ids per weight column block and per row."""
+    """One call of a layer; ids per weight column block and per row."""
 
     node: fx.Node
     path: str
-    module: nn.Conv2d | nn.Linear
-    in_ids: Ids  # (in_channels,) or (in_features,)
-    out_ids: Ids  # (out_channels,)
+    module: Layer
+    in_ids: Ids  # (inputs,)
+    out_ids: Ids  # (outputs,)
 
 
 @dataclass

@@ -16,20 +16,22 @@ from amc.errors import TraceError
 from amc.graph.blocks import Block, find_blocks
 from amc.graph.channels import follow_channels
 from amc.graph.flow import ChannelFlow, Ids, LayerCall
+from amc.graph.operators import called_module, operator_signature, shape_of
 from amc.graph.plan import (
     ChannelPad,
     ChannelSelect,
     LayerUnits,
     NetworkGraph,
-    PadUnits,
     RemovalPlan,
-    SelectUnits,
 )
-from amc.graph.signatures import is_depthwise, layer_signature, operator_signature, shape_of
+from amc.graph.rewrite import rewrite
 from amc.graph.tensors import follow_tensors
 from amc.graph.trace import TracedNetwork, trace
 from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, StoredInfo
-from amc.graph.whole import Whole, parameter_of
+from amc.graph.whole import Wholes, parameter_of
+from amc.layers import ProductKind, find_kind, is_depthwise, kind_of
+from amc.layers.norms import is_batch_norm
+from amc.layers.signature import Signature
 
 __all__ = [
     "ChannelPad",
@@ -97,7 +99,7 @@ class _Builder:
                 unit_group[unit] = group
         folds = _foldable(self._traced.module)
         layers = self._layer_infos(unit_group, groups)
-        wholes = _Wholes(self._traced.module)
+        wholes = Wholes(self._traced.module)
         operators = (
             *self._operator_infos(unit_group, groups, folds),
             *map(wholes.add, self._flow.wholes),
@@ -116,7 +118,8 @@ class _Builder:
             folds,
             groups,
         )
-        module, selects, pads = self._rewrite()  # from here on, nodes have no values
+        module = self._traced.module
+        selects, pads = rewrite(module, self._flow, self._units)  # now nodes have no values
         plan = RemovalPlan(
             module=module,
             unit_group=unit_group,
@@ -214,9 +217,7 @@ class _Builder:
                 LayerInfo(
                     index=index,
                     name=call.path,
-                    signature=layer_signature(
-                        call.module, shape_of(call.node.args[0]), shape_of(call.node)
-                    ),
+                    signature=_signature(call),
                     in_channels=len(call.in_ids),
                     out_channels=len(outputs),
                     has_bias=call.module.bias is not None,
@@ -290,7 +291,7 @@ class _Builder:
         sources = node.all_input_nodes
         while len(sources) == 1 and len(sources[0].users) == 1:
             source = sources[0]
-            if isinstance(self._called(source), (nn.Conv2d, nn.Linear)):
+            if find_kind(self._called(source)) is not None:
                 return True
             if source.op != "call_module" or str(source.target) not in folds:
                 return False
@@ -298,54 +299,7 @@ class _Builder:
         return False
 
     def _called(self, node: fx.Node) -> nn.Module | None:
-        if node.op != "call_module":
-            return None
-        return self._traced.module.get_submodule(str(node.target))
-
-    # -- the graph that candidates run ----------------------------------------------------
-
-    def _rewrite(self) -> tuple[fx.GraphModule, dict[str, SelectUnits], dict[str, PadUnits]]:
-        """Turn what depends on channel positions into modules that a candidate can replace."""
-        module = self._traced.module
-        graph = module.graph
-        for inner in module.modules():  # the graph already names what in-place results replace
-            if getattr(inner, "inplace", False):
-                inner.__dict__["inplace"] = False
-        selects: dict[str, SelectUnits] = {}
-        pads: dict[str, PadUnits] = {}
-        now: dict[fx.Node, fx.Node] = {}  # replaced node -> what stands in its place
-        for number, select in enumerate(self._flow.selects):
-            source = now.get(select.source, select.source)
-            if np.array_equal(select.index, np.arange(len(select.source_ids))):
-                now[select.node] = source
-                select.node.replace_all_uses_with(source)
-                continue
-            path = f"amc_select_{number}"
-            selects[path] = SelectUnits(self._units(select.source_ids), select.index)
-            module.add_module(path, ChannelSelect(torch.from_numpy(select.index)))
-            now[select.node] = _replace(graph, select.node, path, source)
-        for number, pad in enumerate(self._flow.pads):
-            path = f"amc_pad_{number}"
-            pads[path] = PadUnits(self._units(pad.before), self._units(pad.after))
-            module.add_module(path, ChannelPad(len(pad.before), len(pad.after)))
-            now[pad.node] = _replace(graph, pad.node, path, pad.node.args[0])
-        for node, source in self._flow.flattens:
-            with graph.inserting_before(node):
-                flat = graph.call_function(torch.flatten, (now.get(source, source), 1))
-            node.replace_all_uses_with(flat)
-        graph.eliminate_dead_code()
-        for node in graph.nodes:
-            node.meta.pop("value", None)
-        module.recompile()
-        return module, selects, pads
-
-
-def _replace(graph: fx.Graph, node: fx.Node, path: str, source: object) -> fx.Node:
-    assert isinstance(source, fx.Node)
-    with graph.inserting_before(node):
-        new = graph.call_module(path, (source,))
-    node.replace_all_uses_with(new)
-    return new
+        return called_module(self._traced.module, node)
 
 
 def _first_calls(calls: Sequence[LayerCall]) -> list[LayerCall]:
@@ -396,51 +350,37 @@ def _foldable(module: fx.GraphModule) -> dict[str, str]:
     for node in calls:
         norm, source = module.get_submodule(node.target), node.all_input_nodes[0]
         if (
-            isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+            is_batch_norm(norm)
             and norm.running_mean is not None
-            and source.op == "call_module"
-            and isinstance(module.get_submodule(source.target), (nn.Conv2d, nn.Linear))
+            and _has_channels_to_scale(called_module(module, source), source)
             and len(source.users) == times[node.target] == times[source.target] == 1
-            and _same_channels(module.get_submodule(source.target), source)
         ):
             folds[str(node.target)] = str(source.target)
     return folds
 
 
-def _same_channels(layer: nn.Module, output: fx.Node) -> bool:
-    """Whether a normalisation's channels are the layer's: not after a linear layer over positions.
+def _has_channels_to_scale(layer: nn.Module | None, output: fx.Node) -> bool:
+    """Whether a normalisation after it can be a part of a layer.
 
-    A linear layer's outputs are its last dimension, a normalisation's channels the second.
+    Its channels are the second dimension: no linear layer's over positions, which are its last.
     """
-    return isinstance(layer, nn.Conv2d) or output.meta["value"].dim() == 2
+    kind = find_kind(layer)
+    if not isinstance(kind, ProductKind):
+        return False
+    return kind.channel_dim == 1 or output.meta["value"].dim() == 2
+
+
+def _signature(call: LayerCall) -> Signature:
+    shapes = shape_of(call.node.args[0]), shape_of(call.node)
+    return kind_of(call.module).signature(call.module, *shapes)
 
 
 def _repeated(call: LayerCall) -> OperatorInfo:
     """A further call of a layer: its channels are frozen."""
     return OperatorInfo(
         call.path,
-        layer_signature(call.module, shape_of(call.node.args[0]), shape_of(call.node)),
+        _signature(call),
         ChannelCount(len(call.in_ids), ()),
         ChannelCount(len(call.out_ids), ()),
         call.module.bias is not None,
     )
-
-
-class _Wholes:
-    """Calls that are counted as they stand; those that take the same time are one."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self._module = module
-        self._macs: dict[str, int] = {}
-        self.by_op: dict[str, Whole] = {}
-
-    def add(self, node: fx.Node) -> OperatorInfo:
-        whole = Whole(self._module, node)
-        digest = whole.digest()
-        if digest not in self._macs:
-            self._macs[digest] = whole.macs()
-        read = sum(tensor.numel() for tensor in whole.state_dict().values())
-        signature = whole.signature(self._macs[digest], read)
-        self.by_op.setdefault(signature.op, whole)
-        one = ChannelCount(1, ())
-        return OperatorInfo(node.name, signature, one, one)

@@ -1,192 +1,178 @@
-"""Which operators amc can follow, as tables. A new operator is a new line.
+"""Which operators amc can follow, as one table. A new operator is a new line.
 
-``MODULES`` and ``_ALIASES`` bring the many spellings of an operator (module, function, method,
-in-place) to one; the tables below them say how channels pass through it.
+An operator has many spellings (module, function, method, in-place): they have one name here. Layers
+are not in it (`amc.layers`); how a runtime writes what a device prices is in its timer.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-# Module class -> plain name.
-MODULES: dict[type[nn.Module], str] = {
-    nn.Conv2d: "conv2d",
-    nn.Linear: "linear",
-    nn.BatchNorm1d: "batch_norm",
-    nn.BatchNorm2d: "batch_norm",
-    nn.InstanceNorm2d: "instance_norm",
-    nn.PReLU: "prelu",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ELU: "elu",
-    nn.SELU: "selu",
-    nn.CELU: "celu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Mish: "mish",
-    nn.Softplus: "softplus",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Hardswish: "hardswish",
-    nn.Hardtanh: "hardtanh",
-    nn.Dropout: "dropout",
-    nn.Dropout2d: "dropout",
-    nn.Identity: "identity",
-    nn.MaxPool2d: "max_pool2d",
-    nn.AvgPool2d: "avg_pool2d",
-    nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
-    nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.Upsample: "interpolate",
-    nn.ZeroPad2d: "spatial_pad",
-    nn.ReflectionPad2d: "spatial_pad",
-    nn.ReplicationPad2d: "spatial_pad",
-    nn.ConstantPad2d: "spatial_pad",
-    nn.Flatten: "flatten",
-    nn.Unflatten: "unflatten",
-    nn.ChannelShuffle: "channel_shuffle",
-    nn.PixelShuffle: "pixel_shuffle",
-    nn.PixelUnshuffle: "pixel_unshuffle",
+from amc.layers import find_kind
+from amc.layers.signature import Signature, pair
+
+
+class Flow(Enum):
+    """How channels pass through an operator."""
+
+    POINTWISE = auto()  # one value in, one value out, element by element
+    FACTORS = auto()  # the same by a module with one factor for each channel
+    PER_CHANNEL = auto()  # channel by channel over height and width
+    REDUCTION = auto()  # as PER_CHANNEL, if over height and width only
+    PAD = auto()  # the same, and zero channels may be added
+    ELEMENTWISE = auto()  # two values of equal (or broadcast) shape, element by element
+    JOIN = auto()  # tensors behind one another: moved, never changed
+    REARRANGING = auto()  # moved, never changed: these run on channel ids as they run on numbers
+    UNKNOWN = auto()
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What amc knows of an operator.
+
+    Attributes:
+        flow: How channels pass through it.
+        price: The name that a device prices; None: it is free.
+        modules: Classes of modules that do it.
+        aliases: Other names of it.
+        gives: The kind of the tensor that it gives (`amc.graph.types.TensorInfo`); "padded": a
+            "copy" if what is added is 0 or copied.
+        clips: The ends of what it lets through, where it throws away the rest and nothing else.
+    """
+
+    flow: Flow
+    price: str | None = None
+    modules: tuple[type[nn.Module], ...] = ()
+    aliases: tuple[str, ...] = ()
+    gives: str = "other"
+    clips: tuple[float, float] | None = None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it gives what it receives, in evaluation."""
+        return self.flow is Flow.POINTWISE and self.price is None
+
+
+def _pointwise(price: str | None, *modules: type[nn.Module], **more: Any) -> Operator:
+    return Operator(Flow.POINTWISE, price, modules, **more)
+
+
+def _factors(price: str, *modules: type[nn.Module]) -> Operator:
+    return Operator(Flow.FACTORS, price, modules)
+
+
+def _windows(price: str, *modules: type[nn.Module], **more: Any) -> Operator:
+    return Operator(Flow.PER_CHANNEL, price, modules, **more)
+
+
+def _elementwise(price: str, *aliases: str, gives: str = "other") -> Operator:
+    return Operator(Flow.ELEMENTWISE, price, (), aliases, gives)
+
+
+def _moves(*modules: type[nn.Module], aliases: tuple[str, ...] = ()) -> Operator:
+    return Operator(Flow.REARRANGING, "select", modules, aliases, "copy")
+
+
+OPERATORS: dict[str, Operator] = {
+    "batch_norm": _factors("batch_norm", nn.BatchNorm1d, nn.BatchNorm2d),
+    "instance_norm": _factors("batch_norm", nn.InstanceNorm2d),
+    "prelu": _factors("leaky_relu", nn.PReLU),
+    "relu": _pointwise("relu", nn.ReLU, gives="rectified", clips=(0.0, math.inf)),
+    "relu6": _pointwise("relu6", nn.ReLU6, gives="rectified", clips=(0.0, 6.0)),
+    "hardtanh": _pointwise("relu6", nn.Hardtanh, gives="rectified"),
+    "clamp": _pointwise("relu6", aliases=("clip",), gives="rectified"),
+    "leaky_relu": _pointwise("leaky_relu", nn.LeakyReLU),
+    "elu": _pointwise("silu", nn.ELU),
+    "selu": _pointwise("silu", nn.SELU),
+    "celu": _pointwise("silu", nn.CELU),
+    "gelu": _pointwise("gelu", nn.GELU),
+    "silu": _pointwise("silu", nn.SiLU),
+    "mish": _pointwise("silu", nn.Mish),
+    "softplus": _pointwise("silu", nn.Softplus),
+    "sigmoid": _pointwise("sigmoid", nn.Sigmoid),
+    "tanh": _pointwise("tanh", nn.Tanh),
+    "hardsigmoid": _pointwise("hardsigmoid", nn.Hardsigmoid),
+    "hardswish": _pointwise("hardswish", nn.Hardswish),
+    "abs": _pointwise("relu"),
+    "neg": _pointwise("relu"),
+    "square": _pointwise("relu"),
+    "pow": _pointwise("silu"),
+    "sqrt": _pointwise("silu"),
+    "exp": _pointwise("silu"),
+    "dropout": _pointwise(None, nn.Dropout, nn.Dropout2d, aliases=("dropout2d", "feature_dropout")),
+    "identity": _pointwise(None, nn.Identity),
+    "stochastic_depth": _pointwise(None),
+    "contiguous": _pointwise(None),
+    "clone": _pointwise(None),
+    "detach": _pointwise(None),
+    "float": _pointwise(None),
+    "to": _pointwise(None),
+    "max_pool2d": _windows("max_pool2d", nn.MaxPool2d, gives="maximum"),
+    "avg_pool2d": _windows("avg_pool2d", nn.AvgPool2d, aliases=("avg_pool",), gives="mean"),
+    "adaptive_avg_pool2d": _windows("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d, gives="mean"),
+    "adaptive_max_pool2d": _windows("adaptive_avg_pool2d", nn.AdaptiveMaxPool2d),
+    "interpolate": _windows("pad", nn.Upsample, aliases=("upsample",)),
+    "constant_pad": _windows("pad", nn.ZeroPad2d, nn.ConstantPad2d, gives="padded"),
+    "border_pad": _windows("pad", nn.ReflectionPad2d, nn.ReplicationPad2d, gives="copy"),
+    "pad": Operator(Flow.PAD, "pad", gives="padded"),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin"),
+        Operator(Flow.REDUCTION, "adaptive_avg_pool2d", gives="mean"),
+    ),
+    "add": _elementwise("add", "iadd", gives="add"),
+    "sub": _elementwise("add", "isub", "subtract"),
+    "mul": _elementwise("mul", "imul", "multiply"),
+    "truediv": _elementwise("mul", "itruediv", "div", "true_divide"),
+    "maximum": _elementwise("add"),
+    "minimum": _elementwise("add"),
+    "cat": Operator(Flow.JOIN, "concat", (), ("concat", "concatenate"), "concat"),
+    "stack": Operator(Flow.JOIN, "concat"),
+    "flatten": _moves(nn.Flatten),
+    "unflatten": _moves(nn.Unflatten),
+    "channel_shuffle": _moves(nn.ChannelShuffle, aliases=("native_channel_shuffle",)),
+    "pixel_shuffle": _moves(nn.PixelShuffle),
+    "pixel_unshuffle": _moves(nn.PixelUnshuffle),
+    "transpose": _moves(aliases=("swapaxes",)),
+    "movedim": _moves(aliases=("moveaxis",)),
+    **dict.fromkeys(
+        (
+            *("chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select"),
+            *("index_select", "view", "reshape", "permute", "squeeze", "unsqueeze", "roll", "flip"),
+            *("expand", "expand_as", "view_as", "reshape_as", "repeat"),
+        ),
+        _moves(),
+    ),
 }
 
-_ALIASES = {
-    "iadd": "add",
-    "isub": "sub",
-    "imul": "mul",
-    "itruediv": "truediv",
-    "div": "truediv",
-    "true_divide": "truediv",
-    "multiply": "mul",
-    "subtract": "sub",
-    "concat": "cat",
-    "concatenate": "cat",
-    "clip": "clamp",
-    "swapaxes": "transpose",
-    "moveaxis": "movedim",
-    "avg_pool": "avg_pool2d",
-    "feature_dropout": "dropout",
-    "upsample": "interpolate",
-    "native_channel_shuffle": "channel_shuffle",
-}
+_UNKNOWN = Operator(Flow.UNKNOWN)
 
-# Modules with one factor per channel -> the name that a device prices.
-NORMALISING: dict[str, str] = {
-    "batch_norm": "batch_norm",
-    "instance_norm": "batch_norm",
-    "prelu": "leaky_relu",
-}
+PRICED = frozenset(operator.price for operator in OPERATORS.values() if operator.price is not None)
+"""All that a device may be asked to price between layers, conversions aside."""
 
-# One value in, one value out, element by element -> the name that a device prices (None: free).
-POINTWISE: dict[str, str | None] = {
-    "relu": "relu",
-    "relu6": "relu6",
-    "hardtanh": "relu6",
-    "clamp": "relu6",
-    "leaky_relu": "leaky_relu",
-    "elu": "silu",
-    "selu": "silu",
-    "celu": "silu",
-    "gelu": "gelu",
-    "silu": "silu",
-    "mish": "silu",
-    "softplus": "silu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "hardsigmoid": "hardsigmoid",
-    "hardswish": "hardswish",
-    "abs": "relu",
-    "neg": "relu",
-    "square": "relu",
-    "pow": "silu",
-    "sqrt": "silu",
-    "exp": "silu",
-    "dropout": None,
-    "dropout2d": None,
-    "identity": None,
-    "stochastic_depth": None,
-    "contiguous": None,
-    "clone": None,
-    "detach": None,
-    "float": None,
-    "to": None,
-}
-
-# Channel by channel over height and width -> the name that a device prices.
-PER_CHANNEL: dict[str, str] = {
-    "max_pool2d": "max_pool2d",
-    "avg_pool2d": "avg_pool2d",
-    "adaptive_avg_pool2d": "adaptive_avg_pool2d",
-    "adaptive_max_pool2d": "adaptive_avg_pool2d",
-    "interpolate": "pad",
-    "spatial_pad": "pad",
-}
-
-# Reductions over height and width only.
-REDUCTIONS = {"mean", "sum", "amax", "amin"}
-
-# Two values of equal (or broadcast) shape, element by element.
-ELEMENTWISE: dict[str, str] = {
-    "add": "add",
-    "sub": "add",
-    "mul": "mul",
-    "truediv": "mul",
-    "maximum": "add",
-    "minimum": "add",
-}
-
-# All that a device may be asked to price between layers, conversions aside.
-PRICED = frozenset(
-    {
-        *(name for name in POINTWISE.values() if name is not None),
-        *NORMALISING.values(),
-        *PER_CHANNEL.values(),
-        *ELEMENTWISE.values(),
-        *("pad", "concat", "select"),
-    }
-)
-
-# Values are moved, never changed: these run on channel ids as they run on numbers.
-REARRANGING = {
-    "chunk",
-    "split",
-    "tensor_split",
-    "unbind",
-    "getitem",
-    "narrow",
-    "select",
-    "index_select",
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "movedim",
-    "squeeze",
-    "unsqueeze",
-    "channel_shuffle",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "roll",
-    "flip",
-    "expand",
-    "expand_as",
-    "view_as",
-    "reshape_as",
-    "repeat",
-    "cat",
-    "stack",
-}
+_MODULES = {kind: name for name, operator in OPERATORS.items() for kind in operator.modules}
+_ALIASES = {alias: name for name, operator in OPERATORS.items() for alias in operator.aliases}
 
 
-def plain_name(node: fx.Node, module: nn.Module | None) -> str:
+def called_module(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None for functions and methods."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def plain_name(root: nn.Module, node: fx.Node) -> str:
     """The operator's one name, or its own description where amc does not know it."""
-    if node.op == "call_module":
-        return MODULES.get(type(module), f"module {type(module).__name__}")  # type: ignore[arg-type]
+    module = called_module(root, node)
+    if module is not None:
+        kind = find_kind(module)
+        named = f"module {type(module).__name__}"
+        return kind.op if kind is not None else _MODULES.get(type(module), named)
+    if node.op not in ("call_function", "call_method"):
+        return node.op
     if node.op == "call_method":
         return _canonical(str(node.target))
     target: Any = node.target
@@ -195,6 +181,28 @@ def plain_name(node: fx.Node, module: nn.Module | None) -> str:
     if home.split(".")[0] in ("torch", "torchvision", "_operator", "operator"):
         return _canonical(name)
     return f"function {home}.{name}"
+
+
+def operator_of(root: nn.Module, node: fx.Node) -> Operator:
+    """What is known of the operator that a node calls."""
+    return OPERATORS.get(plain_name(root, node), _UNKNOWN)
+
+
+def operator_signature(op: str, node: fx.Node, module: nn.Module | None) -> Signature:
+    """Signature, without sizes, of an operator between layers.
+
+    Args:
+        module: What the node calls; None for functions and methods.
+    """
+    if op not in ("max_pool2d", "avg_pool2d"):
+        return Signature(op)
+    if module is not None:
+        kernel, stride, padding = module.kernel_size, module.stride, module.padding
+    else:
+        kernel = argument(node, 1, "kernel_size", 1)
+        stride = argument(node, 2, "stride", None)
+        padding = argument(node, 3, "padding", 0)
+    return Signature(op, kernel=pair(kernel), stride=pair(stride or kernel), padding=pair(padding))
 
 
 def plain(value: Any) -> Any:
@@ -214,6 +222,12 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     if len(node.args) > position:
         return plain(node.args[position])
     return plain(node.kwargs.get(name, default))
+
+
+def shape_of(node: object) -> tuple[int, ...]:
+    """Shape of a node's value on the example."""
+    assert isinstance(node, fx.Node)
+    return tuple(node.meta["value"].shape)
 
 
 def _canonical(name: str) -> str:

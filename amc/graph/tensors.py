@@ -11,21 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from amc.graph.operators import POINTWISE, REARRANGING, argument, plain_name
-from amc.graph.signatures import space_of
+from amc.graph.operators import Flow, Operator, argument, called_module, operator_of
 from amc.graph.types import ChannelCount, LayerInfo, OperatorInfo, TensorInfo
-
-_RECTIFIERS = {"relu", "relu6", "hardtanh", "clamp"}
-_JOINS = {"add": "add", "cat": "concat"}
-# What a device prices an operator as -> the kind of the tensor that it gives.
-_KINDS = {
-    "max_pool2d": "maximum",
-    "select": "copy",
-    "avg_pool2d": "mean",
-    "adaptive_avg_pool2d": "mean",
-}
+from amc.layers.signature import space_of
 
 
 def follow_tensors(
@@ -75,17 +65,16 @@ class _Follower:
             layer = self._layers[node]
             self._add(node, TensorInfo("layer", sources, layer.index, (), layer.outputs, _ONE))
             return
-        called = self._called(node)
-        name = plain_name(node, called)
-        if len(sources) == 1 and self._moves_only(node, name):
+        known = operator_of(self._module, node)
+        if len(sources) == 1 and self._moves_only(node, known):
             self._place[node] = sources[0]
-        elif len(sources) == 1 and self._rectifies_alone(node, name):
+        elif len(sources) == 1 and self._rectifies_alone(node, known):
             before = self.tensors[sources[0]]
             after = (*before.operators, *self._names(node))
             self.tensors[sources[0]] = replace(before, operators=after)
             self._place[node] = sources[0]
         else:
-            kind = self._kind(node, name, called)
+            kind = self._kind(node, known)
             self._add(node, TensorInfo(kind, sources, -1, self._names(node), _NO_CHANNELS, _ONE))
 
     def _add(self, node: fx.Node, tensor: TensorInfo) -> None:
@@ -107,34 +96,36 @@ class _Follower:
     def _names(self, node: fx.Node) -> tuple[str, ...]:
         return (node.name,) if node.name in self._operators else ()
 
-    def _called(self, node: fx.Node) -> nn.Module | None:
-        return self._module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def _moves_only(self, node: fx.Node, name: str) -> bool:
+    def _moves_only(self, node: fx.Node, known: Operator) -> bool:
         """Whether a node's values are its one source's, in their form or in another order."""
         if node.op == "call_module" and str(node.target) in self._folds:
             return True
-        if name in POINTWISE and POINTWISE[name] is None:
-            return True
-        return name in REARRANGING - {"cat", "stack"} and node.name not in self._operators
+        moves = known.flow is Flow.REARRANGING and node.name not in self._operators
+        return moves or known.is_nothing
 
-    def _rectifies_alone(self, node: fx.Node, name: str) -> bool:
+    def _rectifies_alone(self, node: fx.Node, known: Operator) -> bool:
         sources = (n for n in node.all_input_nodes if self._has(n))
-        return name in _RECTIFIERS and all(len(source.users) == 1 for source in sources)
+        return known.gives == "rectified" and all(len(source.users) == 1 for source in sources)
 
-    def _kind(self, node: fx.Node, name: str, called: nn.Module | None) -> str:
+    def _kind(self, node: fx.Node, known: Operator) -> str:
         if node.op == "placeholder":
             return "input"
-        if name in _JOINS:
-            return _JOINS[name] if self._joins_computed(node) else "other"
-        if name in _RECTIFIERS:
-            return "rectified"
-        if name in ("pad", "spatial_pad"):
-            return "copy" if _pads_copies(node, name, called) else "other"
-        if name == "adaptive_max_pool2d":
-            return "other"
+        gives = known.gives
+        if gives in ("add", "concat"):
+            return gives if self._joins_computed(node) else "other"
+        if gives == "padded":
+            return "copy" if self._pads_zeros_or_copies(node) else "other"
         priced = self._operators.get(node.name)
-        return _KINDS.get(priced.signature.op, "other") if priced else "other"
+        is_followed = priced is not None and not priced.signature.is_whole
+        return gives if is_followed or gives == "rectified" else "other"
+
+    def _pads_zeros_or_copies(self, node: fx.Node) -> bool:
+        """Whether a padding brings zeros or values of its input, and nothing else."""
+        called = called_module(self._module, node)
+        if called is not None:
+            return bool(called.value == 0)
+        mode, fill = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0)
+        return mode in ("reflect", "replicate") or (mode == "constant" and not fill)
 
     def _joins_computed(self, node: fx.Node) -> bool:
         """Whether all that a node joins was computed, each one tensor, and is of one size."""
@@ -154,12 +145,3 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for part in value for tensor in _tensors(part)]
     return [value] if isinstance(value, Tensor) else []
-
-
-def _pads_copies(node: fx.Node, name: str, called: nn.Module | None) -> bool:
-    """Whether a padding brings zeros or values of its input, and nothing else."""
-    if name == "spatial_pad":
-        of_input = isinstance(called, (nn.ReflectionPad2d, nn.ReplicationPad2d))
-        return of_input or (isinstance(called, nn.ConstantPad2d) and called.value == 0)
-    mode, fill = argument(node, 2, "mode", "constant"), argument(node, 3, "value", 0)
-    return mode in ("reflect", "replicate") or (mode == "constant" and not fill)

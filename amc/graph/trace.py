@@ -20,6 +20,7 @@ from torch.fx.proxy import Attribute
 
 from amc.errors import TraceError
 from amc.graph.operators import tensors_in
+from amc.layers.kind import is_leaf
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,10 @@ class _ValueTracer(fx.Tracer):
         self._running = False  # an operator is being run for its value, not traced
         self._replaced: list[tuple[_ValueProxy, fx.Node]] = []  # placeholder, node before
         self.opaque: dict[str, str] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers of a kind that amc knows, and what PyTorch has, are one node."""
+        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _ValueProxy(node, self)

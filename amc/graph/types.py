@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-Size = tuple[int, int]
-
-WHOLE = "whole_"  # begins the name of what is counted and timed as it stands (`amc.graph.whole`)
-STORED = "stored"  # what is no operator: parameters that no layer has
-
-
-@dataclass(frozen=True, order=True)
-class Signature:
-    """What a device must know of an operator to price it, apart from channels and bits.
-
-    Attributes:
-        op: "conv2d" or "linear" for layers; "whole_..." for a call that amc does not follow, a name
-            for all calls that take the same time; otherwise the operator's plain name ("relu",
-            "add", "max_pool2d", ...).
-        groups: Convolution groups; 0 means depthwise (as many groups as input channels).
-        in_size: Height and width of the input; of a linear layer the positions that it is computed
-            at, (1, 1) for one, (tokens, 1) for tokens. Of a whole call, all numbers that reach it.
-        out_size: The same of the output.
-        own_macs, own_params: Of a whole call, whatever is kept around it; its name tells them.
-    """
-
-    op: str
-    kernel: Size = (1, 1)
-    stride: Size = (1, 1)
-    padding: Size = (0, 0)
-    dilation: Size = (1, 1)
-    groups: int = 1
-    in_size: Size = (1, 1)
-    out_size: Size = (1, 1)
-    own_macs: int = field(default=0, compare=False, repr=False)
-    own_params: int = field(default=0, compare=False, repr=False)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.op.startswith(WHOLE)
-
-    @property
-    def is_depthwise(self) -> bool:
-        return self.groups == 0
-
-    @property
-    def is_layer(self) -> bool:
-        return self.op in ("conv2d", "linear")
+from amc.layers.signature import STORED as STORED
+from amc.layers.signature import WHOLE as WHOLE
+from amc.layers.signature import Signature as Signature
+from amc.layers.signature import Size as Size
 
 
 @dataclass(frozen=True)
@@ -74,7 +35,7 @@ class ChannelCount:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A convolution or linear layer with weights.
+    """A layer: of a kind that amc knows (`amc.layers`), with weights.
 
     Attributes:
         index: Position in execution order.

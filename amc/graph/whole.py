@@ -22,8 +22,8 @@ from torch.fx.node import map_aggregate
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.files import fingerprint
-from amc.graph.operators import tensors_in
-from amc.graph.types import WHOLE, Signature
+from amc.graph.operators import called_module, tensors_in
+from amc.graph.types import WHOLE, ChannelCount, OperatorInfo, Signature
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Whole(nn.Module):
         self._args = map_aggregate(node.args, self._swapped)
         self._kwargs = map_aggregate(node.kwargs, self._swapped)
         del self._batched
-        self.called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self.called = called_module(module, node)
         self._method = str(node.target) if node.op == "call_method" else None
         self._function = node.target if node.op == "call_function" else None
         self.what = _what(node, self.called)
@@ -147,6 +147,27 @@ class Whole(nn.Module):
         ):
             self(*self._examples)
         return int(counter.get_total_flops()) // 2
+
+
+class Wholes:
+    """Calls that are counted as they stand; those that take the same time are one."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._macs: dict[str, int] = {}
+        self.by_op: dict[str, Whole] = {}
+
+    def add(self, node: fx.Node) -> OperatorInfo:
+        """Count a call."""
+        whole = Whole(self._module, node)
+        digest = whole.digest()
+        if digest not in self._macs:
+            self._macs[digest] = whole.macs()
+        read = sum(tensor.numel() for tensor in whole.state_dict().values())
+        signature = whole.signature(self._macs[digest], read)
+        self.by_op.setdefault(signature.op, whole)
+        one = ChannelCount(1, ())
+        return OperatorInfo(node.name, signature, one, one)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amc.compress.fold import Norm
+from amc.layers.norms import is_batch_norm
 
 BATCH = 256
 
@@ -40,9 +40,9 @@ def drifts(network: nn.Module, images: Tensor) -> dict[str, Drift]:
     recalibrate(seen, images)
     found = {}
     for path, module in network.named_modules():
-        if isinstance(module, Norm) and module.running_mean is not None:
+        if is_batch_norm(module) and module.running_mean is not None:
             other = seen.get_submodule(path)
-            assert isinstance(other, Norm)
+            assert is_batch_norm(other)
             assert module.running_var is not None
             assert other.running_mean is not None
             assert other.running_var is not None
@@ -62,7 +62,7 @@ def add_drift(network: nn.Module, known: Mapping[str, Drift], kept: Mapping[str,
         if path not in there:  # its block is gone
             continue
         norm = network.get_submodule(path)
-        assert isinstance(norm, Norm)
+        assert is_batch_norm(norm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         channels = kept.get(path, slice(None))
@@ -80,7 +80,7 @@ def recalibrate(network: nn.Module, images: Tensor) -> None:
     Args:
         images: Normalised, (n, channels, height, width); n of at least 2.
     """
-    norms = [module for module in network.modules() if isinstance(module, Norm)]
+    norms = [module for module in network.modules() if is_batch_norm(module)]
     if not norms:
         return
     before = [(norm.momentum, norm.training) for norm in norms]

@@ -17,10 +17,11 @@ from amc.compress.quantization import (
     weight_scale,
 )
 from amc.graph.graph import NetworkGraph
+from amc.layers import Layer, OutputChange, kind_of, layer_at
 from amc.objectives import DEFAULT, Objective
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
-from amc.recovery.sensitivity import LinearChange, OutputChange, divergences
+from amc.recovery.sensitivity import divergences
 from amc.strategy import FLOAT_BITS, Bits
 
 FloatArray = npt.NDArray[np.float64]
@@ -90,7 +91,7 @@ def layer_errors(
         for count in counts:
             table.add(("removal", index, count), removed(index, count))
     for layer in graph.layers:
-        module = graph.plan.module.get_submodule(layer.name)
+        module = layer_at(graph.plan.module, layer.name)
         for width in {pair.weight for pair in pairs} - {FLOAT_BITS}:
             table.add(("weight", layer.index, width), {layer.name: _rounded_weight(module, width)})
         for width in {pair.activation for pair in pairs} - {FLOAT_BITS}:
@@ -155,18 +156,17 @@ def _curve(path: RemovalPath, measured: Mapping[int, float]) -> FloatArray:
     return np.maximum.accumulate(errors[::-1])[::-1]  # fewer channels never err less
 
 
-def _rounded_weight(layer: nn.Module, width: int) -> OutputChange:
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+def _rounded_weight(layer: Layer, width: int) -> OutputChange:
     weight = layer.weight.detach()
-    return LinearChange(quantize_weight(weight, weight_scale(weight, width), width) - weight)
+    rounded = quantize_weight(weight, weight_scale(weight, width), width)
+    return kind_of(layer).changed(layer, rounded)
 
 
 def _rounded_input(values: Tensor, width: int) -> OutputChange:
     scale, zero = map(torch.tensor, activation_range(values, width))
 
     def change(layer: nn.Module, received: Tensor) -> Tensor:
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
         rounded = round_to_grid(received, scale, zero, width)
-        return LinearChange(layer.weight.detach())(layer, rounded - received)
+        return kind_of(layer).moved(layer, received, rounded)
 
     return change

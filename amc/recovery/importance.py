@@ -14,16 +14,17 @@ along it, are found once and looked up for every candidate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amc.graph.graph import NetworkGraph
-from amc.graph.signatures import is_depthwise
+from amc.layers import Layer, is_depthwise, kind_of, layer_at
 from amc.progress import progress_bar
 from amc.recovery.least_squares import RIDGE, cholesky
 from amc.recovery.moments import CalibrationStatistics, Moments, by_channel
@@ -161,8 +162,7 @@ def _readers(
         moments = known.get(path)
         if moments is None or not np.isin(units.inputs, members).any():
             continue
-        layer = graph.plan.module.get_submodule(path)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        layer = layer_at(graph.plan.module, path)
         columns = column_units(layer, units.inputs)[:: moments.places]
         rows = layer.weight.double().flatten(1) * sensitivities[path].sqrt()[:, None]
         weight = by_channel(rows, len(moments.mean), moments.places)
@@ -173,12 +173,9 @@ def _readers(
     return readers
 
 
-def column_units(layer: nn.Conv2d | nn.Linear, inputs: npt.NDArray[np.int64]) -> Order:
+def column_units(layer: Layer, inputs: npt.NDArray[np.int64]) -> Order:
     """The unit of every column of a layer's unfolded weight (of its first group), (columns,)."""
-    if isinstance(layer, nn.Linear):
-        return inputs
-    first_group = inputs[: layer.weight.shape[1]]
-    return np.repeat(first_group, layer.kernel_size[0] * layer.kernel_size[1])
+    return np.repeat(inputs[: layer.weight.shape[1]], math.prod(layer.weight.shape[2:]))
 
 
 def absorbs_shift(graph: NetworkGraph, path: str) -> bool:
@@ -194,23 +191,17 @@ def _loose_costs(
     sensitivities: Mapping[str, Tensor],
     group: int,
 ) -> Tensor:
-    """Error of dropping each member, in nats, at the readers whose moments are not known.
-
-    Their inputs are taken as independent and of equal energy: ``E[x^2] * sum(s_o w_oc^2)``.
-    """
+    """Error of dropping each member, in nats, at the readers whose moments are not known."""
     members = np.flatnonzero(graph.plan.unit_group == group)
     position = {unit: place for place, unit in enumerate(members.tolist())}
     costs = torch.zeros(len(members), dtype=torch.float64)
     for path, units in graph.plan.layers.items():
-        layer = graph.plan.module.get_submodule(path)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        layer = layer_at(graph.plan.module, path)
         if path in known or is_depthwise(layer):
             continue
         columns = column_units(layer, units.inputs)
         reads = np.flatnonzero(np.isin(columns, members))
-        energy = float(values[path].double().square().mean())
-        weight = layer.weight.detach().double().flatten(1).square()
-        per_column = energy * (sensitivities[path] @ weight)
+        per_column = kind_of(layer).column_costs(layer, values[path], sensitivities[path])
         places = torch.tensor([position[unit] for unit in columns[reads].tolist()])
         costs.index_add_(0, places.long(), per_column[torch.from_numpy(reads)])
     return costs

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
-from amc.graph.signatures import is_depthwise
+from amc.layers import Layer, ProductKind, kind_of, layer_at
+from amc.layers.kind import columns_of
 from amc.progress import progress_bar
 from amc.recovery.products import second_moments
 
-POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
 VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges: as many of few images
 BATCH = 64
 WIDEST = 8192  # columns of a covariance: 256 MiB
@@ -95,8 +95,8 @@ def gather_statistics(
     share = math.ceil(VALUES_PER_LAYER / len(images))
     gatherers = {
         path: _Gatherer(
-            graph.plan.module.get_submodule(path),
-            places_of(graph.plan.module.get_submodule(path), units.inputs, max_columns),
+            layer_at(graph.plan.module, path),
+            places_of(layer_at(graph.plan.module, path), units.inputs, max_columns),
             seed,
             share,
         )
@@ -127,15 +127,16 @@ def gather_statistics(
 
 
 class _Gatherer:
-    def __init__(self, module: nn.Module, places: int, seed: int, share: int) -> None:
+    def __init__(self, layer: Layer, places: int, seed: int, share: int) -> None:
         """
         Args:
             share: Of the sampled values, how many come from one image.
         """
-        assert isinstance(module, (nn.Conv2d, nn.Linear))
-        self._module, self._places, self._share = module, places, share
+        self._layer, self._places, self._share = layer, places, share
+        kind = kind_of(layer)
+        narrow = columns_of(layer) // places <= WIDEST and not kind.is_depthwise(layer)
+        self._kind = kind if isinstance(kind, ProductKind) and narrow else None
         self._generator = torch.Generator().manual_seed(seed)
-        self._keeps_moments = not is_depthwise(module) and columns_of(module) // places <= WIDEST
         # Sums of rows less a constant near their mean: a covariance that is small beside the
         # squared mean keeps its digits.
         self._shift: Tensor | None = None
@@ -144,7 +145,7 @@ class _Gatherer:
         self._rows, self._images, self._squares = 0, 0, 0.0
         self._samples: list[Tensor] = []
 
-    def hook(self) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(self) -> Callable[[object, tuple[Tensor, ...]], None]:
         return lambda module, inputs: self.add(inputs[0])
 
     def add(self, x: Tensor) -> None:
@@ -152,13 +153,13 @@ class _Gatherer:
         if count < len(flat):
             flat = flat[torch.randint(len(flat), (count,), generator=self._generator)]
         self._samples.append(flat)
-        if not self._keeps_moments:
+        if self._kind is None:
             return
         # (groups, rows, columns)
         if self._places > 1:
-            rows = pixel_rows(self._module, x, self._generator, self._places)
+            rows = self._kind.pixel_rows(self._layer, x, self._generator, self._places)
         else:
-            rows = input_rows(self._module, x, self._generator)
+            rows = self._kind.rows(self._layer, x, self._generator)
         if self._shift is None:
             self._shift = rows.mean(1, keepdim=True)
         rows = rows - self._shift
@@ -215,12 +216,7 @@ def _shared_squares(rows: Tensor, images: int) -> float:
     return total
 
 
-def columns_of(module: nn.Conv2d | nn.Linear) -> int:
-    """Columns of a layer's unfolded weight: inputs that one output sees."""
-    return math.prod(module.weight.shape[1:])
-
-
-def places_of(module: nn.Module, inputs: npt.NDArray[np.int64], max_columns: int) -> int:
+def places_of(layer: Layer, inputs: npt.NDArray[np.int64], max_columns: int) -> int:
     """How many columns of a layer's weight are taken for one another: more than 1 where wide.
 
     Of a convolution those of one channel, at the places of its kernel; of a linear layer those of
@@ -229,11 +225,10 @@ def places_of(module: nn.Module, inputs: npt.NDArray[np.int64], max_columns: int
     Args:
         inputs: The unit of each of its inputs.
     """
-    assert isinstance(module, (nn.Conv2d, nn.Linear))
-    if columns_of(module) <= max_columns:
+    if columns_of(layer) <= max_columns:
         return 1
-    if isinstance(module, nn.Conv2d):
-        return math.prod(module.kernel_size)
+    if layer.weight.dim() > 2:
+        return math.prod(layer.weight.shape[2:])
     changes = np.flatnonzero(np.diff(inputs)) + 1
     run = int(changes[0]) if len(changes) else len(inputs)
     even = len(inputs) % run == 0 and bool((inputs.reshape(-1, run) == inputs[::run, None]).all())
@@ -259,90 +254,3 @@ def by_place(weight: Tensor, places: int) -> Tensor:
     groups, rows, channels = weight.shape
     split = weight.reshape(groups, rows // places, places, channels).transpose(2, 3)
     return split.reshape(groups, rows // places, channels * places)
-
-
-def pixel_rows(
-    module: nn.Conv2d | nn.Linear,
-    x: Tensor,
-    generator: torch.Generator,
-    places: int,
-    count: int = POSITIONS_PER_IMAGE,
-) -> Tensor:
-    """A layer's input at sampled pixels, (groups, n * pixels, channels / groups).
-
-    Args:
-        x: (n, channels, height, width), or (n, ..., channels * places) for linear.
-    """
-    if isinstance(module, nn.Linear):
-        flat = x.reshape(-1, x.shape[-1] // places, places)
-    else:
-        flat = x.flatten(2)
-    flat = flat.index_select(2, positions_of(flat.shape[2], generator, count)).transpose(1, 2)
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    return flat.reshape(-1, groups, flat.shape[2] // groups).transpose(0, 1).contiguous()
-
-
-def input_rows(
-    module: nn.Conv2d | nn.Linear,
-    x: Tensor,
-    generator: torch.Generator | None,
-    count: int = POSITIONS_PER_IMAGE,
-) -> Tensor:
-    """Unfold a layer's input at sampled output positions.
-
-    Args:
-        x: (n, channels, height, width), or (n, ..., features) for linear.
-        generator: Chooses the positions; None takes all of them.
-        count: Positions of each image.
-
-    Returns:
-        Shape (groups, n * positions, columns), columns in the order of the layer's weight.
-    """
-    if isinstance(module, nn.Linear):
-        return x.reshape(1, -1, x.shape[-1])
-    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
-    x, (top, left), (height, width) = _framed(module, x)
-    out_h = (height - dh * (kh - 1) - 1) // sh + 1
-    out_w = (width - dw * (kw - 1) - 1) // sw + 1
-    positions = positions_of(out_h * out_w, generator, count)
-    row = (positions // out_w * sh - top)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
-    column = (positions % out_w * sw - left)[:, None, None] + (torch.arange(kw) * dw)
-    n, channels, in_h, in_w = x.shape
-    inside = ((row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)).flatten()
-    # (positions * kh * kw,); what lies outside reads place 0 and is then set to 0
-    places = torch.where(inside, (row * in_w + column).flatten(), 0)
-    area = len(positions), kh * kw
-    # One index along one dimension: what lies side by side in memory is copied in one piece.
-    if x.is_contiguous(memory_format=torch.channels_last):
-        flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels).index_select(1, places)
-        flat[:, ~inside] = 0
-        patches = flat.view(n, *area, module.groups, -1).permute(3, 0, 1, 4, 2)
-    else:
-        flat = x.flatten(2).index_select(2, places)
-        flat[:, :, ~inside] = 0
-        patches = flat.view(n, module.groups, -1, *area).permute(1, 0, 3, 2, 4)
-    # patches: (groups, n, positions, channels of one group, kh * kw)
-    # Contiguous: a product of rows that lie strided in memory takes 30 times as long.
-    return patches.reshape(module.groups, n * len(positions), -1).contiguous()
-
-
-def positions_of(
-    area: int, generator: torch.Generator | None, count: int = POSITIONS_PER_IMAGE
-) -> Tensor:
-    """Sampled output positions, sorted; all of them without a generator."""
-    if generator is None or area <= count:
-        return torch.arange(area)
-    return torch.randperm(area, generator=generator)[:count].sort().values
-
-
-def _framed(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-    """A layer's input, where it lies in the padded one (top, left), and that one's size.
-
-    Only padding with other values than 0 is really done: it copies the whole input, of which a
-    few positions are read.
-    """
-    left, right, top, bottom = module._reversed_padding_repeated_twice
-    if module.padding_mode != "zeros":
-        x = nn.functional.pad(x, (left, right, top, bottom), mode=module.padding_mode)
-        left = right = top = bottom = 0
-    return x, (top, left), (x.shape[2] + top + bottom, x.shape[3] + left + right)

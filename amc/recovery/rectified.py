@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from amc.graph.graph import NetworkGraph
-from amc.graph.operators import plain_name
+from amc.graph.operators import operator_of
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,6 @@ class Clip:
         return aims
 
 
-_CLIPS = {"relu": Clip(0.0), "relu6": Clip(0.0, 6.0)}
-
-
 def find_clips(graph: NetworkGraph, streams: Mapping[str, object]) -> dict[str, Clip]:
     """Layers whose output only a clipping activation reads, and which.
 
@@ -63,14 +60,7 @@ def find_clips(graph: NetworkGraph, streams: Mapping[str, object]) -> dict[str, 
         last = next(iter(node.users)) if path in norms else node
         if path in streams:
             last = next(iter(last.users))
-        found = {_name(graph, user) for user in last.users}
-        clip = _CLIPS.get(found.pop()) if len(found) == 1 else None
-        if clip is not None:
-            clips[path] = clip
+        found = {operator_of(graph.plan.module, user).clips for user in last.users}
+        if len(found) == 1 and (ends := found.pop()) is not None:
+            clips[path] = Clip(*ends)
     return clips
-
-
-def _name(graph: NetworkGraph, node: fx.Node) -> str:
-    calls_module = node.op == "call_module"
-    module = graph.plan.module.get_submodule(str(node.target)) if calls_module else None
-    return plain_name(node, module)

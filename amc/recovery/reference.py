@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from amc.compress.fold import folded_layer
 from amc.graph.graph import NetworkGraph
-from amc.graph.signatures import is_depthwise
-from amc.recovery.moments import BATCH, columns_of, positions_of
+from amc.layers import is_depthwise, kind_of, layer_at
+from amc.layers.kind import columns_of
+from amc.recovery.moments import BATCH
 from amc.recovery.rectified import Clip, find_clips
 
 MEMORY_BYTES = 3 * 2**30  # of rows and activations held at a time; beyond it, fewer images
@@ -29,8 +29,6 @@ FEWEST_POSITIONS = 16  # of an image, before images are left out
 SMALLEST_FACTOR = 1e-3  # a channel that BN scales by less cannot repair anything
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-Layer = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Reference:
         return torch.Generator().manual_seed(self.seed + batch)
 
 
-class Execution:
+class Execution(fx.Interpreter):
     """A network run node by node over all batches; what nothing needs any more is forgotten."""
 
     def __init__(
@@ -92,71 +90,49 @@ class Execution:
             norms: Layer path -> the normalisation after it, folded into the layer as the layer is
                 run: the values between the two are then what the normalisation gives.
         """
-        self._network, self._batches, self._norms = network, batches, norms or {}
+        super().__init__(network)
+        self._batches, self._norms = batches, norms or {}
         self._replaced: dict[str, nn.Module] = {}
-        self._values: dict[fx.Node, list[object]] = {}
+        self._values: list[dict[fx.Node, Any]] = [{} for _ in batches]
         self.nodes = list(network.graph.nodes)
         self._left = {node: len(node.users) for node in self.nodes}
 
     def values(self, node: fx.Node) -> list[object]:
         """Its value on every batch."""
-        return self._values[node]
+        return [values[node] for values in self._values]
 
     def advance(self, node: fx.Node) -> None:
         """Compute a node's values."""
         if node.op == "output":
             return
-        last = []
         for used in node.all_input_nodes:
             self._left[used] -= 1
-            if self._left[used] == 0:
-                last.append(used)
+        last = [used for used in node.all_input_nodes if self._left[used] == 0]
         if node.op == "call_module":
             self._fold(str(node.target))
-        self._values[node] = found = []
-        for batch in range(len(self._batches)):
-            found.append(self._run(node, batch))
+        for batch, values in zip(self._batches, self._values, strict=True):
+            self.env, self.args_iter = values, iter([batch])
+            values[node] = self.run_node(node)
             for used in last:  # at once: all batches of two layers would be twice the memory
-                self._values[used][batch] = None
-        for used in last:
-            self._values.pop(used, None)
+                del values[used]
 
     def held_bytes(self) -> int:
         """Size of all values that are held."""
-        return sum(
-            value.nbytes
-            for values in self._values.values()
-            for value in values
-            if isinstance(value, Tensor)
-        )
+        held = (value for values in self._values for value in values.values())
+        return sum(value.nbytes for value in held if isinstance(value, Tensor))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a module, or what was folded in its place."""
+        replaced = self._replaced.get(target)
+        return super().call_module(target, args, kwargs) if replaced is None else replaced(*args)
 
     def _fold(self, path: str) -> None:
         norm = self._norms.get(path)
-        if norm is not None:
-            folded = folded_layer(
-                self._network.get_submodule(path), self._network.get_submodule(norm)
-            )
-            if folded is not None:
-                self._replaced.update({path: folded, norm: nn.Identity()})
-
-    def _module(self, path: str) -> nn.Module:
-        return self._replaced.get(path) or self._network.get_submodule(path)
-
-    def _run(self, node: fx.Node, batch: int) -> object:
-        if node.op == "placeholder":
-            return self._batches[batch]
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self._network)
-
-        def value_of(argument: Any) -> Any:
-            return self._values[argument][batch] if isinstance(argument, fx.Node) else argument
-
-        args, kwargs = map_aggregate((node.args, node.kwargs), value_of)
-        if node.op == "call_module":
-            return self._module(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        if norm is None:
+            return
+        folded = folded_layer(self.module.get_submodule(path), self.module.get_submodule(norm))
+        if folded is not None:
+            self._replaced.update({path: folded, norm: nn.Identity()})
 
 
 def gather_reference(
@@ -207,39 +183,26 @@ def gather_reference(
 
 def _targets(run: Execution, node: fx.Node, reference: Reference) -> list[Target]:
     path = str(node.target)
-    layer, positions = run._network.get_submodule(path), reference.positions[path]
+    kind, positions = kind_of(run.module.get_submodule(path)), reference.positions[path]
     stream = reference.streams.get(path)
     found = []
     for batch, output in enumerate(run.values(node)):
         assert isinstance(output, Tensor)
         other = None if stream is None else run.values(stream.other)[batch]
-        rows = output_rows(layer, output, reference.generator(batch), positions)
+        rows = kind.output_rows(output, reference.generator(batch), positions)
         if isinstance(other, Tensor) and other.shape == output.shape:
             generator = reference.generator(batch)
-            found.append(Target(rows, output_rows(layer, other, generator, positions)))
+            found.append(Target(rows, kind.output_rows(other, generator, positions)))
         else:  # none, or added by broadcasting: not a stream of the same channels
             found.append(Target(rows, None))
     return found
-
-
-def output_rows(layer: nn.Module, y: Tensor, generator: torch.Generator, positions: int) -> Tensor:
-    """Outputs at the positions that `input_rows` samples, a copy of shape (rows, outputs)."""
-    if isinstance(layer, nn.Linear):
-        return y.reshape(-1, y.shape[-1]).clone()
-    chosen = positions_of(y.shape[2] * y.shape[3], generator, positions)
-    if y.is_contiguous(memory_format=torch.channels_last):
-        flat = y.permute(0, 2, 3, 1).reshape(len(y), -1, y.shape[1])
-        return flat.index_select(1, chosen).flatten(0, 1)
-    flat = y.flatten(2).index_select(2, chosen)  # (n, outputs, positions)
-    return flat.transpose(1, 2).reshape(-1, y.shape[1])
 
 
 def _positions(graph: NetworkGraph, positions: int, images: int) -> dict[str, int]:
     """Layer path -> output positions of each image: fewer where columns are few but groups many."""
     counts = {}
     for path in graph.plan.layers:
-        layer = graph.plan.module.get_submodule(path)
-        assert isinstance(layer, Layer)
+        layer = layer_at(graph.plan.module, path)
         enough = math.ceil(ROWS_PER_COLUMN * columns_of(layer) / images)
         counts[path] = min(positions, enough) if is_depthwise(layer) else positions
     return counts
@@ -260,13 +223,12 @@ def _affordable(
             run.advance(node)
             if node.op == "call_module" and path in graph.plan.layers:
                 output = run.values(node)[0]
-                layer = graph.plan.module.get_submodule(path)
+                layer = layer_at(graph.plan.module, path)
                 assert isinstance(output, Tensor)
-                assert isinstance(layer, Layer)
                 area = output[0, 0].numel() if output.dim() == 4 else 1
                 rows = min(positions[path], area)
                 noted += (2 if path in streams else 1) * output.nbytes * rows // area
-                groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+                groups = kind_of(layer).groups(layer)
                 # Twice: as unfolded, and shifted.
                 unfolded = 2 * rows * columns_of(layer) * groups * output.element_size()
             largest = max(largest, run.held_bytes() + unfolded)

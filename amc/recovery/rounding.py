@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amc.compress.quantization import Quantized, quantize_weight, weight_scale
+from amc.layers import Layer
 from amc.recovery.least_squares import cholesky, factor_of
+from amc.strategy import FLOAT_BITS
 
 RIDGE = 1e-2  # of the mean input energy (GPTQ, section 3.3)
 BLOCK = 64  # columns rounded before their errors are passed on to all others (GPTQ, section 3.2)
@@ -75,3 +78,34 @@ def _round_block(left: Tensor, factor: Tensor, steps: Tensor, bits: int) -> Tens
         left[:, :, column + 1 :] -= errors[:, :, column].unsqueeze(2) * row
         left[:, :, column] = rounded
     return errors
+
+
+def rounded_weight(layer: Layer, weight: Tensor) -> Tensor:
+    """A weight (groups, outputs / groups, columns) as the layer would hold it."""
+    if not isinstance(layer, Quantized) or layer.bits.weight == FLOAT_BITS:
+        return weight
+    bits, shaped = layer.bits.weight, _shaped(layer, weight)
+    return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
+
+
+def write_weight(layer: Layer, weight: Tensor, gram: Tensor | None) -> None:
+    """Write a layer's weight, rounded where its bits are few.
+
+    Args:
+        weight: (groups, outputs / groups, columns).
+        gram: Of its inputs, for rounding with error feedback; None: to the nearest.
+    """
+    weight = _shaped(layer, weight)
+    if isinstance(layer, Quantized) and layer.bits.weight != FLOAT_BITS:
+        layer.weight_scale = weight_scale(weight, layer.bits.weight)
+        grid = layer.weight_scale, layer.bits.weight
+        weight = (
+            quantize_weight(weight, *grid)
+            if gram is None
+            else round_with_feedback(weight, gram, *grid)
+        )
+    layer.weight.data = weight
+
+
+def _shaped(layer: Layer, weight: Tensor) -> Tensor:
+    return weight.reshape(layer.weight.shape).to(layer.weight.dtype)

@@ -14,56 +14,19 @@ decision and network. Two estimates, both from a backward pass that changes no w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
+from amc.layers import LinearChange, OutputChange, ProductKind, kind_of
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
-
-
-@dataclass(frozen=True)
-class LinearChange:
-    """What a layer's output changes by when its weight and bias change by so much.
-
-    Attributes:
-        weight: Of the layer's shape.
-        shift: Shape (outputs,).
-    """
-
-    weight: Tensor
-    shift: Tensor | None = None
-
-    def __call__(self, layer: nn.Module, received: Tensor) -> Tensor:
-        """Of the output's shape."""
-        if isinstance(layer, nn.Linear):
-            return functional.linear(received, self.weight, self.shift)
-        assert isinstance(layer, nn.Conv2d)
-        changed: Tensor = layer._conv_forward(received, self.weight, self.shift)
-        return changed
-
-    def pulls(self, gradients: Tensor, outputs: Tensor) -> Tensor:
-        """``g . dy`` for each image.
-
-        Args:
-            gradients: Of the weight, (images, ...).
-            outputs: Sums over positions of the output's gradients, (images, outputs).
-        """
-        pulled = gradients.flatten(1) @ self.weight.flatten()
-        return pulled if self.shift is None else pulled + outputs @ self.shift
-
-
-OutputChange = LinearChange | Callable[[nn.Module, Tensor], Tensor]
-"""(layer, its input) -> change of its output, of the output's shape."""
 
 
 def output_sensitivities(
@@ -88,8 +51,8 @@ def output_sensitivities(
     }
 
     def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, _: slice) -> None:
-        channel = -1 if isinstance(layer, nn.Linear) else 1
-        sums[path] += gradient.double().square().movedim(channel, 0).flatten(1).sum(1)
+        channels_first = gradient.double().square().movedim(kind_of(layer).channel_dim, 0)
+        sums[path] += channels_first.flatten(1).sum(1)
 
     _run_backward(graph, images, seed, objective, list(sums), note, "weighing channels")
     for path, total in sums.items():
@@ -123,7 +86,10 @@ def divergences(
 
     def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, at: slice) -> None:
         # g . (dW * x) is dW . (the gradient of the weight): one pass for all changes of a layer.
-        gradients = _weight_gradients(layer, received, gradient)
+        kind = kind_of(layer)
+        gradients = None
+        if isinstance(kind, ProductKind):
+            gradients = kind.weight_gradients(layer, received, gradient)
         outputs = gradient.flatten(2).sum(2) if gradient.dim() == 4 else gradient
         for number, change in changes[path]:
             if gradients is not None and isinstance(change, LinearChange):
@@ -137,31 +103,6 @@ def divergences(
         _check_finite(path, pulls[[number for number, _ in numbered]])
     found: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
     return found
-
-
-def _weight_gradients(layer: nn.Module, received: Tensor, gradient: Tensor) -> Tensor | None:
-    """Of every image, (n, *weight); None where the changes' own outputs are as cheap.
-
-    Args:
-        gradient: Of the layer's output.
-    """
-    if not isinstance(layer, nn.Conv2d) or gradient.shape[2:].numel() == 1:
-        return None
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return None
-    found = [
-        conv2d_weight(  # type: ignore[no-untyped-call]
-            received[i : i + 1],
-            list(layer.weight.shape),
-            gradient[i : i + 1],
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-        )
-        for i in range(len(received))
-    ]
-    return torch.stack(found)
 
 
 def _check_finite(path: str, values: Tensor) -> None:

@@ -16,31 +16,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from amc.compress.fold import Norm
-from amc.compress.quantization import (
-    QuantizedConv2d,
-    QuantizedLinear,
-    quantize_weight,
-    weight_scale,
-)
+from amc.compress.quantization import Quantized
 from amc.compress.removal import KeepMask
 from amc.graph.blocks import called_paths, heir_of
 from amc.graph.graph import NetworkGraph
-from amc.graph.signatures import is_depthwise
+from amc.layers import Layer, ProductKind, is_depthwise, kind_of, layer_at, product_of
+from amc.layers.norms import BatchNorm, factor_of, is_batch_norm, normalised
 from amc.recovery.fitting import RIDGES, Choice, Solver, Sums, choose, rescaled
-from amc.recovery.moments import input_rows
-from amc.recovery.reference import (
-    SMALLEST_FACTOR,
-    Execution,
-    Layer,
-    Reference,
-    Target,
-    output_rows,
-)
-from amc.recovery.rounding import round_with_feedback
-from amc.strategy import FLOAT_BITS
+from amc.recovery.reference import SMALLEST_FACTOR, Execution, Reference, Target
+from amc.recovery.rounding import rounded_weight, write_weight
 
 MAX_COLUMNS = 2304  # wider layers are refitted within what their rows span
 ROWS_PER_SPAN = 4  # rows that are fitted to, for each that spans
@@ -167,20 +153,23 @@ class _Repair:
 
         That is so of a depthwise layer, whose channels are there whole or not at all: refitted to
         its inputs as they are now it is no better (docs/ablations.md), and takes most of the time.
-        Rounded to few bits, it is refitted as others are.
+        Rounded to few bits, it is refitted as others are. Of a layer that is no product there is
+        no least squares.
         """
         if self._calls[path] != 1:
             return False
+        original = layer_at(self._graph.plan.module, path)
+        if not isinstance(kind_of(original), ProductKind):
+            return True
         layer = self._smaller.get_submodule(path)
-        is_coarse = isinstance(layer, QuantizedConv2d) and layer.bits.weight < EXACT_BITS
-        return is_depthwise(self._graph.plan.module.get_submodule(path)) and not is_coarse
+        is_coarse = isinstance(layer, Quantized) and layer.bits.weight < EXACT_BITS
+        return is_depthwise(original) and not is_coarse
 
     def shift(self, node: fx.Node) -> None:
         """Make right on average what a layer has just given."""
         path = str(node.target)
-        layer = self._smaller.get_submodule(path)
-        assert isinstance(layer, Layer)
-        norm = self._norm_after(path)
+        layer = layer_at(self._smaller, path)
+        norm, kind = self._norm_after(path), kind_of(layer)
         if layer.bias is None and norm is None:
             return
         values = self.run.values(node)
@@ -188,7 +177,7 @@ class _Repair:
         for batch, value in enumerate(values):
             assert isinstance(value, Tensor)
             generator = self._reference.generator(batch)
-            given.append(output_rows(layer, value, generator, self._reference.positions[path]))
+            given.append(kind.output_rows(value, generator, self._reference.positions[path]))
         outputs = self._kept_outputs(path)
         wanted = [t.output.index_select(1, outputs) for t in self._reference.targets[path]]
         lacks = (_row_mean(wanted) - _row_mean(given)).to(layer.weight.dtype)
@@ -196,7 +185,7 @@ class _Repair:
             layer.bias.data = layer.bias.data + lacks
             for value in values:
                 assert isinstance(value, Tensor)
-                value += lacks.view(-1, 1, 1)
+                value += kind.spread(lacks, value.dim())
         else:
             self._move_mean(path, norm, lacks)
 
@@ -206,8 +195,7 @@ class _Repair:
     def refit(self, node: fx.Node) -> Refit | None:
         """Write the least-squares solution into the smaller network's layer; None: it is left."""
         path = str(node.target)
-        layer = self._smaller.get_submodule(path)
-        assert isinstance(layer, Layer)
+        layer = layer_at(self._smaller, path)
         if self._calls[path] > 1:
             return None
         norm = self._norm_after(path)
@@ -228,7 +216,7 @@ class _Repair:
         sums = Sums(inputs, [aim.y for aim in aims], images, judging=judging)
         choice = Choice.unjudged(now, self._ridges[0])
         if judging:
-            rounded = (lambda w: w) if span is not None else (lambda w: _rounded(layer, w))
+            rounded = (lambda w: w) if span is not None else (lambda w: rounded_weight(layer, w))
             choice = self._choice(path, norm, sums, now, centred, rounded)
         weight = self._solved(path, aims, sums, norm, now, choice, centred)
         if not choice.refit.all():
@@ -236,9 +224,9 @@ class _Repair:
             factored = torch.where(choice.rescale[..., None], factored, now)
             weight = torch.where(choice.refit[..., None], weight, factored)
         if span is not None:
-            _write_weight(layer, whole + weight @ span.double(), None)
+            write_weight(layer, whole + weight @ span.double(), None)
         else:
-            _write_weight(layer, weight, sums.gram(centred) if self._feedback else None)
+            write_weight(layer, weight, sums.gram(centred) if self._feedback else None)
         if centred:
             self._set_mean(path, layer, norm, *(means or sums.means()))
         refused = float((choice.needed & ~choice.refit).double().mean())
@@ -247,7 +235,7 @@ class _Repair:
     def _choice(
         self,
         path: str,
-        norm: Norm | None,
+        norm: BatchNorm | None,
         sums: Sums,
         now: Tensor,
         centred: bool,
@@ -262,7 +250,7 @@ class _Repair:
         path: str,
         aims: Sequence[_Aim],
         sums: Sums,
-        norm: Norm | None,
+        norm: BatchNorm | None,
         now: Tensor,
         choice: Choice,
         centred: bool,
@@ -297,12 +285,10 @@ class _Repair:
         return found
 
     def _set_mean(
-        self, path: str, layer: Layer, norm: Norm | None, x_mean: Tensor, y_mean: Tensor
+        self, path: str, layer: Layer, norm: BatchNorm | None, x_mean: Tensor, y_mean: Tensor
     ) -> None:
         """Make the layer's output right on average, by its bias or by the mean that follows it."""
-        held = layer.weight
-        if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
-            held = layer._quantized_weight()
+        held = layer.quantized_weight() if isinstance(layer, Quantized) else layer.weight
         weight = held.double().reshape(len(x_mean), -1, x_mean.shape[1])
         lacks = y_mean - (weight @ x_mean.unsqueeze(2)).squeeze(2)  # (groups, outputs / groups)
         lacks = lacks.flatten().to(layer.weight.dtype)
@@ -311,38 +297,38 @@ class _Repair:
         else:
             self._move_mean(path, norm, lacks)
 
-    def _move_mean(self, path: str, norm: Norm | None, lacks: Tensor) -> None:
+    def _move_mean(self, path: str, norm: BatchNorm | None, lacks: Tensor) -> None:
         """Have the normalisation after a layer make up for what its outputs lack on average."""
         if norm is None or norm.running_mean is None:
             return
         # From the original's mean: the smaller network's may have been shifted already.
         original = self._graph.plan.module.get_submodule(self._norms[path])
-        assert isinstance(original, Norm)
+        assert is_batch_norm(original)
         assert original.running_mean is not None
         norm.running_mean.data = original.running_mean[self._kept_outputs(path)] - lacks
 
-    def _norm_after(self, path: str) -> Norm | None:
+    def _norm_after(self, path: str) -> BatchNorm | None:
         norm = self._norms.get(path)
         module = None if norm is None else self._smaller.get_submodule(norm)
-        return module if isinstance(module, Norm) else None
+        return module if is_batch_norm(module) else None
 
     def _inputs(self, node: fx.Node, layer: Layer) -> list[Tensor]:
         """What the smaller network's layer receives, a batch each, (groups, rows, columns)."""
         reference, inputs = self._reference, []
         for batch, received in enumerate(self.run.values(node.all_input_nodes[0])):
             assert isinstance(received, Tensor)
-            if isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
-                received = layer._quantized_input(received)
+            if isinstance(layer, Quantized):
+                received = layer.quantized_input(received)
             generator = reference.generator(batch)
             positions = reference.positions[str(node.target)]
-            inputs.append(input_rows(layer, received, generator, positions))
+            inputs.append(product_of(layer).rows(layer, received, generator, positions))
         return inputs
 
-    def _aims(self, node: fx.Node, layer: Layer, norm: Norm | None) -> list[_Aim]:
+    def _aims(self, node: fx.Node, layer: Layer, norm: BatchNorm | None) -> list[_Aim]:
         """What the smaller network's layer should give, a batch each."""
         path = str(node.target)
         outputs = self._kept_outputs(path)
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        groups = kind_of(layer).groups(layer)
 
         def grouped(y: Tensor) -> Tensor:
             return y.reshape(len(y), groups, -1).transpose(0, 1)  # (groups, rows, outputs / groups)
@@ -355,14 +341,14 @@ class _Repair:
             aims.append(_Aim(grouped(y), None if wanted is None else grouped(wanted)))
         return aims
 
-    def _corrects(self, path: str, norm: Norm | None) -> bool:
+    def _corrects(self, path: str, norm: BatchNorm | None) -> bool:
         """Whether the layer can repair the stream that its output is added to."""
         if path not in self._stream_nodes:
             return False
-        return norm is None or float(_factor(norm).abs().min()) >= SMALLEST_FACTOR
+        return norm is None or float(factor_of(norm).abs().min()) >= SMALLEST_FACTOR
 
     def _wanted(
-        self, path: str, target: Target, wanted: Tensor, outputs: Tensor, norm: Norm | None
+        self, path: str, target: Target, wanted: Tensor, outputs: Tensor, norm: BatchNorm | None
     ) -> Tensor | None:
         """What the original's activation receives, (rows, kept outputs); None: none that clips.
 
@@ -373,8 +359,8 @@ class _Repair:
             return None
         if path in self._norms:
             original = self._graph.plan.module.get_submodule(self._norms[path])
-            assert isinstance(original, Norm)
-            wanted = _normalised(original, wanted, outputs)
+            assert is_batch_norm(original)
+            wanted = normalised(original, wanted, outputs)
         if path not in self._reference.streams:
             return wanted
         if target.stream is None or not self._corrects(path, norm):
@@ -388,7 +374,7 @@ class _Repair:
         target: Target,
         wanted: Tensor,
         outputs: Tensor,
-        norm: Norm | None,
+        norm: BatchNorm | None,
         batch: int,
     ) -> Tensor:
         """What the layer should give, shape (rows, kept outputs).
@@ -396,13 +382,13 @@ class _Repair:
         Args:
             wanted: What the original's layer gives, of the same shape.
         """
-        factor = None if norm is None else _factor(norm)
+        factor = None if norm is None else factor_of(norm)
         if target.stream is None or not self._corrects(path, norm):
             return wanted
         ours = self.run.values(self._stream_nodes[path])[batch]
         assert isinstance(ours, Tensor)
         generator = self._reference.generator(batch)
-        ours = output_rows(layer, ours, generator, self._reference.positions[path])
+        ours = kind_of(layer).output_rows(ours, generator, self._reference.positions[path])
         difference = target.stream.index_select(1, outputs) - ours
         # BN scales what the layer gives: undo that for the correction.
         return wanted + (difference if factor is None else difference / factor)
@@ -423,56 +409,10 @@ def _same_nodes(
     }
 
 
-def _factor(norm: Norm) -> Tensor:
-    """What a batch normalisation multiplies its channels by, in evaluation."""
-    assert norm.running_var is not None
-    factor = torch.rsqrt(norm.running_var + norm.eps)
-    return factor * norm.weight if norm.affine else factor
-
-
-def _factors(norm: Norm | None, weight: Tensor) -> Tensor:
+def _factors(norm: BatchNorm | None, weight: Tensor) -> Tensor:
     """What a layer's outputs are multiplied by after it, (groups, 1, outputs / groups)."""
-    factor = torch.ones(weight.shape[:2]) if norm is None else _factor(norm)
+    factor = torch.ones(weight.shape[:2]) if norm is None else factor_of(norm)
     return factor.reshape(len(weight), 1, -1)
-
-
-def _normalised(norm: Norm, given: Tensor, channels: Tensor) -> Tensor:
-    """Some channels of what a batch normalisation makes of its input, (rows, channels)."""
-    assert norm.running_mean is not None
-    factor = _factor(norm)
-    shift = -norm.running_mean * factor
-    if norm.affine:
-        shift = shift + norm.bias
-    return given * factor[channels] + shift[channels]
-
-
-def _rounded(layer: Layer, weight: Tensor) -> Tensor:
-    """A weight (groups, outputs / groups, columns) as the layer would hold it."""
-    if not isinstance(layer, (QuantizedConv2d, QuantizedLinear)):
-        return weight
-    bits = layer.bits.weight
-    if bits == FLOAT_BITS:
-        return weight
-    shaped = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
-    return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
-
-
-def _write_weight(layer: Layer, weight: Tensor, gram: Tensor | None) -> None:
-    """Write a layer's weight, rounded where its bits are few.
-
-    Args:
-        gram: Of its inputs, for rounding with error feedback; None: to the nearest.
-    """
-    weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
-    if isinstance(layer, (QuantizedConv2d, QuantizedLinear)) and layer.bits.weight != FLOAT_BITS:
-        layer.weight_scale = weight_scale(weight, layer.bits.weight)
-        grid = layer.weight_scale, layer.bits.weight
-        weight = (
-            quantize_weight(weight, *grid)
-            if gram is None
-            else round_with_feedback(weight, gram, *grid)
-        )
-    layer.weight.data = weight
 
 
 def _mean(batches: Sequence[Tensor]) -> Tensor:

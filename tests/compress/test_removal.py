@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.compress.removal import KeepMask, clone_module, keep_mask, remove_channels
+from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.compress.verify import graph_of, removal_error
 from amc.graph.graph import NetworkGraph, build_graph
+from amc.layers.copies import clone_module
 from amc.networks import build_network
 from tests.conftest import TINY_SHAPE, randomise_norms
 from tests.graph import nets

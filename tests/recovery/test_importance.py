@@ -8,9 +8,10 @@ from torch import nn
 
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
+from amc.layers import kind_of
 from amc.recovery import importance, moments
 from amc.recovery.importance import absorbs_shift, column_units, removal_paths
-from amc.recovery.moments import CalibrationStatistics, gather_statistics, input_rows
+from amc.recovery.moments import CalibrationStatistics, gather_statistics
 from amc.recovery.sensitivity import output_sensitivities
 from tests.conftest import TINY_SHAPE
 from tests.graph.nets import SHAPE, Sequence, conv
@@ -45,7 +46,7 @@ def test_each_removal_is_the_one_that_refitting_repairs_best(bias):
     order = paths[0].order.tolist()
     with torch.no_grad():
         x = torch.relu(network[0](batch))
-        rows = input_rows(reader, x, None)[0].double()
+        rows = kind_of(reader).rows(reader, x, None)[0].double()
         if bias:  # a constant is repaired by the bias
             rows = rows - rows.mean(0)
         outputs = rows @ reader.weight.double().flatten(1).T
@@ -134,7 +135,7 @@ def test_errors_are_those_of_least_squares_times_sensitivity(bias):
     plain = {name: replace(found, shrinkage=0.0) for name, found in statistics.moments.items()}
     path = removal_paths(graph, replace(statistics, moments=plain), sensitivities)[0]
     with torch.no_grad():
-        rows = input_rows(reader, torch.relu(network[0](batch)), None)[0].double()
+        rows = kind_of(reader).rows(reader, torch.relu(network[0](batch)), None)[0].double()
         rows = rows - rows.mean(0) if bias else rows
         outputs = (rows @ reader.weight.double().flatten(1).T).numpy()
     expected = [

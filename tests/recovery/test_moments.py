@@ -5,14 +5,14 @@ from torch import nn
 
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
+from amc.layers import kind_of
+from amc.layers.kind import POSITIONS_PER_IMAGE
 from amc.recovery import moments
 from amc.recovery.moments import (
-    POSITIONS_PER_IMAGE,
     VALUES_PER_LAYER,
     by_channel,
     by_place,
     gather_statistics,
-    input_rows,
     places_of,
 )
 from tests.conftest import TINY_SHAPE
@@ -36,7 +36,7 @@ def images() -> torch.Tensor:
 def test_weight_times_input_rows_is_what_the_convolution_gives(name):
     layer = LAYERS[name]
     x = torch.randn(2, 4, 7, 9)
-    rows = input_rows(layer, x, None)  # (groups, n * positions, columns)
+    rows = kind_of(layer).rows(layer, x, None)  # (groups, n * positions, columns)
     weight = layer.weight.reshape(layer.groups, -1, rows.shape[2])
     y = rows @ weight.transpose(1, 2)  # (groups, n * positions, outputs)
     expected = layer(x) - layer.bias.view(1, -1, 1, 1)
@@ -45,14 +45,14 @@ def test_weight_times_input_rows_is_what_the_convolution_gives(name):
 
 
 def test_rows_of_a_linear_layer_are_its_inputs():
-    x = torch.randn(3, 5, 4)
-    assert torch.equal(input_rows(nn.Linear(4, 2), x, None)[0], x.reshape(15, 4))
+    linear, x = nn.Linear(4, 2), torch.randn(3, 5, 4)
+    assert torch.equal(kind_of(linear).rows(linear, x, None)[0], x.reshape(15, 4))
 
 
 def test_sampled_positions_are_among_all_of_them():
     layer, x = nn.Conv2d(2, 3, 3), torch.randn(1, 2, 12, 12)
-    every = {tuple(row) for row in input_rows(layer, x, None)[0].tolist()}
-    some = input_rows(layer, x, torch.Generator().manual_seed(0))[0].tolist()
+    every = {tuple(row) for row in kind_of(layer).rows(layer, x, None)[0].tolist()}
+    some = kind_of(layer).rows(layer, x, torch.Generator().manual_seed(0))[0].tolist()
     assert len(some) == POSITIONS_PER_IMAGE < len(every)
     assert {tuple(row) for row in some} < every
 
@@ -209,7 +209,7 @@ def test_rows_of_a_depthwise_layer_lie_side_by_side():
     """Products of strided rows take 30 times as long."""
     layer, x = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.randn(2, 8, 6, 6)
     for layout in (torch.contiguous_format, torch.channels_last):
-        rows = input_rows(layer, x.contiguous(memory_format=layout), None)
+        rows = kind_of(layer).rows(layer, x.contiguous(memory_format=layout), None)
         assert rows.is_contiguous()
         expected = layer(x).flatten(2).permute(1, 0, 2).flatten(1)
         given = (rows @ layer.weight.flatten(2).transpose(1, 2)).squeeze(2) + layer.bias[:, None]

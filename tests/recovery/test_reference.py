@@ -3,7 +3,8 @@ from collections import Counter
 import pytest
 import torch
 
-from amc.recovery.reference import gather_reference, output_rows
+from amc.layers import kind_of
+from amc.recovery.reference import gather_reference
 from tests.conftest import TINY_SHAPE
 
 IMAGES = torch.randn(70, *TINY_SHAPE, generator=torch.Generator().manual_seed(0))  # two batches
@@ -32,12 +33,14 @@ def test_targets_are_what_the_layers_gave_and_what_that_was_added_to(tiny_graph,
     for path, targets in reference.targets.items():
         layer = tiny_graph.plan.module.get_submodule(path)
         for batch, target in enumerate(targets):
-            rows = output_rows(layer, given[path][1 + batch], reference.generator(batch), POSITIONS)
+            rows = kind_of(layer).output_rows(
+                given[path][1 + batch], reference.generator(batch), POSITIONS
+            )
             assert torch.equal(target.output, rows)
             assert (target.stream is not None) == (path == "conv3")
     norm = tiny_graph.plan.module.get_submodule("bn2")
     conv3 = tiny_graph.plan.module.get_submodule("conv3")
     for batch, target in enumerate(reference.targets["conv3"]):
         stream = torch.relu(norm(given["conv2"][1 + batch]))
-        rows = output_rows(conv3, stream, reference.generator(batch), POSITIONS)
+        rows = kind_of(conv3).output_rows(stream, reference.generator(batch), POSITIONS)
         assert torch.equal(target.stream, rows.detach())

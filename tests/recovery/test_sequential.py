@@ -7,8 +7,8 @@ from amc.compress.quantization import quantize_layer, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.errors import CalibrationError
+from amc.layers.kind import POSITIONS_PER_IMAGE
 from amc.recovery import reference
-from amc.recovery.moments import POSITIONS_PER_IMAGE
 from amc.recovery.reference import gather_reference
 from amc.recovery.sequential import MAX_COLUMNS, refit_layers
 from amc.strategy import Bits
