@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from amc.api import apply_policy, compare, finetune, load_compressed, profile, search
     from amc.candidate import RecoverySettings
     from amc.comparison.comparison import Comparison
+    from amc.compress.quantization import Quantized
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
     from amc.errors import AmcError
     from amc.export import export_onnx, read_precisions
+    from amc.layers import LayerKind, register_layer
+    from amc.layers.signature import Signature
     from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
@@ -38,14 +41,17 @@ __all__ = [
     "Budget",
     "Comparison",
     "DataSet",
+    "LayerKind",
     "NamedScore",
     "Objective",
     "Outcome",
     "Policy",
     "Problem",
+    "Quantized",
     "RecoverySettings",
     "SearchResult",
     "SearchSpace",
+    "Signature",
     "Strategy",
     "TrainingSettings",
     "apply_policy",
@@ -59,6 +65,7 @@ __all__ = [
     "load_compressed",
     "profile",
     "read_precisions",
+    "register_layer",
     "search",
 ]
 
@@ -68,14 +75,17 @@ _HOME = {
     "Budget": "amc.cost.budget",
     "Comparison": "amc.comparison.comparison",
     "DataSet": "amc.data",
+    "LayerKind": "amc.layers",
     "NamedScore": "amc.objectives",
     "Objective": "amc.objectives",
     "Outcome": "envs.reward",
+    "Quantized": "amc.compress.quantization",
     "Policy": "agents.policy",
     "Problem": "amc.task",
     "SearchResult": "amc.study.result",
     "RecoverySettings": "amc.candidate",
     "SearchSpace": "amc.task",
+    "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",
     "build_data": "amc.data",
@@ -84,6 +94,7 @@ _HOME = {
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
     "read_precisions": "amc.export",
+    "register_layer": "amc.layers",
 }
 
 gymnasium.register(id="amc/Compression-v0", entry_point="envs.compression:make_env")
