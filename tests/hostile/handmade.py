@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.recovery import training
+from amc.recovery import training_state
 from amc.sealed import Sealed
 from amc.study import checkpoint
 
@@ -287,10 +287,10 @@ HANDMADE: dict[str, Handmade] = {
         "does not fit this agent",
     ),
     "training state without history": Handmade(
-        "training state", _resealed(training._STATE, history=None), "'history' must be a list"
+        "training state", _resealed(training_state.STATE, history=None), "'history' must be a list"
     ),
     "training state without tensors": Handmade(
-        "training state", _resealed(training._STATE, tensors=()), "does not fit the network"
+        "training state", _resealed(training_state.STATE, tensors=()), "does not fit the network"
     ),
     "table with a column of a megabyte": Handmade(
         "table", _raw(b"op,", b"o" * 2**20 + b","), "not a line of a CSV file"

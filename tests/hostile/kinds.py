@@ -41,7 +41,7 @@ from amc.files import write_text
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.networks import load_checkpoint
-from amc.recovery import training
+from amc.recovery import training, training_state
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact, checkpoint
@@ -411,7 +411,7 @@ KINDS: Mapping[str, FileKind] = {
         training.STATE_FILE,
         _train,
         _train,
-        (*_TENSORS, containers.sealed(training._STATE), containers.sealed(training._STATE)),
+        (*_TENSORS, *[containers.sealed(training_state.STATE)] * 2),
     ),
     "table": FileKind(
         "table.csv", _make_table, lambda folder: read_table(folder / "table.csv"), (line,)

@@ -18,7 +18,7 @@ from amc.errors import (
 )
 from amc.layout import fast_layout
 from amc.objectives.classification import Classification
-from amc.recovery import training
+from amc.recovery import training, training_state
 from amc.recovery.training import (
     AUGMENTATIONS,
     BASE_TRAINING,
@@ -533,8 +533,8 @@ def test_state_whose_document_is_not_one_is_refused(
     values: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     fit(tiny_net(), checkpoint_folder=tmp_path)
-    tensors, document = training._STATE.read(tmp_path / STATE_FILE)
-    training._STATE.write(tmp_path / STATE_FILE, tensors, document | values)
+    tensors, document = training_state.STATE.read(tmp_path / STATE_FILE)
+    training_state.STATE.write(tmp_path / STATE_FILE, tensors, document | values)
     with pytest.raises(ArtifactError, match=rf"{said}.*Remove it to start over"):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
@@ -553,9 +553,9 @@ def test_state_whose_tensors_are_not_the_networks_is_refused(
     name: str, tensor: Tensor | None, tmp_path: Path
 ) -> None:
     fit(tiny_net(), checkpoint_folder=tmp_path)
-    tensors, document = training._STATE.read(tmp_path / STATE_FILE)
+    tensors, document = training_state.STATE.read(tmp_path / STATE_FILE)
     changed = {n: t for n, t in (tensors | {name: tensor}).items() if t is not None}
-    training._STATE.write(tmp_path / STATE_FILE, changed, document)
+    training_state.STATE.write(tmp_path / STATE_FILE, changed, document)
     missing = name.partition("/")[2]
     with pytest.raises(
         ArtifactError, match=rf"does not fit the network: \['{missing}'\].*Remove it"

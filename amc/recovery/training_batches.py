@@ -1,0 +1,76 @@
+"""The images of a training, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from amc.files import fingerprint
+from amc.layout import laid_out
+from amc.recovery.training_settings import AUGMENTATIONS, TrainingSettings
+
+_STREAM_STRIDE = 1_000_003  # a prime that keeps the streams of (seed, epoch) apart
+
+
+class Batches:
+    """The images in a fresh order every epoch, augmented, normalised, on the device.
+
+    Attributes:
+        targets: Of all images, in their order.
+        layout: How they lie in memory there.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor | None,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        settings: TrainingSettings,
+        device: torch.device,
+    ) -> None:
+        self._images, self._settings = images, settings
+        is_whole = targets is not None and not targets.is_floating_point()
+        self.targets = targets.long() if is_whole and targets is not None else targets
+        self.device = device
+        self.layout = torch.contiguous_format
+        self.size = min(settings.batch_size, len(images))
+        self.steps = len(images) // self.size
+        self._mean = torch.as_tensor(mean, dtype=torch.float32, device=device)[:, None, None]
+        self._std = torch.as_tensor(std, dtype=torch.float32, device=device)[:, None, None]
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs (B, C, H, W) and targets (B, ...), if there are any."""
+        generator = torch.Generator().manual_seed(stream_of(self._settings.seed, epoch))
+        order = torch.randperm(len(self._images), generator=generator)
+        for rows in order[: self.steps * self.size].view(self.steps, self.size):
+            rows = rows.to(self._images.device)
+            images = self._images[rows].to(self.device)
+            for name in self._settings.augment:
+                images = AUGMENTATIONS[name](images, generator)
+            scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+            inputs = (scaled - self._mean) / self._std
+            yield (
+                laid_out(inputs, self.layout),
+                None
+                if self.targets is None
+                else self.targets[rows.to(self.targets.device)].to(self.device),
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self._images.shape[1:]
+        return channels, height, width
+
+    def fingerprint(self) -> str:
+        """Changes with any pixel, target, mean or std."""
+        targets = () if self.targets is None else (self.targets,)
+        return fingerprint(self._images, *targets, self._mean, self._std)
+
+
+def stream_of(seed: int, epoch: int) -> int:
+    """The seed of all that is random in an epoch."""
+    return seed * _STREAM_STRIDE + epoch

@@ -1,0 +1,279 @@
+"""Where a training is, in memory and on the disk, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
+from amc.errors import ArtifactError, NetworkError
+from amc.files import fingerprint, write_tensors
+from amc.objectives import Objective, identity_of
+from amc.recovery.training_batches import Batches
+from amc.recovery.training_settings import TrainingSettings
+from amc.sealed import Sealed
+
+STATE_FILE = "training.safetensors"
+BEST_FILE = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a training; scores are the objective's primary one.
+
+    Attributes:
+        epoch: 1 for the first.
+        loss: Mean over the epoch's steps.
+        train_score: On the augmented images, while they were trained on; None without targets.
+        score: What ``evaluate`` said after the epoch; None without it.
+        learning_rate: At the epoch's last step.
+    """
+
+    epoch: int
+    loss: float
+    train_score: float | None
+    score: float | None
+    learning_rate: float
+
+
+_EPOCH: dict[str, Kind] = {
+    "epoch": WHOLE,
+    **dict.fromkeys(("loss", "learning_rate"), NUMBER),
+    **dict.fromkeys(("train_score", "score"), or_null(NUMBER)),
+}
+_IS_EPOCH: Kind = (
+    lambda value: (
+        isinstance(value, dict)
+        and value.keys() == _EPOCH.keys()
+        and all(accepts(value[name]) for name, (accepts, _) in _EPOCH.items())
+    ),
+    f"{', '.join(_EPOCH)} of an epoch",
+)
+STATE = Sealed(
+    "amc-training",
+    3,  # 2: a checksum; 3: scores of any objective
+    "the state of a training",
+    {
+        "identity": OBJECT,
+        "history": list_of(_IS_EPOCH),
+        "best_epoch": WHOLE,
+        "best_score": or_null(NUMBER),
+        "scaler": OBJECT,
+    },
+    "Remove it to start over.",
+)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained network and how it went.
+
+    Attributes:
+        network: The one that was passed in, in eval mode, with the best weights.
+        best_epoch: The epoch they are from; 0 means that none was better than the start.
+        best_score: Theirs; None when nothing evaluated it.
+        history: One record per epoch, those before a resume included.
+        complete: False when it was stopped before its last epoch.
+    """
+
+    network: nn.Module
+    best_epoch: int
+    best_score: float | None
+    history: tuple[EpochRecord, ...]
+    complete: bool
+
+
+class Run:
+    """Network, optimizer and what was best so far; in memory and on the disk."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: TrainingSettings,
+        folder: Path | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.history: list[EpochRecord] = []
+        self.half = _half_precision(device_of(network), settings)
+        self._folder, self._identity = folder, identity
+        self._best: dict[str, Tensor] = {}
+        self._best_epoch = 0
+        self._best_score: float | None = None
+        self._scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
+        self._trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self._optimizer = _sgd(self._trained, settings)
+
+    def step(self, loss: Tensor, learning_rate: float) -> None:
+        """One step of the optimizer down the gradient of ``loss``."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def finish_epoch(self, record: EpochRecord) -> None:
+        """Remember the epoch, its weights if they are the best, and write both down."""
+        self.history.append(record)
+        to_beat = self._best_score
+        is_best = to_beat is None or record.score is None or record.score >= to_beat
+        if is_best:
+            self._keep_best(record.epoch, record.score)
+        if self._folder is not None:
+            self._write_state(self._folder)
+            if is_best:
+                write_tensors(self._folder / BEST_FILE, self._best)
+
+    def resume_or_start(self, evaluate: Callable[[nn.Module], float] | None) -> None:
+        """Take up the folder's state; without one, the start is what has to be beaten."""
+        if self._folder is not None and (self._folder / STATE_FILE).exists():
+            self._read_state(self._folder)
+            write_tensors(self._folder / BEST_FILE, self._best)  # a kill may have come between
+            return
+        self.network.eval()
+        self._keep_best(0, None if evaluate is None else float(evaluate(self.network)))
+
+    def result(self) -> TrainingResult:
+        """Put the best weights into the network and say how it went."""
+        self.network.load_state_dict(self._best or self.network.state_dict())
+        return TrainingResult(
+            network=self.network.eval(),
+            best_epoch=self._best_epoch,
+            best_score=self._best_score,
+            history=tuple(self.history),
+            complete=len(self.history) == self.settings.epochs,
+        )
+
+    def _keep_best(self, epoch: int, score: float | None) -> None:
+        self._best = {n: t.detach().clone() for n, t in self.network.state_dict().items()}
+        self._best_epoch, self._best_score = epoch, score
+
+    def _write_state(self, folder: Path) -> None:
+        tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
+        tensors |= {f"best/{n}": t for n, t in self._best.items()}
+        for name, parameter in self._trained.items():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:  # absent without momentum, and where no gradient came
+                tensors[f"momentum/{name}"] = buffer
+        document = {
+            "identity": self._identity,
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self._best_epoch,
+            "best_score": self._best_score,
+            "scaler": self._scaler.state_dict(),
+        }
+        STATE.write(folder / STATE_FILE, tensors, document)
+
+    def _read_state(self, folder: Path) -> None:
+        path = folder / STATE_FILE
+        tensors, document = STATE.read(path)
+        _check_identity(document["identity"], self._identity, path)
+        wrong = partial(STATE.misfit, path)
+        now = self.network.state_dict()
+        weights, best = (_like(now, _under(part, tensors), wrong) for part in ("weights/", "best/"))
+        momentum = _under("momentum/", tensors)
+        moved = {n: p for n, p in self._trained.items() if n in momentum}
+        for name, buffer in _like(moved, momentum, wrong).items():
+            parameter = self._trained[name]
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                buffer
+            )
+        self.network.load_state_dict(weights)
+        self._best = best
+        self.history = [EpochRecord(**record) for record in document["history"]]
+        self._best_epoch = document["best_epoch"]
+        self._best_score = document["best_score"]
+        if document["scaler"]:
+            self._scaler.load_state_dict(document["scaler"])
+
+
+def _like(
+    wanted: Mapping[str, Tensor], found: dict[str, Tensor], wrong: Fault
+) -> dict[str, Tensor]:
+    """The tensors that were found, which must be named and shaped like those wanted."""
+    odd = [
+        name
+        for name in sorted({*wanted, *found})
+        if name not in wanted or name not in found or found[name].shape != wanted[name].shape
+    ]
+    if odd:
+        raise wrong(f"does not fit the network: {shown(odd)} is missing, or not as large there")
+    return found
+
+
+def _sgd(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.SGD:
+    if not trained:
+        raise NetworkError("No parameter of the network requires a gradient: nothing to train.")
+    parameters = list(trained.values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+    )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def identity_of_training(
+    network: nn.Module,
+    batches: Batches,
+    objective: Objective,
+    settings: TrainingSettings,
+    teacher: nn.Module | None,
+) -> dict[str, Any]:
+    """Everything that decides how a training goes, by a name that an error can use."""
+    state = network.state_dict()
+    taught_by = fingerprint(*teacher.state_dict().values()) if teacher is not None else None
+    return {
+        **{field.name: getattr(settings, field.name) for field in fields(settings)},
+        "augment": list(settings.augment),
+        "trained parameters": [n for n, p in network.named_parameters() if p.requires_grad],
+        "data": batches.fingerprint(),
+        "objective": identity_of(objective),
+        "teacher": taught_by,
+        "starting weights": fingerprint(*state.values()),
+        **{f"shape of {name}": list(tensor.shape) for name, tensor in state.items()},
+    }
+
+
+def _check_identity(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    changed = [
+        f"{shown(name)[1:-1]} was {shown(stored.get(name))}, now {shown(wanted.get(name))}"
+        for name in dict.fromkeys([*stored, *wanted])
+        if stored.get(name) != wanted.get(name)
+    ]
+    if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ArtifactError(
+            f"{path} is the state of another training: {'; '.join(changed[:5])}{more}. "
+            "Use the settings that it was started with, or another folder."
+        )
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is."""
+    for parameter in network.parameters():
+        return parameter.device
+    raise NetworkError("The network has no parameters: nothing to train.")
+
+
+def _half_precision(device: torch.device, settings: TrainingSettings) -> torch.dtype | None:
+    """bfloat16 where the GPU has it, else float16 with a scaled loss; None without CUDA."""
+    if device.type != "cuda" or not settings.mixed_precision:
+        return None
+    native = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if native else torch.float16
