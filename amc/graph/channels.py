@@ -11,7 +11,6 @@ removed as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,14 @@ from amc.graph.flow import (
     PerChannelCall,
     SelectCall,
 )
+from amc.graph.ids import (
+    IdTensor,
+    channel_vector,
+    flat,
+    holds_tensor,
+    is_broadcast_over_channels,
+    positions_in_origin,
+)
 from amc.graph.operators import (
     Flow,
     Operator,
@@ -44,16 +51,6 @@ from amc.layers.norms import has_one_factor
 from amc.layers.signature import positions
 
 MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
-
-
-@dataclass(eq=False)
-class _Value:
-    """A tensor of ids, and where each element came from since the last change of values."""
-
-    ids: Tensor  # int64, shape of the tensor it stands for
-    node: fx.Node
-    origin: _Value | None = None  # the value that this one only rearranges
-    positions: Tensor | None = None  # flat index of each element in the origin
 
 
 def follow_channels(module: fx.GraphModule) -> ChannelFlow:
@@ -91,14 +88,14 @@ class _Follower:
             return None
         if node.op == "get_attr":
             return self._visit_parameter(node, value)
-        if not _holds_tensor(value):  # Python numbers, sizes
+        if not holds_tensor(value):  # Python numbers, sizes
             return None
         inputs, name = self._inputs(node), plain_name(self._module, node)
         if not inputs:
             return self._new_ids(value, f"meets a tensor made by {name} ({node.name})", node)
         return self._dispatch(node, name, inputs, value)
 
-    def _dispatch(self, node: fx.Node, name: str, inputs: list[_Value], value: Any) -> Any:
+    def _dispatch(self, node: fx.Node, name: str, inputs: list[IdTensor], value: Any) -> Any:
         first, known = inputs[0], operator_of(self._module, node)
         flow, module = known.flow, called_module(self._module, node)
         if flow in (Flow.REARRANGING, Flow.JOIN):
@@ -106,8 +103,8 @@ class _Follower:
         if flow is Flow.POINTWISE and len(inputs) == 1:
             self._cost(node, known.price, first, value)
             if known.is_nothing:  # the same values: still a rearrangement of its origin
-                return _Value(first.ids, node, first.origin, first.positions)
-            return _Value(first.ids, node)
+                return IdTensor(first.ids, node, first.origin, first.positions)
+            return IdTensor(first.ids, node)
         if flow is Flow.ELEMENTWISE:
             return self._visit_elementwise(node, known, inputs, value)
         if not isinstance(value, Tensor) or first.ids.dim() < 2:
@@ -123,12 +120,12 @@ class _Follower:
             return self._visit_pad(node, first, value)
         return self._visit_unknown(node, name, value)
 
-    def _inputs(self, node: fx.Node) -> list[_Value]:
-        return [value for used in node.all_input_nodes for value in _flat(self._values[used])]
+    def _inputs(self, node: fx.Node) -> list[IdTensor]:
+        return [value for used in node.all_input_nodes for value in flat(self._values[used])]
 
     # -- layers and parameters --------------------------------------------------------------
 
-    def _visit_layer(self, node: fx.Node, source: _Value, value: Tensor) -> _Value:
+    def _visit_layer(self, node: fx.Node, source: IdTensor, value: Tensor) -> IdTensor:
         path = str(node.target)
         module = layer_at(self._module, path)
         kind = kind_of(module)
@@ -140,7 +137,7 @@ class _Follower:
                     self._freeze_ids(seen, f"touches layer {path}, which is called more than once")
         self._flow.layers.append(LayerCall(node, path, module, in_ids, out_ids))
         spread = kind.spread(torch.from_numpy(out_ids), value.dim())
-        return _Value(spread.expand(value.shape), node)
+        return IdTensor(spread.expand(value.shape), node)
 
     def _layer_outputs(self, count: int, groups: int, in_ids: Ids) -> Ids:
         sets = self._flow.sets
@@ -156,8 +153,8 @@ class _Follower:
         return out_ids
 
     def _visit_factors(
-        self, node: fx.Node, known: Operator, module: nn.Module, source: _Value, value: Tensor
-    ) -> _Value:
+        self, node: fx.Node, known: Operator, module: nn.Module, source: IdTensor, value: Tensor
+    ) -> IdTensor:
         path, ids = str(node.target), self._collapse(source.ids)
         if not has_one_factor(module):
             for call in self._flow.per_channel:
@@ -178,32 +175,32 @@ class _Follower:
             if use.path == path:
                 self._flow.sets.unite(use.ids.ravel(), ids.ravel())
         self._flow.parameters.append(ParameterUse(path, ids))
-        return _Value(torch.from_numpy(ids), node)
+        return IdTensor(torch.from_numpy(ids), node)
 
     # -- operators between layers -------------------------------------------------------------
 
     def _visit_elementwise(
-        self, node: fx.Node, known: Operator, inputs: list[_Value], value: Tensor
-    ) -> _Value:
+        self, node: fx.Node, known: Operator, inputs: list[IdTensor], value: Tensor
+    ) -> IdTensor:
         shape = value.shape
         tied = self._without_broadcast(node, inputs, shape)
-        vectors = [v for v in (_channel_vector(v.ids, shape) for v in tied) if v is not None]
+        vectors = [v for v in (channel_vector(v.ids, shape) for v in tied) if v is not None]
         if len(vectors) == len(tied):
             merged = torch.from_numpy(self._merge(vectors)).view(1, -1, *[1] * (len(shape) - 2))
         else:
             merged = torch.from_numpy(
                 self._merge([v.ids.expand(shape).numpy().ravel() for v in tied])
             ).view(shape)
-        result = _Value(merged.expand(shape), node)
+        result = IdTensor(merged.expand(shape), node)
         self._cost(node, known.price, result, value)
         return result
 
     def _without_broadcast(
-        self, node: fx.Node, inputs: list[_Value], shape: torch.Size
-    ) -> list[_Value]:
+        self, node: fx.Node, inputs: list[IdTensor], shape: torch.Size
+    ) -> list[IdTensor]:
         """Operands whose channels meet one by one; one channel that meets many is frozen."""
-        tied = [v for v in inputs if not _is_broadcast_over_channels(v, shape)]
-        vectors = (_channel_vector(v.ids, shape) for v in tied)
+        tied = [v for v in inputs if not is_broadcast_over_channels(v, shape)]
+        vectors = (channel_vector(v.ids, shape) for v in tied)
         if not any(v is not None and (v != v[0]).any() for v in vectors):
             return inputs  # the channels are in another dimension
         for single in inputs:
@@ -218,7 +215,7 @@ class _Follower:
             self._flow.sets.unite(first, other)
         return first
 
-    def _visit_pad(self, node: fx.Node, source: _Value, value: Tensor) -> Any:
+    def _visit_pad(self, node: fx.Node, source: IdTensor, value: Tensor) -> Any:
         widths, mode, fill = _pad_arguments(node)
         rank = source.ids.dim()
         across_channels = len(widths) > 2 * (rank - 2)
@@ -237,11 +234,11 @@ class _Follower:
         return result
 
     def _visit_rearrangement(
-        self, node: fx.Node, name: str, inputs: list[_Value], value: Any
+        self, node: fx.Node, name: str, inputs: list[IdTensor], value: Any
     ) -> Any:
         if operator_of(self._module, node).flow is Flow.JOIN:
             try:
-                result = _Value(self._execute(node, lambda v: v.ids), node)
+                result = IdTensor(self._execute(node, lambda v: v.ids), node)
             except (RuntimeError, TypeError):  # joined with something that has no channels
                 return self._visit_unknown(node, name, value)
             self._cost(node, "concat", result, value)
@@ -253,20 +250,20 @@ class _Follower:
                 return self._visit_unknown(node, name, value)
             if isinstance(piece, list):  # several pieces
                 return piece
-            assert isinstance(piece, _Value)
+            assert isinstance(piece, IdTensor)
             if piece.origin is None:
-                return _Value(piece.ids, node)
-            return self._settle(_Value(piece.ids, node, piece.origin, piece.positions))
+                return IdTensor(piece.ids, node)
+            return self._settle(IdTensor(piece.ids, node, piece.origin, piece.positions))
         if len(inputs) != 1 and not name.endswith("_as"):  # indexed by a tensor
             return self._visit_unknown(node, name, value)
         source = inputs[0]
         origin = source.origin or source
         moved = self._execute(node, lambda v: v.ids)
-        places = self._execute(node, _positions)
+        places = self._execute(node, positions_in_origin)
         if isinstance(moved, Tensor):
-            return self._settle(_Value(moved, node, origin, places))
+            return self._settle(IdTensor(moved, node, origin, places))
         return [
-            _Value(part, node, origin, place) for part, place in zip(moved, places, strict=True)
+            IdTensor(part, node, origin, place) for part, place in zip(moved, places, strict=True)
         ]
 
     def _execute(self, node: fx.Node, part: Any) -> Any:
@@ -276,7 +273,7 @@ class _Follower:
             if not isinstance(argument, fx.Node):
                 return argument
             held = self._values[argument]
-            if isinstance(held, _Value):
+            if isinstance(held, IdTensor):
                 return part(held).contiguous()  # ids are broadcast views, unfit for view()
             if isinstance(held, list):
                 return [part(v) for v in held]
@@ -291,7 +288,7 @@ class _Follower:
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
-    def _settle(self, moved: _Value) -> _Value:
+    def _settle(self, moved: IdTensor) -> IdTensor:
         """Recognise a rearrangement that ends as a choice of channels or as a flatten.
 
         Both are then written anew for each candidate, so they may be what no candidate could
@@ -313,16 +310,16 @@ class _Follower:
             if whole and ids.shape[2:] == shape[2:]:
                 return self._settle_select(moved, origin, channels.flatten())
             if torch.equal(rows // area, torch.arange(shape[1])[:, None].expand(-1, rows.shape[1])):
-                return _Value(ids, node)  # only height and width changed
+                return IdTensor(ids, node)  # only height and width changed
         if ids.dim() == 2 and torch.equal(places.flatten(), torch.arange(origin.ids.numel())):
             self._flow.flattens.append((node, origin.node))
-            return _Value(ids, node)
+            return IdTensor(ids, node)
         return moved
 
-    def _settle_select(self, moved: _Value, origin: _Value, index: Tensor) -> _Value:
+    def _settle_select(self, moved: IdTensor, origin: IdTensor, index: Tensor) -> IdTensor:
         source_ids = self._collapse(origin.ids)
         self._flow.selects.append(SelectCall(moved.node, origin.node, source_ids, index.numpy()))
-        settled = _Value(moved.ids, moved.node)
+        settled = IdTensor(moved.ids, moved.node)
         if not torch.equal(index, index[0] + torch.arange(len(index))):  # a run is a view: free
             self._cost(moved.node, "select", settled, moved.ids)
         return settled
@@ -345,11 +342,11 @@ class _Follower:
         ids = self._flow.sets.fresh(shape[1])
         self._freeze_ids(ids, reason)
         spread = torch.from_numpy(ids).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
-        return _Value(spread.reshape(value.shape) if value.dim() < 2 else spread, node)
+        return IdTensor(spread.reshape(value.shape) if value.dim() < 2 else spread, node)
 
-    def _spread(self, node: fx.Node, ids: Ids, value: Tensor) -> _Value:
+    def _spread(self, node: fx.Node, ids: Ids, value: Tensor) -> IdTensor:
         shape = (1, -1, *[1] * (value.dim() - 2))
-        return _Value(torch.from_numpy(ids).view(shape).expand(value.shape), node)
+        return IdTensor(torch.from_numpy(ids).view(shape).expand(value.shape), node)
 
     def _collapse(self, ids: Tensor) -> Ids:
         """One id per channel (dim 1); ids that share a channel are united."""
@@ -362,65 +359,26 @@ class _Follower:
 
     def _freeze(self, nodes: Iterable[fx.Node], reason: str) -> None:
         for node in nodes:
-            for value in _flat(self._values[node]):
+            for value in flat(self._values[node]):
                 self._freeze_ids(np.unique(value.ids.numpy()), reason)
 
     def _freeze_ids(self, ids: Ids, reason: str) -> None:
         for identifier in ids.tolist():
             self._flow.frozen.setdefault(identifier, reason)
 
-    def _cost(self, node: fx.Node, op: str | None, source: _Value, value: Tensor) -> None:
+    def _cost(self, node: fx.Node, op: str | None, source: IdTensor, value: Tensor) -> None:
         """Note what an operator costs: by its channels, or as it stands where these are mixed."""
         if op is None:
             return
         # (N, channels, ...), or (N, ..., channels) as linear layers over positions give it.
         for dim in (1, -1):
             ids = source.ids.movedim(dim, 1) if source.ids.dim() > 1 else source.ids
-            channels = _channel_vector(ids, ids.shape)
+            channels = channel_vector(ids, ids.shape)
             if channels is not None:
                 sizes = positions(source.ids.shape, dim), positions(value.shape, dim)
                 self._flow.operators.append(CostedCall(node, op, channels, *sizes))
                 return
         self._flow.wholes.append(node)
-
-
-def _flat(held: Any) -> list[_Value]:
-    """The values that a node holds: one, or the pieces of a split."""
-    if isinstance(held, list):
-        return [value for part in held for value in _flat(part)]
-    return [] if held is None else [held]
-
-
-def _is_broadcast_over_channels(operand: _Value, shape: torch.Size) -> bool:
-    """Whether one channel of the operand meets many, as a spatial attention map does."""
-    if len(shape) < 2:  # there are no channels to be broadcast over
-        return False
-    missing = len(shape) - operand.ids.dim()
-    channels = operand.ids.shape[1 - missing] if missing <= 1 else 1
-    return channels == 1 and shape[1] > 1
-
-
-def _channel_vector(ids: Tensor, shape: torch.Size) -> Ids | None:
-    """Ids per channel of a ``shape`` where an operand has one id per channel, else None."""
-    if len(shape) < 2:
-        return None
-    ids = ids.view((1,) * (len(shape) - ids.dim()) + tuple(ids.shape))
-    rows = ids.transpose(0, 1).flatten(1)
-    if len(rows) != shape[1] or not bool((rows == rows[:, :1]).all()):
-        return None
-    return rows[:, 0].numpy().copy()
-
-
-def _positions(value: _Value) -> Tensor:
-    if value.positions is not None:
-        return value.positions
-    return torch.arange(value.ids.numel()).view(value.ids.shape)
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(v, Tensor) for v in value)
-    return isinstance(value, Tensor)
 
 
 def _keeps_channels(node: fx.Node) -> bool:
