@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
@@ -83,6 +82,7 @@ class _Builder:
         image_shape: tuple[int, int, int],
     ) -> None:
         self._root, self._traced, self._flow, self._shape = root, traced, flow, image_shape
+        self._module, self._folds = traced.module, _foldable(traced.module)
         self._layers = _first_calls(flow.layers)
         self._set_of = flow.sets.of_ids()
         self._unit_of: dict[int, int] = {}  # set -> unit
@@ -90,39 +90,25 @@ class _Builder:
         self._producers: dict[int, list[str]] = defaultdict(list)
 
     def build(self) -> NetworkGraph:
+        module, folds, calls = self._module, self._folds, self._flow.layers
         self._count_uses()
-        groups, group_of_set = self._make_groups()
-        unit_group = np.full(len(self._unit_of), -1, np.int64)
+        self._groups, group_of_set = self._make_groups()
+        self._unit_group = np.full(len(self._unit_of), -1, np.int64)
         for one, unit in self._unit_of.items():
             group = group_of_set.get(one)
-            if group is not None and groups[group].is_free:
-                unit_group[unit] = group
-        folds = _foldable(self._traced.module)
-        layers = self._layer_infos(unit_group, groups)
-        wholes = Wholes(self._traced.module)
-        operators = (
-            *self._operator_infos(unit_group, groups, folds),
-            *map(wholes.add, self._flow.wholes),
-        )
-        stored, unused = self._stored_infos(unit_group, groups, folds)
+            if group is not None and self._groups[group].is_free:
+                self._unit_group[unit] = group
+        layers, wholes = self._layer_infos(), Wholes(module)
+        operators = (*self._operator_infos(), *map(wholes.add, self._flow.wholes))
+        stored, unused = self._stored_infos()
         of_module = {c.module: layer for c, layer in zip(self._layers, layers, strict=True)}
-        tensors = follow_tensors(
-            self._traced.module,
-            {call.node: of_module[call.module] for call in self._flow.layers},
-            {operator.name: operator for operator in operators},
-            folds,
-        )
-        blocks = find_blocks(
-            self._traced.module,
-            {call.node: call.path for call in self._flow.layers},
-            folds,
-            groups,
-        )
-        module = self._traced.module
+        by_node = {call.node: of_module[call.module] for call in calls}
+        tensors = follow_tensors(module, by_node, {one.name: one for one in operators}, folds)
+        blocks = find_blocks(module, {c.node: c.path for c in calls}, folds, self._groups)
         selects, pads = rewrite(module, self._flow, self._units)  # now nodes have no values
         plan = RemovalPlan(
             module=module,
-            unit_group=unit_group,
+            unit_group=self._unit_group,
             layers={
                 c.path: LayerUnits(self._units(c.in_ids), self._units(c.out_ids))
                 for c in self._layers
@@ -137,7 +123,7 @@ class _Builder:
         return NetworkGraph(
             layers=layers,
             operators=operators,
-            groups=tuple(groups),
+            groups=tuple(self._groups),
             opaque=self._traced.opaque,
             image_shape=self._shape,
             plan=plan,
@@ -153,6 +139,22 @@ class _Builder:
         found = self._set_of[ids].ravel().tolist()
         flat = [self._unit_of.setdefault(one, len(self._unit_of)) for one in found]
         return np.array(flat, np.int64).reshape(ids.shape)
+
+    def _groups_of(self, ids: Ids) -> Ids:
+        """The group of each; -1: frozen."""
+        return self._unit_group[self._units(ids)]
+
+    def _count(self, ids: Ids) -> ChannelCount:
+        """The channels of a tensor of these ids, by the channels that groups keep."""
+        values, counts = np.unique(self._groups_of(ids), return_counts=True)
+        fixed = int(counts[values < 0].sum())
+        # All units of a group are used equally often, so the counts divide evenly.
+        terms = tuple(
+            (int(g), int(n) // self._groups[g].size)
+            for g, n in zip(values, counts, strict=True)
+            if g >= 0
+        )
+        return ChannelCount(fixed, terms)
 
     def _count_uses(self) -> None:
         """For every unit: which layers produce it, and how often each operator sees it."""
@@ -203,14 +205,11 @@ class _Builder:
 
     # -- layers and operators -------------------------------------------------------------
 
-    def _layer_infos(
-        self, unit_group: npt.NDArray[np.int64], groups: Sequence[ChannelGroup]
-    ) -> tuple[LayerInfo, ...]:
+    def _layer_infos(self) -> tuple[LayerInfo, ...]:
         infos: list[LayerInfo] = []
         decided: set[int] = set()
         for index, call in enumerate(self._layers):
-            outputs = self._units(call.out_ids)
-            new = [] if is_depthwise(call.module) else [int(g) for g in unit_group[outputs]]
+            new = [] if is_depthwise(call.module) else self._groups_of(call.out_ids).tolist()
             decides = tuple(dict.fromkeys(g for g in new if g >= 0 and g not in decided))
             decided.update(decides)
             infos.append(
@@ -219,32 +218,27 @@ class _Builder:
                     name=call.path,
                     signature=_signature(call),
                     in_channels=len(call.in_ids),
-                    out_channels=len(outputs),
+                    out_channels=len(call.out_ids),
                     has_bias=call.module.bias is not None,
-                    inputs=_channel_count(unit_group[self._units(call.in_ids)], groups),
-                    outputs=_channel_count(unit_group[outputs], groups),
+                    inputs=self._count(call.in_ids),
+                    outputs=self._count(call.out_ids),
                     decides=decides,
                 )
             )
         return tuple(infos)
 
-    def _operator_infos(
-        self,
-        unit_group: npt.NDArray[np.int64],
-        groups: Sequence[ChannelGroup],
-        folds: Mapping[str, str],
-    ) -> tuple[OperatorInfo, ...]:
+    def _operator_infos(self) -> tuple[OperatorInfo, ...]:
         infos = []
         for call in self._flow.operators:
-            if call.node.op == "call_module" and str(call.node.target) in folds:
+            if call.node.op == "call_module" and str(call.node.target) in self._folds:
                 continue  # folded into the layer before it wherever the network runs for real
-            count = _channel_count(unit_group[self._units(call.ids)], groups)
+            count = self._count(call.ids)
             signature = replace(
                 operator_signature(call.op, call.node, self._called(call.node)),
                 in_size=call.in_size,
                 out_size=call.out_size,
             )
-            after_layer = self._is_after_layer(call.node, folds)
+            after_layer = self._is_after_layer(call.node)
             infos.append(
                 OperatorInfo(call.node.name, signature, count, count, after_layer=after_layer)
             )
@@ -254,31 +248,26 @@ class _Builder:
                 infos.append(_repeated(repeat))
         return tuple(infos)
 
-    def _stored_infos(
-        self,
-        unit_group: npt.NDArray[np.int64],
-        groups: Sequence[ChannelGroup],
-        folds: Mapping[str, str],
-    ) -> tuple[tuple[StoredInfo, ...], dict[str, int]]:
+    def _stored_infos(self) -> tuple[tuple[StoredInfo, ...], dict[str, int]]:
         """Parameters that no layer has, each once; and those that nothing reads, by module."""
-        module = self._traced.module
         ids_of = {use.path: use.ids.ravel() for use in self._flow.parameters}
         per_channel = {call.path: call.ids for call in self._flow.per_channel}
         seen = {id(p) for call in self._layers for p in call.module.parameters()}
         infos = []
-        for node in module.graph.nodes:
-            path, called, own = str(node.target), self._called(node), parameter_of(module, node)
+        for node in self._module.graph.nodes:
+            path, called = str(node.target), self._called(node)
+            own = parameter_of(self._module, node)
             read = [own] if own is not None else list(called.parameters()) if called else []
             new = [p for p in read if id(p) not in seen]
             seen.update(map(id, new))
-            if path in folds:
+            if path in self._folds:
                 continue  # a bias of the layer that it is folded into
             for parameter in new:
                 ids = ids_of.get(path, per_channel.get(path))
                 if ids is None or len(ids) != parameter.numel():
                     count = ChannelCount(parameter.numel(), ())
                 else:
-                    count = _channel_count(unit_group[self._units(ids)], groups)
+                    count = self._count(ids)
                 infos.append(StoredInfo(node.name, count))
         unused: dict[str, int] = defaultdict(int)
         for path, parameter in self._root.named_parameters():
@@ -286,20 +275,20 @@ class _Builder:
                 unused[path.partition(".")[0]] += parameter.numel()
         return tuple(infos), dict(unused)
 
-    def _is_after_layer(self, node: fx.Node, folds: Mapping[str, str]) -> bool:
+    def _is_after_layer(self, node: fx.Node) -> bool:
         """Whether a node's one input is a layer's own, its folded normalisation counted to it."""
         sources = node.all_input_nodes
         while len(sources) == 1 and len(sources[0].users) == 1:
             source = sources[0]
             if find_kind(self._called(source)) is not None:
                 return True
-            if source.op != "call_module" or str(source.target) not in folds:
+            if source.op != "call_module" or str(source.target) not in self._folds:
                 return False
             sources = source.all_input_nodes
         return False
 
     def _called(self, node: fx.Node) -> nn.Module | None:
-        return called_module(self._traced.module, node)
+        return called_module(self._module, node)
 
 
 def _first_calls(calls: Sequence[LayerCall]) -> list[LayerCall]:
@@ -317,19 +306,6 @@ def _group_names(firsts: Sequence[str]) -> list[str]:
         names.append(first if not count[first] else f"{first}[{count[first]}]")
         count[first] += 1
     return names
-
-
-def _channel_count(
-    unit_groups: npt.NDArray[np.int64], groups: Sequence[ChannelGroup]
-) -> ChannelCount:
-    """Count the channels of a tensor whose units are in ``unit_groups`` (-1: frozen)."""
-    values, counts = np.unique(unit_groups, return_counts=True)
-    fixed = int(counts[values < 0].sum())
-    # All units of a group are used equally often, so the counts divide evenly.
-    terms = tuple(
-        (int(g), int(n) // groups[g].size) for g, n in zip(values, counts, strict=True) if g >= 0
-    )
-    return ChannelCount(fixed, terms)
 
 
 def _standing(blocks: Sequence[Block], module: fx.GraphModule) -> tuple[Block, ...]:
