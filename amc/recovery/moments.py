@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,28 +103,33 @@ def gather_statistics(
         )
         for path, units in graph.plan.layers.items()
     }
-    hooks = [
-        graph.plan.module.get_submodule(path).register_forward_pre_hook(gatherer.hook())
-        for path, gatherer in gatherers.items()
-    ]
-    try:
-        with torch.no_grad(), progress_bar("calibrating", len(images)) as bar:
-            for batch in torch.split(images, BATCH):
-                graph.plan.module(batch)
-                bar.advance(len(batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for path, gatherer in gatherers.items():
+            layer = graph.plan.module.get_submodule(path)
+            hooks.enter_context(layer.register_forward_pre_hook(gatherer.hook()))
+        hooks.enter_context(torch.no_grad())
+        bar = hooks.enter_context(progress_bar("calibrating", len(images)))
+        for batch in torch.split(images, BATCH):
+            graph.plan.module(batch)
+            bar.advance(len(batch))
     for path, gatherer in gatherers.items():
-        if not gatherer.is_finite():
-            raise CalibrationError(
-                f"Inputs of layer {path!r} are not finite on the calibration images. Expected "
-                "a trained network that gives numbers; check its weights and the data's mean/std."
-            )
+        gatherer.check(f"Inputs of layer {path!r}")
     return CalibrationStatistics(
         {p: m for p, g in gatherers.items() if (m := g.moments()) is not None},
         {p: g.values() for p, g in gatherers.items()},
     )
+
+
+def check_finite(what: str, values: Tensor) -> None:
+    """
+    Raises:
+        CalibrationError: Some are not.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise CalibrationError(
+            f"{what} are not finite on the calibration images. Expected a trained network that "
+            "gives numbers; check its weights and the data's mean/std."
+        )
 
 
 class _Gatherer:
@@ -169,8 +175,9 @@ class _Gatherer:
         self._images += len(x)
         self._squares += _shared_squares(rows, len(x))
 
-    def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(part).all()) for part in (*self._samples, self._gram))
+    def check(self, what: str) -> None:
+        for part in (*self._samples, self._gram):
+            check_finite(what, part)
 
     def moments(self) -> Moments | None:
         if self._shift is None:

@@ -14,17 +14,18 @@ decision and network. Two estimates, both from a backward pass that changes no w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
 from amc.layers import LinearChange, OutputChange, ProductKind, kind_of
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
+from amc.recovery.moments import check_finite
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
 
@@ -56,7 +57,7 @@ def output_sensitivities(
 
     _run_backward(graph, images, seed, objective, list(sums), note, "weighing channels")
     for path, total in sums.items():
-        _check_finite(path, total)
+        check_finite(f"Gradients at layer {path!r}", total)
     return {path: total / (2 * len(images)) for path, total in sums.items()}
 
 
@@ -100,25 +101,10 @@ def divergences(
 
     _run_backward(graph, images, seed, objective, list(changes), note, "weighing decisions")
     for path, numbered in changes.items():
-        _check_finite(path, pulls[[number for number, _ in numbered]])
-    found: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
-    return found
-
-
-def _check_finite(path: str, values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise CalibrationError(
-            f"Gradients at layer {path!r} are not finite on the calibration images. Expected "
-            "a trained network that gives numbers; check its weights and the data's mean/std."
-        )
-
-
-def _check_outputs(outputs: Tensor) -> None:
-    if not bool(torch.isfinite(outputs).all()):
-        raise CalibrationError(
-            "The network's outputs are not finite on the calibration images. Expected a trained "
-            "network that gives numbers; check its weights and the data's mean/std."
-        )
+        found = pulls[[number for number, _ in numbered]]
+        check_finite(f"Gradients at layer {path!r}", found)
+    estimates: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
+    return estimates
 
 
 def _run_backward(
@@ -145,18 +131,17 @@ def _run_backward(
 
         return hook
 
-    hooks = [module.get_submodule(path).register_forward_hook(hook_for(path)) for path in paths]
-    try:
-        with torch.enable_grad(), progress_bar(description, len(images)) as bar:
-            for start in range(0, len(images), batch):
-                part = images[start : start + batch]
-                now = slice(start, start + len(part))
-                # A sum is no leaf: networks that work in place may change it.
-                outputs = module(part.clone().requires_grad_() + 0)
-                _check_outputs(outputs)
-                loss = objective.sampled_loss(outputs, generator)
-                loss.backward()  # type: ignore[no-untyped-call]
-                bar.advance(len(part))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for path in paths:
+            hooks.enter_context(module.get_submodule(path).register_forward_hook(hook_for(path)))
+        hooks.enter_context(torch.enable_grad())
+        bar = hooks.enter_context(progress_bar(description, len(images)))
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            now = slice(start, start + len(part))
+            # A sum is no leaf: networks that work in place may change it.
+            outputs = module(part.clone().requires_grad_() + 0)
+            check_finite("The network's outputs", outputs)
+            loss = objective.sampled_loss(outputs, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            bar.advance(len(part))
