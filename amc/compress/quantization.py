@@ -58,6 +58,9 @@ def quantize_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
         binary: Tensor = signs * scale.view(-1, *[1] * (weight.dim() - 1))
         return binary
     levels = 2 ** (bits - 1) - 1
+    if torch.onnx.is_in_onnx_export():  # ONNX has no such operator with these ends
+        steps = scale.view(-1, *[1] * (weight.dim() - 1))
+        return (weight / steps).round().clamp(-levels, levels) * steps
     zero = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
     grid: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -levels, levels)
     return grid

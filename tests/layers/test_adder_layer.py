@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import amc
-from amc import api, conclusion
 from amc.candidate import Compressor
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
@@ -105,9 +104,7 @@ def test_search_removes_its_channels_within_the_budget(
     network: nn.Module, data: amc.DataSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.finals.measure_latency", lambda *_, **__: timed)
     budget = amc.Budget("macs", fraction=0.5)
     result = amc.search(network, data, None, budget, evaluations=6, **SMALL)
     smaller = result.network
@@ -142,6 +139,19 @@ def test_bias_makes_up_for_the_mean_of_what_is_removed(
         means[name] = seen[0].mean((0, 2, 3))
     assert (means["repaired"] - means["whole"]).abs().max() < 1.5
     assert (means["cut"] - means["whole"]).abs().min() > 3
+
+
+def test_few_bits_are_exported_as_they_are_computed(
+    network: nn.Module, data: amc.DataSet, tmp_path: Path
+) -> None:
+    graph, images = graph_of(network, SHAPE), data.search.normalised(data.mean, data.std)
+    recovery = amc.RecoverySettings(images=16, repair_images=16, quick_images=8)
+    bits = {"3": Bits(4, 8), "6": Bits(8, 4)}
+    found = Compressor(graph, images, recovery).apply(amc.Strategy({}, bits)).module
+    amc.export_onnx(found, SHAPE, tmp_path / "adder.onnx")
+    parity = check_parity(tmp_path / "adder.onnx", found, images, None)
+    assert parity.same == 1
+    assert parity.max_difference < 1e-3 * parity.max_score
 
 
 def test_few_bits_round_its_input_and_its_weight() -> None:
