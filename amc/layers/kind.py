@@ -232,7 +232,6 @@ class ProductKind(LayerKind[Module]):
         x: Tensor,
         generator: Generator,
         places: int,
-        count: int = POSITIONS_PER_IMAGE,
     ) -> Tensor:
         """A layer's input at sampled pixels, (groups, n * pixels, channels / groups).
 
@@ -241,7 +240,7 @@ class ProductKind(LayerKind[Module]):
         """
         is_last = self.channel_dim == -1
         flat = x.reshape(-1, x.shape[-1] // places, places) if is_last else x.flatten(2)
-        flat = flat.index_select(2, positions_of(flat.shape[2], generator, count)).transpose(1, 2)
+        flat = flat.index_select(2, positions_of(flat.shape[2], generator)).transpose(1, 2)
         groups = self.groups(layer)
         return flat.reshape(-1, groups, flat.shape[2] // groups).transpose(0, 1).contiguous()
 

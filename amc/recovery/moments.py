@@ -81,7 +81,7 @@ class CalibrationStatistics:
 
 
 def gather_statistics(
-    graph: NetworkGraph, images: Tensor, *, max_columns: int = 2304, seed: int = 0
+    graph: NetworkGraph, images: Tensor, *, max_columns: int = 2304
 ) -> CalibrationStatistics:
     """Run the calibration images through the original network and note every layer's inputs.
 
@@ -94,19 +94,14 @@ def gather_statistics(
         CalibrationError: Activations are not finite.
     """
     share = math.ceil(VALUES_PER_LAYER / len(images))
-    gatherers = {
-        path: _Gatherer(
-            layer_at(graph.plan.module, path),
-            places_of(layer_at(graph.plan.module, path), units.inputs, max_columns),
-            seed,
-            share,
-        )
-        for path, units in graph.plan.layers.items()
-    }
+    gatherers = {}
+    for path, units in graph.plan.layers.items():
+        layer = layer_at(graph.plan.module, path)
+        gatherers[path] = _Gatherer(layer, places_of(layer, units.inputs, max_columns), share)
     with ExitStack() as hooks:
         for path, gatherer in gatherers.items():
-            layer = graph.plan.module.get_submodule(path)
-            hooks.enter_context(layer.register_forward_pre_hook(gatherer.hook()))
+            hook = graph.plan.module.get_submodule(path).register_forward_pre_hook(gatherer.hook())
+            hooks.enter_context(hook)
         hooks.enter_context(torch.no_grad())
         bar = hooks.enter_context(progress_bar("calibrating", len(images)))
         for batch in torch.split(images, BATCH):
@@ -133,7 +128,7 @@ def check_finite(what: str, values: Tensor) -> None:
 
 
 class _Gatherer:
-    def __init__(self, layer: Layer, places: int, seed: int, share: int) -> None:
+    def __init__(self, layer: Layer, places: int, share: int) -> None:
         """
         Args:
             share: Of the sampled values, how many come from one image.
@@ -142,7 +137,7 @@ class _Gatherer:
         kind = kind_of(layer)
         narrow = columns_of(layer) // places <= WIDEST and not kind.is_depthwise(layer)
         self._kind = kind if isinstance(kind, ProductKind) and narrow else None
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(0)
         # Sums of rows less a constant near their mean: a covariance that is small beside the
         # squared mean keeps its digits.
         self._shift: Tensor | None = None

@@ -61,7 +61,6 @@ class Reference:
         streams: Layer path -> the stream that its output is added to.
         clips: Layer path -> the activation that alone reads its output, if it clips.
         positions: Layer path -> output positions of each image that are looked at.
-        seed: Of the choice of positions.
     """
 
     batches: tuple[Tensor, ...]
@@ -69,11 +68,10 @@ class Reference:
     streams: Mapping[str, Stream]
     clips: Mapping[str, Clip]
     positions: Mapping[str, int]
-    seed: int
 
     def generator(self, batch: int) -> torch.Generator:
         """What chooses the positions of a batch, in every layer anew."""
-        return torch.Generator().manual_seed(self.seed + batch)
+        return torch.Generator().manual_seed(batch)
 
 
 class Execution(fx.Interpreter):
@@ -140,7 +138,6 @@ def gather_reference(
     images: Tensor,
     *,
     positions: int,
-    seed: int = 0,
     stream_correction: bool = True,
     rectified: bool = True,
     on_layer: Callable[[str], None] = lambda _: None,
@@ -167,7 +164,7 @@ def gather_reference(
     images = images[:affordable]
     batches = tuple(torch.split(images, BATCH))
     clips = find_clips(graph, streams) if rectified else {}
-    reference = Reference(batches, {}, streams, clips, counts, seed)
+    reference = Reference(batches, {}, streams, clips, counts)
     targets: dict[str, list[Target]] = {}
     with torch.no_grad():
         run = Execution(module, batches)

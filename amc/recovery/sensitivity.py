@@ -31,14 +31,13 @@ PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the 
 
 
 def output_sensitivities(
-    graph: NetworkGraph, images: Tensor, seed: int = 0, objective: Objective = DEFAULT
+    graph: NetworkGraph, images: Tensor, objective: Objective = DEFAULT
 ) -> dict[str, Tensor]:
     """Divergence, in nats per image, for each unit of mean squared error of an output channel.
 
     Args:
         images: Normalised, shape (n, channels, height, width).
-        seed: Of the targets that are drawn.
-        objective: What they are drawn by.
+        objective: What the targets are drawn by.
 
     Returns:
         Layer path -> float64, shape (outputs,); 0 where no gradient comes back.
@@ -55,7 +54,7 @@ def output_sensitivities(
         channels_first = gradient.double().square().movedim(kind_of(layer).channel_dim, 0)
         sums[path] += channels_first.flatten(1).sum(1)
 
-    _run_backward(graph, images, seed, objective, list(sums), note, "weighing channels")
+    _run_backward(graph, images, objective, list(sums), note, "weighing channels")
     for path, total in sums.items():
         check_finite(f"Gradients at layer {path!r}", total)
     return {path: total / (2 * len(images)) for path, total in sums.items()}
@@ -66,7 +65,6 @@ def divergences(
     images: Tensor,
     changes: Mapping[str, Sequence[tuple[int, OutputChange]]],
     count: int,
-    seed: int = 0,
     objective: Objective = DEFAULT,
 ) -> npt.NDArray[np.float64]:
     """Estimated divergence, in nats, of so many hypothetical changes.
@@ -99,7 +97,7 @@ def divergences(
                 pulled = (change(layer, received) * gradient).double()
                 pulls[number, at] += pulled.flatten(1).sum(1)
 
-    _run_backward(graph, images, seed, objective, list(changes), note, "weighing decisions")
+    _run_backward(graph, images, objective, list(changes), note, "weighing decisions")
     for path, numbered in changes.items():
         found = pulls[[number for number, _ in numbered]]
         check_finite(f"Gradients at layer {path!r}", found)
@@ -110,14 +108,13 @@ def divergences(
 def _run_backward(
     graph: NetworkGraph,
     images: Tensor,
-    seed: int,
     objective: Objective,
     paths: Sequence[str],
     note: Callable[[str, nn.Module, Tensor, Tensor, slice], None],
     description: str,
 ) -> None:
     """Call ``note(path, layer, input, gradient of the output, images)`` for every layer call."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     module, batch = graph.plan.module, max(1, PIXELS // (images.shape[2] * images.shape[3]))
     now = slice(0, 0)
 

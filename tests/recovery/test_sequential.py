@@ -332,8 +332,8 @@ def test_fewer_images_are_used_where_activations_are_large(tiny_graph, monkeypat
     assert torch.equal(capped.conv2.weight, few.conv2.weight)
 
 
-def test_same_seed_gives_the_same_weights(tiny_graph):
-    one, two = (repaired(tiny_graph, {"conv1": [0, 1]}, seed=3) for _ in range(2))
+def test_weights_are_the_same_each_time(tiny_graph):
+    one, two = (repaired(tiny_graph, {"conv1": [0, 1]}) for _ in range(2))
     assert torch.equal(one.conv2.weight, two.conv2.weight)
     assert torch.equal(one.linear.bias, two.linear.bias)
 
