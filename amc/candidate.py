@@ -436,7 +436,8 @@ class Compressor:
             if inputs.all() or kind.is_depthwise(layer):
                 continue
             if not isinstance(kind, ProductKind):
-                changes[path] = kind.without(layer, torch.from_numpy(np.flatnonzero(~inputs)))
+                gone = kind.columns(layer, torch.from_numpy(np.flatnonzero(~inputs)))
+                changes[path] = kind.without(layer, gone)
                 continue
             kept = torch.from_numpy(np.flatnonzero(inputs[: layer.weight.shape[1]]))
             change = -layer.weight.detach()
