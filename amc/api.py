@@ -77,6 +77,7 @@ from amc.report.tables import (
 )
 from amc.report.tensorboard import RESULT, EventWriter
 from amc.runs import SEARCH_AGAIN, told_how_to_go_on
+from amc.runtimes import DEFAULT_DEVICE
 from amc.store import open_store
 from amc.strategy import Strategy
 from amc.task import CompressionTask, SearchSpace, check_task_arguments, matched
@@ -128,7 +129,7 @@ class SearchResult:
 def search(
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     budget: BudgetLike = 0.5,
     *,
     objective: ObjectiveLike = DEFAULT,
@@ -270,7 +271,7 @@ def apply_policy(
     policy: Policy,
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     budget: BudgetLike = 0.5,
     *,
     objective: ObjectiveLike = DEFAULT,
@@ -437,7 +438,7 @@ def environment(
 def profile(
     network: nn.Module,
     image_shape: tuple[int, int, int],
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     *,
     space: SearchSpace | None = None,
 ) -> Device:

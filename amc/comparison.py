@@ -42,6 +42,7 @@ from amc.report.ranking import (
     scores_csv,
 )
 from amc.runs import told_how_to_go_on
+from amc.runtimes import DEFAULT_DEVICE
 from amc.task import SearchSpace, matched
 from envs.reward import DEFAULT_REWARD, build_reward
 
@@ -203,7 +204,7 @@ def in_turn(bench: Bench) -> Runner:
 def compare(
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     budget: api.BudgetLike = 0.5,
     *,
     agents: Sequence[AgentLike] | None = None,

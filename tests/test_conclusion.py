@@ -16,12 +16,13 @@ from amc.candidate import RecoverySettings
 from amc.conclusion import Jury, conclude
 from amc.cost import grid
 from amc.cost.budget import Budget
-from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
+from amc.cost.load import load_device
+from amc.cost.profile import LocalSpec
 from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
-from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.recovery import moments
+from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import REWARDS, Outcome, Reward, build_reward
@@ -59,7 +60,7 @@ def _timed(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> list[dict[str,
         asked.append({"networks": len(networks), **how})
         return [Timing(latency, 0.1) for latency in latencies]
 
-    monkeypatch.setattr(conclusion, "measure_latency", measured)
+    monkeypatch.setattr(local, "measure_latency", measured)
     return asked
 
 
@@ -267,7 +268,7 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
 ) -> None:
     asked = _timed(monkeypatch, 4.0, 4.0, 3.9)
     spec, space = (
-        TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2),
+        LocalSpec("test_conclusion", TorchRuntime(), batch=3, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
@@ -288,13 +289,13 @@ def _unsteady(monkeypatch: pytest.MonkeyPatch, original: float, best: Sequence[f
         Timing(original, 0.1, (original,) * len(best)),
         Timing(min(best), 0.1, tuple(best)),
     ]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timings)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timings)
 
 
 def _clock_task(
     network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch, **budget: float
 ) -> CompressionTask:
-    spec = TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2)
+    spec = LocalSpec("test_conclusion", TorchRuntime(), batch=3, threads=1, channel_step=2)
     task = _task(network, data, spec, budget=Budget("params", fraction=0.9))
     monkeypatch.setattr(task, "budget", Budget("latency_ms", **budget))
     return task
@@ -361,7 +362,7 @@ def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
 
     monkeypatch.setattr(local, "measure_latency", measure)
     spec, space = (
-        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        LocalSpec("test_onnx", OnnxRuntime(), batch=1, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
@@ -388,7 +389,7 @@ def test_notes_say_that_integers_are_slower_than_float_on_the_device(
 
     monkeypatch.setattr(local, "measure_latency", measure)
     spec, space = (
-        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        LocalSpec("test_onnx", OnnxRuntime(), batch=1, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)

@@ -23,12 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, checkpoint, conclusion, conditions, files, recording, sealed
+from amc import api, candidate, checkpoint, conditions, files, local, recording, sealed
 from amc.candidate import RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.files import write_tensors
@@ -36,6 +36,7 @@ from amc.graph.types import Signature
 from amc.journal import Journal
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Strategy
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images
 
@@ -48,7 +49,7 @@ Find = Callable[..., api.SearchResult]
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+        patch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
         patch.setattr(EventWriter, "strategy_image", lambda *_: None)
         patch.setattr(api, "plot_strategy", lambda *_, **__: None)
         patch.setattr(api, "plot_learning_curve", lambda *_, **__: None)

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from amc import api, comparison, conclusion
+from amc import api, comparison, local
 from amc.api import SearchResult, search
 from amc.candidate import RecoverySettings
 from amc.comparison import compare
@@ -35,7 +35,7 @@ SMALL = {"search_images": 20, "final_candidates": 2, "recovery": RECOVERY, "stor
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timed)
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
     monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.conversions import CONVERSIONS
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.quantplan.conversions import CONVERSIONS
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 # The kinds of operators that have a factor of their own; operators between layers share one.

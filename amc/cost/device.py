@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.conversions import INT8, dequantized
 from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
 from amc.errors import DeviceError, TableError
 from amc.files import fingerprint
-from amc.graph.types import WHOLE, Signature
+from amc.graph.types import Signature
+from amc.quantplan.conversions import INT8, dequantized
+from amc.runtimes import DEVICES
+from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
 
 IntArray = npt.NDArray[np.int64]
@@ -80,20 +82,6 @@ class Device(Protocol):
         """Changes whenever a price may have changed."""
 
 
-@dataclass(frozen=True, order=True)
-class Request:
-    """What a device is asked to price: an operator with its channels and bits."""
-
-    signature: Signature
-    in_channels: int
-    out_channels: int
-    bits: Bits
-
-    def __str__(self) -> str:
-        channels = f"{self.in_channels} -> {self.out_channels} channels"
-        return f"{describe(self.signature)}, {channels}, {self.bits} bits"
-
-
 @dataclass(frozen=True)
 class Measurement:
     """The price of a request for one batch, its spread, and how many samples it is of.
@@ -123,8 +111,9 @@ class TableHeader:
         fuses: Operators that the runtime computes inside of the layer before them where nothing
             else reads its output; there they cost nothing.
         converts: Conversions between layers that have rows, of
-            `amc.cost.conversions.CONVERSIONS`. Then rows may also be of operators between layers
-            in 8-bit integers, and of layers whose weights are quantized and whose inputs are not.
+            `amc.quantplan.conversions.CONVERSIONS`. Then rows may also be of operators between
+            layers in 8-bit integers, and of layers whose weights are quantized and whose inputs
+            are not.
         correction: Of all latencies, from whole networks; rows are as they were measured.
     """
 
@@ -345,7 +334,7 @@ class TableDevice:
                 "network's bits alone, with env.min_preserve_ratio=1."
             )
         listing = f"list what to measure elsewhere: {listing_command(self.header)}"
-        if self.name not in MEASURED_HERE:
+        if self.name not in DEVICES:
             return listing.replace("list", "List", 1)
         same = " ".join(
             f"device.{key}={getattr(self.header, key)}"
@@ -355,9 +344,6 @@ class TableDevice:
             f"Measure it, if it is this machine: amc profile device={self.name} {same} "
             f"network=<network> output=<file>.csv; or {listing}"
         )
-
-
-MEASURED_HERE = ("onnxruntime_cpu", "torch_cpu", "torch_cuda")  # devices that amc itself times
 
 
 def listing_command(header: TableHeader) -> str:
@@ -418,18 +404,6 @@ class _Grid:
     def _place(self, in_channels: IntArray, out_channels: IntArray) -> tuple[_Index, _Index]:
         ins, outs = self._axes
         return np.searchsorted(ins, in_channels), np.searchsorted(outs, out_channels)
-
-
-def describe(signature: Signature) -> str:
-    """An operator in a few words, for messages."""
-    if signature.is_whole:
-        return f"{signature.op.removeprefix(WHOLE)} as it stands"
-    kernel, stride, size = (
-        f"{pair[0]}x{pair[1]}" for pair in (signature.kernel, signature.stride, signature.in_size)
-    )
-    kind = "depthwise " if signature.is_depthwise else ""
-    groups = f" groups {signature.groups}" if signature.groups > 1 else ""
-    return f"{kind}{signature.op} kernel {kernel} stride {stride}{groups} on {size}"
 
 
 def parse_bits(text: str) -> Bits:

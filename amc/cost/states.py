@@ -4,7 +4,7 @@ An operator has a list of *parts*, each something that a device can be asked for
 follows from the bits of a few layers. A layer's state is its bit pair, at every call. On a device
 that prices conversions, a layer may also be dequantized, an operator between layers may be computed
 in integers or inside of the layer before it, and between layers there are conversions
-(`amc.cost.forms`).
+(`amc.quantplan.forms`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from amc.cost.conversions import CONVERSIONS, INT8, dequantized
-from amc.cost.forms import CHANNELS_LAST, PLAIN, Forms
 from amc.cost.operators import Operator, operators_of
-from amc.cost.remember import Remembered
-from amc.cost.rounding import JOINS, PASSED
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature, TensorInfo
+from amc.quantplan.conversions import CONVERSIONS, INT8, dequantized
+from amc.quantplan.forms import CHANNELS_LAST, PLAIN, Forms
+from amc.quantplan.remember import Remembered
+from amc.quantplan.rounding import JOINS, PASSED
 from amc.strategy import FLOAT_BITS, Bits
 
 Part = tuple[Signature, Bits] | None  # None costs nothing

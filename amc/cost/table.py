@@ -29,13 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
+from amc.cost.device import COVERS, Measurement, TableDevice, TableHeader, parse_bits
 from amc.documents import shown
 from amc.errors import TableError
 from amc.files import read_text, write_text
 from amc.graph.types import Signature, Size
+from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
 
 FORMAT_VERSION = 1

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from amc.compress.quantization import QuantizedConv2d, QuantizedLinear
 from amc.errors import EvaluationError, ExportError
-from amc.export.runtime import OnnxNetwork
 from amc.export.skeleton import LAYER_KINDS
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
+from amc.runtimes import OF_FILES, OnnxNetwork
 from amc.strategy import FLOAT_BITS
 
 _BATCH = 64
@@ -79,7 +79,7 @@ def check_parity(
             given.append(runtime(batch))
             bar.advance()
     ours, theirs = torch.cat(expected), torch.cat(given)
-    for name, scores in (("PyTorch", ours), ("ONNX Runtime", theirs)):
+    for name, scores in (("PyTorch", ours), (OF_FILES.title, theirs)):
         if not bool(torch.isfinite(scores).all()):
             raise EvaluationError(
                 f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
@@ -187,7 +187,7 @@ class Comparison:
         found, expected = runtime(self._images), self._expected
         if found.shape != expected.shape:
             raise ExportError(
-                f"{self._name} was not written: for {len(expected)} images ONNX Runtime gives "
+                f"{self._name} was not written: for {len(expected)} images {OF_FILES.title} gives "
                 f"scores of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}. "
                 f"{rounding.causes}"
             )
@@ -202,7 +202,7 @@ class Comparison:
         if difference <= _MARGIN * explained + _FLOOR * largest:
             return
         raise ExportError(
-            f"{self._name} was not written: ONNX Runtime does not compute from it what PyTorch "
+            f"{self._name} was not written: {OF_FILES.title} does not compute from it what PyTorch "
             f"does. Scores differ by up to {float((found - expected).abs().max()):.3g}, in the "
             f"root mean square by {difference:.3g}, of which rounding explains {explained:.3g}; "
             f"they are up to {largest:.3g}. {rounding.causes}"

@@ -2,7 +2,7 @@
 
 A runtime computes some operators in floats and some in integers, and converts what passes from one
 to the other. Which does which follows from who gives and who reads each tensor
-(`amc.cost.forms`): here they are read off the traced graph.
+(`amc.quantplan.forms`): here they are read off the traced graph.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amc import api, conclusion
+from amc import api, local
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
 from tests.cli.command import search
@@ -34,7 +34,7 @@ def _logging() -> Iterator[None]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search without pictures, and with one round of timing."""
-    monkeypatch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
     monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)

@@ -14,12 +14,13 @@ from amc import api, recording, task
 from amc.artifact import RunRecord, read_strategy
 from amc.cli import recipe
 from amc.cli.recipe import data_of
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import write_table
 from amc.errors import AmcError, StorageError
 from amc.graph.types import Signature
 from amc.networks import build_network
 from amc.objectives import DEFAULT
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 from tests.cli.command import search
 

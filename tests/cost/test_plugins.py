@@ -12,8 +12,8 @@ from amc.cost import plugins
 from amc.cost.budget import Budget
 from amc.cost.choices import choices_for
 from amc.cost.formulas import is_paired, macs
+from amc.cost.load import load_device
 from amc.cost.model import CostModel
-from amc.cost.profile import load_device
 from amc.cost.shipped import as_device
 from amc.errors import ConfigError, DeviceError
 from amc.graph.types import Signature

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import amc
-from amc import api, comparison, conclusion
+from amc import api, comparison, local
 from amc.errors import ConfigError, EvaluationError
 from amc.evaluate import Evaluator
 from amc.export import check_parity
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"search_images": 20, "final_candidates": 2, "store": Fa
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timed)
     monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
     monkeypatch.setattr(comparison, "plot_curves", lambda *_, **__: None)

@@ -1,4 +1,4 @@
-"""Timing one operator with PyTorch on this machine."""
+"""PyTorch on this machine, in float: on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -7,23 +7,63 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from amc.cost.device import Request
 from amc.errors import DeviceError
 from amc.graph.whole import Whole
+from amc.runtimes.request import Request
+from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
 _FIRST_CALLS = 3  # when an operator is met for the first time: its kernels are chosen
 _BURST_S = 2e-3  # one sample comes from a burst of calls about this long
+
+
+@dataclass(frozen=True)
+class TorchRuntime(Runtime):
+    """PyTorch on this machine.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
+
+    device: str = "cpu"
+
+    name = "torch"
+    title = "PyTorch"
+    compiles = MODULE
+    is_sum = True
+
+    def __post_init__(self) -> None:
+        if self.device not in _CLOCKS:
+            raise DeviceError(f"device.device must be {' or '.join(_CLOCKS)}, got {self.device!r}.")
+
+    @property
+    def place(self) -> str:
+        return self.device
+
+    def machine(self) -> str:
+        on_cuda = self.device == "cuda" and torch.cuda.is_available()
+        processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
+        return f"{processor}, PyTorch {torch.__version__}"
+
+    def compile(self, network: nn.Module, threads: int) -> nn.Module:
+        return network.to(self.device)
+
+    @contextmanager
+    def timing(
+        self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
+    ) -> Iterator[Sampler]:
+        with TorchTimer(batch, threads, self.device, wholes).running() as sample:
+            yield lambda requests: map(sample, requests)
 
 
 class TorchTimer:
@@ -43,7 +83,7 @@ class TorchTimer:
         batch: int,
         threads: int,
         device: str = "cpu",
-        wholes: Mapping[str, Whole] = MappingProxyType({}),
+        wholes: Mapping[str, Whole] = NO_WHOLES,
     ) -> None:
         """Prepare a timer.
 
@@ -53,8 +93,6 @@ class TorchTimer:
         Raises:
             DeviceError: PyTorch has no such device here.
         """
-        if device not in _CLOCKS:
-            raise DeviceError(f"PyTorch is timed on one of {', '.join(_CLOCKS)}, got {device!r}.")
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError(
                 "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
@@ -131,13 +169,6 @@ class TorchTimer:
         parts = torch.split(self._pool[: sum(padded)], padded)
         cuts = zip(parts, sizes, shapes, strict=True)
         return [part[:size].view(shape) for part, size, shape in cuts]
-
-
-def machine(device: str = "cpu") -> str:
-    """The processor that PyTorch runs on, and PyTorch's version: prices depend on both."""
-    on_cuda = device == "cuda" and torch.cuda.is_available()
-    processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
-    return f"{processor}, PyTorch {torch.__version__}"
 
 
 def cpu_model() -> str:

@@ -2,7 +2,7 @@
 
 An 8-bit layer beside a float one brings conversions, and may not be computed in integers at all.
 All of it follows from the bits of the layers around a tensor, by what the export rounds
-(`amc.cost.rounding`) and what ONNX Runtime on a CPU does then:
+(`amc.quantplan.rounding`) and what ONNX Runtime on a CPU does then:
 
 1. A convolution with quantized weights and inputs is computed in integers if its output bears
    rounding; otherwise its weights and inputs are dequantized whenever it runs, and it is slower
@@ -22,9 +22,9 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from amc.cost.remember import Remembered
-from amc.cost.rounding import JOINS, PASSED, Rounding
 from amc.graph.graph import NetworkGraph
+from amc.quantplan.remember import Remembered
+from amc.quantplan.rounding import JOINS, PASSED, Rounding
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 PLAIN, BLOCKED, COUNTS, CHANNELS_LAST = range(4)  # forms; the last two are integers
@@ -152,7 +152,7 @@ class Forms:
     def conversions(
         self, index: int, pairs: Sequence[int], forms: Sequence[int]
     ) -> tuple[int, ...]:
-        """How often a tensor is converted in each way of `amc.cost.conversions.CONVERSIONS`.
+        """How often a tensor is converted in each way of `amc.quantplan.conversions.CONVERSIONS`.
 
         Depends on the forms of the tensors `beside` it, and on the bits of the layers that read it.
         """

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from amc.cost.remember import Remembered
 from amc.graph.types import TensorInfo
+from amc.quantplan.remember import Remembered
 from amc.strategy import FLOAT_BITS, Bits
 
 # Kinds of tensors.

@@ -12,12 +12,12 @@ import pytest
 from torch import nn
 
 from amc.compress.verify import graph_of
-from amc.cost.conversions import CONVERSIONS
-from amc.cost.forms import BLOCKED, CHANNELS_LAST, COUNTS, PLAIN, Forms
 from amc.export import convert
 from amc.export.integers import IntegerJoins
-from amc.export.runtime import open_session
 from amc.graph.graph import NetworkGraph
+from amc.quantplan.conversions import CONVERSIONS
+from amc.quantplan.forms import BLOCKED, CHANNELS_LAST, COUNTS, PLAIN, Forms
+from amc.runtimes import open_session
 from amc.strategy import FLOAT, Bits
 from tests.export.joins import Concatenated, Inverted, Padded, Residual, Shared, built
 from tests.export.nets import SHAPE, pictures, quantized
