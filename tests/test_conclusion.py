@@ -56,7 +56,9 @@ def _timed(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> list[dict[str,
     """Let every timing give these latencies; what it was asked comes back."""
     asked: list[dict[str, Any]] = []
 
-    def measured(networks: Sequence[nn.Module], shape: object, **how: Any) -> list[Timing]:
+    def measured(
+        networks: Sequence[nn.Module], shape: object, *, rounds: int, **how: Any
+    ) -> list[Timing]:
         asked.append({"networks": len(networks), **how})
         return [Timing(latency, 0.1) for latency in latencies]
 
@@ -460,7 +462,7 @@ def test_winner_meets_a_latency_budget_by_measured_prices_where_those_of_the_sea
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     monkeypatch.setattr(grid, "LEAST", 0)
     monkeypatch.setattr(grid, "CHECKS", 1)
-    device = SlowAt28("slow", batch=1, threads=1, channel_step=4)
+    device = LocalSpec("slow", SlowAt28(), batch=1, threads=1, channel_step=4)
     budget = Budget("latency_ms", absolute=1120.0)
     task = _task(wide_net(), data, device, budget=budget, space=SearchSpace(channel_step=4))
     slow, fast = (Strategy({"0": kept / 40, "2": kept / 40}, {}) for kept in (28, 20))

@@ -21,7 +21,7 @@ from amc.export import read_precisions
 from amc.local import time_networks
 from amc.measure import Timing
 from amc.networks import build_network
-from amc.runtimes import OnnxNetwork
+from amc.runtimes import OF_FILES, OnnxNetwork, Runtime
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
@@ -190,7 +190,10 @@ def test_both_networks_are_timed_in_turn_in_the_way_of_a_search(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
-    def timed(networks: list[torch.nn.Module], shape: object, **how: Any) -> list[Timing]:
+    def timed(
+        runtime: Runtime, networks: list[torch.nn.Module], shape: object, **how: Any
+    ) -> list[Timing]:
+        assert runtime is OF_FILES
         asked.append({"networks": len(networks), "shape": shape, **how})
         return [Timing(1.0, 0.1), Timing(0.5, 0.1)]
 
