@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
     from amc.recovery.training import TrainingSettings
+    from amc.runtimes import Runtime
     from amc.strategy import Strategy
     from amc.task import SearchSpace
     from envs.reward import Outcome
@@ -42,6 +43,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "RecoverySettings",
+    "Runtime",
     "SearchResult",
     "SearchSpace",
     "Strategy",
@@ -71,6 +73,7 @@ _HOME = {
     "Outcome": "envs.reward",
     "Policy": "agents.policy",
     "RecoverySettings": "amc.candidate",
+    "Runtime": "amc.runtimes",
     "SearchSpace": "amc.task",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",

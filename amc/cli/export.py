@@ -206,9 +206,9 @@ def _notes(found: _Findings) -> list[str]:
     notes = []
     if quantized:
         notes.append(
-            f"{len(quantized)} of {len(precisions)} layers are quantized, ONNX Runtime computes "
-            f"{found.integer_layers} of them in integers. The rest is dequantized and runs in "
-            "float: what goes into something that takes float values, and what has only weights "
+            f"{len(quantized)} of {len(precisions)} layers are quantized, {OF_FILES.title} "
+            f"computes {found.integer_layers} of them in integers. The rest is dequantized and "
+            "runs in float: what goes into something that takes float values, and what has only weights "
             f"or only activations quantized ({len(quantized) - both})."
         )
     share = found.share

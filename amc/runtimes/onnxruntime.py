@@ -78,7 +78,11 @@ class OnnxRuntime(Runtime):
         return f"{cpu_model()}, ONNX Runtime {onnxruntime.__version__}, {platform.system()}"
 
     def compile(self, network: onnx.ModelProto, threads: int) -> OnnxNetwork:
-        return OnnxNetwork(network, threads=threads)
+        return self.load(network, threads=threads)
+
+    def load(self, file: str | Path | onnx.ModelProto, **how: Any) -> OnnxNetwork:
+        """A file, called like a network; with what else `OnnxNetwork` takes."""
+        return OnnxNetwork(file, **how)
 
     @contextmanager
     def timing(
