@@ -208,8 +208,8 @@ def _notes(found: _Findings) -> list[str]:
         notes.append(
             f"{len(quantized)} of {len(precisions)} layers are quantized, {OF_FILES.title} "
             f"computes {found.integer_layers} of them in integers. The rest is dequantized and "
-            "runs in float: what goes into something that takes float values, and what has only weights "
-            f"or only activations quantized ({len(quantized) - both})."
+            "runs in float: what goes into something that takes float values, and what has only "
+            f"weights or only activations quantized ({len(quantized) - both})."
         )
     share = found.share
     if not share.is_steady:
