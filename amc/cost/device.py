@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +12,7 @@ import numpy.typing as npt
 
 from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
+from amc.cost.listing import listing_command
 from amc.errors import DeviceError, TableError
 from amc.files import fingerprint
 from amc.graph.types import Signature
@@ -268,28 +266,20 @@ class TableDevice:
     def _prices_of(self, requests: Iterable[Request]) -> list[tuple[Request, list[float]]]:
         """Prices as they were measured where there is a row, else as they are looked up."""
         return [
-            (r, [getattr(self.rows[r], metric) for metric in self.metrics])
-            if r in self.rows
-            else (
-                r,
-                [
-                    self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
-                    for metric in self.metrics
-                ],
-            )
+            (r, [self._price_of(metric, r) for metric in self.metrics])
             for r in sorted(set(requests))
             if not r.signature.is_whole or self.prices_whole(r.signature, r.bits)
         ]
 
-    def _has(self, request: Request) -> bool:
+    def _price_of(self, metric: str, r: Request) -> float:
+        if r in self.rows:
+            measured: float = getattr(self.rows[r], metric)
+            return measured
+        return self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
+
+    def _has(self, r: Request) -> bool:
         try:
-            self.price(
-                "latency_ms",
-                request.signature,
-                request.in_channels,
-                request.out_channels,
-                request.bits,
-            )
+            self.price("latency_ms", r.signature, r.in_channels, r.out_channels, r.bits)
         except TableError:
             return False
         return True
@@ -344,26 +334,6 @@ class TableDevice:
             f"Measure it, if it is this machine: amc profile device={self.name} {same} "
             f"network=<network> output=<file>.csv; or {listing}"
         )
-
-
-def listing_command(header: TableHeader) -> str:
-    """The command that lists what to measure on the device of a table, wherever that is."""
-    bits = ",".join(f'"{pair}"' for pair in header.supported_bits)
-    name = re.sub(r"[^\w.-]", "_", header.device)  # a table's may be any text
-    covers = " todo_covers=layers" if header.covers == "layers" else ""
-    return (
-        f"amc profile device=todo {_option('name', name)} "
-        f"{_option('runtime', header.runtime)} device.batch={header.batch} "
-        f"device.threads={header.threads} device.channel_step={header.channel_step} "
-        f"'device.bits=[{bits}]' todo=<file>.csv{covers} network=<network>"
-    )
-
-
-def _option(key: str, text: str) -> str:
-    """An option of the device as it is typed; what is more than a word needs quotes."""
-    is_word = re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII)
-    option = f"device.{key}={text if is_word else json.dumps(text, ensure_ascii=False)}"
-    return option if is_word else shlex.quote(option)
 
 
 class _Grid:

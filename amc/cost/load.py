@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_seri
 from amc.cost.spec import Spec
 from amc.cost.table import read_table
 from amc.cost.unmeasured import unmeasured_device
-from amc.errors import DeviceError, TableError
+from amc.errors import DeviceError, TableError, meant
 from amc.runtimes import BUILT_IN, DEFAULT_DEVICE
 
 
@@ -29,9 +28,8 @@ def load_device(spec: Mapping[str, object]) -> Device | LocalSpec:
     """
     kind = spec.get("kind")
     if not (isinstance(kind, str) and kind in _KINDS):
-        near = get_close_matches(str(kind), _KINDS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DeviceError(f"device.kind must be one of {', '.join(_KINDS)}, got {kind!r}.{hint}")
+        hint = meant(str(kind), _KINDS)
+        raise DeviceError(f"device.kind must be one of those that there are, got {kind!r}. {hint}")
     return _KINDS[kind](Spec({k: v for k, v in spec.items() if k != "kind"}, "device"))
 
 

@@ -1,56 +1,13 @@
-"""Devices of other people: a class that prices operators, named or installed.
+"""Devices of other people: a class, named or installed.
 
-A device is one class with what the protocol `amc.cost.device.Device` lists; it inherits from
-nothing::
-
-    # my_board.py
-    import numpy as np
-    from amc.cost.formulas import is_paired
-    from amc.strategy import Bits
-
-    class MyBoard:
-        name, runtime = "my_board", "my_compiler"
-        batch, threads, channel_step = 1, 1, 8
-        supported_bits = (Bits(32, 32), Bits(8, 8))
-        metrics = ("latency_ms",)
-
-        def __init__(self, clock_mhz=100):      # device.options
-            self.clock_mhz = clock_mhz
-
-        def price(self, metric, signature, in_channels, out_channels, bits):
-            return ...                          # milliseconds of one batch
-
-        def prices(self, metric, signature, in_channels, out_channels, bits):
-            def one(ins, outs):
-                return self.price(metric, signature, ins, outs, bits)
-            if is_paired(signature):            # outputs follow inputs, one to one
-                return np.array(list(map(one, in_channels, out_channels)))
-            return np.array([[one(i, o) for o in out_channels] for i in in_channels])
-
-        def fingerprint(self):
-            return f"my_board 1 {self.clock_mhz}"
-
-It is found as ``device=custom device.name=my_board:MyBoard``; or, where its package is installed
-with an entry point, by that name, ``device=custom device.name=my_board``::
-
-    [project.entry-points."amc.devices"]
-    my_board = "my_board:MyBoard"
-
-A class that inherits from `amc.Runtime` is measured here, as amc's own runtimes are, and may have
-``device.batch``, ``threads``, ``channel_step`` and ``grid`` beside its options (docs/extending.md).
-
-A device may have two more attributes, tuples of names: ``fuses``, operators such as ``"relu"``
-that it computes inside of the layer before them, and ``converts``, the conversions between layers
-of different precision that it prices (docs/devices.md); and a method, ``prices_whole(signature,
-bits)``: whether it has a price for a call that amc does not follow (``signature.own_macs``
-multiply-adds). Without it such calls cost nothing there, and a run says so.
+One that prices operators itself has what `amc.cost.device.Device` lists (docs/devices.md); one that
+inherits from `amc.Runtime` is measured here, as amc's own runtimes are (docs/extending.md).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, cast
@@ -61,7 +18,7 @@ from amc.cost.grid import COARSE, GRIDS
 from amc.cost.profile import DEFAULT_STEP, LocalSpec
 from amc.cost.spec import Spec
 from amc.documents import is_count
-from amc.errors import AmcError, DeviceError
+from amc.errors import AmcError, DeviceError, meant
 from amc.graph.operators import PRICED
 from amc.packages import import_named
 from amc.quantplan.conversions import CONVERSIONS
@@ -193,11 +150,9 @@ def _checked(
 def _installed(name: str) -> Callable[..., object]:
     known: dict[str, EntryPoint] = {point.name: point for point in installed_devices()}
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
         raise DeviceError(
             f"Device {name!r} is neither package.module:Class nor an installed entry point of "
-            f"group {ENTRY_POINTS}. {hint}"
+            f"group {ENTRY_POINTS}. {meant(name, known)}"
         )
     try:
         made = known[name].load()

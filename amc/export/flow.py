@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import onnx
 from onnx import numpy_helper
 
 from amc.export.graph import LAYER_NOTE, outputs
+from amc.graph.types import TensorInfo
 from amc.quantplan.rounding import Rounding
 
 _COPIES = {
@@ -29,15 +29,6 @@ _JOINS = {"Add": "add", "Concat": "concat"}
 _GRIDS = {"QuantizeLinear", "DequantizeLinear"}
 # What a layer may be, by index: whether it reads 8-bit values, whether it multiplies integers.
 _READS = [(rounds, integer) for rounds in (False, True) for integer in (False, True)]
-
-
-class _Tensor(NamedTuple):
-    """As `amc.quantplan.rounding.Passed`."""
-
-    kind: str
-    sources: tuple[int, ...]
-    layer: int
-    is_output: bool
 
 
 class Flow:
@@ -57,7 +48,7 @@ class Flow:
             for name in dict.fromkeys(node.input):
                 self.readers[name].append(node)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._tensors: list[_Tensor] = []
+        self._tensors: list[TensorInfo] = []
         self._place: dict[str, int] = {}  # of names that are tensors between layers
         self._reads: list[int] = []  # of every call of a layer, an index of `_READS`
         for name in self.inputs:
@@ -108,7 +99,7 @@ class Flow:
         for name in names or [""]:
             self._place |= {name: len(self._tensors)} if name else {}
             is_output = bool({name, self.settled(name)} & self.outputs)
-            self._tensors.append(_Tensor(kind, places, layer, is_output))
+            self._tensors.append(TensorInfo(kind, places, layer, is_output=is_output))
 
     def _kind(self, node: onnx.NodeProto) -> str:
         if self._is_join(node):

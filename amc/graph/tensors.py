@@ -73,7 +73,7 @@ class _Follower:
             return
         if node in self._layers:
             layer = self._layers[node]
-            self._add(node, TensorInfo("layer", sources, layer.index, (), layer.outputs, _ONE))
+            self._add(node, TensorInfo("layer", sources, layer.index, count=layer.outputs))
             return
         called = self._called(node)
         name = plain_name(node, called)
@@ -86,7 +86,7 @@ class _Follower:
             self._place[node] = sources[0]
         else:
             kind = self._kind(node, name, called)
-            self._add(node, TensorInfo(kind, sources, -1, self._names(node), _NO_CHANNELS, _ONE))
+            self._add(node, TensorInfo(kind, sources, -1, self._names(node)))
 
     def _add(self, node: fx.Node, tensor: TensorInfo) -> None:
         shape = tuple(_tensors(node.meta["value"])[0].shape)
@@ -143,10 +143,6 @@ class _Follower:
         sizes = {tuple(tensor.shape)[2:] for tensors in found for tensor in tensors}
         single = len(operands) > 1 and [len(tensors) for tensors in found] == [1] * len(operands)
         return single and len(sizes) == 1
-
-
-_ONE = (1, 1)
-_NO_CHANNELS = ChannelCount(0, ())
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -15,34 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Protocol
 
+from amc.graph.types import TensorInfo
 from amc.quantplan.remember import Remembered
 
 # Kinds of tensors.
 JOINS = ("add", "concat")
 _COPIES = ("copy", "maximum", "rectified")
 PASSED = (*_COPIES, "mean")
-
-
-class Passed(Protocol):
-    """A tensor between layers: a fuller account gives `amc.graph.types.TensorInfo`.
-
-    Attributes:
-        kind: "layer", one of `JOINS` or `PASSED`, or something else, which reads floats.
-        sources: Indices of the tensors that it is made of, each smaller than its own.
-        layer: Index of the layer that gives it; -1 for other kinds.
-        is_output: Whether the network gives it out.
-    """
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def sources(self) -> tuple[int, ...]: ...
-    @property
-    def layer(self) -> int: ...
-    @property
-    def is_output(self) -> bool: ...
 
 
 class Rounding:
@@ -57,7 +37,7 @@ class Rounding:
     """
 
     def __init__(
-        self, tensors: Sequence[Passed], rounds: Sequence[bool], integer: Sequence[bool]
+        self, tensors: Sequence[TensorInfo], rounds: Sequence[bool], integer: Sequence[bool]
     ) -> None:
         """
         Args:

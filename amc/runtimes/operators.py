@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import onnx
 
-from amc.errors import DeviceError
+from amc.errors import DeviceError, meant
 from amc.graph.types import Signature
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import INT8, dequantized
@@ -81,9 +80,7 @@ def operator_model(requests: Sequence[Request], batch: int) -> OperatorModel:
 def _builder(request: Request) -> Builder:
     op = request.signature.op
     if op not in _BUILDERS:
-        near = get_close_matches(op, _BUILDERS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_BUILDERS)}."
-        raise DeviceError(f"There is no model of an operator {op!r}. {hint}")
+        raise DeviceError(f"There is no model of an operator {op!r}. {meant(op, _BUILDERS)}")
     allowed: tuple[Bits, ...] = (FLOAT, INT8) if op in _IN_INTEGERS else (FLOAT,)
     if request.signature.is_layer:
         allowed = _LAYER_BITS

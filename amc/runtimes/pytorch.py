@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -16,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from amc.errors import DeviceError
+from amc.errors import DeviceError, meant
 from amc.graph.whole import Whole
 from amc.runtimes.request import Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
@@ -221,72 +220,43 @@ class _Function(nn.Module):
         return self._function(*inputs)
 
 
-def _conv2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.Conv2d(
-        request.in_channels,
-        request.out_channels,
-        s.kernel,
-        stride=s.stride,
-        padding=s.padding,
-        dilation=s.dilation,
-        groups=request.in_channels if s.is_depthwise else s.groups,
-        device="meta",
-    )
+def _conv2d(r: Request) -> nn.Module:
+    s = r.signature
+    groups = r.in_channels if s.is_depthwise else s.groups
+    sizes = r.in_channels, r.out_channels, s.kernel, s.stride, s.padding, s.dilation, groups
+    return nn.Conv2d(*sizes, device="meta")
 
 
-def _linear(request: Request) -> nn.Module:
-    return nn.Linear(request.in_channels, request.out_channels, device="meta")
-
-
-def _batch_norm(request: Request) -> nn.Module:
-    return nn.BatchNorm2d(request.in_channels, device="meta")
-
-
-def _max_pool2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.MaxPool2d(s.kernel, s.stride, s.padding, s.dilation)
-
-
-def _avg_pool2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.AvgPool2d(s.kernel, s.stride, s.padding)
-
-
-def _adaptive_avg_pool2d(request: Request) -> nn.Module:
-    return nn.AdaptiveAvgPool2d(request.signature.out_size)
-
-
-def _select(request: Request) -> nn.Module:
-    # In ascending order, as a removal of channels leaves them.
-    return _Function(lambda x: x.index_select(1, torch.arange(x.shape[1], device=x.device)))
-
-
-def _copy(request: Request) -> nn.Module:
-    return _Function(torch.clone)
+def _selected(x: Tensor) -> Tensor:
+    """In ascending order, as a removal of channels leaves them."""
+    return x.index_select(1, torch.arange(x.shape[1], device=x.device))
 
 
 _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
     "conv2d": _conv2d,
-    "linear": _linear,
-    "batch_norm": _batch_norm,
-    "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "select": _select,
-    "concat": _copy,
-    "pad": _copy,
-    "relu": lambda request: nn.ReLU(),
-    "relu6": lambda request: nn.ReLU6(),
-    "leaky_relu": lambda request: nn.LeakyReLU(),
-    "hardswish": lambda request: nn.Hardswish(),
-    "hardsigmoid": lambda request: nn.Hardsigmoid(),
-    "silu": lambda request: nn.SiLU(),
-    "gelu": lambda request: nn.GELU(),
-    "sigmoid": lambda request: nn.Sigmoid(),
-    "tanh": lambda request: nn.Tanh(),
-    "add": lambda request: _Function(torch.add),
-    "mul": lambda request: _Function(torch.mul),
+    "linear": lambda r: nn.Linear(r.in_channels, r.out_channels, device="meta"),
+    "batch_norm": lambda r: nn.BatchNorm2d(r.in_channels, device="meta"),
+    "max_pool2d": lambda r: nn.MaxPool2d(
+        r.signature.kernel, r.signature.stride, r.signature.padding, r.signature.dilation
+    ),
+    "avg_pool2d": lambda r: nn.AvgPool2d(
+        r.signature.kernel, r.signature.stride, r.signature.padding
+    ),
+    "adaptive_avg_pool2d": lambda r: nn.AdaptiveAvgPool2d(r.signature.out_size),
+    "select": lambda r: _Function(_selected),
+    "concat": lambda r: _Function(torch.clone),
+    "pad": lambda r: _Function(torch.clone),
+    "relu": lambda r: nn.ReLU(),
+    "relu6": lambda r: nn.ReLU6(),
+    "leaky_relu": lambda r: nn.LeakyReLU(),
+    "hardswish": lambda r: nn.Hardswish(),
+    "hardsigmoid": lambda r: nn.Hardsigmoid(),
+    "silu": lambda r: nn.SiLU(),
+    "gelu": lambda r: nn.GELU(),
+    "sigmoid": lambda r: nn.Sigmoid(),
+    "tanh": lambda r: nn.Tanh(),
+    "add": lambda r: _Function(torch.add),
+    "mul": lambda r: _Function(torch.mul),
 }
 _TWO_INPUTS = ("add", "mul")
 
@@ -298,7 +268,5 @@ def _builder(request: Request) -> Callable[[Request], nn.Module]:
     if not request.bits.is_float:
         raise DeviceError(f"PyTorch times float operators (32/32 bits), got {request}.")
     if op not in _BUILDERS:
-        near = get_close_matches(op, _BUILDERS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(_BUILDERS)}."
-        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {hint}")
+        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {meant(op, _BUILDERS)}")
     return _BUILDERS[op]
