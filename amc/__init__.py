@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
     from amc.recovery.training import TrainingSettings
+    from amc.runtimes import Runtime
     from amc.strategy import Strategy
     from amc.study.result import SearchResult
     from amc.task import Problem, SearchSpace
@@ -49,6 +50,7 @@ __all__ = [
     "Problem",
     "Quantized",
     "RecoverySettings",
+    "Runtime",
     "SearchResult",
     "SearchSpace",
     "Signature",
@@ -84,6 +86,7 @@ _HOME = {
     "Problem": "amc.task",
     "SearchResult": "amc.study.result",
     "RecoverySettings": "amc.candidate",
+    "Runtime": "amc.runtimes",
     "SearchSpace": "amc.task",
     "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",

@@ -23,6 +23,7 @@ from amc.data import DataSet
 from amc.errors import ConfigError, PolicyError
 from amc.interrupt import said_on_interrupt
 from amc.local import device_for_network
+from amc.runtimes import DEFAULT_DEVICE
 from amc.study import artifact
 from amc.study.apply import apply
 from amc.study.finetuning import finetune
@@ -38,7 +39,7 @@ __all__ = ["apply_policy", "compare", "finetune", "load_compressed", "profile", 
 def search(
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     budget: BudgetLike = 0.5,
     *,
     agent: AgentLike = "ddpg",
@@ -160,7 +161,7 @@ def apply_policy(
     policy: Policy,
     network: nn.Module,
     data: DataSet,
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     budget: BudgetLike = 0.5,
     *,
     strengths: Sequence[float] | None = None,
@@ -201,7 +202,7 @@ def apply_policy(
 def profile(
     network: nn.Module,
     image_shape: tuple[int, int, int],
-    device: DeviceLike = "onnxruntime_cpu",
+    device: DeviceLike = DEFAULT_DEVICE,
     *,
     space: SearchSpace | None = None,
 ) -> Device:

@@ -7,6 +7,9 @@ The command line prints the message without a traceback and exits with ``exit_co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class AmcError(Exception):
     """Base of all errors that are meant for the user's eyes."""
@@ -74,3 +77,10 @@ class StorageError(AmcError):
     """A file could not be written: no permission, or no space left."""
 
     exit_code = 1
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that is not known: a sentence for an error."""
+    listed = list(known)
+    near = get_close_matches(name, listed, 1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(listed) or 'none'}."

@@ -22,15 +22,18 @@ from amc.cost.correction import (
     kind_of,
 )
 from amc.cost.corrections import own_correction
-from amc.cost.device import Device, Request, TableDevice
+from amc.cost.device import Device, TableDevice
 from amc.cost.grid import FULL, Grid
+from amc.cost.measuring import keep_table, measure_table
 from amc.cost.prices import converts_of, fuses_of, parts_under, requests_under
-from amc.cost.profile import LocalSpec, OnnxDeviceSpec, device_for, keep_table, measure_table
+from amc.cost.profile import LocalSpec, device_for
 from amc.data import DataSet
-from amc.export import DEFAULT_OPSET, OnnxNetwork, convert
+from amc.export import DEFAULT_OPSET, convert
 from amc.graph.graph import NetworkGraph
 from amc.measure import Timing, measure_latency
 from amc.progress import Bar, progress_bar
+from amc.runtimes import ONNX, Runtime
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 
 NETWORKS = 8  # measured whole, beside the original, where the search is in float
@@ -50,9 +53,9 @@ def device_for_network(
 ) -> Device:
     """A device with every price that a walk over a network can ask for.
 
-    ONNX Runtime on this machine is timed on whole networks too: every network has a correction of
-    its own (`amc.cost.corrections`), and another, which knows mixed bits, once it is searched with
-    other bits than float. The table's is that of the first network.
+    A runtime that takes another time than its operators is timed on whole networks too: every
+    network has a correction of its own (`amc.cost.corrections`), and another, which knows mixed
+    bits, once it is searched with other bits than float. The table's is that of the first network.
 
     Raises:
         TableError, DeviceError, StorageError: As `device_for` and `own_correction`.
@@ -74,7 +77,7 @@ def device_for_network(
         fewer=lambda: fewer_prices(graph, choices, measured),
         exact=requests(_whole(choices)),
     )
-    if not isinstance(loaded, OnnxDeviceSpec):
+    if not isinstance(loaded, LocalSpec) or loaded.runs_on.is_sum:
         return device
     assert isinstance(device, TableDevice)
     general, mixed = device.header.correction, _is_mixed(choices)
@@ -117,7 +120,8 @@ def _whole(choices: Choices) -> Choices:
     return dataclasses.replace(choices, kept=tuple(counts[-1:] for counts in choices.kept))
 
 
-def time_in_onnx(
+def time_networks(
+    runtime: Runtime,
     networks: Iterable[nn.Module],
     image_shape: tuple[int, int, int],
     *,
@@ -128,40 +132,29 @@ def time_in_onnx(
     rounds: int = measure.ROUNDS,
     bar: Bar | None = None,
 ) -> list[Timing]:
-    """Networks exported, and timed in turn in ONNX Runtime on the CPU (`measure_latency`).
+    """Networks compiled for a runtime, and timed in turn (`measure_latency`).
 
     Args:
-        networks: Each is asked for when the one before it is exported; none is kept.
-        bar: Told of each exported network: that takes longer than to time it.
+        networks: Each is asked for when the one before it is compiled; none is kept.
+        bar: Told of each compiled network: that takes longer than to time it.
         images: Normalised calibration images, (n, channels, height, width), with which what lies
             between quantized layers is computed in integers too (`amc.export.export_onnx`).
 
     Raises:
         ExportError: A network cannot be exported.
     """
-    exported = []
+    compiled = []
     for network in networks:
-        exported.append(in_onnx(network, image_shape, threads=threads, images=images, opset=opset))
+        if runtime.compiles == ONNX:  # it is not compared with itself
+            model = convert(network, image_shape, images=images, opset=opset).model
+            compiled.append(runtime.compile(model, threads))
+        else:
+            compiled.append(runtime.compile(network, threads))
         if bar is not None:
             bar.advance()
-    return measure_latency(exported, image_shape, batch=batch, threads=threads, rounds=rounds)
-
-
-def in_onnx(
-    network: nn.Module,
-    image_shape: tuple[int, int, int],
-    *,
-    threads: int = 1,
-    images: Tensor | None = None,
-    opset: int = DEFAULT_OPSET,
-) -> OnnxNetwork:
-    """A network as ONNX Runtime on the CPU runs it, to be timed: it is not compared with itself.
-
-    Raises:
-        ExportError: The network cannot be exported.
-    """
-    model = convert(network, image_shape, images=images, opset=opset).model
-    return OnnxNetwork(model, threads=threads, name=type(network).__name__)
+    return measure_latency(
+        compiled, image_shape, batch=batch, threads=threads, device=runtime.place, rounds=rounds
+    )
 
 
 def calibration_images(data: DataSet) -> Tensor:
@@ -173,7 +166,7 @@ def calibration_images(data: DataSet) -> Tensor:
 
 def _measured(
     device: TableDevice,
-    spec: OnnxDeviceSpec,
+    spec: LocalSpec,
     graph: NetworkGraph,
     choices: Choices,
     image_shape: tuple[int, int, int],
@@ -182,7 +175,8 @@ def _measured(
     strategies = [IDENTITY, *_random_strategies(graph, choices)]
     images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(_SEED))
     with progress_bar(f"measuring networks on {spec.name}", len(strategies)) as bar:
-        timings = time_in_onnx(
+        timings = time_networks(
+            spec.runs_on,
             (built(graph, strategy) for strategy in strategies),
             image_shape,
             batch=spec.batch,

@@ -27,9 +27,10 @@ from amc.candidate import Compressor, RecoverySettings
 from amc.compress.verify import graph_of
 from amc.data.split import Split
 from amc.errors import NetworkError
-from amc.export import OnnxNetwork, export_onnx, integer_layers
+from amc.export import export_onnx
 from amc.export.skeleton import INPUT
 from amc.measure import measure_latency
+from amc.runtimes import OnnxNetwork, integer_layers
 from amc.strategy import Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.real_network import MEAN, STD, add_photographs, build, exit_without, read, spread

@@ -21,8 +21,9 @@ from torch import nn
 
 from amc.api import search
 from amc.data import DataSet
-from amc.local import calibration_images, time_in_onnx
+from amc.local import calibration_images, time_networks
 from amc.measure import Timing
+from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT
 from amc.task import SearchSpace
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
@@ -179,7 +180,8 @@ def main() -> None:
     budgets = [("latency_ms", f) for f in options.latency] + [("macs", f) for f in options.macs]
     found = [searched(network, data, metric, f, options) for metric, f in budgets]
     points = [found[0][0], *(best for _, best in found)]
-    timings = time_in_onnx(
+    timings = time_networks(
+        OF_FILES,
         [point.network for point in points],
         data.image_shape,
         images=calibration_images(data),

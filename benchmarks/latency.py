@@ -23,11 +23,11 @@ from amc.compress.verify import graph_of
 from amc.cost.choices import LEVELS, choices_for
 from amc.cost.device import Device
 from amc.cost.grid import COARSE, GRIDS
-from amc.cost.onnx_timer import SUPPORTED_BITS
 from amc.cost.prices import operator_prices
-from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, settled
-from amc.local import built, device_for_network, random_strategy, time_in_onnx
+from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
+from amc.local import built, device_for_network, random_strategy, time_networks
 from amc.networks import build_network
+from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 
@@ -56,8 +56,9 @@ def measure(
     network = build_network(name, num_classes=10, image_shape=shape).eval()
     graph = graph_of(network, shape)
     step = options.channel_step
-    given = OnnxDeviceSpec(
+    given = LocalSpec(
         "benchmark",
+        OF_FILES,
         options.batch,
         options.threads,
         step or DEFAULT_STEP,
@@ -77,7 +78,8 @@ def measure(
         ),
     ]
     images = torch.rand(8, *shape) if len(pairs) > 1 else None
-    timings = time_in_onnx(
+    timings = time_networks(
+        OF_FILES,
         (built(graph, strategy) for strategy in strategies),
         shape,
         batch=options.batch,
@@ -147,7 +149,7 @@ def draw(groups: Sequence[Sequence[dict[str, object]]], path: Path) -> None:
 def main() -> None:
     """Measure, print the errors, write the CSV and the picture."""
     options = arguments()
-    pairs = SUPPORTED_BITS if options.bits == "mixed" else (FLOAT,)
+    pairs = OF_FILES.supported_bits if options.bits == "mixed" else (FLOAT,)
     groups = []
     for given in options.networks:
         name, _, size = given.partition(":")

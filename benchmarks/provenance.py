@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import amc
-from amc.cost.torch_timer import machine
+from amc.runtimes import TorchRuntime
 
 RESULTS = Path("outputs") / "benchmarks"
 
@@ -22,7 +22,7 @@ def provenance(seed: int) -> dict[str, object]:
         "seed": seed,
         "commit": COMMIT,
         "amc": amc.__version__,
-        "machine": machine(),
+        "machine": TorchRuntime().machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

@@ -27,13 +27,15 @@ from scipy.stats import spearmanr
 
 from amc.compress.verify import graph_of
 from amc.cost.choices import LEVELS, Choices, choices_for, reference_bits, requests_for
-from amc.cost.device import Request, TableDevice
+from amc.cost.device import TableDevice
 from amc.cost.grid import COARSE, FULL
-from amc.cost.onnx_timer import SUPPORTED_BITS
+from amc.cost.measuring import measure_table
 from amc.cost.prices import converts_of, fuses_of, operator_prices
-from amc.cost.profile import DEFAULT_STEP, OnnxDeviceSpec, measure_table, settled
+from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
 from amc.graph.graph import NetworkGraph
-from amc.local import built, device_for_network, random_strategy, time_in_onnx
+from amc.local import built, device_for_network, random_strategy, time_networks
+from amc.runtimes import OF_FILES
+from amc.runtimes.request import Request
 from amc.strategy import Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import build
@@ -94,12 +96,16 @@ def measure(name: str, size: int, options: argparse.Namespace) -> list[dict[str,
     torch.manual_seed(options.seed)
     graph = graph_of(build(name, shape), shape)
     step = options.channel_step
-    given = OnnxDeviceSpec("benchmark", 1, options.threads, step or DEFAULT_STEP, probes=not step)
+    given = LocalSpec(
+        "benchmark", OF_FILES, 1, options.threads, step or DEFAULT_STEP, probes=not step
+    )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AMC_CACHE"] = folder
         spec = settled(given)
-    assert isinstance(spec, OnnxDeviceSpec)
-    choices = choices_for(graph, SUPPORTED_BITS, channel_step=spec.channel_step, levels=LEVELS)
+    assert isinstance(spec, LocalSpec)
+    choices = choices_for(
+        graph, OF_FILES.supported_bits, channel_step=spec.channel_step, levels=LEVELS
+    )
     subject = Subject(name, shape, graph, choices)
     tables = list(_tables(subject, spec, options))
     strategies, measured_ms = _whole_networks(subject, options)
@@ -111,7 +117,7 @@ def measure(name: str, size: int, options: argparse.Namespace) -> list[dict[str,
     ]
 
 
-def _tables(subject: Subject, spec: OnnxDeviceSpec, options: argparse.Namespace) -> Iterator[Table]:
+def _tables(subject: Subject, spec: LocalSpec, options: argparse.Namespace) -> Iterator[Table]:
     """The coarse table; the full one; and the coarse one that the full one's rows give."""
     with tempfile.TemporaryDirectory() as coarse, tempfile.TemporaryDirectory() as full:
         wanted = [(COARSE, COARSE, coarse)]
@@ -161,7 +167,7 @@ def _requests(subject: Subject, device: TableDevice) -> list[Request]:
 
 
 def _held_out(
-    subject: Subject, device: TableDevice, spec: OnnxDeviceSpec, folder: Path, count: int
+    subject: Subject, device: TableDevice, spec: LocalSpec, folder: Path, count: int
 ) -> FloatArray:
     """Relative errors of prices that are means, against what is measured now."""
     means = [r for r in _requests(subject, device) if r in device.rows]
@@ -181,10 +187,13 @@ def _whole_networks(
     """Random strategies, and the milliseconds of their networks."""
     generator, graph = np.random.default_rng(options.seed), subject.graph
     strategies = [
-        random_strategy(graph, subject.choices.kept, SUPPORTED_BITS, generator.random(), generator)
+        random_strategy(
+            graph, subject.choices.kept, OF_FILES.supported_bits, generator.random(), generator
+        )
         for _ in range(options.strategies)
     ]
-    timings = time_in_onnx(
+    timings = time_networks(
+        OF_FILES,
         (built(graph, strategy) for strategy in strategies),
         subject.shape,
         threads=options.threads,

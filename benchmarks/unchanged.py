@@ -26,9 +26,9 @@ import amc
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Device, Measurement, TableDevice, TableHeader
+from amc.cost.load import load_device
 from amc.cost.model import operator_prices
 from amc.cost.prices import FORMULAS
-from amc.cost.profile import load_device
 from amc.cost.shipped import shipped_device
 from amc.files import fingerprint
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy

@@ -13,19 +13,19 @@ import pytest
 from torch import nn
 
 from agents.trial import Trial
-from amc import api
+from amc import api, local
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
-from amc.cost.device import Request
-from amc.cost.profile import Sampler, TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
 from amc.evaluate import Evaluator
 from amc.measure import Timing
 from amc.report.tables import ComparisonRow
 from amc.report.tensorboard import EventWriter
+from amc.runtimes import Sampler, TorchRuntime
+from amc.runtimes.request import Request
 from amc.strategy import IDENTITY, Strategy
-from amc.study import finals as conclusion
 from amc.study import recorder as recording
 from amc.study.journal import Journal
 from amc.study.reaim import evaluations_until, is_missed, judged, tightened_bound
@@ -39,18 +39,18 @@ EVALUATIONS = 8  # so a new aim adds two
 AGENT = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "program", "batch_size": 8}
 
 
-class Board(TorchDeviceSpec):
+class Board(TorchRuntime):
     """Its operators take as many microseconds as there are pairs of channels, on every clock."""
 
     @contextmanager
-    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
+    def timing(self, batch: int, threads: int, wholes: object = None) -> Iterator[Sampler]:
         def sample(requests: Sequence[Request]) -> list[float]:
             return [request.in_channels * request.out_channels / 1000 for request in requests]
 
         yield sample
 
 
-BOARD = Board("test_aiming", batch=1, threads=1, channel_step=1)
+BOARD = LocalSpec("test_aiming", Board(), batch=1, threads=1, channel_step=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *shares: float) -> list[float]:
         share = left.pop(0)
         return [Timing(1.0, 0.0), Timing(share, 0.0), Timing(share, 0.0)]
 
-    monkeypatch.setattr(conclusion, "measure_latency", measured)
+    monkeypatch.setattr(local, "measure_latency", measured)
     return left
 
 

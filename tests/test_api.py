@@ -20,12 +20,12 @@ from torch.nn.utils import parametrizations
 
 from agents.policy import Policy
 from agents.searcher import Trial
-from amc import api
+from amc import api, local
 from amc.api import SearchResult, search
 from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.cost.shipped import shipped_device
 from amc.data import DataSet
 from amc.errors import (
@@ -45,8 +45,8 @@ from amc.measure import measure_latency
 from amc.recovery.training import TrainingSettings
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
+from amc.runtimes import TorchRuntime
 from amc.strategy import IDENTITY
-from amc.study import finals as conclusion
 from amc.study.apply import strength_note
 from amc.study.artifact import read_strategy
 from amc.study.finetuning import train_base
@@ -64,7 +64,7 @@ RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
     monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
@@ -366,7 +366,7 @@ def test_note_on_strengths_says_most_only_of_one_and_in_digits_that_tell_them_ap
 
 
 def test_profile_measures_what_a_search_asks_for(tiny_net: nn.Module) -> None:
-    spec = TorchDeviceSpec("test_profile", batch=1, threads=1, channel_step=4)
+    spec = LocalSpec("test_profile", TorchRuntime(), batch=1, threads=1, channel_step=4)
     table = api.profile(tiny_net, TINY_SHAPE, spec)
     assert isinstance(table, TableDevice)
     assert all(row.latency_ms > 0 for row in table.rows.values())

@@ -15,12 +15,13 @@ from amc import local
 from amc.candidate import RecoverySettings
 from amc.cost import grid
 from amc.cost.budget import Budget
-from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec, load_device
+from amc.cost.load import load_device
+from amc.cost.profile import LocalSpec
 from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
-from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.recovery import moments
+from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import finals as conclusion
 from amc.study.finals import Jury, conclude
@@ -56,11 +57,13 @@ def _timed(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> list[dict[str,
     """Let every timing give these latencies; what it was asked comes back."""
     asked: list[dict[str, Any]] = []
 
-    def measured(networks: Sequence[nn.Module], shape: object, **how: Any) -> list[Timing]:
+    def measured(
+        networks: Sequence[nn.Module], shape: object, *, rounds: int, **how: Any
+    ) -> list[Timing]:
         asked.append({"networks": len(networks), **how})
         return [Timing(latency, 0.1) for latency in latencies]
 
-    monkeypatch.setattr(conclusion, "measure_latency", measured)
+    monkeypatch.setattr(local, "measure_latency", measured)
     return asked
 
 
@@ -268,7 +271,7 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
 ) -> None:
     asked = _timed(monkeypatch, 4.0, 4.0, 3.9)
     spec, space = (
-        TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2),
+        LocalSpec("test_conclusion", TorchRuntime(), batch=3, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
@@ -289,13 +292,13 @@ def _unsteady(monkeypatch: pytest.MonkeyPatch, original: float, best: Sequence[f
         Timing(original, 0.1, (original,) * len(best)),
         Timing(min(best), 0.1, tuple(best)),
     ]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timings)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timings)
 
 
 def _clock_task(
     network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch, **budget: float
 ) -> CompressionTask:
-    spec = TorchDeviceSpec("test_conclusion", batch=3, threads=1, channel_step=2)
+    spec = LocalSpec("test_conclusion", TorchRuntime(), batch=3, threads=1, channel_step=2)
     task = _task(network, data, spec, budget=Budget("params", fraction=0.9))
     monkeypatch.setattr(task, "budget", Budget("latency_ms", **budget))
     return task
@@ -362,7 +365,7 @@ def test_networks_are_timed_in_onnx_runtime_where_it_is_the_device(
 
     monkeypatch.setattr(local, "measure_latency", measure)
     spec, space = (
-        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        LocalSpec("test_onnx", OnnxRuntime(), batch=1, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
@@ -389,7 +392,7 @@ def test_notes_say_that_integers_are_slower_than_float_on_the_device(
 
     monkeypatch.setattr(local, "measure_latency", measure)
     spec, space = (
-        OnnxDeviceSpec("test_onnx", batch=1, threads=1, channel_step=2),
+        LocalSpec("test_onnx", OnnxRuntime(), batch=1, threads=1, channel_step=2),
         SearchSpace(channel_step=2),
     )
     task = _task(tiny_net, data, spec, budget=Budget("params", fraction=0.9), space=space)
@@ -460,7 +463,7 @@ def test_winner_meets_a_latency_budget_by_measured_prices_where_those_of_the_sea
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     monkeypatch.setattr(grid, "LEAST", 0)
     monkeypatch.setattr(grid, "CHECKS", 1)
-    device = SlowAt28("slow", batch=1, threads=1, channel_step=4)
+    device = LocalSpec("slow", SlowAt28(), batch=1, threads=1, channel_step=4)
     budget = Budget("latency_ms", absolute=1120.0)
     task = _task(wide_net(), data, device, budget=budget, space=SearchSpace(channel_step=4))
     slow, fast = (Strategy({"0": kept / 40, "2": kept / 40}, {}) for kept in (28, 20))

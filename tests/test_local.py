@@ -18,21 +18,23 @@ from amc import local
 from amc.compress.verify import graph_of
 from amc.cost import grid
 from amc.cost.choices import choices_for, requests_for
-from amc.cost.conversions import CONVERSIONS
 from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import Measurement, Request, TableDevice
+from amc.cost.device import Measurement, TableDevice
 from amc.cost.prices import operator_prices, requests_under
-from amc.cost.profile import OnnxDeviceSpec, Sampler, TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.cost.table import read_table, write_table
 from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
-from amc.local import device_for_network, time_in_onnx
+from amc.local import device_for_network, time_networks
 from amc.measure import Timing
+from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes import OF_FILES, OnnxRuntime, Runtime, Sampler, TorchRuntime
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE, fixed_tiny_net
 from tests.cost.asked import RememberingTable
 
-SPEC = OnnxDeviceSpec("here", batch=1, threads=1, channel_step=4)
+SPEC = LocalSpec("here", OnnxRuntime(), batch=1, threads=1, channel_step=4)
 
 
 def wide_net() -> nn.Module:
@@ -42,14 +44,14 @@ def wide_net() -> nn.Module:
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last, pool, nn.Flatten()).eval()
 
 
-class SlowAt28(TorchDeviceSpec):
+class SlowAt28(TorchRuntime):
     """Takes as many ms as there are pairs of channels, between layers none; 100 more at 28 outputs.
 
     28 channels lie between 20 and 36.
     """
 
     @contextmanager
-    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
+    def timing(self, batch: int, threads: int, wholes: object = None) -> Iterator[Sampler]:
         def sample(requests: Sequence[Request]) -> list[float]:
             return [
                 request.in_channels * request.out_channels + 100.0 * (request.out_channels == 28)
@@ -67,11 +69,13 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     asked: list[int] = []
 
-    def measured(networks: Iterable[nn.Module], *_: object, **__: object) -> list[Timing]:
+    def measured(
+        runtime: Runtime, networks: Iterable[nn.Module], *_: object, **__: object
+    ) -> list[Timing]:
         asked.append(sum(1 for _ in networks))
         return [Timing(2.0, 0.1)] * asked[-1]
 
-    monkeypatch.setattr(local, "time_in_onnx", measured)
+    monkeypatch.setattr(local, "time_networks", measured)
     return asked
 
 
@@ -237,7 +241,7 @@ def test_table_measured_before_conversions_had_prices_is_corrected_anew(
 
 
 def test_pytorch_is_not_corrected(tiny_graph: NetworkGraph, timed: list[int]) -> None:
-    spec = TorchDeviceSpec("torch_here", batch=1, threads=1, channel_step=8)
+    spec = LocalSpec("torch_here", TorchRuntime(), batch=1, threads=1, channel_step=8)
     choices = choices_for(tiny_graph, [FLOAT], channel_step=8)
     device = device_for_network(spec, tiny_graph, choices, TINY_SHAPE)
     assert isinstance(device, TableDevice)
@@ -246,7 +250,7 @@ def test_pytorch_is_not_corrected(tiny_graph: NetworkGraph, timed: list[int]) ->
 
 
 def test_networks_are_timed_in_onnx_runtime(tiny_net: nn.Module) -> None:
-    first, second = time_in_onnx([tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
+    first, second = time_networks(OF_FILES, [tiny_net, tiny_net], TINY_SHAPE, batch=2, rounds=2)
     assert first.latency_ms > 0
     assert second.latency_ms > 0
 
@@ -266,7 +270,7 @@ def test_networks_that_are_timed_are_built_one_by_one_and_leave_no_files(
             alive.append(weakref.ref(network))
             yield network
 
-    assert len(time_in_onnx(networks(), TINY_SHAPE, rounds=2)) == 3
+    assert len(time_networks(OF_FILES, networks(), TINY_SHAPE, rounds=2)) == 3
 
 
 def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> None:
@@ -277,7 +281,7 @@ def test_bar_is_told_of_every_network_that_is_exported(tiny_net: nn.Module) -> N
             self.done += steps
 
     bar = Bar()
-    time_in_onnx([tiny_net] * 3, TINY_SHAPE, rounds=2, bar=bar)
+    time_networks(OF_FILES, [tiny_net] * 3, TINY_SHAPE, rounds=2, bar=bar)
     assert bar.done == 3
 
 
@@ -292,7 +296,7 @@ def test_prices_of_chosen_strategies_are_measured_and_kept_where_they_are_means(
     monkeypatch.setattr(grid, "CHECKS", 1)
     graph = graph_of(wide_net(), TINY_SHAPE)
     choices = choices_for(graph, [FLOAT], channel_step=4)
-    spec = SlowAt28("slow", batch=1, threads=1, channel_step=4)
+    spec = LocalSpec("slow", SlowAt28(), batch=1, threads=1, channel_step=4)
     device = device_for_network(spec, graph, choices, TINY_SHAPE)
     assert isinstance(device, TableDevice)
     strategy = Strategy({"0": 28 / 40, "2": 28 / 40}, {})

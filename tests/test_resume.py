@@ -23,20 +23,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, conditions, files, sealed
+from amc import api, candidate, conditions, files, local, sealed
 from amc.candidate import RecoverySettings
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.files import write_tensors
 from amc.graph.types import Signature
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Strategy
 from amc.study import checkpoint
-from amc.study import finals as conclusion
 from amc.study import recorder as recording
 from amc.study.checkpoint import CheckpointFile
 from amc.study.journal import Journal
@@ -52,7 +52,7 @@ Find = Callable[..., SearchResult]
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+        patch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
         patch.setattr(EventWriter, "strategy_image", lambda *_: None)
         patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
         patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)

@@ -16,8 +16,9 @@ from torch.nn import parallel
 
 from amc.candidate import Compressor, RecoverySettings
 from amc.compress.verify import graph_of
-from amc.export import OnnxNetwork, export_onnx
+from amc.export import export_onnx
 from amc.recovery.training import TrainingSettings, train
+from amc.runtimes import OnnxNetwork
 from amc.strategy import Bits, Strategy
 from tests.conftest import fixed_tiny_net, randomise_norms
 from tests.graph.nets import SHAPE as BLOCK_SHAPE

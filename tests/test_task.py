@@ -13,7 +13,7 @@ from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import choices_for, operator_prices, requests_for
-from amc.cost.profile import TorchDeviceSpec
+from amc.cost.profile import LocalSpec
 from amc.cost.roofline import Energy, RooflineDevice
 from amc.data import DataSet
 from amc.errors import (
@@ -24,6 +24,7 @@ from amc.errors import (
     NetworkError,
     TableError,
 )
+from amc.runtimes import TorchRuntime
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from amc.task import CompressionTask, Problem, SearchSpace
 
@@ -37,7 +38,7 @@ DEVICE = RooflineDevice(
     channel_step=2,
     energy=Energy({FLOAT: 4.6, MIXED: 2.0, INT8: 0.3}, 100.0),
 )
-SPEC = TorchDeviceSpec("here", batch=2, threads=1, channel_step=4)
+SPEC = LocalSpec("here", TorchRuntime(), batch=2, threads=1, channel_step=4)
 MACS = Budget("macs", fraction=0.5)
 LATENCY = Budget("latency_ms", fraction=0.5)
 # Macs of TinyNet (tests/conftest.py), whole, and with 2 of 4 and 3 of 6 channels:

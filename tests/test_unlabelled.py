@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from amc import api
+from amc import api, local
 from amc.api import SearchResult, compare, search
 from amc.candidate import RecoverySettings
 from amc.comparison import comparison
@@ -23,7 +23,6 @@ from amc.errors import ConfigError
 from amc.measure import Timing
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
-from amc.study import finals as conclusion
 from amc.study.introduction import describe
 from amc.study.journal import Journal
 from envs.reward import Outcome
@@ -37,7 +36,7 @@ SMALL = {"search_images": 20, "final_candidates": 2, "recovery": RECOVERY, "stor
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timed)
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
     monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)

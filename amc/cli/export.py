@@ -22,15 +22,15 @@ from amc.export import (
     check_opset,
     check_parity,
     export_onnx,
-    integer_layers,
     precision_words,
 )
 from amc.files import write_text
-from amc.local import calibration_images, time_in_onnx
+from amc.local import calibration_images, time_networks
 from amc.measure import Share, Timing
 from amc.networks import admit
 from amc.objectives import Objective, build_objective
 from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
+from amc.runtimes import DEFAULT_DEVICE, OF_FILES, PROVIDER, integer_layers
 from amc.strategy import FLOAT_BITS
 from amc.study import artifact
 from amc.task import matched
@@ -84,7 +84,8 @@ def run(config: DictConfig) -> recipe.Ended:
     )
     objective, data = matched(original, data, objective)
     parity = check_parity(path, compressed.module, images, data.search.labels, objective)
-    plain, smaller = time_in_onnx(
+    plain, smaller = time_networks(
+        OF_FILES,
         [original, compressed.module],
         data.image_shape,
         batch=config.batch,
@@ -136,7 +137,7 @@ def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
             "estimated_bytes": found.size_estimate,
         },
         "latency": {
-            "runtime": "onnxruntime CPUExecutionProvider",
+            "runtime": f"{OF_FILES.name} {PROVIDER}",
             "threads": threads,
             "batch": batch,
             "original": _latency(found.original),
@@ -170,7 +171,7 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
     table.add_row("file", f"{report.file_bytes / 1e3:,.1f} kB", estimate)
     for part, size in report.part_bytes.items():
         table.add_row(f"  {part}", f"{size / 1e3:,.1f} kB", f"{size / report.file_bytes:.0%}")
-    where = f"ONNX Runtime, CPU, threads={threads}, batch={batch}"
+    where = f"{OF_FILES.title}, CPU, threads={threads}, batch={batch}"
     for name, timing in (("original", found.original), ("compressed", found.compressed)):
         spread = f"{timing.latency_ms:.3f} ± {timing.spread_ms:.3f} ms"
         table.add_row(f"latency, {name}", spread, where if name == "original" else _gain(found))
@@ -205,10 +206,10 @@ def _notes(found: _Findings) -> list[str]:
     notes = []
     if quantized:
         notes.append(
-            f"{len(quantized)} of {len(precisions)} layers are quantized, ONNX Runtime computes "
-            f"{found.integer_layers} of them in integers. The rest is dequantized and runs in "
-            "float: what goes into something that takes float values, and what has only weights "
-            f"or only activations quantized ({len(quantized) - both})."
+            f"{len(quantized)} of {len(precisions)} layers are quantized, {OF_FILES.title} "
+            f"computes {found.integer_layers} of them in integers. The rest is dequantized and "
+            "runs in float: what goes into something that takes float values, and what has only "
+            f"weights or only activations quantized ({len(quantized) - both})."
         )
     share = found.share
     if not share.is_steady:
@@ -216,8 +217,8 @@ def _notes(found: _Findings) -> list[str]:
         notes.append(share.caveat + unknown)
     if share.value >= 1 and not share.leaves_open(1):
         notes.append(
-            "It is no faster than the original in ONNX Runtime on this machine. Search with "
-            "device=onnxruntime_cpu to budget that time"
+            f"It is no faster than the original in {OF_FILES.title} on this machine. Search with "
+            f"device={DEFAULT_DEVICE} to budget that time"
             + (
                 ", or for channels only: env.weight_bits=[32] env.activation_bits=[32]."
                 if quantized

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.device import Request
 from amc.cost.formulas import is_paired
 from amc.cost.states import States
 from amc.errors import ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 IntArray = npt.NDArray[np.int64]

@@ -8,15 +8,16 @@ the end, and what a call adds or has too much.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.conversions import CONVERSIONS
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.quantplan.conversions import CONVERSIONS
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 # The kinds of operators that have a factor of their own; operators between layers share one.
@@ -70,6 +71,33 @@ class Correction:
     def corrected(self, prices_ms: FloatArray, signature: Signature, bits: Bits) -> FloatArray:
         """Prices of an operator as a network pays them; never less than a tenth."""
         return _corrected(self.factor(signature, bits) * prices_ms, self.call_ms)
+
+
+def parse_correction(text: str) -> Correction:
+    """The correction that `correction_text` wrote.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    given = dict(part.split("=") for part in text.split(" "))
+    kinds = next((kinds for kinds in (MIXED_KINDS, KINDS) if set(kinds) <= set(given)), KINDS)
+    if list(given) not in ([*kinds, "error", "networks"], [*kinds, "call_ms", "error", "networks"]):
+        raise ValueError(text)
+    factors, call_ms = [float(given[kind]) for kind in kinds], float(given.get("call_ms", "0.0"))
+    error, networks = float(given["error"]), int(given["networks"])
+    are_finite = all(map(math.isfinite, (*factors, call_ms, error)))
+    if not (are_finite and min(factors) > 0 and error >= 0 and networks >= 1):
+        raise ValueError(text)
+    return Correction(tuple(factors), error, networks, call_ms)
+
+
+def correction_text(correction: Correction) -> str:
+    """A correction as one line: ``conv2d=0.9 ... call_ms=-0.001 error=0.03 networks=9``."""
+    named = dict(zip(correction.kinds, map(repr, correction.factors), strict=True))
+    if correction.call_ms:
+        named["call_ms"] = repr(correction.call_ms)
+    named |= {"error": repr(correction.error), "networks": str(correction.networks)}
+    return " ".join(f"{name}={value}" for name, value in named.items())
 
 
 def kind_of(signature: Signature, bits: Bits = FLOAT, kinds: tuple[str, ...] = KINDS) -> str:

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from amc.cost.correction import KINDS, MIXED_KINDS, Correction
+from amc.cost.correction import (
+    KINDS,
+    MIXED_KINDS,
+    Correction,
+    correction_text,
+    parse_correction,
+)
 from amc.cost.operators import operators_of
-from amc.cost.table import correction_text, parse_correction
 from amc.errors import TableError
 from amc.files import fingerprint, read_text, write_once
 from amc.graph.graph import NetworkGraph

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,12 +10,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.conversions import INT8, dequantized
 from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
+from amc.cost.listing import listing_command
 from amc.errors import DeviceError, TableError
 from amc.files import fingerprint
-from amc.graph.types import WHOLE, Signature
+from amc.graph.types import Signature
+from amc.quantplan.conversions import INT8, dequantized
+from amc.runtimes import DEVICES
+from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
 
 IntArray = npt.NDArray[np.int64]
@@ -80,20 +80,6 @@ class Device(Protocol):
         """Changes whenever a price may have changed."""
 
 
-@dataclass(frozen=True, order=True)
-class Request:
-    """What a device is asked to price: an operator with its channels and bits."""
-
-    signature: Signature
-    in_channels: int
-    out_channels: int
-    bits: Bits
-
-    def __str__(self) -> str:
-        channels = f"{self.in_channels} -> {self.out_channels} channels"
-        return f"{describe(self.signature)}, {channels}, {self.bits} bits"
-
-
 @dataclass(frozen=True)
 class Measurement:
     """The price of a request for one batch, its spread, and how many samples it is of.
@@ -123,8 +109,9 @@ class TableHeader:
         fuses: Operators that the runtime computes inside of the layer before them where nothing
             else reads its output; there they cost nothing.
         converts: Conversions between layers that have rows, of
-            `amc.cost.conversions.CONVERSIONS`. Then rows may also be of operators between layers
-            in 8-bit integers, and of layers whose weights are quantized and whose inputs are not.
+            `amc.quantplan.conversions.CONVERSIONS`. Then rows may also be of operators between
+            layers in 8-bit integers, and of layers whose weights are quantized and whose inputs
+            are not.
         correction: Of all latencies, from whole networks; rows are as they were measured.
     """
 
@@ -279,28 +266,20 @@ class TableDevice:
     def _prices_of(self, requests: Iterable[Request]) -> list[tuple[Request, list[float]]]:
         """Prices as they were measured where there is a row, else as they are looked up."""
         return [
-            (r, [getattr(self.rows[r], metric) for metric in self.metrics])
-            if r in self.rows
-            else (
-                r,
-                [
-                    self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
-                    for metric in self.metrics
-                ],
-            )
+            (r, [self._price_of(metric, r) for metric in self.metrics])
             for r in sorted(set(requests))
             if not r.signature.is_whole or self.prices_whole(r.signature, r.bits)
         ]
 
-    def _has(self, request: Request) -> bool:
+    def _price_of(self, metric: str, r: Request) -> float:
+        if r in self.rows:
+            measured: float = getattr(self.rows[r], metric)
+            return measured
+        return self.price(metric, r.signature, r.in_channels, r.out_channels, r.bits)
+
+    def _has(self, r: Request) -> bool:
         try:
-            self.price(
-                "latency_ms",
-                request.signature,
-                request.in_channels,
-                request.out_channels,
-                request.bits,
-            )
+            self.price("latency_ms", r.signature, r.in_channels, r.out_channels, r.bits)
         except TableError:
             return False
         return True
@@ -345,7 +324,7 @@ class TableDevice:
                 "network's bits alone, with env.min_preserve_ratio=1."
             )
         listing = f"list what to measure elsewhere: {listing_command(self.header)}"
-        if self.name not in MEASURED_HERE:
+        if self.name not in DEVICES:
             return listing.replace("list", "List", 1)
         same = " ".join(
             f"device.{key}={getattr(self.header, key)}"
@@ -355,29 +334,6 @@ class TableDevice:
             f"Measure it, if it is this machine: amc profile device={self.name} {same} "
             f"network=<network> output=<file>.csv; or {listing}"
         )
-
-
-MEASURED_HERE = ("onnxruntime_cpu", "torch_cpu", "torch_cuda")  # devices that amc itself times
-
-
-def listing_command(header: TableHeader) -> str:
-    """The command that lists what to measure on the device of a table, wherever that is."""
-    bits = ",".join(f'"{pair}"' for pair in header.supported_bits)
-    name = re.sub(r"[^\w.-]", "_", header.device)  # a table's may be any text
-    covers = " todo_covers=layers" if header.covers == "layers" else ""
-    return (
-        f"amc profile device=todo {_option('name', name)} "
-        f"{_option('runtime', header.runtime)} device.batch={header.batch} "
-        f"device.threads={header.threads} device.channel_step={header.channel_step} "
-        f"'device.bits=[{bits}]' todo=<file>.csv{covers} network=<network>"
-    )
-
-
-def _option(key: str, text: str) -> str:
-    """An option of the device as it is typed; what is more than a word needs quotes."""
-    is_word = re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII)
-    option = f"device.{key}={text if is_word else json.dumps(text, ensure_ascii=False)}"
-    return option if is_word else shlex.quote(option)
 
 
 class _Grid:
@@ -418,18 +374,6 @@ class _Grid:
     def _place(self, in_channels: IntArray, out_channels: IntArray) -> tuple[_Index, _Index]:
         ins, outs = self._axes
         return np.searchsorted(ins, in_channels), np.searchsorted(outs, out_channels)
-
-
-def describe(signature: Signature) -> str:
-    """An operator in a few words, for messages."""
-    if signature.is_whole:
-        return f"{signature.op.removeprefix(WHOLE)} as it stands"
-    kernel, stride, size = (
-        f"{pair[0]}x{pair[1]}" for pair in (signature.kernel, signature.stride, signature.in_size)
-    )
-    kind = "depthwise " if signature.is_depthwise else ""
-    groups = f" groups {signature.groups}" if signature.groups > 1 else ""
-    return f"{kind}{signature.op} kernel {kernel} stride {stride}{groups} on {size}"
 
 
 def parse_bits(text: str) -> Bits:

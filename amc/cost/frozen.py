@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from amc.cost.budget import DEVICE_METRICS
+from amc.cost.choices import advice_for_less
 from amc.cost.operators import Operator
+from amc.errors import UnreachableBudgetError
 from amc.graph.graph import NetworkGraph
+
+if TYPE_CHECKING:
+    from amc.cost.model import CostModel
+    from amc.cost.walk import WalkCosts
 
 _NAMED = 5
 
@@ -70,3 +79,43 @@ def said_of_frozen(parts: Sequence[FrozenPart], original: float) -> str:
     )
     more = f"; and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
     return f"Frozen, with {share:.3f} of the original's cost: {named}{more}. "
+
+
+def unreachable(model: CostModel, walk: WalkCosts) -> UnreachableBudgetError:
+    """The error of a budget below the floor: what bounds it, and what would help.
+
+    Args:
+        walk: The cheapest strategy.
+    """
+    names = [priced.operator.name for priced in model.priced]
+    costs = model.operator_costs(walk.kept, walk.pairs)
+    worst = sorted(zip(costs, names, strict=True), reverse=True)[:3]
+    unit, metric = model.budget.unit, model.budget.metric
+    on = f" on {model.device.name}" if metric in DEVICE_METRICS and model.device else ""
+    bits = " and bits" if len(model.choices.pairs) > 1 else ""
+    frozen = frozen_parts(model.graph, [priced.operator for priced in model.priced], costs)
+    helps = _smallest(model, walk, frozen) <= model.bound
+    less = advice_for_less(model.graph, model.choices) if helps else ""
+    return UnreachableBudgetError(
+        f"The budget of {model.bound:,.6g} {unit} is below the smallest reachable "
+        f"{model.floor:,.6g} {unit}{on} ({model.floor / model.original:.3f} of the original), "
+        f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
+        f"{model.choices.min_preserve_ratio:g} allows. What bounds it: "
+        f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
+        f"{said_of_frozen(frozen, model.original)}"
+        f"Raise budget.{'fraction' if model.budget.fraction else 'absolute'}"
+        f"{f' or {less}' if less else ''}."
+    )
+
+
+def _smallest(model: CostModel, walk: WalkCosts, frozen: Sequence[FrozenPart]) -> float:
+    """What no ratio and no step could get below: one channel of each group, or none at all.
+
+    A device need not price one channel: there it is what is frozen alone.
+    """
+    if model.budget.metric in DEVICE_METRICS:
+        return math.fsum(part.cost for part in frozen)
+    ones = [1 if group.is_free else group.size for group in model.graph.groups]
+    return model.cost(
+        [min(count, kept) for count, kept in zip(ones, walk.kept, strict=True)], walk.pairs
+    )

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.device import Measurement, Request
+from amc.cost.device import Measurement
 from amc.cost.formulas import is_paired
+from amc.runtimes.request import Request
 
 COARSE, FULL = GRIDS = ("coarse", "full")
 SPACING = 2.0  # from one measured count to the next one of its kind, at most, where there is one

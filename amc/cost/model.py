@@ -21,7 +21,6 @@ from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.choices import (
     Choices,
     IntArray,
-    advice_for_less,
     choices_for,
     reachable,
     reference_bits,
@@ -29,7 +28,7 @@ from amc.cost.choices import (
 )
 from amc.cost.device import Device
 from amc.cost.formulas import is_paired
-from amc.cost.frozen import FrozenPart, frozen_parts, said_of_frozen
+from amc.cost.frozen import unreachable
 from amc.cost.prices import (
     OF_WEIGHTS,
     ConversionPrices,
@@ -45,7 +44,7 @@ from amc.cost.prices import (
 )
 from amc.cost.states import Stated
 from amc.cost.walk import LevelCounts, LevelPrices, WalkCosts, listed
-from amc.errors import BudgetError, ConfigError, UnreachableBudgetError
+from amc.errors import BudgetError, ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
 from amc.strategy import FLOAT, IDENTITY, Strategy
@@ -149,7 +148,7 @@ class CostModel:
         self.floor = walk.total
         self._smallest_kept = kept
         if self.floor > self.bound * (1 + ROUNDING):
-            raise self._unreachable(walk)
+            raise unreachable(self, walk)
         self.bound = max(self.bound, self.floor)
 
     def tightened(self, bound: float) -> CostModel:
@@ -214,39 +213,6 @@ class CostModel:
     def _first(levels: IntArray) -> int:
         """The first of a step's levels at which no block goes."""
         return int((levels > 0).all(1).argmax())
-
-    def _unreachable(self, walk: WalkCosts) -> UnreachableBudgetError:
-        names = [priced.operator.name for priced in self.priced]
-        costs = self.operator_costs(walk.kept, walk.pairs)
-        worst = sorted(zip(costs, names, strict=True), reverse=True)[:3]
-        unit, metric = self.budget.unit, self.budget.metric
-        on = f" on {self.device.name}" if metric in DEVICE_METRICS and self.device else ""
-        bits = " and bits" if len(self.choices.pairs) > 1 else ""
-        frozen = frozen_parts(self.graph, [priced.operator for priced in self.priced], costs)
-        helps = self._smallest(walk, frozen) <= self.bound
-        less = advice_for_less(self.graph, self.choices) if helps else ""
-        return UnreachableBudgetError(
-            f"The budget of {self.bound:,.6g} {unit} is below the smallest reachable "
-            f"{self.floor:,.6g} {unit}{on} ({self.floor / self.original:.3f} of the original), "
-            f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
-            f"{self.choices.min_preserve_ratio:g} allows. What bounds it: "
-            f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
-            f"{said_of_frozen(frozen, self.original)}"
-            f"Raise budget.{'fraction' if self.budget.fraction else 'absolute'}"
-            f"{f' or {less}' if less else ''}."
-        )
-
-    def _smallest(self, walk: WalkCosts, frozen: Sequence[FrozenPart]) -> float:
-        """What no ratio and no step could get below: one channel of each group, or none at all.
-
-        A device need not price one channel: there it is what is frozen alone.
-        """
-        if self.budget.metric in DEVICE_METRICS:
-            return math.fsum(part.cost for part in frozen)
-        ones = [1 if group.is_free else group.size for group in self.graph.groups]
-        return self.cost(
-            [min(count, kept) for count, kept in zip(ones, walk.kept, strict=True)], walk.pairs
-        )
 
     # -- prices -------------------------------------------------------------------------------
 

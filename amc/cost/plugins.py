@@ -1,57 +1,56 @@
-"""Devices of other people: a class that prices operators, named or installed.
+"""Devices of other people: a class, named or installed.
 
-A device is one class with what the protocol `amc.cost.device.Device` lists; it inherits from
-nothing. docs/examples/toy_board.py is one. It is named ``device=package.module:Class``; or, where
-its package is installed with an entry point, by that name, ``device=custom device.name=my_board``::
-
-    [project.entry-points."amc.devices"]
-    my_board = "my_board:MyBoard"
-
-It may have two more attributes, tuples of names: ``fuses``, operators such as ``"relu"`` that it
-computes inside of the layer before them, and ``converts``, the conversions between layers of
-different precision that it prices (docs/devices.md); and a method, ``prices_whole(signature,
-bits)``: whether it has a price for a call that amc does not follow (``signature.own_macs``
-multiply-adds). Without it such calls cost nothing there, and a run says so.
+One that prices operators itself has what `amc.cost.device.Device` lists; it inherits from nothing
+(docs/examples/toy_board.py is one). One that inherits from `amc.Runtime` is measured here, as
+amc's own runtimes are (docs/extending.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, cast
 
 from amc.cost.budget import DEVICE_METRICS
-from amc.cost.conversions import CONVERSIONS
 from amc.cost.device import Device
+from amc.cost.grid import COARSE, GRIDS
+from amc.cost.profile import DEFAULT_STEP, LocalSpec
 from amc.cost.spec import Spec
 from amc.documents import is_count
-from amc.errors import AmcError, DeviceError
+from amc.errors import AmcError, DeviceError, meant
 from amc.graph.operators import PRICED
 from amc.packages import import_named
+from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes import MODULE, ONNX, Runtime
 from amc.strategy import BIT_WIDTHS, Bits
 
 ENTRY_POINTS = "amc.devices"
 
 
-def device_of_class(spec: Spec) -> Device:
+def device_of_class(spec: Spec) -> Device | LocalSpec:
     """The device whose class the options name.
 
     Raises:
         DeviceError: The class is not found, cannot be made, or lacks something of a device.
     """
-    spec.allow(["name"], ["options"])
+    spec.allow(["name"], ["options", *_OF_RUNTIMES])
     options = spec.values.get("options") or {}
     if not isinstance(options, Mapping):
         raise DeviceError(f"device.options must be names with values, got {options!r}.")
-    return load_plugin(spec.text("name"), {str(key): value for key, value in options.items()})
+    how = {key: spec.values[key] for key in _OF_RUNTIMES if spec.values.get(key) is not None}
+    return load_plugin(spec.text("name"), {str(key): value for key, value in options.items()}, how)
 
 
-def load_plugin(name: str, options: Mapping[str, Any]) -> Device:
+def load_plugin(
+    name: str, options: Mapping[str, Any], how: Mapping[str, Any] = MappingProxyType({})
+) -> Device | LocalSpec:
     """A device from ``package.module:Class``, or from the name of an installed entry point.
 
     Args:
         options: Keyword arguments of the class.
+        how: Of a runtime: ``batch``, ``threads``, ``channel_step``, ``grid``.
 
     Raises:
         DeviceError: The class is not found, cannot be made, or lacks something of a device.
@@ -66,7 +65,43 @@ def load_plugin(name: str, options: Mapping[str, Any]) -> Device:
             f"Device {name!r} could not be made with {dict(options)}: {type(cause).__name__}: "
             f"{cause}. Check device.options."
         ) from cause
+    if isinstance(device, Runtime):
+        return local_device(checked_runtime(device, name).name, device, Spec(how, "device"))
+    if how:
+        raise DeviceError(
+            f"Device {name!r} prices operators itself and is not measured: it takes no "
+            f"{', '.join(how)}. Give device.options alone."
+        )
     return checked(device, name)
+
+
+def local_device(name: str, runtime: Runtime, spec: Spec) -> LocalSpec:
+    """A runtime as a device: the channel step that is not given is found by a probe.
+
+    Raises:
+        DeviceError: An option is out of its range.
+    """
+    grid, step = spec.values.get("grid", COARSE), spec.values.get("channel_step")
+    if grid not in GRIDS:
+        raise DeviceError(f"device.grid must be {' or '.join(GRIDS)}, got {grid!r}.")
+    return LocalSpec(
+        name,
+        runtime,
+        batch=spec.integer("batch", 1),
+        threads=spec.integer("threads", 1),
+        channel_step=DEFAULT_STEP if step is None else spec.integer("channel_step"),
+        probes=step is None,
+        grid=str(grid),
+    )
+
+
+def checked_runtime(runtime: Runtime, name: str) -> Runtime:
+    """The runtime, if what it says of itself is of the kinds that are asked for.
+
+    Raises:
+        DeviceError: It is not; the message lists all that is missing or wrong.
+    """
+    return cast(Runtime, _checked(runtime, name, "runtime", "amc.Runtime", _OF_ANY_RUNTIME, ()))
 
 
 def checked(device: object, name: str) -> Device:
@@ -75,39 +110,50 @@ def checked(device: object, name: str) -> Device:
     Raises:
         DeviceError: It has not; the message lists all that is missing or wrong.
     """
+    methods = ("price", "prices", "fingerprint")
+    listed = "amc.cost.device.Device"
+    return cast(Device, _checked(device, name, "device", listed, _ATTRIBUTES, methods))
+
+
+def _checked(
+    given: object,
+    name: str,
+    what: str,
+    listed: str,
+    attributes: Mapping[str, _Check],
+    methods: Sequence[str],
+) -> object:
     wrong = [
         f"{attribute} must be {expected}, "
-        + (f"got {getattr(device, attribute)!r}" if hasattr(device, attribute) else "it is missing")
-        for attribute, (accepts, expected) in _ATTRIBUTES.items()
-        if not (hasattr(device, attribute) and accepts(getattr(device, attribute)))
+        + (f"got {getattr(given, attribute)!r}" if hasattr(given, attribute) else "it is missing")
+        for attribute, (accepts, expected) in attributes.items()
+        if not (hasattr(given, attribute) and accepts(getattr(given, attribute)))
     ]
     wrong += [
         f"{attribute} must be a tuple of distinct names among {', '.join(sorted(known))}, "
-        f"got {getattr(device, attribute)!r}"
+        f"got {getattr(given, attribute)!r}"
         for attribute, known in _OPTIONAL.items()
-        if hasattr(device, attribute) and not _are_names(getattr(device, attribute), known)
+        if hasattr(given, attribute) and not _are_names(getattr(given, attribute), known)
     ]
     wrong += [
         f"{method} must be a method"
-        for method in ("price", "prices", "fingerprint")
-        if not callable(getattr(device, method, None))
+        for method in methods
+        if not callable(getattr(given, method, None))
     ]
     if wrong:
         raise DeviceError(
-            f"Device {name!r} is no amc device: {type(device).__name__} lacks what "
-            "amc.cost.device.Device lists:\n" + "\n".join(f"  {line}" for line in wrong)
+            f"Device {name!r} is no amc {what}: {type(given).__name__} lacks what "
+            f"{listed} lists:\n" + "\n".join(f"  {line}" for line in wrong)
         )
-    return cast(Device, device)
+    return given
 
 
 def _installed(name: str) -> Callable[..., object]:
     known: dict[str, EntryPoint] = {point.name: point for point in installed_devices()}
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
         raise DeviceError(
             f"Device {name!r} is neither package.module:Class nor an installed entry point of "
-            f"group {ENTRY_POINTS}. {hint}"
+            f"group {ENTRY_POINTS}. {meant(name, known)}"
         )
     try:
         made = known[name].load()
@@ -142,8 +188,9 @@ def _are_names(value: object, known: Collection[str]) -> bool:
     return set(value) <= set(known) and len(set(value)) == len(value)
 
 
+_Check = tuple[Callable[[Any], bool], str]
 _METRICS = (DEVICE_METRICS[:1], DEVICE_METRICS)
-_ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
+_ATTRIBUTES: dict[str, _Check] = {
     "name": (_is_text, "one line of text"),
     "runtime": (_is_text, "one line of text"),
     "batch": (is_count, "an integer from 1"),
@@ -157,3 +204,11 @@ _ATTRIBUTES: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 # What a device may leave out: what it computes inside of layers, which conversions it prices.
 _OPTIONAL: dict[str, Collection[str]] = {"fuses": PRICED, "converts": CONVERSIONS}
+_COMPILES = (ONNX, MODULE)
+_OF_ANY_RUNTIME: dict[str, _Check] = {
+    "name": (lambda value: _is_text(value) and bool(re.fullmatch(r"\w+", value)), "one word"),
+    "title": (_is_text, "one line of text"),
+    "compiles": (lambda value: value in _COMPILES, f"one of {_COMPILES}"),
+    "supported_bits": _ATTRIBUTES["supported_bits"],
+}
+_OF_RUNTIMES = ("batch", "threads", "channel_step", "grid")

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from amc.cost import formulas
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.choices import IntArray, reference_bits
-from amc.cost.device import Device, Request
+from amc.cost.device import Device
 from amc.cost.operators import Operator
 from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import STORED, OperatorInfo, Signature
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits, Strategy
 
 FloatArray = npt.NDArray[np.float64]
@@ -86,7 +87,7 @@ def unpriced(graph: NetworkGraph, device: Device) -> list[OperatorInfo]:
 
 
 def converts_of(device: object) -> tuple[str, ...]:
-    """Conversions between layers that a device prices (`amc.cost.forms`); most price none."""
+    """Conversions between layers that a device prices (`amc.quantplan.forms`); most price none."""
     return getattr(device, "converts", ())
 
 

@@ -10,11 +10,20 @@ from typing import Any
 import yaml
 
 from amc.cost.device import Device
-from amc.cost.plugins import checked, installed_devices, load_plugin
-from amc.cost.profile import LocalSpec, load_device
+from amc.cost.load import load_device
+from amc.cost.plugins import (
+    checked,
+    checked_runtime,
+    installed_devices,
+    load_plugin,
+    local_device,
+)
+from amc.cost.profile import LocalSpec
+from amc.cost.spec import Spec
 from amc.errors import DeviceError
+from amc.runtimes import Runtime
 
-DeviceLike = str | Mapping[str, Any] | Device | LocalSpec | None
+DeviceLike = str | Mapping[str, Any] | Device | LocalSpec | Runtime | None
 
 
 def as_device(device: DeviceLike) -> Device | LocalSpec | None:
@@ -33,6 +42,10 @@ def as_device(device: DeviceLike) -> Device | LocalSpec | None:
         return load_device(device)
     if device is None or isinstance(device, LocalSpec):
         return device
+    if isinstance(device, Runtime):
+        return local_device(
+            device.name, checked_runtime(device, type(device).__name__), Spec({}, "device")
+        )
     if isinstance(device, type) or not hasattr(device, "price"):
         raise DeviceError(
             f"device must be a name, options, a loaded device or None, got {device!r}. "

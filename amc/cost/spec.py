@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
 from amc.cost.device import parse_bits
-from amc.errors import DeviceError
+from amc.errors import DeviceError, meant
 from amc.strategy import BIT_WIDTHS, Bits
 
 
@@ -26,9 +25,7 @@ class Spec:
         required, known = list(required), [*required, *optional]
         for key in self.values:
             if key not in known:
-                near = get_close_matches(key, known, 1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise DeviceError(f"{self.where} has no key {key!r}. {hint}")
+                raise DeviceError(f"{self.where} has no key {key!r}. {meant(key, known)}")
         absent = [key for key in required if key not in self.values]
         if absent:
             raise DeviceError(f"{self.where} lacks {', '.join(absent)}.")

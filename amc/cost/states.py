@@ -4,7 +4,7 @@ An operator has a list of *parts*, each something that a device can be asked for
 follows from the bits of a few layers. A layer's state is its bit pair, at every call. On a device
 that prices conversions, a layer may also be dequantized, an operator between layers may be computed
 in integers or inside of the layer before it, and between layers there are conversions
-(`amc.cost.forms`).
+(`amc.quantplan.forms`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from amc.cost.conversions import CONVERSIONS, INT8, dequantized
-from amc.cost.forms import CHANNELS_LAST, PLAIN, Forms
 from amc.cost.operators import Operator, operators_of
-from amc.cost.remember import Remembered
-from amc.cost.rounding import JOINS, PASSED
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature, TensorInfo
-from amc.strategy import FLOAT_BITS, Bits
+from amc.quantplan.conversions import (
+    CONVERSIONS,
+    INT8,
+    dequantized,
+    is_integer,
+    reads_counts,
+)
+from amc.quantplan.forms import COUNTS, PLAIN, Forms
+from amc.quantplan.remember import Remembered
+from amc.quantplan.rounding import JOINS, PASSED
+from amc.strategy import Bits
 
 Part = tuple[Signature, Bits] | None  # None costs nothing
 # From the bit pair index of every layer, and the form of every tensor, to a state.
@@ -87,7 +93,7 @@ class States:
         """
         self._pairs, self._reference = tuple(pairs), reference
         plain = [self._plain(operator) for operator in operators_of(graph)]
-        self._forms = Forms(graph, pairs) if converts else None
+        self._forms = Forms(graph, pairs, converts) if converts else None
         self.stated = plain
         if self._forms is not None:
             placed = _Placed(graph, self._forms, self._pairs, reference, converts)
@@ -163,7 +169,7 @@ class _Placed:
     ) -> None:
         self._graph, self._forms, self._pairs, self._reference = graph, forms, pairs, reference
         self._converts = converts
-        self._rounds = any(bits.activation == 8 for bits in pairs)
+        self._rounds = any(map(reads_counts, pairs))
         self._of_layer: dict[int, list[int]] = {}  # what each of its calls gives
         for index, tensor in enumerate(graph.tensors):
             if tensor.layer >= 0:
@@ -192,12 +198,12 @@ class _Placed:
         layer = _layer_of(plain.operator)
         index = self._of_layer[layer][plain.operator.call]
         signature, count = plain.operator.signature, len(self._pairs)
-        integer = [FLOAT_BITS not in bits for bits in self._pairs]
+        integer = list(map(is_integer, self._pairs))
         places = {pair: count + n for n, pair in enumerate(p for p in range(count) if integer[p])}
 
         def rule(pairs: Sequence[int], forms: Sequence[int]) -> int:
             pair = pairs[layer]
-            return pair if forms[index] == CHANNELS_LAST else places.get(pair, pair)
+            return pair if forms[index] >= COUNTS else places.get(pair, pair)
 
         slow = tuple((signature, dequantized(self._pairs[pair])) for pair in places)
         return replace(plain, parts=(*plain.parts, *slow), rule=rule, tensor=index)

@@ -24,33 +24,24 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from amc.cost.conversions import CONVERSIONS
-from amc.cost.correction import KINDS, MIXED_KINDS, Correction
-from amc.cost.device import COVERS, Measurement, Request, TableDevice, TableHeader, parse_bits
+from amc.cost.correction import KINDS, Correction, correction_text, parse_correction
+from amc.cost.device import COVERS, Measurement, TableDevice, TableHeader, parse_bits
 from amc.documents import shown
-from amc.errors import TableError
+from amc.errors import TableError, meant
 from amc.files import read_text, write_text
 from amc.graph.types import Signature, Size
+from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
 
 FORMAT_VERSION = 1
 _LARGEST = 2**31 - 1  # of any count: products of two channel counts stay within int64
 
 Value = TypeVar("Value")
-
-
-class _Lines(Protocol):
-    """What `csv.reader` gives: cells, and the number of lines read so far."""
-
-    @property
-    def line_num(self) -> int: ...
-    def __next__(self) -> list[str]: ...
-    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 def _text(text: str) -> str:
@@ -113,34 +104,6 @@ def _conversions(text: str) -> tuple[str, ...]:
     return names
 
 
-def parse_correction(text: str) -> Correction:
-    """The correction that `correction_text` wrote.
-
-    Raises:
-        ValueError: The text is something else.
-    """
-    given = dict(part.split("=") for part in text.split(" "))
-    kinds = next((kinds for kinds in (MIXED_KINDS, KINDS) if set(kinds) <= set(given)), KINDS)
-    if list(given) not in ([*kinds, "error", "networks"], [*kinds, "call_ms", "error", "networks"]):
-        raise ValueError(text)
-    call_ms = given.get("call_ms", "0.0")
-    return Correction(
-        tuple(_number(given[kind]) for kind in kinds),
-        _number(given["error"], zero=True),
-        _count(given["networks"]),
-        -_number(call_ms[1:]) if call_ms.startswith("-") else _number(call_ms, zero=True),
-    )
-
-
-def correction_text(correction: Correction) -> str:
-    """A correction as one line: ``conv2d=0.9 ... call_ms=-0.001 error=0.03 networks=9``."""
-    named = dict(zip(correction.kinds, map(repr, correction.factors), strict=True))
-    if correction.call_ms:
-        named["call_ms"] = repr(correction.call_ms)
-    named |= {"error": repr(correction.error), "networks": str(correction.networks)}
-    return " ".join(f"{name}={value}" for name, value in named.items())
-
-
 def _correction(text: str) -> Correction | None:
     return parse_correction(text) if text else None
 
@@ -177,14 +140,8 @@ _HEADER_KEYS: dict[str, Callable[[str], Any]] = {
     "correction": _correction,
 }
 # Of keys that may be left out.
-_DEFAULTS = {
-    "note": "",
-    "source": "",
-    "covers": "all",
-    "fuses": "",
-    "converts": "",
-    "correction": "",
-}
+_DEFAULTS = dict.fromkeys(("note", "source", "fuses", "converts", "correction"), "")
+_DEFAULTS["covers"] = "all"
 _FIXED_KEYS = {"amc-device-table": str(FORMAT_VERSION), "unit": "ms"}
 _PAIRS: dict[str, Callable[[str], Any]] = {  # fields of Signature with a height and a width
     "kernel": _count,
@@ -359,9 +316,8 @@ def _read_header(path: Path, lines: list[str]) -> TableHeader:
 def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
     for column in columns:
         if column not in _COLUMNS:
-            near = get_close_matches(column, _COLUMNS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(_COLUMNS)}."
-            raise TableError(f"{path}, line {line}: unknown column {shown(column)}.{hint}")
+            hint = meant(column, _COLUMNS)
+            raise TableError(f"{path}, line {line}: unknown column {shown(column)}. {hint}")
         if columns.count(column) > 1:
             raise TableError(f"{path}, line {line}: column {shown(column)} occurs twice.")
     absent = [c for c in _COLUMNS if c not in columns and c not in _OPTIONAL_COLUMNS]
@@ -371,7 +327,7 @@ def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
 
 
 def _read_rows(
-    path: Path, header: TableHeader, length: int, reader: _Lines
+    path: Path, header: TableHeader, length: int, reader: Any
 ) -> dict[Request, Measurement]:
     """All rows below a header of ``length`` lines."""
     rows: dict[Request, Measurement] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from amc.cost.device import COVERS, Device, Request, TableHeader
+from amc.cost.device import COVERS, Device, TableHeader
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec
 from amc.cost.table import todo_text
 from amc.errors import TableError
 from amc.files import write_text
+from amc.runtimes.request import Request
 
 NOTE = (
     "latency_ms: one batch, in milliseconds; spread_ms: half the interquartile range of samples; "

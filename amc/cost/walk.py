@@ -11,8 +11,8 @@ import numpy as np
 
 from amc.cost.choices import IntArray
 from amc.cost.prices import FloatArray, PriceList
-from amc.cost.remember import key_of
 from amc.graph.types import ChannelCount
+from amc.quantplan.remember import key_of
 
 if TYPE_CHECKING:
     from amc.cost.model import CostModel

@@ -4,20 +4,16 @@ from amc.export.file import DEFAULT_OPSET, ExportReport, convert, export_onnx
 from amc.export.graph import precision_words
 from amc.export.parity import Parity, check_parity
 from amc.export.precision import read_precisions
-from amc.export.runtime import OnnxNetwork, integer_layers, runtime_operators
 from amc.export.skeleton import check_opset
 
 __all__ = [
     "DEFAULT_OPSET",
     "ExportReport",
-    "OnnxNetwork",
     "Parity",
     "check_opset",
     "check_parity",
     "convert",
     "export_onnx",
-    "integer_layers",
     "precision_words",
     "read_precisions",
-    "runtime_operators",
 ]

@@ -13,9 +13,9 @@ from torch import Tensor
 from amc.compress.quantization import activation_range
 from amc.errors import CalibrationError
 from amc.export.layers import Array
-from amc.export.runtime import open_session
 from amc.export.skeleton import INPUT
 from amc.progress import progress_bar
+from amc.runtimes import open_session
 
 _BITS = 8
 _BATCH = 16

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from amc.export.skeleton import write_skeleton
 from amc.files import write_atomically
 from amc.networks import admit
 from amc.networks.autocast import WithoutAutocast
+from amc.runtimes import OF_FILES
 from amc.strategy import Bits
 
 DEFAULT_OPSET = 17
@@ -73,7 +73,7 @@ class ExportReport:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of the packages that wrote and check the file."""
-        return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        return {"onnx": onnx.__version__, OF_FILES.name: OF_FILES.version}
 
 
 @dataclass(frozen=True)

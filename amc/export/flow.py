@@ -1,20 +1,23 @@
-"""Who reads and who makes a tensor of a written graph, and which of them bear rounded values.
+"""Who reads and who makes a tensor of a written graph, and what of it may be rounded.
 
 Three kinds of nodes lie between layers without being one. A *join* (an addition of two branches, a
 concatenation) may be computed in integers. A *copy* gives values of its input on, a *pool* their
 means: rounded or not is the same to them, what counts is who reads their output. Everything else
-(a sigmoid, the network's scores, an input grid of fewer than 8 bits) takes float values.
+(a sigmoid, the network's scores, an input grid of fewer than 8 bits) takes float values. Told
+these, `amc.quantplan.rounding` says which tensors may be rounded, as it does for prices.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Sequence
 
 import onnx
 from onnx import numpy_helper
 
 from amc.export.graph import LAYER_NOTE, outputs
+from amc.graph.types import TensorInfo
+from amc.quantplan.rounding import Rounding
 
 _COPIES = {
     *("Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"),
@@ -22,10 +25,18 @@ _COPIES = {
 }
 _ACTIVATIONS = {"Relu", "Clip"}
 _POOLS = {"GlobalAveragePool", "AveragePool"}
+_JOINS = {"Add": "add", "Concat": "concat"}
+_GRIDS = {"QuantizeLinear", "DequantizeLinear"}
+# What a layer may be, by index: whether it reads 8-bit values, whether it multiplies integers.
+_READS = [(rounds, integer) for rounds in (False, True) for integer in (False, True)]
 
 
 class Flow:
-    """The tensors of a graph as `amc.export.graph.fill_layers` leaves it."""
+    """The tensors of a graph as `amc.export.graph.fill_layers` leaves it.
+
+    Attributes:
+        joins: The outputs of the joins to compute in integers.
+    """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes = list(graph.node)
@@ -37,13 +48,71 @@ class Flow:
             for name in dict.fromkeys(node.input):
                 self.readers[name].append(node)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._bears: dict[str, bool] = {}
+        self._tensors: list[TensorInfo] = []
+        self._place: dict[str, int] = {}  # of names that are tensors between layers
+        self._reads: list[int] = []  # of every call of a layer, an index of `_READS`
+        for name in self.inputs:
+            self._add([name], "input", [])
+        for node in self.nodes:
+            self._visit(node)
+        self._rounding = Rounding(self._tensors, *map(list, zip(*_READS, strict=True)))
+        joins = set(self._rounding.integer_joins(self._reads))
+        self.joins = [
+            node.output[0]
+            for node in self.nodes
+            if self._is_join(node) and self._place.get(node.output[0]) in joins
+        ]
+
+    # -- the tensors between layers ------------------------------------------------------
+
+    def _visit(self, node: onnx.NodeProto) -> None:
+        """Note the tensors that a node gives, or where it is a layer's grid, whose they are."""
+        known = [name for name in node.input if name in self._place]
+        if node.doc_string.startswith(LAYER_NOTE):
+            integer = self.is_integer_layer(node)
+            rounds = self._is_dequantized(node.input[0]) and not self._is_clipped(node.input[0])
+            self._reads.append(_READS.index((rounds, integer)))
+            self._add(node.output, "layer", known, len(self._reads) - 1)
+        elif node.op_type == "Shape" or not known:
+            return
+        elif self._is_own_clip(node) or node.op_type in _GRIDS or self._settles(node):
+            self._place[node.output[0]] = self._place[known[0]]
+        else:
+            self._add_computed(node, known)
+
+    def _add_computed(self, node: onnx.NodeProto, known: list[str]) -> None:
+        kind = self._kind(node)
+        if kind in _JOINS.values():
+            for name in node.input:
+                if name not in self._place:  # of parameters alone
+                    self._add([name], "input", [])
+            known = list(node.input)
+        elif kind != "other" and len(known) > 1:  # it reads a shape, say, that was computed
+            self._add([], "other", known[1:])
+            known = known[:1]
+        self._add(node.output, kind, known)
+
+    def _add(
+        self, names: Sequence[str], kind: str, sources: Sequence[str], layer: int = -1
+    ) -> None:
+        places = tuple(self._place[name] for name in sources)
+        for name in names or [""]:
+            self._place |= {name: len(self._tensors)} if name else {}
+            is_output = bool({name, self.settled(name)} & self.outputs)
+            self._tensors.append(TensorInfo(kind, places, layer, is_output=is_output))
+
+    def _kind(self, node: onnx.NodeProto) -> str:
+        if self._is_join(node):
+            return _JOINS[node.op_type]
+        if node.input[0] not in self._place or not self._passes(node, node.input[0]):
+            return "other"
+        return "mean" if self.is_pool(node) else "copy"
 
     # -- kinds of nodes ------------------------------------------------------------------
 
-    def is_join(self, node: onnx.NodeProto) -> bool:
+    def _is_join(self, node: onnx.NodeProto) -> bool:
         """Whether a node adds or concatenates what was computed."""
-        return node.op_type in {"Add", "Concat"} and not any(map(self._is_constant, node.input))
+        return node.op_type in _JOINS and not any(map(self._is_constant, node.input))
 
     def is_copy(self, node: onnx.NodeProto) -> bool:
         """Whether all values of a node's output are values of its first input, or 0."""
@@ -60,11 +129,23 @@ class Flow:
         is_layer = node.doc_string.startswith(LAYER_NOTE) and node.op_type in {"Conv", "Gemm"}
         return is_layer and all(self._is_dequantized(name) for name in node.input[:2])
 
+    def _is_own_clip(self, node: onnx.NodeProto) -> bool:
+        """Whether a node clips to a layer's grid of fewer than 8 bits."""
+        return node.op_type == "Clip" and node.name.endswith("/clip")
+
+    def _is_clipped(self, name: str) -> bool:
+        """Whether a dequantized tensor is on such a grid."""
+        (quantized,) = self.made_by[self.made_by[name].input[0]].input[:1]
+        return quantized in self.made_by and self._is_own_clip(self.made_by[quantized])
+
     def _passes(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether what a node gives are values of the tensor, rectified or not, or their means."""
-        is_own = node.op_type == "Clip" and node.name.endswith("/clip")  # of fewer than 8 bits
-        passes = self.is_copy(node) or (node.op_type in _ACTIVATIONS | _POOLS and not is_own)
-        return passes and node.input[0] == name  # a Reshape reads a shape too
+        passes = self.is_copy(node) or node.op_type in _ACTIVATIONS | _POOLS
+        # A Reshape reads a shape too.
+        return passes and not self._is_own_clip(node) and node.input[0] == name
+
+    def _settles(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in _ACTIVATIONS and self.settled(node.input[0]) == node.output[0]
 
     def _is_constant(self, name: str) -> bool:
         maker = self.made_by.get(name)
@@ -90,20 +171,11 @@ class Flow:
 
     def bears_rounding(self, name: str) -> bool:
         """Whether 8-bit layers and joins alone read a tensor, be it through copies and means."""
-        if name not in self._bears:
-            readers = self.readers[name]
-            self._bears[name] = (
-                bool(readers)
-                and name not in self.outputs
-                and all(self._may_round(reader, name) for reader in readers)
-            )
-        return self._bears[name]
+        return name in self._place and self._rounding.bears(self._place[name], self._reads)
 
-    def _may_round(self, reader: onnx.NodeProto, name: str) -> bool:
-        is_join = self.is_join(reader)
-        if self._passes(reader, name) or (is_join and reader.op_type == "Concat"):
-            return all(map(self.bears_rounding, reader.output))
-        return is_join or reader.op_type in {"QuantizeLinear", "Shape"}
+    def is_wanted(self, name: str) -> bool:
+        """Whether an 8-bit layer or an integer join reads a tensor, be it through copies."""
+        return name in self._place and self._rounding.is_wanted(self._place[name], self._reads)
 
     def keeps_relu_apart(self, name: str, zero_point: str) -> bool:
         """Whether rounding cannot take the place of the ReLU that gives a tensor.
@@ -116,22 +188,3 @@ class Flow:
     def quantizers(self, name: str) -> list[onnx.NodeProto]:
         """The 8-bit input grids of the layers that read a tensor directly."""
         return [node for node in self.readers[name] if node.op_type == "QuantizeLinear"]
-
-    def is_wanted(self, name: str, joins: Collection[str]) -> bool:
-        """Whether an 8-bit layer or one of the joins reads a tensor, be it through copies."""
-        return bool(self.quantizers(name)) or any(
-            output in joins or (self._passes(node, name) and self.is_wanted(output, joins))
-            for node in self.readers[name]
-            for output in node.output
-        )
-
-    def origins(self, name: str) -> Iterator[str]:
-        """A tensor and those that it is a copy or a ReLU of, back to what was computed."""
-        yield name
-        maker = self.made_by.get(name)
-        if (
-            maker is not None
-            and maker.op_type not in _POOLS
-            and self._passes(maker, maker.input[0])
-        ):
-            yield from self.origins(maker.input[0])

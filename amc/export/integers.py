@@ -9,11 +9,7 @@ of tensors are therefore put on 8-bit grids (uint8, scale, zero point) as well:
    integers,
 3. copies and means of these: slices, paddings, pools.
 
-Two conditions keep the strategy's word. A tensor is rounded for all its readers only if none of
-them takes float values: a layer with float activations, or with fewer than 8 bits, reads what it
-would read without (see `amc.export.flow`). And a join is computed in integers only where that saves
-conversions: its result may be rounded, and of its operands and its result more are in integers
-anyway than are not - given by such a layer or another such join, or read by an 8-bit layer.
+Which of them: `amc.quantplan.rounding`.
 
 One tensor has one grid. Where an 8-bit layer reads it, be it through copies, that layer's own input
 grid serves all; only the others' grids are calibrated.
@@ -69,45 +65,15 @@ def join_in_integers(model: onnx.ModelProto, images: Tensor) -> IntegerJoins:
     """
     write_means_as_pools(model.graph)
     flow = Flow(model.graph)
-    joins = _integer_joins(flow)
-    plan = _Plan.of(flow, joins)
+    plan = _Plan.of(flow)
     for name, (scale, zero_point) in calibrate_grids(model, plan.uncalibrated, images).items():
         arrays: tuple[Array, ...] = np.asarray(scale, np.float32), np.asarray(zero_point, np.uint8)
         for tensor, array in zip(_grid_tensors([name]), arrays, strict=True):
             model.graph.initializer.append(numpy_helper.from_array(array, tensor))
-    _Insertion(model.graph, flow, plan, joins).write()
+    _Insertion(model.graph, flow, plan).write()
     tidy(model)
-    kinds = [flow.made_by[name].op_type for name in joins]
+    kinds = [flow.made_by[name].op_type for name in flow.joins]
     return IntegerJoins(kinds.count("Add"), kinds.count("Concat"), tuple(plan.uncalibrated))
-
-
-def _integer_joins(flow: Flow) -> list[str]:
-    """The outputs of the joins to compute in integers: the most that justify each other."""
-    joins = [
-        node.output[0]
-        for node in flow.nodes
-        if flow.is_join(node) and flow.bears_rounding(flow.settled(node.output[0]))
-    ]
-    while True:
-        kept = [name for name in joins if _saves_conversions(flow, name, set(joins))]
-        if kept == joins:
-            return joins
-        joins = kept
-
-
-def _saves_conversions(flow: Flow, join: str, joins: set[str]) -> bool:
-    ends = [_is_integer_anyway(flow, name, joins) for name in flow.made_by[join].input]
-    ends.append(flow.is_wanted(flow.settled(join), joins))
-    return 2 * sum(ends) > len(ends)
-
-
-def _is_integer_anyway(flow: Flow, operand: str, joins: set[str]) -> bool:
-    for name in flow.origins(operand):
-        maker = flow.made_by.get(name)
-        given = maker is not None and (name in joins or flow.is_integer_layer(maker))
-        if flow.quantizers(name) or (given and flow.bears_rounding(flow.settled(name))):
-            return True
-    return False
 
 
 # -- which tensors, on which grids -----------------------------------------------------------
@@ -126,20 +92,18 @@ class _Plan:
     uncalibrated: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, flow: Flow, joins: list[str]) -> _Plan:
+    def of(cls, flow: Flow) -> _Plan:
         plan = cls()
-        needed = {flow.settled(name) for name in joins}
-        needed |= {name for join in joins for name in flow.made_by[join].input}
+        needed = {flow.settled(name) for name in flow.joins}
+        needed |= {name for join in flow.joins for name in flow.made_by[join].input}
         for node in flow.nodes:
             if flow.is_integer_layer(node) and flow.bears_rounding(flow.settled(node.output[0])):
                 needed.add(flow.settled(node.output[0]))
         started = [name for name in flow.inputs if name in needed]
         for name in [*started, *(name for node in flow.nodes for name in node.output)]:
             source = plan._rounded_source(flow, name)
-            if name in needed or (
-                source and flow.bears_rounding(name) and flow.is_wanted(name, joins)
-            ):
-                plan._add(flow, name, source, set(joins))
+            if name in needed or (source and flow.bears_rounding(name) and flow.is_wanted(name)):
+                plan._add(flow, name, source)
         return plan
 
     def _rounded_source(self, flow: Flow, name: str) -> str | None:
@@ -149,8 +113,8 @@ class _Plan:
             return None
         return maker.input[0] if maker.input[0] in self.grids else None
 
-    def _add(self, flow: Flow, name: str, source: str | None, joins: set[str]) -> None:
-        grid = _grid_of_readers(flow, name, joins)
+    def _add(self, flow: Flow, name: str, source: str | None) -> None:
+        grid = _grid_of_readers(flow, name)
         if grid is None and source and flow.is_copy(flow.made_by[name]):
             grid = self.grids[source]
         if grid is None:
@@ -160,15 +124,15 @@ class _Plan:
         self.grids[name] = grid
 
 
-def _grid_of_readers(flow: Flow, name: str, joins: set[str]) -> tuple[str, str] | None:
+def _grid_of_readers(flow: Flow, name: str) -> tuple[str, str] | None:
     """The grid of the first layer that reads a tensor, directly or through copies alone."""
     for node in flow.quantizers(name):
         return node.input[1], node.input[2]
     if len(flow.readers[name]) == 1:
         (node,) = flow.readers[name]
-        is_concatenation = node.output[0] in joins and node.op_type == "Concat"
+        is_concatenation = node.output[0] in flow.joins and node.op_type == "Concat"
         if is_concatenation or (flow.is_copy(node) and node.input[0] == name):
-            grid = _grid_of_readers(flow, node.output[0], joins)
+            grid = _grid_of_readers(flow, node.output[0])
             return None if grid and flow.keeps_relu_apart(name, grid[1]) else grid
     return None
 
@@ -183,8 +147,8 @@ def _grid_tensors(names: Iterable[str]) -> list[str]:
 class _Insertion:
     """QuantizeLinear and DequantizeLinear written behind the tensors of a plan."""
 
-    def __init__(self, graph: onnx.GraphProto, flow: Flow, plan: _Plan, joins: list[str]) -> None:
-        self._graph, self._flow, self._plan, self._joins = graph, flow, plan, set(joins)
+    def __init__(self, graph: onnx.GraphProto, flow: Flow, plan: _Plan) -> None:
+        self._graph, self._flow, self._plan = graph, flow, plan
         self._values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self._replaced: dict[str, str] = {}  # a layer's own input on its grid -> the shared one
         self._dropped: set[str] = set()  # outputs of nodes that nothing needs any more
@@ -220,7 +184,7 @@ class _Insertion:
                 for dequantize in self._flow.readers[reader.output[0]]:
                     self._dropped.add(dequantize.output[0])
                     self._replaced[dequantize.output[0]] = f"{name}/rounded"
-            elif is_for_all or reader.output[0] in self._joins:
+            elif is_for_all or reader.output[0] in self._flow.joins:
                 reader.input[:] = [f"{name}/rounded" if x == name else x for x in reader.input]
 
     def _has_grid(self, quantize: onnx.NodeProto, name: str) -> bool:

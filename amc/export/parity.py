@@ -1,4 +1,4 @@
-"""Whether what was written is the network: ONNX Runtime beside PyTorch on the same images."""
+"""Whether what was written is the network: what runs files beside PyTorch on the same images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from amc.compress.quantization import Quantized
 from amc.errors import EvaluationError, ExportError
-from amc.export.runtime import OnnxNetwork
 from amc.export.skeleton import is_written_here
 from amc.layers import kind_of
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
+from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT_BITS
 
 _BATCH = 64
@@ -68,9 +68,9 @@ def check_parity(
 
     Raises:
         EvaluationError: One of them gives scores that are not finite.
-        ExportError: ONNX Runtime cannot run the file.
+        ExportError: The runtime cannot run the file.
     """
-    runtime = OnnxNetwork(path, threads=threads)
+    runtime = OF_FILES.load(path, threads=threads)
     network.eval()
     expected, given = [], []
     with torch.inference_mode(), progress_bar("comparing", -(-len(images) // _BATCH)) as bar:
@@ -80,7 +80,7 @@ def check_parity(
             given.append(runtime(batch))
             bar.advance()
     ours, theirs = torch.cat(expected), torch.cat(given)
-    for name, scores in (("PyTorch", ours), ("ONNX Runtime", theirs)):
+    for name, scores in (("PyTorch", ours), (OF_FILES.title, theirs)):
         if not bool(torch.isfinite(scores).all()):
             raise EvaluationError(
                 f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
@@ -108,7 +108,7 @@ class Rounding:
     Attributes:
         values: By how much of its largest value a layer's input or output may be moved.
         counts: By how many counts (input step times weight step) a quantized layer's output may.
-        fused: Whether it is asked of what ONNX Runtime makes of the file, or of what the file says.
+        fused: Whether it is asked of what the runtime makes of the file, or of what the file says.
         causes: What else may have happened where that explains no difference: for the user.
     """
 
@@ -130,8 +130,9 @@ IN_INTEGERS = Rounding(
     counts=0.5,  # biases in whole counts
     fused=True,
     causes="Computed in floats, the file does agree. Likely causes: calibration images unlike "
-    "those that it is compared on, or a processor on which ONNX Runtime's 8-bit products overflow "
-    "(x86 without VNNI). images=None, for the command integer_additions=false, rounds less.",
+    f"those that it is compared on, or a processor on which {OF_FILES.title}'s 8-bit products "
+    "overflow (x86 without VNNI). images=None, for the command integer_additions=false, rounds "
+    "less.",
 )
 
 
@@ -182,13 +183,13 @@ class Comparison:
         """Check that a model gives the network's scores, but for what rounding explains.
 
         Raises:
-            ExportError: It does not, or ONNX Runtime cannot run it.
+            ExportError: It does not, or the runtime cannot run it.
         """
-        runtime = OnnxNetwork(model, name=self._name, fused=rounding.fused)
+        runtime = OF_FILES.load(model, name=self._name, fused=rounding.fused)
         found, expected = runtime(self._images), self._expected
         if found.shape != expected.shape:
             raise ExportError(
-                f"{self._name} was not written: for {len(expected)} images ONNX Runtime gives "
+                f"{self._name} was not written: for {len(expected)} images {OF_FILES.title} gives "
                 f"scores of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}. "
                 f"{rounding.causes}"
             )
@@ -203,7 +204,7 @@ class Comparison:
         if difference <= _MARGIN * explained + _FLOOR * largest:
             return
         raise ExportError(
-            f"{self._name} was not written: ONNX Runtime does not compute from it what PyTorch "
+            f"{self._name} was not written: {OF_FILES.title} does not compute from it what PyTorch "
             f"does. Scores differ by up to {float((found - expected).abs().max()):.3g}, in the "
             f"root mean square by {difference:.3g}, of which rounding explains {explained:.3g}; "
             f"they are up to {largest:.3g}. {rounding.causes}"

@@ -6,30 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from amc.errors import ArtifactError
 from amc.export.graph import LAYER_NOTE, bits_stored
 from amc.export.layers import Array
-from amc.files import storage_error
+from amc.runtimes import load_onnx
 from amc.strategy import FLOAT_BITS, Bits
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file (data only: loading it runs no code).
-
-    Raises:
-        ArtifactError: It is missing or no ONNX file.
-    """
-    try:
-        return onnx.load(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"ONNX file not found: {path}.") from None
-    except DecodeError as error:
-        raise ArtifactError(f"{path} is not an ONNX file: {error}.") from error
-    except OSError as error:
-        raise storage_error(path, error) from error
 
 
 def read_precisions(path: str | Path) -> dict[str, Bits]:

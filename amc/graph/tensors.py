@@ -2,7 +2,7 @@
 
 A runtime computes some operators in floats and some in integers, and converts what passes from one
 to the other. Which does which follows from who gives and who reads each tensor
-(`amc.cost.forms`): here they are read off the traced graph.
+(`amc.quantplan.forms`): here they are read off the traced graph.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Follower:
             return
         if node in self._layers:
             layer = self._layers[node]
-            self._add(node, TensorInfo("layer", sources, layer.index, (), layer.outputs, _ONE))
+            self._add(node, TensorInfo("layer", sources, layer.index, count=layer.outputs))
             return
         known = operator_of(self._module, node)
         if len(sources) == 1 and self._moves_only(node, known):
@@ -75,7 +75,7 @@ class _Follower:
             self._place[node] = sources[0]
         else:
             kind = self._kind(node, known)
-            self._add(node, TensorInfo(kind, sources, -1, self._names(node), _NO_CHANNELS, _ONE))
+            self._add(node, TensorInfo(kind, sources, -1, self._names(node)))
 
     def _add(self, node: fx.Node, tensor: TensorInfo) -> None:
         shape = tuple(_tensors(node.meta["value"])[0].shape)
@@ -134,10 +134,6 @@ class _Follower:
         sizes = {tuple(tensor.shape)[2:] for tensors in found for tensor in tensors}
         single = len(operands) > 1 and [len(tensors) for tensors in found] == [1] * len(operands)
         return single and len(sizes) == 1
-
-
-_ONE = (1, 1)
-_NO_CHANNELS = ChannelCount(0, ())
 
 
 def _tensors(value: Any) -> list[Tensor]:

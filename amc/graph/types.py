@@ -112,9 +112,9 @@ class TensorInfo:
     kind: str
     sources: tuple[int, ...]
     layer: int
-    operators: tuple[str, ...]
-    count: ChannelCount
-    size: Size
+    operators: tuple[str, ...] = ()
+    count: ChannelCount = ChannelCount(0, ())
+    size: Size = (1, 1)
     is_output: bool = False
 
 

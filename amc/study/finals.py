@@ -16,12 +16,13 @@ from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.account import unpriced_lines
 from amc.cost.model import ROUNDING
-from amc.cost.profile import OnnxDeviceSpec, TorchDeviceSpec
+from amc.cost.profile import said_devices
 from amc.evaluate import Evaluation, Evaluator
-from amc.local import calibration_images, time_in_onnx
-from amc.measure import Share, Timing, measure_latency
+from amc.local import calibration_images, time_networks
+from amc.measure import Share, Timing
 from amc.recovery.moments import WIDEST
 from amc.report.tables import ComparisonRow
+from amc.runtimes import ELSEWHERE, Runtime
 from amc.strategy import FLOAT, Strategy
 from amc.study.reaim import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.task import CompressionTask
@@ -260,29 +261,29 @@ class _Times:
 
 
 def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
-    """Networks in turn: on the device where it is this machine, else in PyTorch."""
-    local, shape = task.local, task.data.image_shape
-    if isinstance(local, OnnxDeviceSpec):
-        modules: list[nn.Module] = [task.reference, even.network.module, best.network.module]
+    """Networks in turn: on the device where it is this machine, else on this machine anyway."""
+    runtime = _runtime(task)
+    images = calibration_images(task.data) if runtime.computes_integers else None
+    if not runtime.computes_integers:
+        modules = _in_float(task, [even, best])
+    else:
+        modules = [task.reference, even.network.module, best.network.module]
         if _is_quantized(best.strategy):
-            modules.append(_in_float(task, [best], "cpu")[-1])
-        timings = time_in_onnx(
-            modules,
-            shape,
-            batch=local.batch,
-            threads=local.threads,
-            images=calibration_images(task.data),
-        )
-        return _Times(timings[:3], timings[3] if len(timings) > 3 else None)
-    place = local.device if isinstance(local, TorchDeviceSpec) else "cpu"
-    timings = measure_latency(
-        _in_float(task, [even, best], place),
-        shape,
+            modules.append(_in_float(task, [best])[-1])
+    timings = time_networks(
+        runtime,
+        modules,
+        task.data.image_shape,
         batch=_batch(task),
-        threads=local.threads if local else 1,
-        device=place,
+        threads=task.local.threads if task.local else 1,
+        images=images,
     )
-    return _Times(timings)
+    return _Times(timings[:3], timings[3] if len(timings) > 3 else None)
+
+
+def _runtime(task: CompressionTask) -> Runtime:
+    """What networks are timed in."""
+    return task.local.runs_on if task.local else ELSEWHERE
 
 
 def _batch(task: CompressionTask) -> int:
@@ -294,17 +295,17 @@ def _is_quantized(strategy: Strategy) -> bool:
     return any(not bits.is_float for bits in strategy.bits.values())
 
 
-def _in_float(task: CompressionTask, finalists: Sequence[Finalist], place: str) -> list[nn.Module]:
+def _in_float(task: CompressionTask, finalists: Sequence[Finalist]) -> list[nn.Module]:
     """Original and finalists with BN folded, all in float.
 
-    PyTorch simulates fewer bits in float, so what is timed is the channels' gain alone.
+    For a runtime without integers: what is timed is the channels' gain alone.
     """
     plan = task.graph.plan
-    networks: list[nn.Module] = [fold_batch_norm(plan, copy.deepcopy(plan.module)).to(place)]
+    networks: list[nn.Module] = [fold_batch_norm(plan, copy.deepcopy(plan.module))]
     for finalist in finalists:
         kept = task.compressor.kept_positions(finalist.strategy)
         smaller = remove_channels(plan, keep_mask(task.graph, kept))
-        networks.append(fold_batch_norm(plan, smaller).to(place))
+        networks.append(fold_batch_norm(plan, smaller))
     return networks
 
 
@@ -332,12 +333,12 @@ def _notes(
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:
         where = "the device" if task.local else "this machine, which is not the device"
-        in_onnx = isinstance(task.local, OnnxDeviceSpec)
-        runtime = "ONNX Runtime" if in_onnx else "PyTorch"
-        only_channels = quantized and not in_onnx
+        runtime = _runtime(task)
+        only_channels = quantized and not runtime.computes_integers
+        only = f", channels only: {runtime.title} runs fewer bits as float."
         notes.append(
-            f"Measured in {runtime} on {where}, batch {_batch(task)}"
-            + (", channels only: PyTorch runs fewer bits as float." if only_channels else ".")
+            f"Measured in {runtime.title} on {where}, batch {_batch(task)}"
+            + (only if only_channels else ".")
         )
         if in_float and in_float.latency_ms < best.measured_ms:
             notes.append(
@@ -351,8 +352,7 @@ def _notes(
             advice = (
                 "lower the budget."
                 if task.local and task.budget.metric == "latency_ms"
-                else "if it is what counts, budget latency_ms on device=onnxruntime_cpu, "
-                "torch_cpu or torch_cuda."
+                else f"if it is what counts, budget latency_ms on device={said_devices()}."
             )
             notes.append(
                 f"MACs fell to {macs:.2f}, time on this machine did not ({time:.2f}): {advice}"

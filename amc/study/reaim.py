@@ -17,6 +17,7 @@ from amc.cost.model import CostModel
 from amc.cost.profile import LocalSpec
 from amc.errors import ConfigError
 from amc.report.tables import ComparisonRow
+from amc.runtimes import DEVICES
 from amc.task import CompressionTask
 
 REAIM_SHARE = 0.25  # of the evaluations asked for: what every new aim adds to them
@@ -38,8 +39,8 @@ def check_reaim(
     if not isinstance(device, LocalSpec) or metric != "latency_ms":
         raise ConfigError(
             "search.reaim compares the budget with what is measured on the device: it needs "
-            "budget=latency_ms and a device that is this machine (onnxruntime_cpu, torch_cpu, "
-            f"torch_cuda), got budget={metric} and {device.name if device else 'no device'}. "
+            f"budget=latency_ms and a device that is this machine ({', '.join(DEVICES)}), "
+            f"got budget={metric} and {device.name if device else 'no device'}. "
             "Give those, or search.reaim=0."
         )
     if not resumable:

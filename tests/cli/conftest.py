@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from amc import local
 from amc.measure import measure_latency
 from amc.report.tensorboard import EventWriter
-from amc.study import finals as conclusion
 from tests.cli.command import search
 
 
@@ -34,7 +34,7 @@ def _logging() -> Iterator[None]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search without pictures, and with one round of timing."""
-    monkeypatch.setattr(conclusion, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
     monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
     monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)

@@ -16,10 +16,11 @@ from amc.cli import export as recipe
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
-from amc.export import OnnxNetwork, read_precisions
-from amc.local import time_in_onnx
+from amc.export import read_precisions
+from amc.local import time_networks
 from amc.measure import Timing
 from amc.networks import build_network
+from amc.runtimes import OF_FILES, OnnxNetwork, Runtime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact
 from amc.study.artifact import read_strategy, write_compressed, write_strategy
@@ -39,7 +40,7 @@ def run(searched: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "time_in_onnx", partial(time_in_onnx, rounds=1))
+    monkeypatch.setattr(recipe, "time_networks", partial(time_networks, rounds=1))
 
 
 def export(run: Path, *arguments: str) -> int:
@@ -128,7 +129,7 @@ def test_network_that_is_no_faster_is_said_to_be(
     milliseconds: float, is_said: bool, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     timings = [Timing(1.0, 0.1), Timing(milliseconds, 0.1)]
-    monkeypatch.setattr(recipe, "time_in_onnx", lambda *_, **__: timings)
+    monkeypatch.setattr(recipe, "time_networks", lambda *_, **__: timings)
     assert export(run) == 0
     assert ("It is no faster than the original" in capsys.readouterr().out) == is_said
 
@@ -146,7 +147,7 @@ def test_timing_that_is_too_unsteady_for_a_statement_says_so(
     capsys: Output,
 ) -> None:
     timings = [Timing(1.0, 0.1, (1.0,) * 5), Timing(rounds[0], 0.1, rounds)]
-    monkeypatch.setattr(recipe, "time_in_onnx", lambda *_, **__: timings)
+    monkeypatch.setattr(recipe, "time_networks", lambda *_, **__: timings)
     assert export(run) == 0
     shown = capsys.readouterr().out
     assert f"than: {rounds[0]:.2f} to {rounds[-1]:.2f} of the original's" in shown
@@ -190,11 +191,14 @@ def test_both_networks_are_timed_in_turn_in_the_way_of_a_search(
 ) -> None:
     asked: list[dict[str, Any]] = []
 
-    def timed(networks: list[torch.nn.Module], shape: object, **how: Any) -> list[Timing]:
+    def timed(
+        runtime: Runtime, networks: list[torch.nn.Module], shape: object, **how: Any
+    ) -> list[Timing]:
+        assert runtime is OF_FILES
         asked.append({"networks": len(networks), "shape": shape, **how})
         return [Timing(1.0, 0.1), Timing(0.5, 0.1)]
 
-    monkeypatch.setattr(recipe, "time_in_onnx", timed)
+    monkeypatch.setattr(recipe, "time_networks", timed)
     assert export(run, "threads=2", "batch=3") == 0
     images = asked[0].pop("images")
     assert images.shape[1:] == SHAPE  # what lies between 8-bit layers is in integers, as exported

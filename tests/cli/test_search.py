@@ -13,12 +13,13 @@ from PIL import Image
 from amc import api, task
 from amc.cli import recipe
 from amc.cli.recipe import data_of
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import write_table
 from amc.errors import AmcError, StorageError
 from amc.graph.types import Signature
 from amc.networks import build_network
 from amc.objectives import DEFAULT
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 from amc.study import recorder as recording
 from amc.study.artifact import RunRecord, read_strategy

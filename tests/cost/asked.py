@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.cost.device import FloatArray, IntArray, Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import FloatArray, IntArray, Measurement, TableDevice, TableHeader
 from amc.cost.formulas import is_paired
 from amc.graph.types import Signature
+from amc.runtimes.request import Request
 from amc.strategy import Bits
 
 

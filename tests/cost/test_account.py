@@ -15,16 +15,18 @@ from amc.compress.verify import graph_of
 from amc.cost.account import account, count_macs, unpriced_lines
 from amc.cost.budget import Budget
 from amc.cost.choices import choices_for, requests_for
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import CostModel
-from amc.cost.onnx_timer import OnnxTimer
 from amc.cost.prices import operator_prices
-from amc.cost.profile import TorchDeviceSpec, device_for
+from amc.cost.profile import LocalSpec, device_for
 from amc.cost.roofline import RooflineDevice
 from amc.cost.todo import write_todo
-from amc.cost.torch_timer import TorchTimer
 from amc.errors import DeviceError
 from amc.graph.plan import NetworkGraph
+from amc.runtimes import TorchRuntime
+from amc.runtimes.onnxruntime import OnnxTimer
+from amc.runtimes.pytorch import TorchTimer
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Strategy
 
 SHAPE = (3, 8, 8)
@@ -216,7 +218,7 @@ def test_list_of_what_to_measure_elsewhere_has_only_what_can_be_told_by_its_name
 def test_machine_that_is_measured_times_what_is_not_followed_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     graph = graph_of(Upsampling(), SHAPE)
-    spec = TorchDeviceSpec("here", batch=2, threads=1, channel_step=64)
+    spec = LocalSpec("here", TorchRuntime(), batch=2, threads=1, channel_step=64)
     requests = requests_for(graph, choices_for(graph, [FLOAT], channel_step=64))
     device = device_for(spec, requests, progress=False, wholes=graph.wholes)
     assert unpriced_lines(graph, "latency_ms", device) == []

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amc.cost.device import Measurement, Request
+from amc.cost.device import Measurement
 from amc.cost.grid import CHECKS, FULL, LEAST, Error, Grid, _nodes
 from amc.graph.types import Signature
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 CONV = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(4, 4), out_size=(4, 4))

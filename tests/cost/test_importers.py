@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
-from amc.cost.device import Measurement, Request, TableHeader
+from amc.cost.device import Measurement, TableHeader
 from amc.cost.importers.haq import PAIRS, read_haq
 from amc.cost.importers.netadapt import read_netadapt
 from amc.cost.importers.ofa import read_ofa
+from amc.cost.load import load_device
 from amc.cost.model import CostModel, choices_for, reference_bits, requests_for
-from amc.cost.profile import device_for, load_device
+from amc.cost.profile import device_for
 from amc.cost.shipped import as_device, shipped_device
 from amc.cost.table import read_table, write_table
 from amc.errors import DeviceError, TableError
 from amc.graph.types import Signature
 from amc.networks import build_network
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 from envs.compression import CompressionEnv
 from tests.envs.made_up import SCORE

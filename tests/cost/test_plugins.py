@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from amc.cost import plugins
 from amc.cost.budget import Budget
 from amc.cost.choices import choices_for
 from amc.cost.formulas import is_paired, macs
+from amc.cost.load import load_device
 from amc.cost.model import CostModel
-from amc.cost.profile import load_device
 from amc.cost.shipped import as_device
 from amc.errors import ConfigError, DeviceError
 from amc.graph.types import Signature
@@ -181,8 +182,9 @@ def test_options_that_a_class_does_not_take_are_said():
         as_device(f"{__name__}:Picky")
 
 
-def test_example_of_the_module_is_a_device(tmp_path, monkeypatch):
-    lines = plugins.__doc__.splitlines()
+def test_example_of_the_page_on_devices_is_one(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "devices.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
     start = lines.index("    # my_board.py")
     end = next(i for i, line in enumerate(lines) if line.startswith("It is found as"))
     code = "\n".join(line[4:] for line in lines[start:end]).replace("return ...  ", "return 1.0")

@@ -9,18 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from amc.cost.device import Request
+from amc.cost.load import load_device
 from amc.cost.probe import LOSS, STEPS, probe_requests, probe_step, step_of
-from amc.cost.profile import (
-    DEFAULT_STEP,
-    OnnxDeviceSpec,
-    Sampler,
-    TorchDeviceSpec,
-    load_device,
-    settled,
-)
+from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
 from amc.cost.roofline import RooflineDevice
 from amc.errors import DeviceError, TableError
+from amc.runtimes import OnnxRuntime, Sampler, TorchRuntime
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 INT8 = Bits(8, 8)
@@ -108,28 +103,28 @@ def test_probe_asks_for_convolutions_with_one_side_growing() -> None:
 # -- kept beside the table -----------------------------------------------------------------
 
 
-class Probed(TorchDeviceSpec):
+class Probed(TorchRuntime):
     """A machine whose blocks are of 4 channels; a second probe would find 8."""
 
     sizes = (4, 8)
     probed = 0
 
     @contextmanager
-    def sampling(self, wholes: object = None) -> Iterator[Sampler]:
+    def timing(self, batch: int, threads: int, wholes: object = None) -> Iterator[Sampler]:
         yield Board(float=blocks(self.sizes[Probed.probed]))
         Probed.probed += 1
 
 
 @pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probed:
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalSpec:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     monkeypatch.setattr(Probed, "probed", 0)
-    return Probed("probed", batch=1, threads=1, channel_step=DEFAULT_STEP, probes=True)
+    return LocalSpec("probed", Probed(), batch=1, threads=1, channel_step=DEFAULT_STEP, probes=True)
 
 
-def test_device_is_probed_once_and_its_step_kept(spec: Probed) -> None:
+def test_device_is_probed_once_and_its_step_kept(spec: LocalSpec) -> None:
     first = settled(spec)
-    assert isinstance(first, Probed)
+    assert isinstance(first, LocalSpec)
     assert (first.channel_step, first.probes) == (4, False)
     assert first.header().channel_step == 4
     assert settled(spec) == first
@@ -139,23 +134,23 @@ def test_device_is_probed_once_and_its_step_kept(spec: Probed) -> None:
 
 
 def test_of_two_probes_at_once_the_first_one_kept_counts(
-    spec: Probed, monkeypatch: pytest.MonkeyPatch
+    spec: LocalSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = spec.table_path().with_suffix(".step")
 
     @contextmanager
-    def sampling(self: Probed, wholes: object = None) -> Iterator[Sampler]:
+    def timing(self: Probed, batch: int, threads: int, wholes: object = None) -> Iterator[Sampler]:
         path.parent.mkdir(parents=True)
         path.write_text("8\n")  # by another process, meanwhile
         yield Board(float=blocks(4))
 
-    monkeypatch.setattr(Probed, "sampling", sampling)
+    monkeypatch.setattr(Probed, "timing", timing)
     assert settled(spec).channel_step == 8
     assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", ["", "7\n", "x" * 99])
-def test_damaged_step_says_what_to_remove(text: str, spec: Probed) -> None:
+def test_damaged_step_says_what_to_remove(text: str, spec: LocalSpec) -> None:
     path = spec.table_path().with_suffix(".step")
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -165,13 +160,15 @@ def test_damaged_step_says_what_to_remove(text: str, spec: Probed) -> None:
 
 def test_given_steps_and_other_devices_are_not_probed() -> None:
     options = {"name": "here", "threads": 1, "batch": 1}
-    for kind, kept in (("onnxruntime", OnnxDeviceSpec), ("torch", TorchDeviceSpec)):
+    for kind, kept in (("onnxruntime", OnnxRuntime), ("torch", TorchRuntime)):
         given = load_device({"kind": kind, "channel_step": 4} | options)
-        assert isinstance(given, kept)
+        assert isinstance(given, LocalSpec)
+        assert isinstance(given.runs_on, kept)
         assert (given.channel_step, given.probes) == (4, False)
         assert settled(given) is given
         asked = load_device({"kind": kind, "channel_step": None} | options)
-        assert isinstance(asked, kept)
+        assert isinstance(asked, LocalSpec)
+        assert isinstance(asked.runs_on, kept)
         assert asked.probes
     with pytest.raises(DeviceError, match=r"device\.channel_step must be a positive integer"):
         load_device({"kind": "torch", "channel_step": "wide"} | options)

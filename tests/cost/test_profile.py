@@ -14,25 +14,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from amc.cost import profile
+from amc.cost import measuring
 from amc.cost.correction import Correction
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.grid import Grid
-from amc.cost.profile import (
-    LocalSpec,
-    OnnxDeviceSpec,
-    TorchDeviceSpec,
-    about_time,
-    device_for,
-    keep_table,
-    load_device,
-    measure_table,
-)
+from amc.cost.load import load_device
+from amc.cost.measuring import about_time, keep_table, measure_table
+from amc.cost.profile import LocalSpec, device_for
 from amc.cost.roofline import RooflineDevice
 from amc.cost.samples import key_of
 from amc.cost.table import read_table, write_table
 from amc.errors import DeviceError, TableError
 from amc.graph.types import Signature
+from amc.runtimes import NO_WHOLES, OnnxRuntime, Runtime, TorchRuntime
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 CONF = Path(__file__).parents[2] / "conf" / "device"
@@ -140,10 +135,10 @@ def test_ctrl_c_while_the_table_is_written_loses_no_sample(tmp_path, monkeypatch
 
     path = tmp_path / "t.csv"
     first, second = FakeTimer(stop_after=10), FakeTimer()  # in the fourth round
-    monkeypatch.setattr(profile, "write_table", interrupted)
+    monkeypatch.setattr(measuring, "write_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_table(REQUESTS, HEADER, path, first, rounds=6)
-    monkeypatch.setattr(profile, "write_table", write_table)
+    monkeypatch.setattr(measuring, "write_table", write_table)
     measure_table(REQUESTS, HEADER, path, second, rounds=6)
     assert Counter(first.asked + second.asked) == Counter(REQUESTS * 6)
     assert_in_rounds(first.asked + second.asked)
@@ -213,7 +208,7 @@ def test_every_request_has_a_key_of_its_own():
 
 
 def test_partial_results_are_written_while_measuring(tmp_path, monkeypatch):
-    monkeypatch.setattr(profile, "_WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(measuring, "_WRITE_EVERY_S", 0.0)
     path, seen = tmp_path / "t.csv", []
 
     def sample(requests):
@@ -324,17 +319,20 @@ MANY = [Request(CONV, i, o, FLOAT) for i in EIGHTS for o in EIGHTS]  # 1,089
 
 
 @dataclass(frozen=True)
-class Board(LocalSpec):
+class Board(Runtime):
     """A runtime that takes as many milliseconds as there are pairs of channels."""
 
-    runtime = "toy"
+    name, title = "toy", "Toy"
     asked: list[Request] = field(default_factory=list, compare=False)
 
     def machine(self) -> str:
         return "here"
 
+    def compile(self, network, threads):
+        return network
+
     @contextmanager
-    def sampling(self, wholes=profile.NO_WHOLES):
+    def timing(self, batch, threads, wholes=NO_WHOLES):
         def sample(requests):
             for request in requests:
                 self.asked.append(request)
@@ -343,9 +341,9 @@ class Board(LocalSpec):
         yield sample
 
 
-def board(monkeypatch, tmp_path, **options) -> Board:
+def board(monkeypatch, tmp_path, **options) -> LocalSpec:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    return Board("board", 1, 1, 8, **options)
+    return LocalSpec("board", Board(), 1, 1, 8, **options)
 
 
 def test_many_prices_are_measured_on_a_coarse_grid_and_only_those_are_kept(
@@ -355,7 +353,7 @@ def test_many_prices_are_measured_on_a_coarse_grid_and_only_those_are_kept(
     spec = board(monkeypatch, tmp_path)
     device = device_for(spec, MANY, progress=False)
     grid = Grid(MANY)
-    assert set(spec.asked) == set(grid.measured)
+    assert set(spec.runs_on.asked) == set(grid.measured)
     assert set(read_table(spec.table_path()).rows) == set(grid.measured)
     assert len(grid.measured) < len(MANY) / 3
     for request in MANY:
@@ -375,20 +373,20 @@ def test_prices_of_a_coarse_grid_stay_what_they_are_when_the_table_grows(tmp_pat
     own = set(Grid(MANY).measured)
     others = {request: row for request, row in wrong.rows.items() if request not in own}
     keep_table(TableDevice(spec.header(), others), spec.table_path())
-    spec.asked.clear()
+    spec.runs_on.asked.clear()
     after = device_for(spec, MANY, progress=False)
-    assert spec.asked == []
+    assert spec.runs_on.asked == []
     assert after.fingerprint(MANY) == before.fingerprint(MANY)
     full = device_for(replace(spec, grid="full"), MANY, progress=False)
-    assert spec.asked == []  # all are there
+    assert spec.runs_on.asked == []  # all are there
     assert full.rows[next(iter(others))].latency_ms == 1e-3
 
 
 def test_all_prices_are_measured_where_the_grid_is_full(tmp_path, monkeypatch):
     spec = board(monkeypatch, tmp_path, grid="full")
     device = device_for(spec, MANY, progress=False)
-    assert set(spec.asked) == set(MANY)
-    assert {row.samples for row in device.rows.values()} == {profile.ROUNDS}
+    assert set(spec.runs_on.asked) == set(MANY)
+    assert {row.samples for row in device.rows.values()} == {measuring.ROUNDS}
 
 
 def test_table_with_means_is_written_and_read_and_none_of_them_is_kept_as_measured(
@@ -404,9 +402,9 @@ def test_table_with_means_is_written_and_read_and_none_of_them_is_kept_as_measur
     assert {r for r, row in read.rows.items() if row.samples} == measured
     assert set(keep_table(device, spec.table_path()).rows) == measured
     write_table(device, spec.table_path())  # put there by hand
-    spec.asked.clear()
+    spec.runs_on.asked.clear()
     device_for(replace(spec, grid="full"), MANY, progress=False)
-    assert set(spec.asked) == set(MANY) - measured
+    assert set(spec.runs_on.asked) == set(MANY) - measured
 
 
 @pytest.mark.parametrize("kind", ["torch", "onnxruntime"])
@@ -425,7 +423,7 @@ def test_grid_is_an_option_of_what_is_measured_here(kind):
 def test_torch_device_measures_once_and_then_reads_its_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     spec = load_device({"kind": "torch", "name": "here", "batch": 1, "threads": 1} | STEP)
-    assert isinstance(spec, TorchDeviceSpec)
+    assert isinstance(spec.runs_on, TorchRuntime)
     assert (spec.supported_bits, spec.channel_step, spec.metrics) == ((FLOAT,), 8, ("latency_ms",))
     device = device_for(spec, REQUESTS[:1], progress=False)
     assert device.price("latency_ms", CONV, 8, 8, FLOAT) > 0
@@ -440,7 +438,7 @@ def test_onnx_runtime_is_measured_in_float_and_in_integers_and_remembers_what_it
 ):
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
     spec = load_device({"kind": "onnxruntime", "name": "ort", "batch": 1, "threads": 1} | STEP)
-    assert isinstance(spec, OnnxDeviceSpec)
+    assert isinstance(spec.runs_on, OnnxRuntime)
     requests = [Request(CONV, 8, 8, bits) for bits in (FLOAT, Bits(8, 8))]
     device = device_for(spec, requests, progress=False)
     assert isinstance(device, TableDevice)
@@ -537,7 +535,7 @@ def test_table_is_loaded_from_its_path(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({}, "device.kind must be one of roofline, table, torch, .*, got None"),
+        ({}, "device.kind must be one of .*, got None. Known: roofline, table, torch, "),
         ({"kind": "tabel"}, "got 'tabel'. Did you mean 'table'"),
         (TORCH | {"bach": 1}, "no key 'bach'. Did you mean 'batch'"),
         (TORCH | {"zzz": 1}, "no key 'zzz'. Known: name"),
@@ -576,7 +574,7 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds):
         self.now, self.seconds = 0.0, seconds
-        monkeypatch.setattr(profile.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(measuring.time, "monotonic", lambda: self.now)
 
     def sample(self, requests):
         for _ in requests:
@@ -588,7 +586,7 @@ def test_how_long_a_table_takes_is_said_by_its_first_samples(tmp_path, caplog, m
     caplog.set_level("INFO", "amc")
     path, many = tmp_path / "t.csv", [Request(CONV, c, 8, FLOAT) for c in range(1, 301)]
     clock, said_at = Clock(monkeypatch, 0.02), []
-    monkeypatch.setattr(profile.log, "info", lambda *_: said_at.append(clock.now))
+    monkeypatch.setattr(measuring.log, "info", lambda *_: said_at.append(clock.now))
     measure_table(many, HEADER, path, clock.sample, fewer=lambda: pytest.fail("it is short"))
     assert said_at == [pytest.approx(100 * 0.02)]  # of the 7 * 300 samples
     monkeypatch.undo()

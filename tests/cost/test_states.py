@@ -12,14 +12,15 @@ import pytest
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.choices import choices_for, requests_for
-from amc.cost.conversions import CONVERSIONS
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.model import CostModel, operator_prices
 from amc.cost.states import decoded, encoded
 from amc.cost.walk import WalkCosts
 from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
+from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from envs.compression import CompressionEnv
 from tests.conftest import classified

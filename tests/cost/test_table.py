@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from amc.cost.correction import Correction
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import read_table, table_text, write_table
 from amc.errors import DeviceError, StorageError, TableError
 from amc.graph.types import Signature
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 INT8 = Bits(8, 8)

@@ -9,8 +9,9 @@ import pytest
 from amc.cost.budget import Budget
 from amc.cost.choices import choices_for, reference_bits, requests_for
 from amc.cost.device import TableHeader
+from amc.cost.load import load_device
 from amc.cost.model import CostModel
-from amc.cost.profile import device_for, load_device
+from amc.cost.profile import device_for
 from amc.cost.shipped import shipped_device
 from amc.cost.table import read_table
 from amc.cost.todo import write_todo

@@ -4,7 +4,8 @@ import pytest
 
 from amc.candidate import Compressor
 from amc.compress.verify import graph_of
-from amc.export import OnnxNetwork, export_onnx, integer_layers
+from amc.export import export_onnx
+from amc.runtimes import OnnxNetwork, integer_layers
 from amc.strategy import Bits, Strategy
 from benchmarks.eight_bits import REPAIRS, quantize_with_onnxruntime
 from benchmarks.real_network import exit_without, spread

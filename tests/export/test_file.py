@@ -14,8 +14,9 @@ from torch.nn.utils import parametrizations
 import amc
 from amc.compress.quantization import quantize_layer
 from amc.errors import ConfigError, ExportError, NetworkError, StorageError
-from amc.export import OnnxNetwork, export_onnx, integer_layers, read_precisions
+from amc.export import export_onnx, read_precisions
 from amc.networks import build_network
+from amc.runtimes import OnnxNetwork, integer_layers
 from amc.strategy import FLOAT, Bits
 from tests.conftest import randomise_norms
 from tests.export.nets import SHAPE, OneLayer, branches, pictures, quantized, scores

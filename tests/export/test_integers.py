@@ -14,15 +14,9 @@ from torch import nn
 
 from amc.compress.quantization import activation_range
 from amc.errors import CalibrationError
-from amc.export import (
-    ExportReport,
-    OnnxNetwork,
-    export_onnx,
-    integer_layers,
-    read_precisions,
-    runtime_operators,
-)
+from amc.export import ExportReport, export_onnx, read_precisions
 from amc.networks import build_network
+from amc.runtimes import OnnxNetwork, integer_layers, runtime_operators
 from amc.strategy import FLOAT, Bits
 from tests.conftest import randomise_norms
 from tests.export.joins import Concatenated, Inverted, Residual, built, eight_bits

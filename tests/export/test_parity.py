@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import CalibrationError, EvaluationError, ExportError, NetworkError
-from amc.export import OnnxNetwork, check_parity, export_onnx
+from amc.export import check_parity, export_onnx
 from amc.export.parity import _noise
+from amc.runtimes import OnnxNetwork
 from amc.strategy import Bits
 from tests.export.nets import SHAPE, branches, pictures, quantized, scores
 

@@ -28,11 +28,12 @@ from amc.comparison.cells import Cell, CellResult, Entry, read_cell
 from amc.compress.verify import graph_of
 from amc.cost.correction import Correction
 from amc.cost.corrections import own_correction
-from amc.cost.device import Measurement, Request, TableDevice, TableHeader
+from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.importers.haq import read_haq
 from amc.cost.importers.netadapt import read_netadapt
 from amc.cost.importers.ofa import read_ofa
-from amc.cost.profile import LocalSpec, load_device, settled
+from amc.cost.load import load_device
+from amc.cost.profile import LocalSpec, settled
 from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.shipped import shipped_device
 from amc.cost.table import read_table, todo_text, write_table
@@ -42,6 +43,7 @@ from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.networks import load_checkpoint
 from amc.recovery import training, training_state
+from amc.runtimes.request import Request
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact, checkpoint

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import amc
+from amc import local
 from amc.comparison import comparison
 from amc.errors import ConfigError, EvaluationError
 from amc.evaluate import Evaluator
 from amc.export import check_parity
 from amc.measure import Timing
 from amc.objectives import build_objective
-from amc.study import finals as conclusion
 from docs.examples.dense_labels import DenseLabels, toy_data, toy_network
 
 MACS = amc.Budget("macs", fraction=0.5)
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {"search_images": 20, "final_candidates": 2, "store": Fa
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
+    monkeypatch.setattr(local, "measure_latency", lambda *_, **__: timed)
     monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
     monkeypatch.setattr(comparison, "plot_curves", lambda *_, **__: None)

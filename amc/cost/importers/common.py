@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from amc.cost.device import Measurement, Request, TableHeader
+from amc.cost.device import Measurement, TableHeader
 from amc.cost.spec import Spec
 from amc.errors import TableError
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 
 MOST = 2**31 - 1  # of any count, as in amc's own tables

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from amc.cost.device import Request, TableDevice, TableHeader
+from amc.cost.device import TableDevice, TableHeader
 from amc.cost.importers.common import measurements, path_of
 from amc.cost.spec import Spec
 from amc.cost.unmeasured import UnmeasuredDevice
 from amc.errors import DeviceError, TableError
 from amc.files import read_bytes
 from amc.graph.graph import NetworkGraph
+from amc.runtimes.request import Request
 from amc.strategy import Bits
 
 WIDTHS = tuple(range(1, 9))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from amc.cost.device import Request, TableDevice, TableHeader
+from amc.cost.device import TableDevice, TableHeader
 from amc.cost.importers.common import (
     HEADER_KEYS,
     count,
@@ -24,6 +24,7 @@ from amc.cost.spec import Spec
 from amc.errors import TableError
 from amc.files import read_bytes
 from amc.graph.types import Signature, Size
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 
 _MS = 1000  # in the table's second

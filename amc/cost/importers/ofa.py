@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from amc.cost.device import Request, TableDevice, TableHeader, listing_command
+from amc.cost.device import TableDevice, TableHeader
 from amc.cost.importers.common import (
     HEADER_KEYS,
     count,
@@ -23,10 +23,12 @@ from amc.cost.importers.common import (
     shown,
 )
 from amc.cost.importers.plain_yaml import plain_yaml
+from amc.cost.listing import listing_command
 from amc.cost.spec import Spec
 from amc.errors import DeviceError, TableError
 from amc.files import read_bytes
 from amc.graph.types import Signature
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 
 _SHAPE = r"\d{1,9}(?:x\d{1,9})*"

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from amc.cost import onnx_timer
-from amc.cost.conversions import CONVERSIONS, INT8, dequantized
-from amc.cost.device import Request
-from amc.cost.onnx_timer import SUPPORTED_BITS, OnnxTimer, machine
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.quantplan.conversions import CONVERSIONS, INT8, dequantized
+from amc.runtimes import onnxruntime as room
+from amc.runtimes.onnxruntime import OnnxRuntime, OnnxTimer
+from amc.runtimes.operators import operator_model
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 CONV = Signature("conv2d", (3, 3), (2, 2), (1, 1), in_size=(6, 6), out_size=(3, 3))
@@ -36,22 +37,24 @@ def between(op, out_size=(6, 6)):
 
 def results(requests, batch):
     """What the branches give, and what goes into them."""
-    model = onnx_timer._model(requests, batch)
+    model = operator_model(requests, batch)
     session = onnxruntime.InferenceSession(model.proto.SerializeToString())
     return session.run(None, model.inputs), model
 
 
 def test_every_request_gets_a_positive_time_in_its_place():
     requests = [between(op) for op in OPERATORS]
-    requests += [Request(s, 4, 4, bits) for s in (CONV, DEPTHWISE) for bits in SUPPORTED_BITS]
-    requests += [Request(Signature("linear"), 4, 3, bits) for bits in SUPPORTED_BITS]
+    requests += [
+        Request(s, 4, 4, bits) for s in (CONV, DEPTHWISE) for bits in OnnxRuntime.supported_bits
+    ]
+    requests += [Request(Signature("linear"), 4, 3, bits) for bits in OnnxRuntime.supported_bits]
     found = list(OnnxTimer(2, 1).sample_all(requests))
     assert len(found) == len(requests)
     assert all(0 < latency_ms < 1000 for latency_ms in found)
 
 
 def test_requests_beyond_one_model_come_in_further_ones(monkeypatch):
-    monkeypatch.setattr(onnx_timer, "_BRANCHES", 2)
+    monkeypatch.setattr(room, "_BRANCHES", 2)
     assert len(list(OnnxTimer(1, 1).sample_all([between("relu")] * 5))) == 5
 
 
@@ -101,12 +104,12 @@ def test_float_convolution_computes_what_pytorch_does_with_its_activation(signat
 
 def counted(requests, folder):
     """The kinds of the nodes that each request is for, in what is really run."""
-    model = onnx_timer._model(requests, 1)
+    model = operator_model(requests, 1)
     path = folder / "optimized.onnx"
-    OnnxTimer(1, 1)._session(model.proto.SerializeToString(), folder)
+    room.open_session(model.proto, "operators", optimized=path)
     optimized = onnx.load(path)
     kinds = {node.name: node.op_type for node in optimized.graph.node}
-    branches = onnx_timer._branches(optimized, requests)
+    branches = room._branches(optimized, requests)
     return [sorted(kinds[name] for name in names) for names in branches]
 
 
@@ -182,13 +185,13 @@ def test_layout_changes_around_a_lone_operator_are_not_counted():
     graph = onnx.helper.make_graph(nodes, "g", [], [])
     model = onnx.helper.make_model(graph)
     requests = [Request(CONV, 8, 8, FLOAT), between("relu")]
-    assert onnx_timer._branches(model, requests) == [["conv", "relu"], ["other"]]
+    assert room._branches(model, requests) == [["conv", "relu"], ["other"]]
 
 
 def test_what_the_profiler_takes_for_a_node_is_not_counted(monkeypatch):
     idle, add = 6e-3, 10e-3
     monkeypatch.setattr(
-        onnx_timer, "_kernel_ms", lambda _: dict.fromkeys(PROBES, idle) | {"y0": add, "y1": 5e-3}
+        room, "_kernel_ms", lambda _: dict.fromkeys(PROBES, idle) | {"y0": add, "y1": 5e-3}
     )
     found = list(OnnxTimer(1, 1).sample_all([between("add"), between("relu")]))
     # 4 us more than nothing, and half a microsecond for a call; the other takes less than nothing.
@@ -208,18 +211,21 @@ def test_time_of_a_node_is_the_mean_of_its_quicker_calls_after_the_warm_up():
     # 2, 3, 3, 4 whole microseconds: 3 in the mean, and a half that the clock cut off.
     for separators in (None, (",", ":"), (" ,", " : ")):
         text = json.dumps(profile, separators=separators)
-        assert onnx_timer._kernel_ms(text) == {"conv": pytest.approx(3.5e-3)}
+        assert room._kernel_ms(text) == {"conv": pytest.approx(3.5e-3)}
 
 
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (between("relu7"), "knows no operator 'relu7'. Did you mean 'relu'"),
-        (between("xyz"), "knows no operator 'xyz'. Known: conv2d"),
-        (Request(CONV, 4, 4, Bits(4, 8)), "times conv2d in 32/32, 8/8, 8/32 bits, got .* 4/8 bits"),
+        (between("relu7"), "no model of an operator 'relu7'. Did you mean 'relu'"),
+        (between("xyz"), "no model of an operator 'xyz'. Known: conv2d"),
+        (
+            Request(CONV, 4, 4, Bits(4, 8)),
+            "Models of conv2d are in 32/32, 8/8, 8/32 bits, got .* 4/8 bits",
+        ),
         (
             Request(between("relu").signature, 4, 4, INT8),
-            "times relu in 32/32 bits, got .* 8/8 bits",
+            "Models of relu are in 32/32 bits, got .* 8/8 bits",
         ),
     ],
 )
@@ -230,11 +236,11 @@ def test_what_cannot_be_timed_is_named(request_, said):
 
 def test_what_the_runtime_refuses_is_said_with_its_reason():
     wrong = Request(Signature("linear"), 4, 3, FLOAT)
-    model = onnx_timer._model([wrong], 1)
+    model = operator_model([wrong], 1)
     model.tensors[0].dims[:] = [4, 3]
     with pytest.raises(DeviceError, match=r"ONNX Runtime \S+ cannot run an operator: "):
         OnnxTimer(1, 1)._sample(model, [wrong])
 
 
 def test_machine_names_the_runtime_and_its_version():
-    assert f"ONNX Runtime {onnxruntime.__version__}" in machine()
+    assert f"ONNX Runtime {onnxruntime.__version__}" in OnnxRuntime().machine()

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
@@ -17,7 +18,9 @@ from amc.graph.exportable import in_exportable_operators
 from amc.graph.whole import Whole
 
 
-def whole_model(whole: Whole, batch: int, opset: int) -> tuple[bytes, dict[str, npt.NDArray[Any]]]:
+def whole_model(
+    whole: Whole, batch: int, opset: int
+) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
     """The model of a call, and what goes into it: a batch of the example.
 
     Raises:
@@ -45,7 +48,7 @@ def whole_model(whole: Whole, batch: int, opset: int) -> tuple[bytes, dict[str, 
             "or choose device=torch_cpu."
         ) from error
     arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in inputs]
-    return written.getvalue(), dict(zip(names, arrays, strict=True))
+    return onnx.load_model_from_string(written.getvalue()), dict(zip(names, arrays, strict=True))
 
 
 class _Tensors(nn.Module):

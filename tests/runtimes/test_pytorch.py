@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from amc.cost import torch_timer
-from amc.cost.device import Request
-from amc.cost.torch_timer import TorchTimer, machine
 from amc.errors import DeviceError
 from amc.graph.types import Signature
+from amc.runtimes import pytorch
+from amc.runtimes.pytorch import TorchRuntime, TorchTimer
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 
 CONV = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(6, 6), out_size=(6, 6))
@@ -39,7 +39,7 @@ def calls(monkeypatch):
         seen.append((operator, inputs, tuple(operator(*inputs).shape)))
         return 1e-3
 
-    monkeypatch.setitem(torch_timer._CLOCKS, "cpu", clock)
+    monkeypatch.setitem(pytorch._CLOCKS, "cpu", clock)
     return seen
 
 
@@ -125,12 +125,12 @@ def test_operators_that_cannot_be_timed_are_refused(request_, said):
 
 
 def test_unknown_and_absent_devices_are_refused(monkeypatch):
-    with pytest.raises(DeviceError, match="one of cpu, cuda, got 'tpu'"):
-        TorchTimer(1, 1, "tpu")
+    with pytest.raises(DeviceError, match="cpu or cuda, got 'tpu'"):
+        TorchRuntime("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"no CUDA device.*torch_cpu"):
         TorchTimer(1, 1, "cuda")
 
 
 def test_machine_names_the_version_of_pytorch():
-    assert machine().endswith(f"PyTorch {torch.__version__}")
+    assert TorchRuntime().machine().endswith(f"PyTorch {torch.__version__}")

@@ -16,6 +16,19 @@ CONVERSIONS: dict[str, str] = {
     "transpose": "from 8-bit counts to what an integer convolution reads (channels last), or back",
 }
 
+BLOCK_CONVERSIONS = {"unblock", "narrow", "block"}
+TRANSPOSE = "transpose"
+
+
+def reads_counts(bits: Bits) -> bool:
+    """Whether a layer reads 8-bit values: what passes between layers may have so many."""
+    return bits.activation == INT8.activation
+
+
+def is_integer(bits: Bits) -> bool:
+    """Whether a layer multiplies integers."""
+    return FLOAT_BITS not in bits
+
 
 def dequantized(bits: Bits) -> Bits:
     """What a quantized layer that cannot be computed in integers is priced as.

@@ -2,14 +2,15 @@
 
 An 8-bit layer beside a float one brings conversions, and may not be computed in integers at all.
 All of it follows from the bits of the layers around a tensor, by what the export rounds
-(`amc.cost.rounding`) and what ONNX Runtime on a CPU does then:
+(`amc.quantplan.rounding`), by which layouts a runtime has, and by what runtimes of such files do:
 
 1. A convolution with quantized weights and inputs is computed in integers if its output bears
    rounding; otherwise its weights and inputs are dequantized whenever it runs, and it is slower
    than in float. A quantized linear layer is always computed in integers, and gives floats.
 2. A tensor has one of four forms: floats, plain or in blocks of channels (as float convolutions
-   give them), or 8-bit counts, plain or with channels last (as integer convolutions give them). A
-   join keeps blocks (channels last) if all of its operands have them; else all are made plain.
+   give them), or 8-bit counts, plain or with channels last (as integer convolutions give them),
+   where the runtime converts to and from these. A join keeps blocks (channels last) if all of its
+   operands have them; else all are made plain.
 
 A walk changes the bits of one layer at a time, and what follows from that is little: `Forms.after`
 finds it.
@@ -17,14 +18,21 @@ finds it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from amc.cost.remember import Remembered
-from amc.cost.rounding import JOINS, PASSED, Rounding
 from amc.graph.graph import NetworkGraph
+from amc.quantplan.conversions import (
+    BLOCK_CONVERSIONS,
+    CONVERSIONS,
+    TRANSPOSE,
+    is_integer,
+    reads_counts,
+)
+from amc.quantplan.remember import Remembered
+from amc.quantplan.rounding import JOINS, PASSED, Rounding
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 PLAIN, BLOCKED, COUNTS, CHANNELS_LAST = range(4)  # forms; the last two are integers
@@ -50,17 +58,23 @@ class Forms:
         rounding: What is rounded.
     """
 
-    def __init__(self, graph: NetworkGraph, pairs: Sequence[Bits]) -> None:
+    def __init__(
+        self, graph: NetworkGraph, pairs: Sequence[Bits], converts: Collection[str] = CONVERSIONS
+    ) -> None:
         """
         Args:
             pairs: The bit pairs that layers may have; forms are asked for by index of pair.
+            converts: The conversions that the runtime has. Without those of blocks its float
+                convolutions give plain floats, without `TRANSPOSE` its integer ones plain counts.
         """
-        self.rounding = Rounding(graph.tensors, pairs)
+        self._of_floats = BLOCKED if BLOCK_CONVERSIONS & set(converts) else PLAIN
+        self._of_integers = CHANNELS_LAST if TRANSPOSE in converts else COUNTS
+        self._integer = [is_integer(bits) for bits in pairs]
+        self.rounding = Rounding(graph.tensors, list(map(reads_counts, pairs)), self._integer)
         self._tensors, self._readers = graph.tensors, self.rounding.readers
         self._depthwise = [layer.signature.is_depthwise for layer in graph.layers]
         self._linear = [layer.signature.op == "linear" for layer in graph.layers]
         self._quantizes = [bits.activation != FLOAT_BITS for bits in pairs]
-        self._integer = [FLOAT_BITS not in bits for bits in pairs]
         self._float = [bits == FLOAT for bits in pairs]
         self._by_bits: list[Remembered | None] = []  # what follows from bits alone
         self._touched: list[list[int]] = [[] for _ in graph.layers]
@@ -123,7 +137,7 @@ class Forms:
             if known == _IN_INTEGERS or (known == _AS_ITS_SOURCE and source >= COUNTS):
                 return max(source, COUNTS)
             return BLOCKED if source == BLOCKED and tensor.kind in _KEEPING_BLOCKS else PLAIN
-        kept, plain = (CHANNELS_LAST, COUNTS) if known else (BLOCKED, PLAIN)
+        kept, plain = (self._of_integers, COUNTS) if known else (self._of_floats, PLAIN)
         return kept if all(forms[other] == kept for other in tensor.sources) else plain
 
     def _layer_form(self, index: int, pairs: Sequence[int]) -> int:
@@ -131,9 +145,9 @@ class Forms:
         if self._linear[layer]:
             return PLAIN
         if self._float[pairs[layer]]:
-            return BLOCKED
+            return self._of_floats
         in_integers = self._integer[pairs[layer]] and self.rounding.bears(index, pairs)
-        return CHANNELS_LAST if in_integers else PLAIN
+        return self._of_integers if in_integers else PLAIN
 
     def _passing(self, index: int, pairs: Sequence[int]) -> int:
         if not self.rounding.passes(index, pairs):
@@ -152,7 +166,7 @@ class Forms:
     def conversions(
         self, index: int, pairs: Sequence[int], forms: Sequence[int]
     ) -> tuple[int, ...]:
-        """How often a tensor is converted in each way of `amc.cost.conversions.CONVERSIONS`.
+        """How often a tensor is converted in each way of `amc.quantplan.conversions.CONVERSIONS`.
 
         Depends on the forms of the tensors `beside` it, and on the bits of the layers that read it.
         """
@@ -185,8 +199,9 @@ class Forms:
                 continue
             pair, is_linear = pairs[tensor.layer], self._linear[tensor.layer]
             if self._quantizes[pair]:
-                in_integers = given == CHANNELS_LAST or (is_linear and self._integer[pair])
-                last, counts = last or given == CHANNELS_LAST, counts or (in_integers and is_linear)
+                in_integers = given >= COUNTS or (is_linear and self._integer[pair])
+                last = last or given == CHANNELS_LAST
+                counts = counts or (in_integers and given != CHANNELS_LAST)
                 rounded += not in_integers
             elif is_linear or not self._float[pair]:
                 floats += 1

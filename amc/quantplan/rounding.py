@@ -1,10 +1,14 @@
 """Which tensors between layers may be rounded to 8 bits, and which joins are computed in integers.
 
-The rules of the export (`amc.export.integers`), on the traced graph:
+A strategy says what layers read. What they give, and what passes between them, is rounded as well
+where that saves conversions, and nobody who reads it minds. Prices ask it of a traced network, the
+export of the graph that it writes:
 
-1. A tensor *bears rounding* if 8-bit layers and joins alone read it, be it through copies or means.
-2. A join is computed in integers if its result bears rounding and of its operands and its result
-   more are in integers anyway than are not.
+1. A tensor *bears rounding* if 8-bit layers and joins alone read it, be it through copies or means:
+   a layer with float inputs, or with fewer than 8 bits, reads what it would read without.
+2. A join (an addition of branches, a concatenation) is computed in integers if its result bears
+   rounding and of its operands and its result more are in integers anyway than are not: given by
+   such a layer or another such join, or read by an 8-bit layer.
 """
 
 from __future__ import annotations
@@ -12,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 
-from amc.cost.remember import Remembered
 from amc.graph.types import TensorInfo
-from amc.strategy import FLOAT_BITS, Bits
+from amc.quantplan.remember import Remembered
 
 # Kinds of tensors.
 JOINS = ("add", "concat")
@@ -33,14 +36,15 @@ class Rounding:
         join_depends: For the same, the layers on whose bits that depends.
     """
 
-    def __init__(self, tensors: Sequence[TensorInfo], pairs: Sequence[Bits]) -> None:
+    def __init__(
+        self, tensors: Sequence[TensorInfo], rounds: Sequence[bool], integer: Sequence[bool]
+    ) -> None:
         """
         Args:
-            pairs: The bit pairs that layers may have.
+            rounds: For every bit pair that a layer may have, whether it then reads 8-bit values.
+            integer: Whether it then multiplies integers.
         """
-        self.tensors = tensors
-        self._rounds = [bits.activation == 8 for bits in pairs]  # reads a rounded tensor
-        self._integer = [FLOAT_BITS not in bits for bits in pairs]
+        self.tensors, self._rounds, self._integer = tensors, rounds, integer
         self.readers: list[list[int]] = [[] for _ in tensors]
         for index, tensor in enumerate(tensors):
             for source in tensor.sources:
@@ -138,7 +142,11 @@ class Rounding:
 
     def passes(self, index: int, pairs: Sequence[int]) -> bool:
         """Whether a copy or a mean of integers is computed in integers."""
-        return self.bears(index, pairs) and self._is_wanted(index, pairs)
+        return self.bears(index, pairs) and self.is_wanted(index, pairs)
+
+    def integer_joins(self, pairs: Sequence[int]) -> list[int]:
+        """The tensors that joins give in integers."""
+        return [join for join, is_integer in self.is_integer_join.items() if is_integer(pairs)]
 
     def is_operand(self, index: int, pairs: Sequence[int]) -> bool:
         """Whether a join that is computed in integers reads a tensor."""
@@ -159,7 +167,7 @@ class Rounding:
         """Whether of a join's operands and its result more are in integers anyway than not."""
         sources = self.tensors[join].sources
         ends = sum(self._is_integer_anyway(operand, joins, pairs) for operand in sources)
-        ends += self._is_wanted(join, pairs, joins)
+        ends += self.is_wanted(join, pairs, joins)
         return 2 * ends > len(sources) + 1
 
     def _is_integer_anyway(self, operand: int, joins: set[int], pairs: Sequence[int]) -> bool:
@@ -172,7 +180,7 @@ class Rounding:
                 return True
         return False
 
-    def _is_wanted(self, index: int, pairs: Sequence[int], joins: set[int] | None = None) -> bool:
+    def is_wanted(self, index: int, pairs: Sequence[int], joins: set[int] | None = None) -> bool:
         """Whether an 8-bit layer or an integer join reads a tensor, be it through copies.
 
         Args:
@@ -183,7 +191,7 @@ class Rounding:
         for reader in self.readers[index]:
             kind = self.tensors[reader].kind
             if kind in PASSED:
-                found = self._is_wanted(reader, pairs, joins)
+                found = self.is_wanted(reader, pairs, joins)
             elif kind in JOINS:
                 known = self.is_integer_join
                 found = reader in joins if joins is not None else bool(known[reader](pairs))

@@ -1,4 +1,4 @@
-"""Timing one operator with PyTorch on this machine."""
+"""PyTorch on this machine, in float: on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -7,25 +7,64 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from amc.cost.device import Request
-from amc.errors import DeviceError
+from amc.errors import DeviceError, meant
 from amc.graph.whole import Whole
 from amc.layers import kind_named
 from amc.layers.signature import LAYER_OPS
+from amc.runtimes.request import Request
+from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
 _FIRST_CALLS = 3  # when an operator is met for the first time: its kernels are chosen
 _BURST_S = 2e-3  # one sample comes from a burst of calls about this long
+
+
+@dataclass(frozen=True)
+class TorchRuntime(Runtime):
+    """PyTorch on this machine.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
+
+    device: str = "cpu"
+
+    name = "torch"
+    title = "PyTorch"
+    compiles = MODULE
+    is_sum = True
+
+    def __post_init__(self) -> None:
+        if self.device not in _CLOCKS:
+            raise DeviceError(f"device.device must be {' or '.join(_CLOCKS)}, got {self.device!r}.")
+
+    @property
+    def place(self) -> str:
+        return self.device
+
+    def machine(self) -> str:
+        on_cuda = self.device == "cuda" and torch.cuda.is_available()
+        processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
+        return f"{processor}, PyTorch {torch.__version__}"
+
+    def compile(self, network: nn.Module, threads: int) -> nn.Module:
+        return network.to(self.device)
+
+    @contextmanager
+    def timing(
+        self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
+    ) -> Iterator[Sampler]:
+        with TorchTimer(batch, threads, self.device, wholes).running() as sample:
+            yield lambda requests: map(sample, requests)
 
 
 class TorchTimer:
@@ -45,7 +84,7 @@ class TorchTimer:
         batch: int,
         threads: int,
         device: str = "cpu",
-        wholes: Mapping[str, Whole] = MappingProxyType({}),
+        wholes: Mapping[str, Whole] = NO_WHOLES,
     ) -> None:
         """Prepare a timer.
 
@@ -55,8 +94,6 @@ class TorchTimer:
         Raises:
             DeviceError: PyTorch has no such device here.
         """
-        if device not in _CLOCKS:
-            raise DeviceError(f"PyTorch is timed on one of {', '.join(_CLOCKS)}, got {device!r}.")
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError(
                 "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
@@ -136,13 +173,6 @@ class TorchTimer:
         return [part[:size].view(shape) for part, size, shape in cuts]
 
 
-def machine(device: str = "cpu") -> str:
-    """The processor that PyTorch runs on, and PyTorch's version: prices depend on both."""
-    on_cuda = device == "cuda" and torch.cuda.is_available()
-    processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
-    return f"{processor}, PyTorch {torch.__version__}"
-
-
 def cpu_model() -> str:
     """The processor's name."""
     try:
@@ -193,52 +223,34 @@ class _Function(nn.Module):
         return self._function(*inputs)
 
 
-def _batch_norm(request: Request) -> nn.Module:
-    return nn.BatchNorm2d(request.in_channels, device="meta")
-
-
-def _max_pool2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.MaxPool2d(s.kernel, s.stride, s.padding, s.dilation)
-
-
-def _avg_pool2d(request: Request) -> nn.Module:
-    s = request.signature
-    return nn.AvgPool2d(s.kernel, s.stride, s.padding)
-
-
-def _adaptive_avg_pool2d(request: Request) -> nn.Module:
-    return nn.AdaptiveAvgPool2d(request.signature.out_size)
-
-
-def _select(request: Request) -> nn.Module:
-    # In ascending order, as a removal of channels leaves them.
-    return _Function(lambda x: x.index_select(1, torch.arange(x.shape[1], device=x.device)))
-
-
-def _copy(request: Request) -> nn.Module:
-    return _Function(torch.clone)
+def _selected(x: Tensor) -> Tensor:
+    """In ascending order, as a removal of channels leaves them."""
+    return x.index_select(1, torch.arange(x.shape[1], device=x.device))
 
 
 _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
-    "batch_norm": _batch_norm,
-    "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "select": _select,
-    "concat": _copy,
-    "pad": _copy,
-    "relu": lambda request: nn.ReLU(),
-    "relu6": lambda request: nn.ReLU6(),
-    "leaky_relu": lambda request: nn.LeakyReLU(),
-    "hardswish": lambda request: nn.Hardswish(),
-    "hardsigmoid": lambda request: nn.Hardsigmoid(),
-    "silu": lambda request: nn.SiLU(),
-    "gelu": lambda request: nn.GELU(),
-    "sigmoid": lambda request: nn.Sigmoid(),
-    "tanh": lambda request: nn.Tanh(),
-    "add": lambda request: _Function(torch.add),
-    "mul": lambda request: _Function(torch.mul),
+    "batch_norm": lambda r: nn.BatchNorm2d(r.in_channels, device="meta"),
+    "max_pool2d": lambda r: nn.MaxPool2d(
+        r.signature.kernel, r.signature.stride, r.signature.padding, r.signature.dilation
+    ),
+    "avg_pool2d": lambda r: nn.AvgPool2d(
+        r.signature.kernel, r.signature.stride, r.signature.padding
+    ),
+    "adaptive_avg_pool2d": lambda r: nn.AdaptiveAvgPool2d(r.signature.out_size),
+    "select": lambda r: _Function(_selected),
+    "concat": lambda r: _Function(torch.clone),
+    "pad": lambda r: _Function(torch.clone),
+    "relu": lambda r: nn.ReLU(),
+    "relu6": lambda r: nn.ReLU6(),
+    "leaky_relu": lambda r: nn.LeakyReLU(),
+    "hardswish": lambda r: nn.Hardswish(),
+    "hardsigmoid": lambda r: nn.Hardsigmoid(),
+    "silu": lambda r: nn.SiLU(),
+    "gelu": lambda r: nn.GELU(),
+    "sigmoid": lambda r: nn.Sigmoid(),
+    "tanh": lambda r: nn.Tanh(),
+    "add": lambda r: _Function(torch.add),
+    "mul": lambda r: _Function(torch.mul),
 }
 _TWO_INPUTS = ("add", "mul")
 
@@ -254,7 +266,5 @@ def _builder(request: Request) -> Callable[[Request], nn.Module]:
         return lambda r: layer.build(r.signature, r.in_channels, r.out_channels)
     if op not in _BUILDERS:
         known = [*sorted(LAYER_OPS), *_BUILDERS]
-        near = get_close_matches(op, known, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {hint}")
+        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {meant(op, known)}")
     return _BUILDERS[op]

@@ -12,12 +12,12 @@ import pytest
 from torch import nn
 
 from amc.compress.verify import graph_of
-from amc.cost.conversions import CONVERSIONS
-from amc.cost.forms import BLOCKED, CHANNELS_LAST, COUNTS, PLAIN, Forms
 from amc.export import convert
 from amc.export.integers import IntegerJoins
-from amc.export.runtime import open_session
 from amc.graph.graph import NetworkGraph
+from amc.quantplan.conversions import CONVERSIONS
+from amc.quantplan.forms import BLOCKED, CHANNELS_LAST, COUNTS, PLAIN, Forms
+from amc.runtimes import open_session
 from amc.strategy import FLOAT, Bits
 from tests.export.joins import Concatenated, Inverted, Padded, Residual, Shared, built
 from tests.export.nets import SHAPE, pictures, quantized
@@ -38,12 +38,6 @@ def converted(forms: Forms, pairs: list[int], count: int) -> list[dict[str, int]
         }
         for i in range(count)
     ]
-
-
-def integer_joins(forms: Forms, pairs: list[int]) -> list[int]:
-    """The tensors that joins give in integers."""
-    of_join = forms.rounding.is_integer_join
-    return [join for join, is_integer in of_join.items() if is_integer(pairs)]
 
 
 # -- by hand -----------------------------------------------------------------------------------
@@ -106,7 +100,7 @@ def test_addition_of_an_integer_branch_to_a_float_one_stays_float(
 def test_addition_in_integers_of_a_float_layer_counts_its_values(tiny_graph: NetworkGraph) -> None:
     forms = Forms(tiny_graph, PAIRS)
     pairs = [0, 0, 1, 1]  # conv2's output is quantized for conv3, the sum for the linear layer
-    assert integer_joins(forms, pairs) == [4]
+    assert forms.rounding.integer_joins(pairs) == [4]
     assert forms.all(pairs) == [PLAIN, BLOCKED, BLOCKED, CHANNELS_LAST, COUNTS, COUNTS, PLAIN]
     assert converted(forms, pairs, 6)[2:] == [
         {"unblock": 1, "quantize": 1, "transpose": 1},
@@ -123,6 +117,21 @@ def test_layer_with_float_inputs_or_fewer_than_8_bits_bears_no_rounding(
     for reader in (0, 2, 4):  # float, 8/4, 8/32
         assert forms.all([1, reader, 1, 1])[1] == PLAIN
     assert forms.all([1, 3, 1, 1])[1] == CHANNELS_LAST  # 4/8
+
+
+# -- by what a runtime says of itself ----------------------------------------------------------
+
+
+def test_runtime_without_layouts_of_its_own_has_plain_floats_and_plain_counts(
+    tiny_graph: NetworkGraph,
+) -> None:
+    forms = Forms(tiny_graph, PAIRS, ("quantize", "dequantize"))
+    assert forms.all([0] * 4) == [PLAIN] * 7
+    assert forms.all([1] * 4) == [PLAIN, *[COUNTS] * 5, PLAIN]
+    assert converted(forms, [1] * 4, 6) == [{"quantize": 1}, *[{}] * 5]
+    pairs = [0, 0, 1, 0]  # conv3 is in integers: an addition in floats reads what it gives
+    assert forms.all(pairs) == [PLAIN, PLAIN, PLAIN, COUNTS, PLAIN, PLAIN, PLAIN]
+    assert converted(forms, pairs, 6)[2:4] == [{"quantize": 1}, {"dequantize": 1}]
 
 
 # -- along walks -------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def test_integer_joins_and_layers_are_those_of_the_exported_network(
         path = tmp_path / "network.onnx"
         joined = converted_to(path, quantized(network, bits))
         operators, dequantized = run_operators(path, tmp_path)
-        joins = Counter(graph.tensors[i].kind for i in integer_joins(forms, pairs))
+        joins = Counter(graph.tensors[i].kind for i in forms.rounding.integer_joins(pairs))
         assert joins["add"] == joined.additions == operators["QLinearAdd"]
         assert joins["concat"] == joined.concatenations == operators["QLinearConcat"]
         given = zip(graph.tensors, of_all, strict=True)
