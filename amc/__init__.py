@@ -16,7 +16,6 @@ import gymnasium
 if TYPE_CHECKING:
     from agents.policy import Policy
     from amc.api import SearchResult, apply_policy, finetune, load_compressed, profile, search
-    from amc.candidate import RecoverySettings
     from amc.comparison import Comparison, compare
     from amc.cost.budget import Budget
     from amc.data import DataSet, build_data
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
+    from amc.recovery.settings import RecoverySettings
     from amc.recovery.training import TrainingSettings
     from amc.strategy import Strategy
     from amc.task import SearchSpace
@@ -37,6 +37,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "DataSet",
+    "Decision",
     "NamedScore",
     "Objective",
     "Outcome",
@@ -66,11 +67,12 @@ _HOME = {
     "Budget": "amc.cost.budget",
     "Comparison": "amc.comparison",
     "DataSet": "amc.data",
+    "Decision": "amc.decisions",
     "NamedScore": "amc.objectives",
     "Objective": "amc.objectives",
     "Outcome": "envs.reward",
     "Policy": "agents.policy",
-    "RecoverySettings": "amc.candidate",
+    "RecoverySettings": "amc.recovery.settings",
     "SearchSpace": "amc.task",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",
@@ -83,7 +85,7 @@ _HOME = {
     "read_precisions": "amc.export",
 }
 
-gymnasium.register(id="amc/Compression-v0", entry_point="envs.compression:make_env")
+gymnasium.register(id="amc/Compression-v0", entry_point="envs.make:make_env")
 
 
 def __getattr__(name: str) -> Any:

@@ -37,8 +37,8 @@ from amc.arguments import (
     check_kind,
     check_module,
 )
-from amc.candidate import CompressedNetwork, RecoverySettings
 from amc.checkpoint import CheckpointFile
+from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
 from amc.conclusion import Conclusion, conclude
 from amc.cost.account import account
@@ -60,6 +60,7 @@ from amc.networks.check import run_images
 from amc.objectives import DEFAULT, ObjectiveLike, build_objective, primary_score, score_texts
 from amc.progress import progress_bar
 from amc.recording import Recorder, layer_rows
+from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import (
     BASE_TRAINING,
     EpochRecord,
@@ -358,7 +359,7 @@ def check_search(
     hard = build_reward(reward).hard
     loaded, metric = as_device(device), as_budget(budget).metric
     check_metric(metric, loaded)
-    (space or SearchSpace()).pairs(metric, loaded)
+    (space or SearchSpace()).options(metric, loaded)
     if reaim:
         check_reaim(loaded, metric, resumable=isinstance(searcher, Resumable), hard=hard)
 

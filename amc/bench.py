@@ -17,7 +17,6 @@ from torch import nn
 from agents.searcher import Trial, build_searcher
 from amc import api, blas
 from amc.arguments import check_count
-from amc.candidate import RecoverySettings
 from amc.cells import Cell, CellResult
 from amc.conclusion import Jury
 from amc.conditions import code_digests, machine_and_libraries
@@ -28,6 +27,7 @@ from amc.errors import AmcError, ConfigError
 from amc.evaluate import Evaluation
 from amc.files import fingerprint
 from amc.objectives import DEFAULT, ObjectiveLike
+from amc.recovery.settings import RecoverySettings
 from amc.store import open_store
 from amc.strategy import IDENTITY, Strategy
 from amc.task import CompressionTask, SearchSpace

@@ -289,7 +289,7 @@ def check_task(
     build_reward(reward)
     loaded, metric = as_device(device), Budget.of(budget).metric
     check_metric(metric, loaded)
-    (space or SearchSpace()).pairs(metric, loaded)
+    (space or SearchSpace()).options(metric, loaded)
 
 
 def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:

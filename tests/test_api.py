@@ -23,7 +23,6 @@ from agents.searcher import Trial
 from amc import api, conclusion
 from amc.api import SearchResult, search
 from amc.artifact import read_strategy
-from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
 from amc.cost.profile import TorchDeviceSpec
@@ -44,6 +43,7 @@ from amc.export import export_onnx, read_precisions
 from amc.files import cache_folder
 from amc.measure import measure_latency
 from amc.recording import layer_rows
+from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter

@@ -19,9 +19,11 @@ from amc.artifact import (
     write_strategy,
     write_trials,
 )
-from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
+from amc.candidate import Compressor
+from amc.compress.network import CompressedNetwork
 from amc.errors import ArtifactError, StrategyError
 from amc.graph.graph import NetworkGraph
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import Bits, Strategy
 from tests.conftest import TINY_SHAPE
 

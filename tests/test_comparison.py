@@ -18,12 +18,12 @@ from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
 from amc import bench, comparison, conditions
 from amc.bench import Bench
-from amc.candidate import RecoverySettings
 from amc.comparison import Comparison, compare
 from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError
 from amc.evaluate import Evaluation
 from amc.progress import Bar, progress_bar
+from amc.recovery.settings import RecoverySettings
 from amc.report.curves import plot_curves
 from amc.task import CompressionTask
 from envs.compression import CompressionEnv

@@ -12,7 +12,6 @@ from torch import nn
 
 from agents.searcher import Trial
 from amc import conclusion, local
-from amc.candidate import RecoverySettings
 from amc.conclusion import Jury, conclude
 from amc.cost import grid
 from amc.cost.budget import Budget
@@ -22,6 +21,7 @@ from amc.data import DataSet
 from amc.export import OnnxNetwork
 from amc.measure import Timing
 from amc.recovery import moments
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.task import CompressionTask, SearchSpace
 from envs.reward import REWARDS, Outcome, Reward, build_reward

@@ -24,7 +24,6 @@ from torch import nn
 
 from agents.trial import Trial
 from amc import api, candidate, checkpoint, conclusion, conditions, files, recording, sealed
-from amc.candidate import RecoverySettings
 from amc.checkpoint import CheckpointFile
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
@@ -35,6 +34,7 @@ from amc.files import write_tensors
 from amc.graph.types import Signature
 from amc.journal import Journal
 from amc.measure import measure_latency
+from amc.recovery.settings import RecoverySettings
 from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, IDENTITY, Strategy
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images

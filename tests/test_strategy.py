@@ -73,7 +73,7 @@ def test_every_bit_width_is_accepted(bits):
     ("change", "message"),
     [
         ({"format": "other"}, "is not of format 'amc-strategy'"),
-        ({"version": 2}, "has version 2; this amc reads 1"),
+        ({"version": 3}, "has version 3; this amc reads 1 to 2"),
         ({"version": None}, "has version None"),
         ({"preserve_ratio": [1]}, "must hold two objects"),
         ({"bits": None}, "must hold two objects"),

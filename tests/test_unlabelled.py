@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from amc import api, comparison, conclusion
 from amc.api import SearchResult, search
-from amc.candidate import RecoverySettings
 from amc.comparison import compare
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.journal import Journal
 from amc.measure import Timing
+from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from envs.reward import Outcome

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from agents.searcher import SEARCHERS
 from amc.artifact import RunRecord
@@ -51,17 +51,12 @@ def run(config: DictConfig) -> recipe.Ended:
 def _settings(config: DictConfig) -> dict[str, Any]:
     groups = {name: recipe.plain(config[name]) for name in ("env", "recovery", "search")}
     lists = {
-        "agents": list(SEARCHERS) if config.agents is None else _plain_list(config.agents),
-        "seeds": _plain_list(config.seeds),
+        "agents": list(SEARCHERS) if config.agents is None else recipe.plain_list(config.agents),
+        "seeds": recipe.plain_list(config.seeds),
+        "decisions": recipe.plain_list(config.decisions),
     }
     names = ("threads", "objective", "reward")
     return {**lists, **{name: config[name] for name in names}, **groups}
-
-
-def _plain_list(config: Any) -> list[Any]:
-    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(found, list)
-    return found
 
 
 def _check(record: RunRecord) -> None:
@@ -70,7 +65,8 @@ def _check(record: RunRecord) -> None:
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
     cells_of(settings["agents"], settings["seeds"], evaluations, observation)
     device = dict(record.device) or None
-    space, budget = recipe.space_of(settings["env"]), recipe.budget_of(record.budget)
+    space = recipe.space_of(settings["env"], settings["decisions"])
+    budget = recipe.budget_of(record.budget)
     check_task(settings["reward"], device, budget, space)
     recipe.recovery_of(settings["recovery"])
     build_objective(settings["objective"])

@@ -218,6 +218,7 @@ def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
         named = {
             "network": config.network.name,
             "objective": config.objective,
+            "decisions": config.decisions and list(config.decisions),
             "reward": config.reward,
         }
         again = functions_again({**named, "device.name": device.get("name")})

@@ -15,10 +15,11 @@ from amc.cli.check import check_options
 from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
-from amc.runs import RUN_FILE
+from amc.runs import RUN_FILE, as_option
 
-# network, objective, reward and device.name only as confirmations
-_BESIDE = ("resume", "resume_force", "network", "objective", "reward", "device.name", "jobs")
+# Only as confirmations.
+_CONFIRMED = ("network", "objective", "decisions", "reward", "device.name")
+_BESIDE = ("resume", "resume_force", *_CONFIRMED, "jobs")
 _COMPLETED = ("env", "recovery", "search")
 _MANY = ("-m", "--multirun")
 
@@ -82,20 +83,21 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
             the user does not.
     """
     record = RunRecord.read(folder)
-    settings = {"objective": DEFAULT.name, **record.settings}  # earlier versions knew no other
+    # Earlier versions knew no others.
+    settings = {"objective": DEFAULT.name, "decisions": None, **record.settings}
     for name, default in like.items():
         if name not in settings or isinstance(default, Mapping) != _is_group(settings[name]):
             raise ArtifactError(f"{folder / RUN_FILE} lacks settings.{name}, or it is damaged.")
         if name in _COMPLETED:
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
-    for option, recorded in (
-        ("network", record.network.get("name")),
-        ("objective", settings["objective"]),
-        ("reward", settings["reward"]),
-        ("device.name", record.device.get("name")),
-    ):
-        confirmed(option, recorded, given.get(option))
+    recorded = {
+        **settings,
+        "network": record.network.get("name"),
+        "device.name": record.device.get("name"),
+    }
+    for option in _CONFIRMED:
+        confirmed(option, as_option(recorded[option]), given.get(option))
     return replace(record, settings=settings)
 
 

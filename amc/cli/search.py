@@ -40,7 +40,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     groups = ("agent", "env", "recovery", "search")
     found = {name: recipe.plain(config[name]) for name in groups}
     names = ("seed", "objective", "reward")
-    return {**{name: config[name] for name in names}, **found}
+    decisions = recipe.plain_list(config.decisions)
+    return {**{name: config[name] for name in names}, "decisions": decisions, **found}
 
 
 def _search(
@@ -49,7 +50,7 @@ def _search(
     """Search as the record says."""
     settings, options = record.settings, record.settings["search"]
     device, budget = dict(record.device) or None, recipe.budget_of(record.budget)
-    space = recipe.space_of(settings["env"])
+    space = recipe.space_of(settings["env"], settings["decisions"])
     recovery = recipe.recovery_of(settings["recovery"])
     observation = settings["env"]["observation"]
     api.check_search(

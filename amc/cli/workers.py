@@ -32,7 +32,8 @@ Outcomes = Generator[CellResult | Failure, None, None]
 def task_arguments(record: RunRecord) -> dict[str, Any]:
     """What `amc.bench.Bench` takes, from a record: the network is built, the data opened."""
     settings, options = record.settings, record.settings["search"]
-    space, recovery = recipe.space_of(settings["env"]), recipe.recovery_of(settings["recovery"])
+    space = recipe.space_of(settings["env"], settings["decisions"])
+    recovery = recipe.recovery_of(settings["recovery"])
     network, data = recipe.prepared(record.network, record.data)
     return {
         "network": network,

@@ -60,7 +60,7 @@ class Forms:
         self._depthwise = [layer.signature.is_depthwise for layer in graph.layers]
         self._linear = [layer.signature.op == "linear" for layer in graph.layers]
         self._quantizes = [bits.activation != FLOAT_BITS for bits in pairs]
-        self._integer = [FLOAT_BITS not in bits for bits in pairs]
+        self._integer = [bits.rounds_both for bits in pairs]
         self._float = [bits == FLOAT for bits in pairs]
         self._by_bits: list[Remembered | None] = []  # what follows from bits alone
         self._touched: list[list[int]] = [[] for _ in graph.layers]

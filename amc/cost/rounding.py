@@ -14,7 +14,7 @@ from functools import partial
 
 from amc.cost.remember import Remembered
 from amc.graph.types import TensorInfo
-from amc.strategy import FLOAT_BITS, Bits
+from amc.strategy import Bits
 
 # Kinds of tensors.
 JOINS = ("add", "concat")
@@ -39,8 +39,8 @@ class Rounding:
             pairs: The bit pairs that layers may have.
         """
         self.tensors = tensors
-        self._rounds = [bits.activation == 8 for bits in pairs]  # reads a rounded tensor
-        self._integer = [FLOAT_BITS not in bits for bits in pairs]
+        self._rounds = [bits.reads_bytes for bits in pairs]  # reads a rounded tensor
+        self._integer = [bits.rounds_both for bits in pairs]
         self.readers: list[list[int]] = [[] for _ in tensors]
         for index, tensor in enumerate(tensors):
             for source in tensor.sources:

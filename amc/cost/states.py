@@ -19,7 +19,7 @@ from amc.cost.remember import Remembered
 from amc.cost.rounding import JOINS, PASSED
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature, TensorInfo
-from amc.strategy import FLOAT_BITS, Bits
+from amc.strategy import Bits
 
 Part = tuple[Signature, Bits] | None  # None costs nothing
 # From the bit pair index of every layer, and the form of every tensor, to a state.
@@ -46,6 +46,11 @@ class Stated:
     rule: Rule
     tensor: int = -1
     is_conversion: bool = False
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it belongs to a layer, whose option is its state but beside conversions."""
+        return _layer_of(self.operator) >= 0
 
     def occurring(self, state: int) -> list[tuple[Part, int]]:
         """The parts that occur in a state, and how often."""
@@ -163,7 +168,7 @@ class _Placed:
     ) -> None:
         self._graph, self._forms, self._pairs, self._reference = graph, forms, pairs, reference
         self._converts = converts
-        self._rounds = any(bits.activation == 8 for bits in pairs)
+        self._rounds = any(bits.reads_bytes for bits in pairs)
         self._of_layer: dict[int, list[int]] = {}  # what each of its calls gives
         for index, tensor in enumerate(graph.tensors):
             if tensor.layer >= 0:
@@ -192,7 +197,7 @@ class _Placed:
         layer = _layer_of(plain.operator)
         index = self._of_layer[layer][plain.operator.call]
         signature, count = plain.operator.signature, len(self._pairs)
-        integer = [FLOAT_BITS not in bits for bits in self._pairs]
+        integer = [bits.rounds_both for bits in self._pairs]
         places = {pair: count + n for n, pair in enumerate(p for p in range(count) if integer[p])}
 
         def rule(pairs: Sequence[int], forms: Sequence[int]) -> int:

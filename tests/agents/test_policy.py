@@ -147,7 +147,7 @@ def test_anchored_policy_departs_from_the_programs_advice(guided):
     trial = still_policy(guided, "program").walk(guided)
     guided.reset()
     for _ in range(guided.layers_count):
-        *_, info = guided.step(guided.advised_action().astype(np.float32))
+        *_, info = guided.step(guided.prior_action().astype(np.float32))
     assert trial.strategy == info["strategy"]
     assert still_policy(guided, "none").walk(guided).strategy != trial.strategy
     moving = dataclasses.replace(

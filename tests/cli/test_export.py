@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from amc import api, artifact
 from amc.artifact import read_strategy, write_compressed, write_strategy
-from amc.candidate import CompressedNetwork
 from amc.cli import export as recipe
+from amc.compress.network import CompressedNetwork
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of

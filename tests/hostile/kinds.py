@@ -22,7 +22,7 @@ from agents.state import AgentState, Forgetful
 from agents.trial import Trial
 from amc import artifact, checkpoint
 from amc.artifact import RunRecord
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.cells import Cell, CellResult, Entry, read_cell
 from amc.checkpoint import CheckpointFile
 from amc.cli import recipe
@@ -46,6 +46,7 @@ from amc.graph.types import Signature
 from amc.journal import Journal, is_finished
 from amc.networks import load_checkpoint
 from amc.recovery import training
+from amc.recovery.settings import RecoverySettings
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.agents.toy import ToyWalk

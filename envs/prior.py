@@ -1,4 +1,4 @@
-"""A walk whose actions are departures from the program's advice."""
+"""A walk whose actions are departures from a prior action."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy.typing as npt
 from amc.cost.model import CostModel
 from amc.evaluate import Evaluation
 from amc.strategy import Strategy
-from envs.belief import ErrorBelief
-from envs.compression import Array, CompressionEnv, checked_action
+from envs.action import checked_action
+from envs.compression import Array, CompressionEnv
+from envs.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
 
 
-class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
-    """`CompressionEnv` with 0 where its guide's advice is.
+class PriorEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
+    """`CompressionEnv` with 0 where the knapsack's advice is, the prior action.
 
-    Each part of an action goes from the lowest choice (-1) over what the guide advises at this
-    point of the walk (0) to the highest (1), in two straight pieces: every decision can still be
-    reached, and doing nothing (0 at every step) gives the program's allocation.
+    Each part of an action goes from the lowest choice (-1) over the prior action at this point
+    of the walk (0) to the highest (1), in two straight pieces: every decision can still be
+    reached, and doing nothing (0 at every step) gives the knapsack's allocation.
     """
 
     env: CompressionEnv
@@ -30,28 +31,28 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
     def __init__(self, env: CompressionEnv) -> None:
         """
         Raises:
-            ConfigError: The environment knows no errors to be guided by.
+            ConfigError: The environment knows no errors to be advised by.
         """
         super().__init__(env)
         env.check_informed("agent.anchor=program")
-        self._anchor = np.zeros(3)
+        self._prior = np.zeros(len(env.action_names))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self._anchor = self.env.advised_action()
+        self._prior = self.env.prior_action()
         return observation, info
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        departure = checked_action(action)
-        asked = from_anchor(departure, self._anchor).astype(np.float32)
+        departure = checked_action(action, len(self._prior))
+        asked = from_prior(departure, self._prior).astype(np.float32)
         observation, reward, terminated, truncated, info = self.env.step(asked)
         executed = departure.astype(np.float32)
         if info["clamped"]:
-            executed = to_anchor(info["executed_action"], self._anchor).astype(np.float32)
+            executed = to_prior(info["executed_action"], self._prior).astype(np.float32)
         if not terminated:
-            self._anchor = self.env.advised_action()
+            self._prior = self.env.prior_action()
         return (
             observation,
             float(reward),
@@ -65,11 +66,11 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
 
     def encode(self, strategy: Strategy) -> list[Array]:
         """As `CompressionEnv.encode`, in this environment's actions."""
-        advice = self.env.advice_along(strategy)
+        priors = self.env.prior_actions_along(strategy)
         actions = self.env.encode(strategy)
         return [
-            to_anchor(action, anchor).astype(np.float32)
-            for action, anchor in zip(actions, advice, strict=True)
+            to_prior(action, prior).astype(np.float32)
+            for action, prior in zip(actions, priors, strict=True)
         ]
 
     # -- as the environment within ------------------------------------------------------------
@@ -81,6 +82,10 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
     @property
     def observation_names(self) -> tuple[str, ...]:
         return self.env.observation_names
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        return self.env.action_names
 
     @property
     def costs(self) -> CostModel:
@@ -96,24 +101,25 @@ class AnchoredEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
     def uniform_strategies(self) -> list[Strategy]:
         return self.env.uniform_strategies()
 
-    def program_strategies(self) -> list[Strategy]:
-        return self.env.program_strategies()
+    def knapsack_strategies(self) -> list[Strategy]:
+        return self.env.knapsack_strategies()
 
-    def belief(self) -> ErrorBelief:
-        return self.env.belief()
+    def surrogate(self) -> Surrogate:
+        return self.env.surrogate()
 
     def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:
         return self.env.evaluate(strategy)
 
 
-def from_anchor(action: FloatArray | Array, anchor: FloatArray) -> FloatArray:
-    """From departures in [-1, 1] to actions: -1 stays -1, 0 is the anchor, 1 stays 1."""
-    reach = np.where(action < 0, anchor + 1, 1 - anchor)
-    return np.clip(anchor + action * reach, -1, 1)
+def from_prior(action: FloatArray | Array, prior: FloatArray) -> FloatArray:
+    """From departures in [-1, 1] to actions: -1 stays -1, 0 is the prior action, 1 stays 1."""
+    reach = np.where(action < 0, prior + 1, 1 - prior)
+    return np.clip(prior + action * reach, -1, 1)
 
 
-def to_anchor(action: FloatArray | Array, anchor: FloatArray) -> FloatArray:
-    """The inverse of `from_anchor`; 0 where the anchor itself is at the end asked for."""
-    distance = action - anchor
-    reach = np.where(distance < 0, anchor + 1, 1 - anchor)
-    return np.clip(np.divide(distance, reach, out=np.zeros(3), where=reach > 1e-9), -1, 1)
+def to_prior(action: FloatArray | Array, prior: FloatArray) -> FloatArray:
+    """The inverse of `from_prior`; 0 where the prior action itself is at the end asked for."""
+    distance = action - prior
+    reach = np.where(distance < 0, prior + 1, 1 - prior)
+    departure = np.divide(distance, reach, out=np.zeros_like(distance), where=reach > 1e-9)
+    return np.clip(departure, -1, 1)
