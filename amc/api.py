@@ -38,7 +38,7 @@ from amc.arguments import (
     check_module,
 )
 from amc.checkpoint import CheckpointFile
-from amc.compress.network import CompressedNetwork
+from amc.compress.network import CompressedNetwork, decide
 from amc.compress.verify import graph_of
 from amc.conclusion import Conclusion, conclude
 from amc.cost.account import account
@@ -547,8 +547,13 @@ def finetune(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
+    made = CompressedNetwork.of(compressed)
+
     def score(network: nn.Module) -> float:
-        found = evaluator(network.cpu())
+        network.cpu()
+        if made is not None:  # an epoch moves what was decided of the weights
+            decide(made.module, made.strategy)
+        found = evaluator(network)
         network.to(place)
         return found.scores[named.name]
 
@@ -571,7 +576,6 @@ def finetune(
             )
     finally:
         compressed.cpu()
-    made = CompressedNetwork.of(compressed)
     if folder is not None and made is not None:
         artifact.write_compressed(Path(folder), made)
     return trained
