@@ -354,12 +354,13 @@ def check_search(
             device has no cost in the budget's metric or none of the bits of the space, or these
             cannot be aimed anew.
     """
-    feature_names(observation)
+    space = space or SearchSpace()
+    feature_names(observation, space.other_parts)
     searcher = build_searcher(**agent)
     hard = build_reward(reward).hard
     loaded, metric = as_device(device), as_budget(budget).metric
     check_metric(metric, loaded)
-    (space or SearchSpace()).options(metric, loaded)
+    space.options(metric, loaded)
     if reaim:
         check_reaim(loaded, metric, resumable=isinstance(searcher, Resumable), hard=hard)
 

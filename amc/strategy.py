@@ -97,6 +97,8 @@ class Strategy:
                     f"Bits of layer {name!r} must be weight/activation, each one of {BIT_WIDTHS}, "
                     f"got {shown(bits)}."
                 )
+        if "precision" in self.others:
+            raise StrategyError("Precision is decided by 'bits', not by 'others'.")
         others = {
             decision: MappingProxyType({layer: tuple(value) for layer, value in values.items()})
             for decision, values in self.others.items()

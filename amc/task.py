@@ -37,7 +37,7 @@ from amc.cost.model import (
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.data import DataSet, Split
-from amc.decisions import Decision, DecisionLike, build_decision, options_of
+from amc.decisions import Decision, DecisionLike, build_decision, options_of, parts_of
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import BATCH, Evaluation, Evaluator
 from amc.files import fingerprint
@@ -105,15 +105,20 @@ class SearchSpace:
             raise ConfigError(
                 f"decisions must be a list of package.module:Class, got {self.decisions!r}."
             )
-        names = [decision.name for decision in self.layer_decisions]
+        names = ["ratio", *parts_of(self.layer_decisions)]
         if len(set(names)) < len(names):
-            raise ConfigError(f"decisions must be different ones, got {', '.join(names)}.")
+            raise ConfigError(f"decisions must be of different parts, got {', '.join(names)}.")
 
     @property
     def layer_decisions(self) -> tuple[Decision, ...]:
         """What is decided for a layer beside its channels; the first is precision."""
         others = map(build_decision, self.decisions)
         return Precision(self.weight_bits, self.activation_bits), *others
+
+    @property
+    def other_parts(self) -> tuple[str, ...]:
+        """Names of the numbers that are decided beside channels and bits."""
+        return parts_of(self.layer_decisions[1:])
 
     def options(self, metric: str, device: Device | LocalSpec | None) -> tuple[Option, ...]:
         """Options on offer under a metric, on a device.

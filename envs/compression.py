@@ -191,15 +191,10 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self._previous = ratio, self._seen[option]
         self._step += 1
         self._prior = None
-        info: dict[str, Any] = {
-            "executed_action": executed.astype(np.float32),
-            "clamped": clamped,
-        }
+        info = {"executed_action": executed.astype(np.float32), "clamped": clamped}
         done = self._step == self.layers_count
         reward = self._finish(info) if done else 0.0
         return self._observation(), reward, done, False, info
-
-    # -- decisions ----------------------------------------------------------------------------
 
     def _choose(self, asked: npt.NDArray[np.float64]) -> tuple[int, int, bool]:
         """Ratio level and option nearest to what was asked, within the budget."""

@@ -8,12 +8,9 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from amc.cost.model import CostModel
-from amc.evaluate import Evaluation
 from amc.strategy import Strategy
 from envs.action import checked_action
 from envs.compression import Array, CompressionEnv
-from envs.surrogate import Surrogate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -73,42 +70,11 @@ class PriorEnv(gymnasium.Wrapper[Array, Array, Array, Array]):
             for action, prior in zip(actions, priors, strict=True)
         ]
 
-    # -- as the environment within ------------------------------------------------------------
-
-    @property
-    def layers_count(self) -> int:
-        return self.env.layers_count
-
-    @property
-    def observation_names(self) -> tuple[str, ...]:
-        return self.env.observation_names
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        return self.env.action_names
-
-    @property
-    def costs(self) -> CostModel:
-        return self.env.costs
-
-    @property
-    def bound(self) -> float:
-        return self.env.bound
-
-    def effective_actions(self) -> npt.NDArray[np.bool_]:
-        return self.env.effective_actions()
-
-    def uniform_strategies(self) -> list[Strategy]:
-        return self.env.uniform_strategies()
-
-    def knapsack_strategies(self) -> list[Strategy]:
-        return self.env.knapsack_strategies()
-
-    def surrogate(self) -> Surrogate:
-        return self.env.surrogate()
-
-    def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:
-        return self.env.evaluate(strategy)
+    def __getattr__(self, name: str) -> Any:
+        """All else is as in the environment within."""
+        if name.startswith("_") or name == "env":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.env, name)
 
 
 def from_prior(action: FloatArray | Array, prior: FloatArray) -> FloatArray:

@@ -168,3 +168,8 @@ def test_other_decisions_that_are_no_numbers_are_an_error(others):
 )  # fmt: skip
 def test_bits_say_what_they_round(bits, both, bytes_):
     assert (bits.rounds_both, bits.reads_bytes) == (both, bytes_)
+
+
+def test_bits_have_one_place():
+    with pytest.raises(StrategyError, match="by 'bits', not by 'others'"):
+        Strategy({}, {}, {"precision": {"fc": (8, 8)}})

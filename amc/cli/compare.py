@@ -63,9 +63,10 @@ def _check(record: RunRecord) -> None:
     """Find mistakes before a base network is trained or a device measured."""
     settings = record.settings
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
-    cells_of(settings["agents"], settings["seeds"], evaluations, observation)
-    device = dict(record.device) or None
     space = recipe.space_of(settings["env"], settings["decisions"])
+    agents, seeds = settings["agents"], settings["seeds"]
+    cells_of(agents, seeds, evaluations, observation, space.other_parts)
+    device = dict(record.device) or None
     budget = recipe.budget_of(record.budget)
     check_task(settings["reward"], device, budget, space)
     recipe.recovery_of(settings["recovery"])

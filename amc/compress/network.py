@@ -64,13 +64,19 @@ def decide(
             weights come afterwards.
 
     Raises:
-        StrategyError: A decision is unknown.
+        StrategyError: A decision is unknown, or has other numbers.
     """
     called = called_paths(module)
     for decision, path, value in strategy.values():
         if path in called:
             owner, _, name = path.rpartition(".")
-            layer = decision_named(decision).apply(
+            found = decision_named(decision)
+            if len(value) != len(found.parts):
+                raise StrategyError(
+                    f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
+                    f"{decision!r}, got {value!r}."
+                )
+            layer = found.apply(
                 module.get_submodule(path), value, None if inputs is None else inputs[path]
             )
             module.get_submodule(owner)._modules[name] = layer

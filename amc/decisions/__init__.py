@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import cast
 
@@ -76,7 +77,7 @@ def _registered(made: object) -> Decision:
             f"Decision {found.name!r} must name each number of a value by an identifier, got "
             f"parts {found.parts!r} for {found.unchanged!r}."
         )
-    other = _known.get(found.name)
+    other = precision() if found.name == "precision" else _known.get(found.name)
     if other is not None and type(other).__qualname__ != type(found).__qualname__:
         raise ConfigError(
             f"Two decisions are called {found.name!r}: {type(other).__qualname__} and "
@@ -86,9 +87,10 @@ def _registered(made: object) -> Decision:
     return found
 
 
+@cache
 def precision() -> Decision:
     """The first decision of every option: bits."""
-    return _known.get("precision") or build_decision(PRECISION)
+    return cast(Decision, import_named(PRECISION, "Decision", "Class", ConfigError)())
 
 
 def decision_named(name: str) -> Decision:

@@ -53,6 +53,10 @@ class Namesake(Sparsity):
     pass
 
 
+class Bitless(Sparsity):
+    name = "precision"
+
+
 class NoDecision:
     name = "none"
 
@@ -105,6 +109,7 @@ def test_decision_is_found_by_module_and_class_and_known_by_name_from_then_on():
         (Sparsity, "instance of amc.Decision, got <class"),
         (Lopsided(), r"'lopsided' must name each number .* \('one', 'other'\) for \(0.0,\)"),
         (Namesake(), "called 'sparsity': Sparsity and Namesake"),
+        (Bitless(), "called 'precision': Precision and Bitless"),
     ],
 )
 def test_what_is_no_decision_is_refused(given, message):
@@ -128,7 +133,7 @@ def test_unknown_decision_of_a_strategy_is_refused_with_what_helps():
     ("decisions", "message"),
     [
         ("docs.examples.weight_sparsity:Sparsity", "must be a list"),
-        ((Sparsity(), Sparsity()), "must be different ones, got precision, sparsity, sparsity"),
+        ((Sparsity(), Sparsity()), "different parts, got ratio, weight_.*, sparsity, sparsity"),
     ],
 )
 def test_decisions_of_a_space_are_a_list_of_different_ones(decisions, message):
@@ -142,7 +147,7 @@ def test_precision_is_applied_once(tiny_net):
     assert precision().apply(tiny_net.conv2, FLOAT, None) is tiny_net.conv2
 
 
-# -- on the command line ----------------------------------------------------------------------------
+# -- on the command line --------------------------------------------------------------------------
 
 NAMED = "docs.examples.weight_sparsity:Sparsity"
 
@@ -172,7 +177,7 @@ def test_what_must_be_named_again_is_said():
     assert functions_again({"decisions": None}) == ""
 
 
-def test_search_export_and_apply_on_the_command_line(tmp_path, monkeypatch, capsys):
+def test_search_and_export_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
     monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)

@@ -18,7 +18,7 @@ from amc.cost.formulas import size_bytes
 from amc.errors import PolicyError, StrategyError
 from amc.measure import Timing
 from amc.recording import layer_rows
-from amc.strategy import FLOAT, IDENTITY, Strategy
+from amc.strategy import FLOAT, Strategy
 from docs.examples import weight_sparsity
 from docs.examples.weight_sparsity import FRACTIONS, Sparsity, toy_data, toy_network
 from envs.make import make_env
@@ -138,10 +138,12 @@ def test_nothing_is_on_offer_where_a_device_prices(tiny_net):
     assert len(Sparsity().values("macs", None)) == len(FRACTIONS)
 
 
-def test_unknown_decision_is_refused_before_a_network_is_built(result: amc.SearchResult):
-    strategy = Strategy({}, {}, {"codebook": {result.task.graph.layers[0].name: (4,)}})
+def test_strategy_of_unknown_decisions_layers_or_numbers_is_refused(result: amc.SearchResult):
+    names = [layer.name for layer in result.task.graph.layers]
+    strategy = Strategy({}, {}, {"codebook": {names[0]: (4,)}})
     with pytest.raises(StrategyError, match="decides 'codebook'"):
         result.task.compressor.apply(strategy)
     with pytest.raises(StrategyError, match="nowhere"):
         result.task.compressor.apply(Strategy({}, {}, {"sparsity": {"nowhere": (0.5,)}}))
-    assert result.task.compressor.apply(IDENTITY).strategy == IDENTITY
+    with pytest.raises(StrategyError, match=r"must give layer .* sparsity by 'sparsity', got \(0"):
+        result.task.compressor.apply(Strategy({}, {}, {"sparsity": {names[0]: (0.5, 0.5)}}))

@@ -179,7 +179,7 @@ def test_step_needs_a_walk_under_way(tiny_graph):
 def test_action_must_be_three_numbers(tiny_graph, action):
     env = env_of(tiny_graph)
     env.reset()
-    with pytest.raises(ConfigError, match=r"three numbers in \[-1, 1\], got"):
+    with pytest.raises(ConfigError, match=r"3 numbers in \[-1, 1\], got"):
         env.step(action)
 
 

@@ -256,7 +256,7 @@ def test_program_needs_errors(ignorant):
 def test_action_must_be_three_numbers(tiny_graph, action):
     env = anchored_env(tiny_graph)
     env.reset()
-    with pytest.raises(ConfigError, match=r"three numbers in \[-1, 1\], got"):
+    with pytest.raises(ConfigError, match=r"3 numbers in \[-1, 1\], got"):
         env.step(action)
 
 
