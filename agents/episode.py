@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float32]
 Choose = Callable[[int, Array], Array]
-"""(step from 0, observation of shape (n,)) -> action of shape (3,), each in [-1, 1]."""
+"""(step from 0, observation of shape (n,)) -> action of shape (parts,), each in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Episode:
 
     Attributes:
         observations: What was seen, the one after the last step included, shape (T + 1, n).
-        actions: What was executed, after the clamp to the budget, shape (T, 3).
+        actions: What was executed, after the clamp to the budget, shape (T, parts).
         trial: The evaluation that the walk ended with.
     """
 
@@ -94,17 +94,17 @@ def follow(actions: Sequence[Array]) -> Choose:
     return lambda step, _: actions[step]
 
 
-def choose_at_random(rng: np.random.Generator, actions: int = 3) -> Choose:
-    """Take actions drawn uniformly from [-1, 1]."""
-    return lambda _step, _: rng.uniform(-1, 1, actions).astype(np.float32)
+def choose_at_random(rng: np.random.Generator, parts: int = 3) -> Choose:
+    """Take actions of so many parts, drawn uniformly from [-1, 1]."""
+    return lambda _step, _: rng.uniform(-1, 1, parts).astype(np.float32)
 
 
 # What a search may start from: strategies that cost no evaluation to find.
 WARM_STARTS: dict[str, Callable[[CompressionEnv], list[Strategy]]] = {
     "none": lambda env: [],
     "uniform": lambda env: env.uniform_strategies(),
-    "program": lambda env: env.program_strategies(),
-    "all": lambda env: [*env.uniform_strategies(), *env.program_strategies()],
+    "program": lambda env: env.knapsack_strategies(),
+    "all": lambda env: [*env.uniform_strategies(), *env.knapsack_strategies()],
 }
 
 
@@ -114,12 +114,12 @@ def warm_walks(env: CompressionEnv, warm_start: str) -> list[Choose]:
 
 
 def anchored(env: CompressionEnv, anchor: str) -> CompressionEnv:
-    """The environment, its actions departures from the program's advice if the anchor says so."""
+    """The environment, its actions departures from the prior action if the anchor says so."""
     if anchor == "none":
         return env
-    from envs.anchor import AnchoredEnv  # imports torch by way of the environment
+    from envs.prior import PriorEnv  # imports torch by way of the environment
 
-    return AnchoredEnv(env)  # type: ignore[return-value]  # it offers all that searchers use
+    return PriorEnv(env)  # type: ignore[return-value]  # it offers all that searchers use
 
 
 def check_search(evaluations: int, seed: int) -> None:

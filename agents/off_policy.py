@@ -91,12 +91,12 @@ class OffPolicySearcher(ABC):
 
     Attributes:
         warm_start: Of `agents.episode.WARM_STARTS`.
-        anchor: "program" (`envs.anchor.AnchoredEnv`) or "none".
-        wander: Standard deviation of the warm-up's departures from the program's advice.
+        anchor: "program" (`envs.prior.PriorEnv`) or "none".
+        wander: Standard deviation of the warm-up's departures from the prior action.
         noise_share: Fraction of an episode's steps that noise touches.
         elite_share: Fraction of the learning episodes that explore around the best walk so far.
         belief_share: Fraction of all episodes that walk to the strategy of most expected
-            improvement, as the rewards so far make errors believed (`envs.belief`).
+            improvement, as the rewards so far make errors believed (`envs.surrogate`).
         warmup: Episodes before learning: a number, or a fraction (below 1) of the evaluations.
         hidden: Units of the hidden layers of actor and critic.
         actor_lr, critic_lr: Learning rates (Adam).
@@ -217,8 +217,8 @@ class _Run:
         self._noise = searcher.noise(evaluations - self._warmup)
         self._logger = Logger(folder=None, output_formats=[])
         self._learned = False
-        self._elite: tuple[float, Array] | None = None  # reward and actions, (steps, 3)
-        self._belief = env.belief() if searcher.belief_share else None
+        self._elite: tuple[float, Array] | None = None  # reward and actions, (steps, parts)
+        self._surrogate = env.surrogate() if searcher.belief_share else None
         with self._compute.running():
             self._model = searcher.build(_shared_arguments(searcher, env, replay))
         self._model.rates = searcher.rates
@@ -229,8 +229,8 @@ class _Run:
         if index <= len(self._first):
             return self._first[index - 1]
         part = self._rng.random()
-        if self._belief is not None and part < self._searcher.belief_share:
-            return follow(self.env.encode(self._belief.propose(self._rng)))
+        if self._surrogate is not None and part < self._searcher.belief_share:
+            return follow(self.env.encode(self._surrogate.propose(self._rng)))
         if index <= self._warmup:
             return self._wander
         sigma = self._sigma(index)
@@ -261,7 +261,11 @@ class _Run:
             return None
         layers = self._searcher.actor_layers(self._model.actor)
         return Policy.from_modules(
-            self._searcher.name, self.env.observation_names, layers, self._searcher.anchor
+            self._searcher.name,
+            self.env.observation_names,
+            layers,
+            self._searcher.anchor,
+            self.env.action_names,
         )
 
     def state(self) -> AgentState:
@@ -319,8 +323,8 @@ class _Run:
         return replay
 
     def _believe(self, trial: Trial) -> None:
-        if self._belief is not None:
-            self._belief.note(trial.strategy, trial.reward)
+        if self._surrogate is not None:
+            self._surrogate.note(trial.strategy, trial.reward)
 
     def _update(self, updates: int) -> dict[str, float]:
         with self._compute.running():
@@ -337,10 +341,11 @@ class _Run:
         return action
 
     def _wander(self, step: int, observation: Array) -> Array:
-        """Before learning: at random, or around the program's advice where that is 0."""
+        """Before learning: at random, or around the prior action where that is 0."""
         if self._searcher.anchor == "none":
-            return self._rng.uniform(-1, 1, 3).astype(np.float32)
-        return self._disturb(np.zeros(3, np.float32), self._searcher.wander)
+            return self._rng.uniform(-1, 1, len(self.env.action_names)).astype(np.float32)
+        nowhere = np.zeros(len(self.env.action_names), np.float32)
+        return self._disturb(nowhere, self._searcher.wander)
 
     def _disturb(self, action: Array, sigma: float | None) -> Array:
         """Noise on one step, or none: all of a step's actions or none of them."""

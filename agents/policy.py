@@ -19,7 +19,6 @@ from agents.trial import Trial
 from amc.documents import Kind, is_count, shown
 from amc.errors import PolicyError
 from amc.files import fingerprint, read_document, read_tensors, write_tensors, write_text
-from envs.action import ACTION_NAMES
 from envs.observation import FEATURES
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = "amc-policy"
 FORMAT_VERSION = 2  # 2: anchor
+ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")  # then other decisions
 ANCHORS = ("program", "none")
 STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # at which an anchored policy is tried on another network
 DESCRIPTION_FILE = "policy.json"
@@ -34,7 +34,6 @@ WEIGHTS_FILE = "policy.safetensors"
 
 # What this version computes. Another value in a file means another network.
 _CONSTANTS = {
-    "action_names": list(ACTION_NAMES),
     "action_range": [-1, 1],
     "activation": "relu",
     "output": "tanh",
@@ -50,12 +49,14 @@ class Policy:
         observation_names: What each number of an observation means, in order.
         layers: Weight (out, in) and bias (out,) of every layer, float32.
         anchor: What its actions depart from: "program", or "none".
+        action_names: What each number of an action decides: the ratio first.
     """
 
     algorithm: str
     observation_names: tuple[str, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
     anchor: str = "none"
+    action_names: tuple[str, ...] = ACTION_NAMES
 
     @classmethod
     def from_modules(
@@ -64,12 +65,13 @@ class Policy:
         observation_names: Sequence[str],
         modules: Sequence[torch.nn.Linear],
         anchor: str = "none",
+        action_names: Sequence[str] = ACTION_NAMES,
     ) -> Policy:
         """Copy the weights of an actor's linear layers, first to last."""
         layers = tuple(
             (module.weight.detach().clone(), module.bias.detach().clone()) for module in modules
         )
-        return cls(algorithm, tuple(observation_names), layers, anchor)
+        return cls(algorithm, tuple(observation_names), layers, anchor, tuple(action_names))
 
     @property
     def layer_sizes(self) -> list[int]:
@@ -77,7 +79,7 @@ class Policy:
         return [len(self.observation_names), *(len(bias) for _, bias in self.layers)]
 
     def act(self, observation: Array) -> Array:
-        """The deterministic action, shape (3,), each in [-1, 1].
+        """The deterministic action, shape (parts,), each in [-1, 1].
 
         Args:
             observation: Shape (n,), n = len(observation_names).
@@ -119,7 +121,9 @@ class Policy:
         Raises:
             PolicyError: There is not.
         """
-        known = [name for name in self.observation_names if name in FEATURES]
+        parts = self.action_names[1:]
+        features = {*FEATURES, *(f"{w}_{part}" for w in ("previous", "advised") for part in parts)}
+        known = [name for name in self.observation_names if name in features]
         check_observations(self.observation_names, known)
 
     def walk(self, env: CompressionEnv, strength: float = 1.0, index: int = 1) -> Trial:
@@ -131,9 +135,16 @@ class Policy:
             index: Number of the evaluation, kept in the trial.
 
         Raises:
-            PolicyError: The environment observes something else than what the policy learned on.
+            PolicyError: The environment observes or decides something else than what the policy
+                learned on.
         """
         check_observations(self.observation_names, env.observation_names)
+        if self.action_names != env.action_names:
+            raise PolicyError(
+                f"The policy decides {', '.join(self.action_names)}; here "
+                f"{', '.join(env.action_names)} are to be decided. Use the decisions of the run "
+                "that learned it, or search again."
+            )
         walked = anchored(env, self.anchor)
         factor = np.float32(strength)
         return run_episode(walked, lambda _, seen: self.act(seen) * factor, index).trial
@@ -151,6 +162,7 @@ class Policy:
             "algorithm": self.algorithm,
             "observation_names": list(self.observation_names),
             "anchor": self.anchor,
+            "action_names": list(self.action_names),
             **_CONSTANTS,
             "layer_sizes": self.layer_sizes,
             "weights": _weights_id(tensors),
@@ -181,7 +193,13 @@ class Policy:
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(sizes) - 1)
         )
-        return cls(description["algorithm"], tuple(names), layers, description["anchor"])
+        return cls(
+            description["algorithm"],
+            tuple(names),
+            layers,
+            description["anchor"],
+            tuple(description["action_names"]),
+        )
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -229,11 +247,16 @@ def _is_list_of(value: Any, accepts: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(accepts, value))
 
 
+_FIRST = list(ACTION_NAMES)
 # Key -> (what it accepts, how to say it).
 _FIELDS: dict[str, Kind] = {
     "algorithm": (_is_name, "a name"),
     "observation_names": (lambda value: _is_list_of(value, _is_name), "a list of names"),
     "anchor": (lambda value: value in ANCHORS, f"one of {', '.join(ANCHORS)}"),
+    "action_names": (
+        lambda value: _is_list_of(value, _is_name) and value[: len(ACTION_NAMES)] == _FIRST,
+        f"a list of names that begins with {', '.join(ACTION_NAMES)}",
+    ),
     "layer_sizes": (lambda value: _is_list_of(value, is_count), "a list of sizes of at least 1"),
     "weights": (_is_name, "the identifier of the weights"),
 }
@@ -250,10 +273,11 @@ def _read_description(path: Path) -> dict[str, Any]:
                 f"{path}: {key!r} must be {constant!r}, got {shown(document.get(key))}."
             )
     names, sizes = document["observation_names"], document["layer_sizes"]
-    if len(sizes) < 2 or (sizes[0], sizes[-1]) != (len(names), len(ACTION_NAMES)):
+    actions = len(document["action_names"])
+    if len(sizes) < 2 or (sizes[0], sizes[-1]) != (len(names), actions):
         raise PolicyError(
             f"{path}: 'layer_sizes' must go from {len(names)} (observation_names) to "
-            f"{len(ACTION_NAMES)} (action_names), got {shown(sizes)}."
+            f"{actions} (action_names), got {shown(sizes)}."
         )
     return document
 

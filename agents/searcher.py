@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from agents.baselines.cma_es import CMAESSearcher
 from agents.baselines.evolution import EvolutionSearch
 from agents.baselines.gp import GPSearcher
+from agents.baselines.knapsack import KnapsackSearch
 from agents.baselines.netadapt import NetAdaptSearch
 from agents.baselines.ppo import PPOSearcher
-from agents.baselines.program import ProgramSearch
 from agents.baselines.random_search import RandomSearch
 from agents.baselines.tpe import TPESearcher
 from agents.baselines.uniform import UniformSearch
@@ -76,7 +76,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "ppo": PPOSearcher,
     "evolution": EvolutionSearch,
     "netadapt": NetAdaptSearch,
-    "program": ProgramSearch,
+    "program": KnapsackSearch,
     "tpe": TPESearcher,
     "gp": GPSearcher,
     "cma_es": CMAESSearcher,

@@ -16,7 +16,6 @@ import gymnasium
 if TYPE_CHECKING:
     from agents.policy import Policy
     from amc.api import apply_policy, compare, finetune, load_compressed, profile, search
-    from amc.candidate import RecoverySettings
     from amc.comparison.comparison import Comparison
     from amc.compress.quantization import Quantized
     from amc.cost.budget import Budget
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
+    from amc.recovery.settings import RecoverySettings
     from amc.recovery.training import TrainingSettings
     from amc.runtimes import Runtime
     from amc.strategy import Strategy
@@ -42,6 +42,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "DataSet",
+    "Decision",
     "LayerKind",
     "NamedScore",
     "Objective",
@@ -77,6 +78,7 @@ _HOME = {
     "Budget": "amc.cost.budget",
     "Comparison": "amc.comparison.comparison",
     "DataSet": "amc.data",
+    "Decision": "amc.decisions",
     "LayerKind": "amc.layers",
     "NamedScore": "amc.objectives",
     "Objective": "amc.objectives",
@@ -85,7 +87,7 @@ _HOME = {
     "Policy": "agents.policy",
     "Problem": "amc.task",
     "SearchResult": "amc.study.result",
-    "RecoverySettings": "amc.candidate",
+    "RecoverySettings": "amc.recovery.settings",
     "Runtime": "amc.runtimes",
     "SearchSpace": "amc.task",
     "Signature": "amc.layers.signature",
@@ -100,7 +102,7 @@ _HOME = {
     "register_layer": "amc.layers",
 }
 
-gymnasium.register(id="amc/Compression-v0", entry_point="envs.compression:make_env")
+gymnasium.register(id="amc/Compression-v0", entry_point="envs.make:make_env")
 
 
 def __getattr__(name: str) -> Any:

@@ -142,7 +142,9 @@ def compare(
         AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
     """
     check_folder(folder)
-    cells_of(agents, seeds, evaluations, observation)
+    space = problem.get("space") or SearchSpace()
+    check_kind("space", space, SearchSpace)
+    cells_of(agents, seeds, evaluations, observation, space.other_parts)
     return compare_on(
         Problem(network, data, device, budget, **problem),
         agents,

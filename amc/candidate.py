@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -13,35 +12,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from amc.compress.quantization import activation_range, quantize_layer
+from amc.compress.network import CompressedNetwork, decide
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
-from amc.errors import ConfigError, StrategyError
+from amc.cost.choices import Choices
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import ChannelGroup
-from amc.layers import LinearChange, OutputChange, ProductKind, kind_of, layer_at
+from amc.layers import ProductKind, kind_of, layer_at
 from amc.layout import fast_layout, laid_out
 from amc.objectives import DEFAULT, Objective
 from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
-from amc.recovery.errors import LayerErrors, layer_errors, mean_errors
+from amc.recovery.errors import Changes, LayerErrors, layer_errors, mean_errors
 from amc.recovery.fitting import RIDGES
-from amc.recovery.importance import RemovalPath, absorbs_shift, column_units, removal_paths
-from amc.recovery.least_squares import refit_weight
-from amc.recovery.moments import (
-    BATCH,
-    CalibrationStatistics,
-    Moments,
-    by_channel,
-    by_place,
-    gather_statistics,
-)
+from amc.recovery.importance import RemovalPath, removal_paths
+from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_statistics
 from amc.recovery.reference import Reference, gather_reference
+from amc.recovery.refit import MomentRefit
 from amc.recovery.sensitivity import output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
-from amc.strategy import FLOAT, FLOAT_BITS, Bits, Strategy
+from amc.recovery.settings import RecoverySettings
+from amc.strategy import Strategy
 
-IMPORTANCES = ("surgeon", "magnitude")
 ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few positions, many images
 POSITIONS = 128  # of one image at most: more of them tell little more, being alike
 QUICK_ROWS = 4_096  # in the repair of a candidate
@@ -49,110 +40,9 @@ QUICK_RIDGE = 3e-2  # so few rows must not pull a weight far from what the momen
 WEIGHED_PIXELS = 256 * 224 * 224  # of all images together
 THIN_RIDGE = 1.0  # the same, of a network of which the calibration images know little
 QUICK_RECTIFICATIONS = 1  # more fit the few rows, not the network
-_COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
-_MEMO_BYTES = 256 * 2**20
-_MADE_FROM = "amc_made_from"
-FEWEST_QUICK = 64  # images of a quick repair, if there are so many
-LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for two
 AMPLE = 512  # images for the repair from which on layers are fitted to all of them
 FEWEST_CROSSED = 4  # images: errors of decisions on each half, of layers fitted to the other
 HELD_SHARE, HELD_IMAGES = 8, 512  # of the calibration images, one in so many and at most
-
-
-@dataclass(frozen=True)
-class RecoverySettings:
-    """How a smaller network gets its weights, without any training.
-
-    Attributes:
-        images: Calibration images for moments.
-        repair_images: Calibration images for the repair of kept strategies.
-        quick_images: Of ``images``, how many the quick repair of every candidate sees, at most
-            (`judged_on`); 0: none, and BN is recalibrated instead.
-        batch_norm_images: Of ``images``, how many BN recalibration sees per candidate.
-        error_images: Of ``images``, how many the errors of single decisions are estimated on.
-        least_squares: Refit the weights that lost inputs; without it, nothing is repaired.
-        batch_norm: Recalibrate BN statistics, of what is not repaired layer by layer.
-        max_columns: Widest layer (inputs * kernel area) of which all columns are told apart; of
-            a wider one the channels are.
-        importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
-        sequential: Repair layer by layer (`amc.recovery.sequential`): kept strategies, and with
-            ``quick_images`` every candidate. Without it neither is.
-        stream_correction: In both repairs, let each residual block repair what earlier ones broke.
-        rectified: In both, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
-    """
-
-    images: int = 1024
-    repair_images: int = 5000
-    quick_images: int = 256
-    batch_norm_images: int = 256
-    error_images: int = 256
-    least_squares: bool = True
-    batch_norm: bool = True
-    max_columns: int = 2304
-    importance: str = "surgeon"
-    sequential: bool = True
-    stream_correction: bool = True
-    rectified: bool = True
-
-    def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 2:
-                raise ConfigError(f"recovery.{name} must be at least 2, got {getattr(self, name)}.")
-        if self.quick_images < 0:
-            raise ConfigError(f"recovery.quick_images must be at least 0, got {self.quick_images}.")
-        if self.importance not in IMPORTANCES:
-            raise ConfigError(
-                f"recovery.importance must be one of {', '.join(IMPORTANCES)}, "
-                f"got {self.importance!r}."
-            )
-
-    def judged_on(self, images: int, pixels: int) -> RecoverySettings:
-        """With a quick repair that costs no more than judging a candidate on so many images.
-
-        Args:
-            pixels: Of an image: a large one tells more, at more positions, and takes longer.
-        """
-        most = max(FEWEST_QUICK, images // (2 if pixels < LARGE_PIXELS else 4))
-        return replace(self, quick_images=min(self.quick_images, most))
-
-    @property
-    def repairs_candidates(self) -> bool:
-        """Whether every candidate is repaired layer by layer, on few images."""
-        return self.least_squares and self.sequential and self.quick_images > 0
-
-
-@dataclass(frozen=True)
-class CompressedNetwork:
-    """A physically smaller network.
-
-    Its module remembers what it was made from, so that what is written after a training can be
-    rebuilt (`of`).
-
-    Attributes:
-        module: Runs like the original.
-        strategy: What it was made from.
-        kept: Free channel group -> positions of its kept channels, for rebuilding it.
-        notes: Where a repair was refused, and why.
-    """
-
-    module: fx.GraphModule
-    strategy: Strategy
-    kept: Mapping[str, tuple[int, ...]]
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        made_from = self.strategy, dict(self.kept)
-        # fx keeps `meta` in copy.deepcopy and the other attributes in pickle; neither keeps both.
-        self.module.meta[_MADE_FROM] = made_from
-        setattr(self.module, _MADE_FROM, made_from)
-
-    @classmethod
-    def of(cls, module: nn.Module) -> CompressedNetwork | None:
-        """The compressed network that a module is; None where it is another's."""
-        if not isinstance(module, fx.GraphModule):
-            return None
-        made_from = module.meta.get(_MADE_FROM) or getattr(module, _MADE_FROM, None)
-        return None if made_from is None else cls(module, *made_from)
 
 
 class Compressor:
@@ -195,10 +85,8 @@ class Compressor:
         self.paths: dict[int, RemovalPath] = removal_paths(
             graph, self.statistics, self.sensitivities, self.settings.importance
         )
-        self._weights = _Memo(_MEMO_BYTES)
-        self._grids: dict[tuple[str, int], tuple[float, int]] = {}
+        self._refit = MomentRefit(graph, self.statistics.moments)
         self._drifts = drifts(graph.plan.module, self._norm_images)
-        self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
 
     @property
     def _norm_images(self) -> Tensor:
@@ -251,20 +139,24 @@ class Compressor:
                 feedback=False,
                 rectifications=QUICK_RECTIFICATIONS,
             )
+            self._decide(module, strategy)
         elif self.settings.batch_norm:
             self._recalibrate(module, keep)
         return self._result(module, strategy, kept)
 
     def _cut(self, strategy: Strategy, keep: KeepMask, *, refit: bool) -> fx.GraphModule:
         """Without the channels that go; with weights refitted by moments if asked for, rounded."""
-        fitted = self._refit_all(keep) if refit else {}
+        fitted = self._refit.all(keep) if refit else {}
         weights = {path: weight for path, (weight, _) in fitted.items()}
         module = remove_channels(self.graph.plan, keep, weights)
         for path, (_, shift) in fitted.items():
             if shift is not None:
-                self._shift_output(module, path, shift)
-        self._quantize(module, strategy)
+                self._refit.shift_output(module, path, shift)
+        self._decide(module, strategy)
         return module
+
+    def _decide(self, module: fx.GraphModule, strategy: Strategy) -> None:
+        decide(module, strategy, self.statistics.values)
 
     def repair(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network with every layer refitted to what it really receives.
@@ -294,6 +186,7 @@ class Compressor:
                 judged=() if self._is_ample else None,
                 on_layer=lambda path: bar.advance(note=path),
             )
+        self._decide(module, strategy)
         module, notes = self._least_harmed(strategy, keep, module)
         notes += () if notes else _refusals(refits)
         return replace(self._result(module, strategy, kept), notes=notes)
@@ -363,21 +256,19 @@ class Compressor:
             for index, path in self.paths.items()
         }
 
-    def errors(self, pairs: Sequence[Bits], *, drop_blocks: bool = False) -> LayerErrors:
-        """What every decision costs, estimated without an evaluation; bits among ``pairs``.
+    def errors(self, choices: Choices) -> LayerErrors:
+        """What every decision that a walk may take costs, estimated without an evaluation.
 
         Where images are few, on one half of them for layers refitted to the other, and the other
-        way round: a late layer's refit to few images costs ten times as much on others.
-
-        Args:
-            drop_blocks: Whether residual blocks may go: what that costs is found by leaving each
-                of them out, for layers behind it repair most of it.
+        way round: a late layer's refit to few images costs ten times as much on others. What it
+        costs to leave a residual block out is found by doing so: layers behind it repair most of
+        it.
 
         Raises:
             CalibrationError: The network's gradients are not finite.
         """
         images, most = self._images, self.settings.error_images
-        blocks = self._block_errors() if drop_blocks else {}
+        blocks = self._block_errors() if choices.drop_blocks else {}
         folds = [(self.statistics, images[:most])]
         if not self._is_ample and len(images) >= FEWEST_CROSSED:
             halves = images[::2], images[1::2]
@@ -392,13 +283,19 @@ class Compressor:
                     statistics,
                     self.paths,
                     partial(self._removed, moments=statistics.moments),
-                    pairs,
+                    choices,
                     blocks,
                     self._objective,
                 )
                 for statistics, judging in folds
             ]
         )
+
+    def _removed(self, group: int, count: int, moments: Mapping[str, Moments]) -> Changes:
+        """What keeping so many channels of one group does to its readers, once refitted."""
+        order = self.paths[group].order
+        keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
+        return self._refit.removed(keep, moments if self.settings.least_squares else {})
 
     def _fitted_to(self, images: Tensor) -> CalibrationStatistics:
         """Moments of some of the calibration images alone; sampled inputs of all."""
@@ -423,45 +320,11 @@ class Compressor:
                 bar.advance(note=block.end)
         return found
 
-    def _removed(
-        self, group: int, count: int, moments: Mapping[str, Moments]
-    ) -> Mapping[str, OutputChange]:
-        """What keeping so many channels of one group does to its readers, once refitted."""
-        order = self.paths[group].order
-        keep = keep_mask(self.graph, {group: np.sort(order[len(order) - count :])})
-        changes: dict[str, OutputChange] = {}
-        for path, units in self.graph.plan.layers.items():
-            layer = layer_at(self.graph.plan.module, path)
-            kind, inputs = kind_of(layer), keep[units.inputs]
-            if inputs.all() or kind.is_depthwise(layer):
-                continue
-            if not isinstance(kind, ProductKind):
-                gone = kind.columns(layer, torch.from_numpy(np.flatnonzero(~inputs)))
-                changes[path] = kind.without(layer, gone)
-                continue
-            kept = torch.from_numpy(np.flatnonzero(inputs[: layer.weight.shape[1]]))
-            change = -layer.weight.detach()
-            shift = None
-            if path in moments and self.settings.least_squares:
-                weight, shift = self._refit_all_outputs(path, keep, moments[path])
-                change[:, kept] += weight
-            else:
-                change[:, kept] = 0
-            changes[path] = LinearChange(change, shift)
-        return changes
-
     def _result(
         self, module: fx.GraphModule, strategy: Strategy, kept: dict[int, npt.NDArray[np.int64]]
     ) -> CompressedNetwork:
         names = {self.graph.groups[i].name: tuple(p.tolist()) for i, p in kept.items()}
         return CompressedNetwork(module, strategy, names)
-
-    def _refit_all(self, keep: KeepMask) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Layer path -> its weight, and what its output then lacks on average."""
-        gone = {path for block in self.graph.plan.gone_blocks(keep) for path in block.layers}
-        paths = [path for path in self.statistics.moments if path not in gone]
-        fitted = {path: self._refit(path, keep) for path in paths}
-        return {path: result for path, result in fitted.items() if result is not None}
 
     def _recalibrate(self, module: nn.Module, keep: KeepMask) -> None:
         recalibrate(module, self._norm_images)
@@ -470,69 +333,6 @@ class Compressor:
             for path, units in self.graph.plan.per_channel.items()
         }
         add_drift(module, self._drifts, kept)
-
-    def _shift_output(self, module: nn.Module, path: str, shift: Tensor) -> None:
-        """Add a constant to a layer's outputs: to its bias, or off the mean that follows it."""
-        layer = layer_at(module, path)
-        if layer.bias is not None:
-            layer.bias.data += shift
-        elif (norm := self._norms.get(path)) is not None:
-            mean = module.get_submodule(norm).running_mean
-            assert isinstance(mean, Tensor)
-            mean -= shift
-
-    def _refit(self, path: str, keep: KeepMask) -> tuple[Tensor, Tensor | None] | None:
-        """Weight with kept inputs and outputs, and the constant its output lacks (None: none)."""
-        units = self.graph.plan.layers[path]
-        inputs = keep[units.inputs]
-        if inputs.all():
-            return None
-        key = path, inputs.tobytes()
-        full = self._weights.get(key)
-        if full is None:
-            full = self._refit_all_outputs(path, keep, self.statistics.moments[path])
-            self._weights.put(key, full)
-        weight, shift = full
-        outputs = torch.from_numpy(np.flatnonzero(keep[units.outputs]))
-        return weight[outputs], None if shift is None else shift[outputs]
-
-    def _refit_all_outputs(
-        self, path: str, keep: KeepMask, moments: Moments
-    ) -> tuple[Tensor, Tensor | None]:
-        layer = layer_at(self.graph.plan.module, path)
-        columns = column_units(layer, self.graph.plan.layers[path].inputs)[:: moments.places]
-        kept = torch.from_numpy(np.flatnonzero(keep[columns]))
-        groups, places = len(moments.mean), moments.places
-        weight = by_channel(layer.weight.detach(), groups, places)
-        centred = absorbs_shift(self.graph, path)
-        gram = moments.system(centred)
-        fitted = refit_weight(weight, gram, kept)
-        shift = None
-        if centred:
-            mean = moments.mean.unsqueeze(2)  # (groups, columns, 1)
-            shift = weight @ mean - fitted @ mean[:, kept]
-            shift = shift.reshape(len(layer.weight), places).sum(1)
-        fitted = by_place(fitted, places)
-        return fitted.reshape(len(layer.weight), -1, *layer.weight.shape[2:]), shift
-
-    def _quantize(self, module: fx.GraphModule, strategy: Strategy) -> None:
-        called = called_paths(module)
-        for path, bits in strategy.bits.items():
-            if not bits.is_float and path in called:
-                owner, _, name = path.rpartition(".")
-                layer = quantize_layer(
-                    module.get_submodule(path), bits, self._input_grid(path, bits)
-                )
-                module.get_submodule(owner)._modules[name] = layer
-
-    def _input_grid(self, path: str, bits: Bits) -> tuple[float, int] | None:
-        if bits.activation == FLOAT_BITS:
-            return None
-        key = path, bits.activation
-        if key not in self._grids:
-            values = self.statistics.values[path]
-            self._grids[key] = activation_range(values, bits.activation)
-        return self._grids[key]
 
 
 def _refusals(refits: Sequence[Refit]) -> tuple[str, ...]:
@@ -577,84 +377,3 @@ def _weighed(images: Tensor) -> int:
 def _shape_of(images: Tensor) -> tuple[int, int, int]:
     _, channels, height, width = images.shape
     return channels, height, width
-
-
-def rebuild(
-    graph: NetworkGraph,
-    kept: Mapping[str, tuple[int, ...]],
-    strategy: Strategy,
-    tensors: Mapping[str, Tensor],
-) -> CompressedNetwork:
-    """The compressed network that a run folder describes, with its weights.
-
-    Raises:
-        StrategyError: The description does not fit the network.
-    """
-    counts = graph.kept_counts(strategy)
-    chosen: dict[int, npt.NDArray[np.int64]] = {}
-    for group in graph.free_groups:
-        least = 0 if group.index in graph.removable_groups else 1
-        positions = _positions(kept.get(group.name, range(group.size)), group, least)
-        if len(positions) != counts[group.index]:
-            raise StrategyError(
-                f"The compressed network has {len(positions)} channels of group {group.name!r}, "
-                f"its strategy keeps {counts[group.index]}. Either the network given is not the "
-                "one that was compressed, or the two files are not of the same run."
-            )
-        chosen[group.index] = positions
-    unknown = set(kept) - {group.name for group in graph.free_groups}
-    if unknown:
-        raise StrategyError(
-            f"The compressed network keeps channels of group {min(unknown)!r}, which this "
-            "network does not have. It was made from another network."
-        )
-    module = remove_channels(graph.plan, keep_mask(graph, chosen))
-    called = called_paths(module)
-    for path, bits in strategy.bits.items():
-        if bits != FLOAT and path in called:
-            owner, _, name = path.rpartition(".")
-            layer = quantize_layer(module.get_submodule(path), bits, (1.0, 0))
-            module.get_submodule(owner)._modules[name] = layer
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:4]
-        raise StrategyError(
-            "The compressed weights do not fit the network they are said to come from: "
-            f"{' '.join(line.strip() for line in first)}"
-        ) from error
-    return CompressedNetwork(module, strategy, dict(kept))
-
-
-def _positions(positions: Sequence[int], group: ChannelGroup, least: int) -> npt.NDArray[np.int64]:
-    found = np.array(positions)
-    if found.shape == (0,) and not least:
-        return found.astype(np.int64)
-    whole = found.ndim == 1 and found.dtype.kind == "i" and len(found) > 0
-    if not whole or found[0] < 0 or found[-1] >= group.size or (np.diff(found) <= 0).any():
-        raise StrategyError(
-            f"The compressed network must keep channels of group {group.name!r} by ascending "
-            f"positions below {group.size}, got {str(positions)[:60]}."
-        )
-    return found.astype(np.int64)
-
-
-class _Memo:
-    """The last refitted weights, within a number of bytes."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._size = capacity, 0
-        self._entries: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor | None]] = OrderedDict()
-
-    def get(self, key: tuple[str, bytes]) -> tuple[Tensor, Tensor | None] | None:
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-        return entry
-
-    def put(self, key: tuple[str, bytes], value: tuple[Tensor, Tensor | None]) -> None:
-        self._entries[key] = value
-        self._size += value[0].nbytes
-        while self._size > self._capacity and len(self._entries) > 1:
-            _, (weight, _) = self._entries.popitem(last=False)
-            self._size -= weight.nbytes

@@ -106,8 +106,13 @@ def _is_writable(text: str) -> bool:
 # -- values to fields ----------------------------------------------------------------------
 
 
-def check_format(document: Any, name: str, version: int, wrong: Fault) -> dict[str, Any]:
+def check_format(
+    document: Any, name: str, version: int, wrong: Fault, *, oldest: int | None = None
+) -> dict[str, Any]:
     """A document of a format and version that this amc reads.
+
+    Args:
+        oldest: Version from which on it is read; None: ``version`` alone.
 
     Raises:
         AmcError: It is of another.
@@ -115,8 +120,10 @@ def check_format(document: Any, name: str, version: int, wrong: Fault) -> dict[s
     if not isinstance(document, dict) or document.get("format") != name:
         raise wrong(f"is not of format {name!r}: expected a JSON object with 'format': {name!r}")
     found = document.get("version")
-    if type(found) is not int or found != version:
-        raise wrong(f"has version {shown(found)}; this amc reads {version}")
+    least = version if oldest is None else oldest
+    if type(found) is not int or not least <= found <= version:
+        read = version if least == version else f"{least} to {version}"
+        raise wrong(f"has version {shown(found)}; this amc reads {read}")
     return document
 
 

@@ -194,7 +194,7 @@ def _measured(
 
 def _is_mixed(choices: Choices) -> bool:
     """Whether a search may choose other bits than float: the original is in float anyway."""
-    return any(bits != FLOAT for bits in choices.pairs)
+    return any(bits != FLOAT for bits in choices.bits)
 
 
 def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
@@ -205,15 +205,14 @@ def _random_strategies(graph: NetworkGraph, choices: Choices) -> list[Strategy]:
     """
     generator = np.random.default_rng(_SEED)
     sizes = tuple(np.array([group.size]) for group in graph.groups)
-    in_float = FLOAT in choices.pairs
+    in_float = FLOAT in choices.bits
     first = FLOAT_NETWORKS if _is_mixed(choices) else NETWORKS
     networks = [(choices.kept, 0.0 if in_float else 1.0)] * first
     if _is_mixed(choices):
         kept = choices.kept if in_float else sizes
         networks += [(kept, (index + 1) / MIXED_NETWORKS) for index in range(MIXED_NETWORKS)]
     return [
-        random_strategy(graph, counts, choices.pairs, share, generator)
-        for counts, share in networks
+        random_strategy(graph, counts, choices.bits, share, generator) for counts, share in networks
     ]
 
 

@@ -123,6 +123,7 @@ def code_of(record: Mapping[str, Any]) -> dict[str, object]:
     found = {
         "network": _inside(record, "network", "name"),
         "objective": _inside(record, "settings", "objective"),
+        "decisions": _inside(record, "settings", "decisions"),
         "reward": _inside(record, "settings", "reward"),
         "device.name": _inside(record, "device", "name"),
     }
@@ -145,12 +146,19 @@ def functions_again(named: Mapping[str, object]) -> str:
     """What a later command needs beside a run: amc calls no function that only a file names.
 
     Args:
-        named: Option -> what the run has there, a name or a function ``package.module:name``.
+        named: Option -> what the run has there, a name or a function ``package.module:name``, or
+            a list of them.
 
     Returns:
         The options that are functions, each after a space.
     """
-    return "".join(f" {option}={name}" for option, name in named.items() if ":" in str(name))
+    texts = {option: as_option(name) for option, name in named.items()}
+    return "".join(f" {option}={text}" for option, text in texts.items() if ":" in text)
+
+
+def as_option(value: object) -> str:
+    """A value as the command line takes it."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def _inside(record: Mapping[str, Any], group: str, key: str) -> object:

@@ -7,17 +7,19 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
 from amc.arguments import check_count, check_kind, check_module
 from amc.batches import DEPENDENT, batch_note
-from amc.candidate import CompressedNetwork, Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.fold import fold_batch_norm
+from amc.compress.network import CompressedNetwork
+from amc.compress.precision import Precision
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS, Budget, BudgetLike
 from amc.cost.choices import LEVELS, check_ratio
@@ -37,6 +39,7 @@ from amc.cost.profile import LocalSpec, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import Split
 from amc.data.dataset import DataSet, check_data
+from amc.decisions import Decision, DecisionLike, build_decision, options_of, parts_of
 from amc.errors import AmcError, ConfigError, DeviceError
 from amc.evaluate import BATCH, Evaluation, Evaluator
 from amc.files import fingerprint
@@ -53,12 +56,12 @@ from amc.objectives import (
     score_texts,
 )
 from amc.recovery.errors import LayerErrors
+from amc.recovery.settings import RecoverySettings
 from amc.store import EvaluationStore, evaluation_code
-from amc.strategy import BIT_WIDTHS, FLOAT, FLOAT_BITS, IDENTITY, Bits, Strategy
+from amc.strategy import BIT_WIDTHS, FLOAT, IDENTITY, Option, Strategy
 
 log = logging.getLogger("amc")
 BFLOAT16_DIVERGENCE = 1e-3  # nats between the original in bfloat16 and in float: at most
-LOW_BITS = tuple(range(2, 9))  # on offer for metrics that count bits and need no device
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class SearchSpace:
         drop_blocks: Whether residual blocks may go altogether.
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
             latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
+        decisions: Others on every layer (`amc.Decision`), each itself or ``package.module:Class``.
     """
 
     min_preserve_ratio: float = 0.1
@@ -80,6 +84,7 @@ class SearchSpace:
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] | None = None
     drop_blocks: bool = False
+    decisions: tuple[DecisionLike, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         ratio = self.min_preserve_ratio
@@ -98,32 +103,33 @@ class SearchSpace:
                     f"env.{name} must be a list of widths among {BIT_WIDTHS}, "
                     f"got {widths!r}.{single}"
                 )
+        if not isinstance(self.decisions, (tuple, list)):
+            raise ConfigError(
+                f"decisions must be a list of package.module:Class, got {self.decisions!r}."
+            )
+        names = ["ratio", *parts_of(self.layer_decisions)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"decisions must be of different parts, got {', '.join(names)}.")
 
-    def pairs(self, metric: str, device: Device | LocalSpec | None) -> tuple[Bits, ...]:
-        """Bit pairs on offer under a metric, on a device.
+    @property
+    def layer_decisions(self) -> tuple[Decision, ...]:
+        """What is decided for a layer beside its channels; the first is precision."""
+        others = map(build_decision, self.decisions)
+        return Precision(self.weight_bits, self.activation_bits), *others
+
+    @property
+    def other_parts(self) -> tuple[str, ...]:
+        """Names of the numbers that are decided beside channels and bits."""
+        return parts_of(self.layer_decisions[1:])
+
+    def options(self, metric: str, device: Device | LocalSpec | None) -> tuple[Option, ...]:
+        """Options on offer under a metric, on a device.
 
         Raises:
-            ConfigError: None of the widths asked for is priced by the device.
+            ConfigError: None of the widths asked for is priced by the device, or a decision
+                offers nothing.
         """
-        if metric in DEVICE_METRICS and device is not None:
-            offered: Sequence[Bits] = device.supported_bits
-        else:
-            every = (*LOW_BITS, FLOAT_BITS)
-            weights = self.weight_bits or (every if metric in ("bops", "size_bytes") else (32,))
-            inputs = self.activation_bits or (every if metric == "bops" else (32,))
-            offered = [Bits(w, a) for w in weights for a in inputs]
-        chosen = tuple(
-            bits
-            for bits in offered
-            if (self.weight_bits is None or bits.weight in self.weight_bits)
-            and (self.activation_bits is None or bits.activation in self.activation_bits)
-        )
-        if not chosen:
-            raise ConfigError(
-                f"env.weight_bits={self.weight_bits}, env.activation_bits={self.activation_bits} "
-                f"leave no pair that the device prices: {', '.join(map(str, offered))}."
-            )
-        return chosen
+        return options_of(self.layer_decisions, metric, device)
 
     def choices(
         self, graph: NetworkGraph, metric: str, device: Device | LocalSpec | None
@@ -131,24 +137,23 @@ class SearchSpace:
         """What a walk over a network may choose from under a metric, on a device.
 
         Raises:
-            ConfigError: As `pairs`, or ``min_preserve_ratio`` is not in (0, 1].
+            ConfigError: As `options`.
         """
-        pairs, ratio, drops = self.pairs(metric, device), self.min_preserve_ratio, self.drop_blocks
-        if self.channel_step is not None or device is None:
-            step = self.channel_step or 1
-            return choices_for(
-                graph, pairs, channel_step=step, min_preserve_ratio=ratio, drop_blocks=drops
-            )
-        is_priced = metric in DEVICE_METRICS
+        steps: dict[str, Any] = {"channel_step": self.channel_step or 1}
+        if self.channel_step is None and device is not None:
+            steps = {
+                "channel_step": device.channel_step,
+                "levels": LEVELS if metric in DEVICE_METRICS else None,
+                "divides": metric not in DEVICE_METRICS,
+                "step_of": device.name,
+            }
         return choices_for(
             graph,
-            pairs,
-            channel_step=device.channel_step,
-            min_preserve_ratio=ratio,
-            levels=LEVELS if is_priced else None,
-            drop_blocks=drops,
-            divides=not is_priced,
-            step_of=device.name,
+            self.options(metric, device),
+            min_preserve_ratio=self.min_preserve_ratio,
+            drop_blocks=self.drop_blocks,
+            decisions=self.layer_decisions,
+            **steps,
         )
 
     def takes_step_of(self, device: Device | LocalSpec, metric: str) -> bool:
@@ -176,7 +181,7 @@ def check_problem(
     check_kind("space", space, SearchSpace, optional=True)
     loaded, bound = as_device(device), Budget.of(budget)
     check_metric(bound.metric, loaded)
-    (space or SearchSpace()).pairs(bound.metric, loaded)
+    (space or SearchSpace()).options(bound.metric, loaded)
     return loaded, bound
 
 
@@ -357,7 +362,7 @@ class CompressionTask:
         if found is None:
             start = time.perf_counter()
             candidate = fold_batch_norm(self.graph.plan, self.compressor.apply(strategy).module)
-            found = self._run(candidate, all(bits.is_float for bits in strategy.bits.values()))
+            found = self._run(candidate, strategy.is_float)
             found = replace(found, seconds=time.perf_counter() - start)
             self._remember(strategy, found)
         return replace(found, costs=self.strategy_costs(strategy))
@@ -449,8 +454,7 @@ class CompressionTask:
         Raises:
             CalibrationError: The network's gradients are not finite.
         """
-        choices = self.costs.choices
-        return self.compressor.errors(choices.pairs, drop_blocks=choices.drop_blocks)
+        return self.compressor.errors(self.costs.choices)
 
     # -- costs --------------------------------------------------------------------------------
 
@@ -488,10 +492,11 @@ class CompressionTask:
     def _total(self, metric: str, strategy: Strategy) -> float:
         return math.fsum(operator_prices(self.graph, strategy, metric, self.device))
 
-    def simulated_bits(self, strategy: Strategy) -> tuple[Bits, ...]:
-        """Bit pairs of a strategy that the device has no cost for: fewer bits, no less time."""
+    def simulated(self, strategy: Strategy) -> tuple[Option, ...]:
+        """Options of a strategy that the device has no cost for: less stored, no less time."""
         real = set(self.device.supported_bits) if self.device is not None else {FLOAT}
-        return tuple(sorted({bits for bits in strategy.bits.values() if bits not in real}))
+        options = {strategy.option(layer) for _, layer, _ in strategy.values()}
+        return tuple(sorted(o for o in options if o.others or o.bits not in real))
 
     # -- fingerprints -------------------------------------------------------------------------
 
@@ -509,7 +514,7 @@ class CompressionTask:
             **self._evaluated(),
             "device": self._device_id,
             "budget": repr(self.budget),
-            "search space": f"{self._space!r}{self._step_id}",
+            "search space": f"{self._space!r}{self._step_id}{self._others_id}",
         }
 
     def evaluation_key(self) -> str:
@@ -527,7 +532,7 @@ class CompressionTask:
             "network": self._network_id,
             "data": self.data.fingerprint(),
             "objective": identity_of(self.objective),
-            "recovery": repr(self._recovery),
+            "recovery": f"{self._recovery!r}{self._others_id}",
             "search images": str(len(self._subset)),
             "bfloat16": str(self.bfloat16),
         }
@@ -554,6 +559,12 @@ class CompressionTask:
         choices = self.costs.choices
         is_lent = choices.step_of and self.budget.metric not in DEVICE_METRICS
         return f", in steps of {choices.channel_step}" if is_lent else ""
+
+    @property
+    def _others_id(self) -> str:
+        """The decisions beside channels and bits."""
+        _, *others = self.costs.choices.decisions
+        return "".join(f", {identity_of(decision)}" for decision in others)
 
     @cached_property
     def _network_id(self) -> str:

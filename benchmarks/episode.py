@@ -23,17 +23,18 @@ from agents.searcher import build_searcher
 from amc.candidate import Compressor
 from amc.cost.budget import Budget
 from amc.evaluate import Evaluator
+from amc.recovery.refit import MomentRefit
 from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
-from envs.compression import environment
+from envs.make import environment
 from envs.reward import DEFAULT_REWARD
 
 # Part of an episode -> (what holds the function, its name); parts do not contain one another.
 PARTS: dict[str, tuple[Any, str]] = {
-    "refit": (Compressor, "_refit_all"),
+    "refit": (MomentRefit, "all"),
     "slice": (amc.candidate, "remove_channels"),
-    "quantize": (Compressor, "_quantize"),
+    "quantize": (Compressor, "_decide"),
     "repair": (amc.candidate, "refit_layers"),
     "recalibrate": (Compressor, "_recalibrate"),
     "fold": (amc.task, "fold_batch_norm"),

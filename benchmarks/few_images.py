@@ -20,7 +20,7 @@ from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.repairs import Repaired, repaired
 from benchmarks.subject import CLASSES, add_options, subject
-from envs.program import program_strategy
+from envs.knapsack import knapsack_strategy
 
 
 def arguments() -> argparse.Namespace:
@@ -55,8 +55,8 @@ def main() -> None:
         network, data = subject(options)
         task = CompressionTask(Problem(network, data, None, budget))
         compressor = task.compressor
-        errors = compressor.errors(task.costs.choices.pairs)
-        strategy = program_strategy(task.costs, errors)
+        errors = compressor.errors(task.costs.choices)
+        strategy = knapsack_strategy(task.costs, errors)
         test = data.test.take(torch.arange(0, len(data.test), options.test_every))
         evaluator = task.evaluator(test)
         original = Repaired("the original", task.reference, "", 0.0)

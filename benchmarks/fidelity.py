@@ -24,7 +24,7 @@ from amc.recovery.training import TrainingSettings, train
 from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
-from envs.compression import environment
+from envs.make import environment
 
 
 def arguments() -> argparse.Namespace:

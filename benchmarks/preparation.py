@@ -21,7 +21,7 @@ from amc.cost.budget import Budget
 from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
-from envs.program import program_strategy
+from envs.knapsack import knapsack_strategy
 
 
 def arguments() -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main() -> None:
     with timed(rows, "errors of single decisions"):
         errors = task.errors
     with timed(rows, "the program's allocation"):
-        strategy = program_strategy(task.costs, errors)
+        strategy = knapsack_strategy(task.costs, errors)
     total = time.perf_counter() - start
     rows.append({"part": "all but the images", "seconds": f"{total:.1f}"})
     rows[-1]["peak GiB"] = f"{peak_gib():.2f}"

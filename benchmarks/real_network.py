@@ -31,7 +31,7 @@ from amc.graph.graph import NetworkGraph
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.repairs import Repaired, repaired
-from envs.program import program_strategy
+from envs.knapsack import knapsack_strategy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FULL_SIZE = 224  # of the network's training
@@ -133,11 +133,11 @@ def strategies(compressor: Compressor, fractions: list[float]) -> dict[str, Stra
     """What is repaired, by name."""
     graph: NetworkGraph = compressor.graph
     choices = choices_for(graph, (FLOAT,), channel_step=STEP, min_preserve_ratio=0.1)
-    errors = compressor.errors((FLOAT,))
+    errors = compressor.errors(choices)
     found = {}
     for fraction in fractions:
         budget = Budget.of({"metric": "macs", "fraction": fraction})
-        found[f"macs {fraction}"] = program_strategy(
+        found[f"macs {fraction}"] = knapsack_strategy(
             CostModel(graph, choices, budget, None), errors
         )
     found["all in 8 bits"] = Strategy({}, {layer.name: Bits(8, 8) for layer in graph.layers})

@@ -12,13 +12,13 @@ import argparse
 import time
 from dataclasses import replace
 
-from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
 from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
-from envs.program import program_strategy
+from envs.knapsack import knapsack_strategy
 from envs.uniform import uniform_strategies
 
 FULL = RecoverySettings()
@@ -64,7 +64,7 @@ def main() -> None:
         task = CompressionTask(Problem(network, data, None, budget, recovery=settings))
         if not allocations:  # both from the full repair's estimates, the same for all
             allocations["uniform"] = uniform_strategies(task.costs)[0]
-            allocations["program"] = program_strategy(task.costs, task.errors)
+            allocations["program"] = knapsack_strategy(task.costs, task.errors)
         search, test = task.evaluator(data.search), task.evaluator(data.test)
         original = test(task.reference).scores["accuracy"]
         for allocation, strategy in allocations.items():

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.evaluate import Evaluator
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
 
 FULL = RecoverySettings()

@@ -72,7 +72,7 @@ def frozen_table(name: str) -> Device:
         channels = asked.in_channels, asked.out_channels
         ms = phone.price("latency_ms", asked.signature, *channels, asked.bits)
         rows[asked] = Measurement(ms * (1 + number % 7 / 50), 0.0, 9)
-    return TableDevice(TableHeader("frozen", "none", 1, 1, 4, choices.pairs, fuses=fuses), rows)
+    return TableDevice(TableHeader("frozen", "none", 1, 1, 4, choices.bits, fuses=fuses), rows)
 
 
 def searches() -> Iterator[tuple[str, amc.SearchResult]]:

@@ -1,45 +1,34 @@
-"""From three numbers in [-1, 1] to a preserve ratio and bit-widths, and back."""
+"""From numbers in [-1, 1] to a preserve ratio and an option, and back."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from amc.strategy import Bits
+from amc.errors import ConfigError
 
-ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")
 FloatArray = npt.NDArray[np.float64]
+RATIO = "preserve_ratio"
+"""The first part of every action; the parts of the decisions on a layer follow."""
 
 
-@dataclass(frozen=True)
-class BitChoice:
-    """Bit pairs on a plane: each pair at its weight and activation bits, scaled to [-1, 1].
+def coordinates(numbers: FloatArray) -> FloatArray:
+    """Where options are among actions: each of their numbers scaled to [-1, 1].
 
-    With widths 2, 4, 8, 32 they sit at -1, -1/3, 1/3, 1: equal steps from one width to the next.
+    With weight bits of 2, 4, 8, 32 they sit at -1, -1/3, 1/3, 1: equal steps from one width to
+    the next.
+
+    Args:
+        numbers: Of the options, shape (options, parts).
     """
-
-    pairs: tuple[Bits, ...]
-
-    @property
-    def coordinates(self) -> FloatArray:
-        """Shape (pairs, 2)."""
-        return np.stack(
-            [
-                _scaled([pair.weight for pair in self.pairs]),
-                _scaled([pair.activation for pair in self.pairs]),
-            ],
-            1,
-        )
+    return np.stack([_scaled(part.tolist()) for part in numbers.T], 1)
 
 
-def _scaled(widths: Sequence[int]) -> FloatArray:
-    distinct = sorted(set(widths))
+def _scaled(numbers: list[float]) -> FloatArray:
+    distinct = sorted(set(numbers))
     if len(distinct) == 1:
-        return np.zeros(len(widths))
-    return np.array([2 * distinct.index(width) / (len(distinct) - 1) - 1 for width in widths])
+        return np.zeros(len(numbers))
+    return np.array([2 * distinct.index(number) / (len(distinct) - 1) - 1 for number in numbers])
 
 
 def to_ratio(action: float, lowest: float) -> float:
@@ -52,3 +41,15 @@ def from_ratio(ratio: FloatArray | float, lowest: float) -> FloatArray:
     if lowest >= 1:
         return np.ones_like(np.asarray(ratio, np.float64))
     return np.clip(2 * (np.asarray(ratio) - lowest) / (1 - lowest) - 1, -1, 1)
+
+
+def checked_action(action: npt.ArrayLike, parts: int) -> FloatArray:
+    """An action as so many finite numbers, cut off at -1 and 1.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    asked = np.asarray(action, np.float64)
+    if asked.size != parts or not np.isfinite(asked).all():
+        raise ConfigError(f"An action must be {parts} numbers in [-1, 1], got {action!r}.")
+    return np.clip(asked.reshape(parts), -1, 1)

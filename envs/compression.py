@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Unpack
+from typing import Any
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from torch import nn
 
-from amc.cost.budget import BudgetLike
 from amc.cost.model import ROUNDING, CostModel, WalkCosts
-from amc.cost.shipped import DeviceLike
-from amc.data import DataSet
+from amc.decisions import value_in
 from amc.errors import ConfigError
 from amc.evaluate import Evaluation
 from amc.recovery.errors import LayerErrors
-from amc.store import EvaluationStore
-from amc.strategy import FLOAT, IDENTITY, Strategy
-from amc.task import CompressionTask, Problem, ProblemOptions
-from envs.action import BitChoice, from_ratio, to_ratio
-from envs.belief import ErrorBelief
-from envs.guide import Guide
+from amc.strategy import IDENTITY, Option, Strategy
+from amc.task import CompressionTask
+from envs.action import RATIO, checked_action, coordinates, from_ratio, to_ratio
+from envs.estimates import LayerEstimates, layer_estimates
+from envs.knapsack import knapsack_strategy
 from envs.levels import nearest_level
-from envs.observation import HIGH, INFORMED, LOW, LayerView, feature_names, observe
-from envs.outlook import Outlook, outlooks
-from envs.program import program_strategy
+from envs.look_ahead import LookAhead
+from envs.observation import (
+    HIGH,
+    LOW,
+    Features,
+    feature_names,
+    is_informed,
+    layer_view,
+    observe,
+)
 from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
+from envs.surrogate import Surrogate
 from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
@@ -47,20 +50,21 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     and the layer's weight and activation bits. After the last layer the strategy is applied and
     evaluated once.
 
-    ### Actions: ``Box(-1, 1, (3,))``
+    ### Actions: ``Box(-1, 1, (n,))``, by default n = 3
 
     | index | decides | -1 | 1 |
     |---|---|---|---|
     | 0 | preserve_ratio | min_preserve_ratio | 1 |
     | 1 | weight_bits | fewest on offer | most on offer |
     | 2 | activation_bits | fewest on offer | most on offer |
+    | 3 ... | the parts of other decisions (`amc.decisions`) | smallest | largest |
 
-    The ratio is rounded to the nearest channel count on offer (the device's channel step); bits to
-    the nearest pair on offer. Where residual blocks may go, -1 is a ratio of 0: the block of these
-    channels is left out, and the steps of its later layers decide nothing that counts. Where the
-    layer decides no group (its channels were decided by an earlier layer, or are frozen), part 0 is
-    ignored and the feature ``decides_ratio`` is 0; where all pairs on offer have the same weight
-    (activation) bits, part 1 (2) is ignored.
+    The ratio is rounded to the nearest channel count on offer (the device's channel step); the
+    others to the nearest option on offer. Where residual blocks may go, -1 is a ratio of 0: the
+    block of these channels is left out, and the steps of its later layers decide nothing that
+    counts. Where the layer decides no group (its channels were decided by an earlier layer, or are
+    frozen), part 0 is ignored and the feature ``decides_ratio`` is 0; where all options on offer
+    have the same number in a part, that part is ignored.
 
     ### The budget
 
@@ -117,8 +121,9 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         """
         if observation is None and errors is None:
             observation = "plain"
-        self.observation_names = feature_names(observation)
-        self._informed = any(name in INFORMED for name in self.observation_names)
+        self.action_names = (RATIO, *costs.choices.parts)
+        self.observation_names = feature_names(observation, costs.choices.parts[2:])
+        self._informed = is_informed(self.observation_names)
         self.costs, self._evaluate, self._original = costs, evaluate, original
         self._errors = errors
         if self._informed:
@@ -127,12 +132,13 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self._reward = build_reward(reward)
         self._graph = costs.graph
         self._reward.check_original(self._outcome(original, IDENTITY, costs.original))
-        self._bits = BitChoice(costs.choices.pairs).coordinates  # (pairs, 2)
+        self._options = coordinates(costs.choices.numbers)  # (options, parts)
+        self._seen = [self._features(option) for option in costs.choices.options]
         self._lowest = 0.0 if costs.choices.drop_blocks else costs.choices.min_preserve_ratio
         self.observation_space = spaces.Box(LOW, HIGH, (len(self.observation_names),), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
         self._walk: WalkCosts | None = None
-        self._advised: tuple[int, int] | None = None
+        self._prior: tuple[int, int] | None = None
         self._step = 0
 
     @property
@@ -166,65 +172,60 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
         self._walk, self._step = self.costs.start(), 0
-        self._previous_ratio, self._previous_bits = 1.0, FLOAT
-        self._advised = None
+        self._previous = 1.0, self._features(Option())
+        self._prior = None
         return self._observation(), {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         if self._walk is None or self._step >= self.layers_count:
             raise gymnasium.error.ResetNeeded("Call reset() before step(): no walk is under way.")
-        asked = checked_action(action)
-        level, pair, clamped = self._choose(asked)
+        asked = checked_action(action, len(self.action_names))
+        level, option, clamped = self._choose(asked)
         executed = asked
         if clamped:
-            decided = self._action_of(self._step, level, pair)
+            decided = self._action_of(self._step, level, option)
             executed = np.where(self.effective_actions()[self._step], decided, asked)
-        self._walk.decide(self._step, level, pair)
+        self._walk.decide(self._step, level, option)
         layer = self._graph.layers[self._step]
-        self._previous_ratio = layer.outputs.count(self._walk.kept) / layer.out_channels
-        self._previous_bits = self.costs.choices.pairs[pair]
+        ratio = layer.outputs.count(self._walk.kept) / layer.out_channels
+        self._previous = ratio, self._seen[option]
         self._step += 1
-        self._advised = None
-        info: dict[str, Any] = {
-            "executed_action": executed.astype(np.float32),
-            "clamped": clamped,
-        }
+        self._prior = None
+        info = {"executed_action": executed.astype(np.float32), "clamped": clamped}
         done = self._step == self.layers_count
         reward = self._finish(info) if done else 0.0
         return self._observation(), reward, done, False, info
 
-    # -- decisions ----------------------------------------------------------------------------
-
     def _choose(self, asked: npt.NDArray[np.float64]) -> tuple[int, int, bool]:
-        """Ratio level and bit pair nearest to what was asked, within the budget."""
+        """Ratio level and option nearest to what was asked, within the budget."""
         walk, layer = self._walk, self._step
         assert walk is not None
         ratios = self.costs.level_ratios[layer]
         wanted = to_ratio(float(asked[0]), self._lowest)
         level = int(np.abs(ratios - wanted).argmin())
-        pair = int(np.square(self._bits - asked[1:]).sum(1).argmin())
+        option = int(np.square(self._options - asked[1:]).sum(1).argmin())
         bound = self.costs.bound
-        if not self._reward.hard or walk.decision_costs(layer, level, pair)[0, 0] <= bound:
-            return level, pair, False
+        if not self._reward.hard or walk.decision_costs(layer, level, option)[0, 0] <= bound:
+            return level, option, False
         for other in self.costs.completions(walk, layer):
-            if other.decision_costs(layer, level, pair)[0, 0] <= bound:
+            if other.decision_costs(layer, level, option)[0, 0] <= bound:
                 self._walk = other
-                return level, pair, False
-        totals = walk.decision_costs(layer, None, None)  # (levels, pairs)
+                return level, option, False
+        totals = walk.decision_costs(layer, None, None)  # (levels, options)
         along_ratio = np.square(from_ratio(ratios, self._lowest) - asked[0])
         if len(ratios) == 1:
             along_ratio = np.zeros(1)
-        distance = along_ratio[:, None] + np.square(self._bits - asked[1:]).sum(1)[None, :]
+        distance = along_ratio[:, None] + np.square(self._options - asked[1:]).sum(1)[None, :]
         distance[totals > bound * (1 + ROUNDING)] = np.inf
         while True:  # the exact cost decides; the cheapest completion always passes
-            level, pair = (int(i) for i in np.unravel_index(distance.argmin(), distance.shape))
-            if walk.decision_costs(layer, level, pair)[0, 0] <= bound:
-                return level, pair, True
-            distance[level, pair] = np.inf
+            level, option = (int(i) for i in np.unravel_index(distance.argmin(), distance.shape))
+            if walk.decision_costs(layer, level, option)[0, 0] <= bound:
+                return level, option, True
+            distance[level, option] = np.inf
 
-    def _action_of(self, layer: int, level: int, pair: int) -> npt.NDArray[np.float64]:
+    def _action_of(self, layer: int, level: int, option: int) -> npt.NDArray[np.float64]:
         ratio = float(from_ratio(self.costs.level_ratios[layer][level], self._lowest))
-        return np.array([ratio, *self._bits[pair]])
+        return np.array([ratio, *self._options[option]])
 
     def encode(self, strategy: Strategy) -> list[Array]:
         """Actions that walk to a strategy made of this environment's choices.
@@ -235,21 +236,22 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         Raises:
             ConfigError: The strategy has channel counts or bits that are not on offer.
         """
-        kept, pairs = self.costs.encode(strategy)
+        kept, options = self.costs.encode(strategy)
         actions = []
         for layer in self._graph.layers:
             level = nearest_level(self.costs, kept, layer.index)
-            actions.append(self._action_of(layer.index, level, int(pairs[layer.index])))
+            actions.append(self._action_of(layer.index, level, int(options[layer.index])))
         return [action.astype(np.float32) for action in actions]
 
     def effective_actions(self) -> npt.NDArray[np.bool_]:
-        """Which parts of every step's action are not ignored, shape (layers, 3)."""
+        """Which parts of every step's action are not ignored, shape (layers, parts)."""
         decides = np.array([len(levels) > 1 for levels in self.costs.levels])
-        bits = np.broadcast_to(np.ptp(self._bits, 0) > 0, (self.layers_count, 2))
-        return np.concatenate([decides[:, None], bits], 1)
+        differ = np.ptp(self._options, 0) > 0
+        options = np.broadcast_to(differ, (self.layers_count, len(differ)))
+        return np.concatenate([decides[:, None], options], 1)
 
     def uniform_strategies(self) -> list[Strategy]:
-        """One preserve ratio and one bit pair for all: see `envs.uniform.uniform_strategies`."""
+        """One preserve ratio and one option for all: see `envs.uniform.uniform_strategies`."""
         return uniform_strategies(self.costs)
 
     # -- what is known without an evaluation --------------------------------------------------
@@ -260,17 +262,17 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         return None if self._errors is None else self._errors()
 
     @cached_property
-    def guide(self) -> Guide:
-        """What the program would decide at each step.
+    def look_ahead(self) -> LookAhead:
+        """What the knapsack would decide at each step.
 
         Raises:
             ConfigError: No errors are known.
         """
-        return Guide(self.costs, self.check_informed("agent.anchor=program"))
+        return LookAhead(self.costs, self.check_informed("agent.anchor=program"))
 
     @cached_property
-    def _outlooks(self) -> list[Outlook]:
-        return outlooks(self.costs, self.check_informed("env.observation"))
+    def _estimates(self) -> list[LayerEstimates]:
+        return layer_estimates(self.costs, self.check_informed("env.observation"))
 
     def check_informed(self, what: str) -> LayerErrors:
         """The errors, for what cannot do without them.
@@ -286,20 +288,20 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             )
         return self.errors
 
-    def program_strategies(self) -> list[Strategy]:
-        """The allocation of least estimated error: see `envs.program.program_strategy`.
+    def knapsack_strategies(self) -> list[Strategy]:
+        """The allocation of least estimated error: see `envs.knapsack.knapsack_strategy`.
 
         Raises:
             ConfigError: No errors are known.
         """
-        return [self._program]
+        return [self._allocated]
 
     @cached_property
-    def _program(self) -> Strategy:
-        return program_strategy(self.costs, self.check_informed("warm_start=program"))
+    def _allocated(self) -> Strategy:
+        return knapsack_strategy(self.costs, self.check_informed("warm_start=program"))
 
-    def belief(self) -> ErrorBelief:
-        """What is believed of the estimated errors before any evaluation.
+    def surrogate(self) -> Surrogate:
+        """What strategies lose, before any evaluation.
 
         Raises:
             ConfigError: No errors are known, or the original has no finite reward.
@@ -312,72 +314,55 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
                 f"finite number: reward={self.reward_name} gives {whole!r} for {self._original}. "
                 "Choose another reward, or agent.belief_share=0."
             )
-        return ErrorBelief(self.costs, errors, whole)
+        return Surrogate(self.costs, errors, whole)
 
-    def advised_action(self) -> npt.NDArray[np.float64]:
-        """The action that the guide advises for the next step, shape (3,)."""
+    def prior_action(self) -> npt.NDArray[np.float64]:
+        """The knapsack's advice for the next step, shape (parts,)."""
         return self._action_of(self._step, *self._advice())
 
-    def advice_along(self, strategy: Strategy) -> list[npt.NDArray[np.float64]]:
-        """What the guide advises at each step of the walk to a strategy, each of shape (3,)."""
-        kept, pairs = self.costs.encode(strategy)
-        walk, advice = self.costs.start(), []
+    def prior_actions_along(self, strategy: Strategy) -> list[npt.NDArray[np.float64]]:
+        """The prior action at each step of the walk to a strategy, each of shape (parts,)."""
+        kept, options = self.costs.encode(strategy)
+        walk, priors = self.costs.start(), []
         for layer in self._graph.layers:
-            advice.append(self._action_of(layer.index, *self.guide.decision(layer.index, walk)))
+            advice = self.look_ahead.decision(layer.index, walk)
+            priors.append(self._action_of(layer.index, *advice))
             level = nearest_level(self.costs, kept, layer.index)
-            walk.decide(layer.index, level, int(pairs[layer.index]))
-        return advice
+            walk.decide(layer.index, level, int(options[layer.index]))
+        return priors
 
     def _advice(self) -> tuple[int, int]:
-        """Level and pair that the guide advises for the next step; looked up once a step."""
+        """Level and option that the knapsack advises for the next step; looked up once a step."""
         assert self._walk is not None
-        if self._advised is None:
-            self._advised = self.guide.decision(self._step, self._walk)
-        return self._advised
+        if self._prior is None:
+            self._prior = self.look_ahead.decision(self._step, self._walk)
+        return self._prior
 
     # -- observation and end ------------------------------------------------------------------
 
     def _observation(self) -> Array:
         assert self._walk is not None
-        step = min(self._step, self.layers_count - 1)
-        layer = self._graph.layers[step]
-        total, bound = self.costs.original, self.costs.bound
-        now = self._walk.layer_costs()
-        full = self.costs.original_costs
-        view = LayerView(
-            layer=layer,
-            layers=self.layers_count,
-            decides=len(self.costs.level_ratios[step]) > 1,
-            input_ratio=layer.inputs.count(self._walk.kept) / layer.in_channels,
-            cost_share=float(full[step]) / total,
-            saved=float((full[: self._step] - now[: self._step]).sum()) / total,
-            rest=float(full[step + 1 :].sum()) / total,
-            spent=self._walk.total / bound,
-            floor_rest=float(now[self._step :].sum()) / bound,
-            budget_left=(bound - float(now[: self._step].sum()))
-            / max(float(full[self._step :].sum()), 1e-9 * total),
-            previous_ratio=self._previous_ratio,
-            previous_bits=self._previous_bits,
-        )
+        advised, estimates = (1.0, self._features(Option())), None
         if self._informed:
-            view = self._inform(view, step)
+            estimates = self._estimates[min(self._step, self.layers_count - 1)]
+            if self._step < self.layers_count:  # else nothing is left to advise on
+                level, option = self._advice()
+                advised = float(self.costs.level_ratios[self._step][level]), self._seen[option]
+        view = layer_view(self.costs, self._walk, self._step, self._previous, advised, estimates)
         return observe(view, self.observation_names)
 
-    def _inform(self, view: LayerView, step: int) -> LayerView:
-        if self._step == self.layers_count:  # nothing is left to advise on
-            return replace(view, outlook=self._outlooks[step])
-        level, pair = self._advice()
-        return replace(
-            view,
-            outlook=self._outlooks[step],
-            advised_ratio=float(self.costs.level_ratios[step][level]),
-            advised_bits=self.costs.choices.pairs[pair],
-        )
+    def _features(self, option: Option) -> Features:
+        """The numbers of an option as the agent sees them."""
+        return {
+            part: decision.feature(number)
+            for decision in self.costs.choices.decisions
+            for part, number in zip(decision.parts, value_in(option, decision), strict=True)
+        }
 
     def _finish(self, info: dict[str, Any]) -> float:
         walk = self._walk
         assert walk is not None
-        info["strategy"] = self.costs.decode(walk.kept, walk.pairs)
+        info["strategy"] = self.costs.decode(walk.kept, walk.options)
         info["evaluation"], reward = self.evaluate(info["strategy"])
         info["meets_budget"] = walk.total <= self.costs.bound
         return reward
@@ -411,79 +396,3 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
     def _outcome(self, evaluation: Evaluation, strategy: Strategy, cost: float) -> Outcome:
         return outcome_of(self.costs, strategy, cost, evaluation, self._original)
-
-
-def checked_action(action: Array) -> npt.NDArray[np.float64]:
-    """An action as three finite numbers, cut off at -1 and 1.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    asked = np.asarray(action, np.float64)
-    if asked.size != 3 or not np.isfinite(asked).all():
-        raise ConfigError(f"An action must be three numbers in [-1, 1], got {action!r}.")
-    return np.clip(asked.reshape(3), -1, 1)
-
-
-def environment(
-    task: CompressionTask,
-    reward: RewardLike = DEFAULT_REWARD,
-    observation: str | Sequence[str] | None = None,
-    costs: CostModel | None = None,
-) -> CompressionEnv:
-    """The walk over a task's network.
-
-    Args:
-        costs: With another bound than the task's.
-    """
-    return CompressionEnv(
-        costs or task.costs,
-        task.evaluate,
-        task.original,
-        reward,
-        observation,
-        lambda: task.errors,
-    )
-
-
-def make_env(
-    network: nn.Module,
-    data: DataSet,
-    device: DeviceLike = None,
-    budget: BudgetLike = 0.5,
-    *,
-    reward: RewardLike = DEFAULT_REWARD,
-    observation: str | Sequence[str] | None = None,
-    store: EvaluationStore | None = None,
-    **problem: Unpack[ProblemOptions],
-) -> CompressionEnv:
-    """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
-
-    Args:
-        network: Trained; not modified.
-        device: Name of a device that comes with amc, the options of one, or itself; None where
-            the budget's metric needs none.
-        budget: A budget, its fields, or a fraction of the original's latency.
-        store: Where evaluations are looked up and remembered.
-        problem: Further arguments of `amc.task.Problem`.
-
-    Returns:
-        The environment; its attribute ``task`` is the `CompressionTask`.
-
-    Raises:
-        ConfigError: An option has an unknown name.
-        AmcError: As `Problem`, `CompressionTask` and `CompressionEnv`.
-    """
-    known = [*ProblemOptions.__annotations__, "store"]
-    for name in problem:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"amc/Compression-v0 has no option {name!r}; beside network, data, device, budget, "
-                f"reward and observation it takes {', '.join(known)}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
-    task = CompressionTask(Problem(network, data, device, budget, **problem), store)
-    env = environment(task, reward, observation)
-    env.task = task
-    return env

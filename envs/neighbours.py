@@ -9,7 +9,7 @@ from amc.cost.model import CostModel, WalkCosts
 from envs.levels import level_at
 
 Choice = tuple[tuple[int, ...], tuple[int, ...]]
-"""(channels kept of every group, bit pair of every layer)."""
+"""(channels kept of every group, option of every layer)."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,7 +27,7 @@ def neighbour(
     time, and takes as much as it can. If none can give way any more, nothing is changed.
 
     Args:
-        tables: Estimated error of every layer's decisions, shape (levels, pairs) each.
+        tables: Estimated error of every layer's decisions, shape (levels, options) each.
     """
     places = [layer for layer, table in enumerate(tables) if table.size > 1]
     if not places:
@@ -44,22 +44,22 @@ def neighbour(
             return choice
     for layer in rng.permutation(places).tolist():
         _take(costs, walk, layer, tables[layer])
-    return tuple(walk.kept), tuple(walk.pairs)
+    return tuple(walk.kept), tuple(walk.options)
 
 
 def _changed(
     costs: CostModel, walk: WalkCosts, layer: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Another level, or another bit pair, or both."""
-    level, pair = level_at(costs, walk.kept, layer), walk.pairs[layer]
-    levels, pairs = len(costs.levels[layer]), len(costs.choices.pairs)
+    """Another level, or another option, or both."""
+    level, option = level_at(costs, walk.kept, layer), walk.options[layer]
+    levels, options = len(costs.levels[layer]), len(costs.choices.options)
     both = rng.random() < 0.5
-    if levels > 1 and (pairs == 1 or both or rng.random() < 0.5):
+    if levels > 1 and (options == 1 or both or rng.random() < 0.5):
         step = round(float(rng.normal(0, SPREAD * levels))) or int(rng.choice((-1, 1)))
         level = min(max(level + step, 0), levels - 1)
         if not both:
-            return level, pair
-    return level, int(rng.integers(pairs))
+            return level, option
+    return level, int(rng.integers(options))
 
 
 def _give_way(costs: CostModel, walk: WalkCosts, layer: int) -> None:
@@ -68,18 +68,21 @@ def _give_way(costs: CostModel, walk: WalkCosts, layer: int) -> None:
         return
     totals = walk.decision_costs(layer, None, None)
     cheaper = np.where(totals < walk.total * SAME, totals, -np.inf)
-    level, pair = (int(i) for i in np.unravel_index(cheaper.argmax(), cheaper.shape))
-    if np.isfinite(cheaper[level, pair]):
-        walk.decide(layer, level, pair)
+    level, option = (int(i) for i in np.unravel_index(cheaper.argmax(), cheaper.shape))
+    if np.isfinite(cheaper[level, option]):
+        walk.decide(layer, level, option)
 
 
 def _take(costs: CostModel, walk: WalkCosts, layer: int, table: FloatArray) -> None:
     """Take a layer's decision of least estimated error that still fits."""
-    now = table[level_at(costs, walk.kept, layer), walk.pairs[layer]]
+    now = table[level_at(costs, walk.kept, layer), walk.options[layer]]
     if now <= table.min():
         return
     fits = walk.decision_costs(layer, None, None) <= costs.bound
     error = np.where(fits, table, np.inf)
-    level, pair = (int(i) for i in np.unravel_index(error.argmin(), error.shape))
-    if error[level, pair] < now and walk.decision_costs(layer, level, pair)[0, 0] <= costs.bound:
-        walk.decide(layer, level, pair)
+    level, option = (int(i) for i in np.unravel_index(error.argmin(), error.shape))
+    if (
+        error[level, option] < now
+        and walk.decision_costs(layer, level, option)[0, 0] <= costs.bound
+    ):
+        walk.decide(layer, level, option)

@@ -7,16 +7,19 @@ another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from amc.cost.model import CostModel, WalkCosts
 from amc.errors import ConfigError
 from amc.graph.types import LayerInfo
-from amc.strategy import FLOAT, Bits
-from envs.outlook import Outlook
+from envs.estimates import LayerEstimates
+
+Features = Mapping[str, float]
+"""Part of a decision -> the number chosen, as agents see it."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class LayerView:
         floor_rest: Cheapest cost of this and the later layers / the bound.
         budget_left: What the bound leaves for this and the later layers / what they cost in
             the original.
-        previous_ratio, previous_bits: The decision before.
-        outlook: What every decision of the layer costs in accuracy and saves; None if unknown.
-        advised_ratio, advised_bits: The program's decision here; whole and float if unknown.
+        previous_ratio, previous: What was decided before.
+        advised_ratio, advised: The knapsack's decision here, the prior action.
+        estimates: What every decision of the layer costs in accuracy and saves; None if unknown.
     """
 
     layer: LayerInfo
@@ -51,16 +54,16 @@ class LayerView:
     floor_rest: float
     budget_left: float
     previous_ratio: float
-    previous_bits: Bits
-    outlook: Outlook | None = None
-    advised_ratio: float = 1.0
-    advised_bits: Bits = FLOAT
+    previous: Features
+    advised_ratio: float
+    advised: Features
+    estimates: LayerEstimates | None = None
 
     @property
-    def known(self) -> Outlook:
-        """The outlook, where features need it."""
-        assert self.outlook is not None
-        return self.outlook
+    def known(self) -> LayerEstimates:
+        """The estimates, where features need them."""
+        assert self.estimates is not None
+        return self.estimates
 
 
 def _log(value: float, largest: float) -> float:
@@ -86,8 +89,8 @@ PLAIN: dict[str, Callable[[LayerView], float]] = {
     "saved": lambda v: v.saved,
     "rest": lambda v: v.rest,
     "previous_ratio": lambda v: v.previous_ratio,
-    "previous_weight_bits": lambda v: _log(v.previous_bits.weight, 32),
-    "previous_activation_bits": lambda v: _log(v.previous_bits.activation, 32),
+    "previous_weight_bits": lambda v: v.previous["weight_bits"],
+    "previous_activation_bits": lambda v: v.previous["activation_bits"],
     "spent": lambda v: v.spent,
     "floor_rest": lambda v: v.floor_rest,
     "decides_ratio": lambda v: float(v.decides),
@@ -110,12 +113,12 @@ INFORMED: dict[str, Callable[[LayerView], float]] = {
     "bits_saved_middle": lambda v: v.known.bits_saved[1],
     "budget_left": lambda v: v.budget_left,
     "advised_ratio": lambda v: v.advised_ratio,
-    "advised_weight_bits": lambda v: _log(v.advised_bits.weight, 32),
-    "advised_activation_bits": lambda v: _log(v.advised_bits.activation, 32),
+    "advised_weight_bits": lambda v: v.advised["weight_bits"],
+    "advised_activation_bits": lambda v: v.advised["activation_bits"],
 }
 FEATURES = PLAIN | INFORMED
 # What an observation may name as one. Of the informed: what decisions cost in accuracy, what they
-# save, and what the program makes of both.
+# save, and what the knapsack makes of both.
 FAMILIES = {
     "all": tuple(FEATURES),
     "plain": tuple(PLAIN),
@@ -126,8 +129,16 @@ FAMILIES = {
 LOW, HIGH = -2.0, 4.0  # only what is left of a budget, near the end of a walk, comes near
 
 
-def feature_names(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
+def is_informed(names: Iterable[str]) -> bool:
+    """Whether some of the features need the estimated errors of decisions."""
+    return any(name in INFORMED or name.startswith("advised_") for name in names)
+
+
+def feature_names(chosen: str | Sequence[str] | None, parts: Sequence[str] = ()) -> tuple[str, ...]:
     """Features by name, or by the name of a family of them ("plain": AMC's); None means all.
+
+    Args:
+        parts: Of the decisions on a layer; of each there are ``previous_`` and ``advised_``.
 
     Raises:
         ConfigError: A name is unknown, or there is none.
@@ -136,18 +147,65 @@ def feature_names(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
         chosen = "all"
     if isinstance(chosen, str) or not isinstance(chosen, Iterable):
         chosen = (chosen,)
-    known = FAMILIES | {name: (name,) for name in FEATURES}
+    before, advised = ([f"{when}_{part}" for part in parts] for when in ("previous", "advised"))
+    more = {"all": [*before, *advised], "plain": before, "advice": advised}
+    families = {name: (*of, *more.get(name, ())) for name, of in FAMILIES.items()}
+    known = families | {name: (name,) for name in (*FEATURES, *before, *advised)}
     names = tuple(chosen)
     unknown = [name for name in names if not (isinstance(name, str) and name in known)]
     if unknown or not names:
         raise ConfigError(
             f"env.observation has unknown features {unknown}; choose at least one of "
-            f"{', '.join(FAMILIES)}, or of {', '.join(FEATURES)}."
+            f"{', '.join(families)}, or of {', '.join(families['all'])}."
         )
     return tuple(dict.fromkeys(feature for name in names for feature in known[name]))
 
 
+def layer_view(
+    costs: CostModel,
+    walk: WalkCosts,
+    step: int,
+    previous: tuple[float, Features],
+    advised: tuple[float, Features],
+    estimates: LayerEstimates | None,
+) -> LayerView:
+    """What a walk is like at a step.
+
+    Args:
+        step: Layers decided; where that is all of them, the last layer is seen once more.
+    """
+    layers = costs.graph.layers
+    place = min(step, len(layers) - 1)
+    layer, total, bound = layers[place], costs.original, costs.bound
+    now, full = walk.layer_costs(), costs.original_costs
+    return LayerView(
+        layer=layer,
+        layers=len(layers),
+        decides=len(costs.level_ratios[place]) > 1,
+        input_ratio=layer.inputs.count(walk.kept) / layer.in_channels,
+        cost_share=float(full[place]) / total,
+        saved=float((full[:step] - now[:step]).sum()) / total,
+        rest=float(full[place + 1 :].sum()) / total,
+        spent=walk.total / bound,
+        floor_rest=float(now[step:].sum()) / bound,
+        budget_left=(bound - float(now[:step].sum())) / max(float(full[step:].sum()), 1e-9 * total),
+        previous_ratio=previous[0],
+        previous=previous[1],
+        advised_ratio=advised[0],
+        advised=advised[1],
+        estimates=estimates,
+    )
+
+
 def observe(view: LayerView, names: tuple[str, ...] = tuple(FEATURES)) -> npt.NDArray[np.float32]:
     """The named features of a layer, shape (len(names),)."""
-    values = np.array([FEATURES[name](view) for name in names], np.float32)
+    values = np.array([_feature(view, name) for name in names], np.float32)
     return np.clip(values, LOW, HIGH)
+
+
+def _feature(view: LayerView, name: str) -> float:
+    if name in FEATURES:
+        return FEATURES[name](view)
+    when, _, part = name.partition("_")
+    found: Features = getattr(view, when)
+    return found[part]

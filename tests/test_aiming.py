@@ -14,13 +14,13 @@ from torch import nn
 
 from agents.trial import Trial
 from amc import api, local
-from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.profile import LocalSpec
 from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
 from amc.evaluate import Evaluator
 from amc.measure import Timing
+from amc.recovery.settings import RecoverySettings
 from amc.report.tables import ComparisonRow
 from amc.report.tensorboard import EventWriter
 from amc.runtimes import Sampler, TorchRuntime
@@ -31,7 +31,7 @@ from amc.study.journal import Journal
 from amc.study.reaim import evaluations_until, is_missed, judged, tightened_bound
 from amc.study.result import SearchResult
 from amc.task import CompressionTask, Problem
-from envs.belief import ErrorBelief
+from envs.surrogate import Surrogate
 from tests.conftest import classified, fixed_tiny_net, random_images
 
 BUDGET = Budget("latency_ms", fraction=0.7)
@@ -263,18 +263,18 @@ def test_search_says_where_nothing_is_predicted_to_be_fast_enough(
 def test_agent_and_belief_go_on_from_what_they_have_learnt(
     find: Find, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beliefs: list[ErrorBelief] = []  # kept, so that no two have the same identity
+    beliefs: list[Surrogate] = []  # kept, so that no two have the same identity
     told: list[list[Strategy]] = []
-    note = ErrorBelief.note
+    note = Surrogate.note
 
-    def noting(self: ErrorBelief, strategy: Strategy, reward: float) -> None:
+    def noting(self: Surrogate, strategy: Strategy, reward: float) -> None:
         if not any(belief is self for belief in beliefs):
             beliefs.append(self)
             told.append([])
         told[next(i for i, belief in enumerate(beliefs) if belief is self)].append(strategy)
         note(self, strategy, reward)
 
-    monkeypatch.setattr(ErrorBelief, "note", noting)
+    monkeypatch.setattr(Surrogate, "note", noting)
     measure(monkeypatch, 0.8, 0.69)
     result = find(reaim=1)
     losses = [trial.diagnostics.get("critic_loss") for trial in result.trials]

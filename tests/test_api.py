@@ -22,7 +22,6 @@ from agents.policy import Policy
 from agents.searcher import Trial
 from amc import api, local
 from amc.api import SearchResult, search
-from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
 from amc.cost.profile import LocalSpec
@@ -42,6 +41,7 @@ from amc.errors import (
 from amc.export import export_onnx, read_precisions
 from amc.files import cache_folder
 from amc.measure import measure_latency
+from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
@@ -54,7 +54,7 @@ from amc.study.introduction import describe
 from amc.study.recorder import layer_rows
 from amc.study.result import _warmup
 from amc.task import CompressionTask, SearchSpace
-from envs.compression import environment
+from envs.make import environment
 from envs.reward import Outcome, Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, randomise_norms
 from tests.graph.nets import Residuals

@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from amc import candidate
-from amc.candidate import Compressor, RecoverySettings, _Memo, rebuild
+from amc.candidate import Compressor
+from amc.compress.network import rebuild
 from amc.compress.quantization import QuantizedConv2d, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
+from amc.cost.choices import choices_for
 from amc.errors import CalibrationError, ConfigError, StrategyError
 from amc.recovery import moments
 from amc.recovery.batch_norm import recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors
+from amc.recovery.refit import _Memo
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from tests.conftest import TINY_SHAPE, randomise_norms
 from tests.graph.nets import SHAPE, Residuals, SqueezeExcite
@@ -277,33 +281,36 @@ PAIRS = (FLOAT, Bits(8, 8), Bits(4, 8), Bits(4, 4))
 
 
 def test_errors_are_of_every_count_of_every_group_and_every_pair_of_every_layer(compressor):
-    errors = compressor.errors(PAIRS)
+    errors = compressor.errors(choices_for(compressor.graph, PAIRS))
     assert [len(curve) for curve in errors.removal] == [4 + 1, 6 + 1, 5 + 1]
-    assert errors.bits.shape == (4, len(PAIRS))
+    assert errors.options.shape == (4, len(PAIRS))
     assert errors.total([4, 6, 5], [0] * 4) == 0
     assert errors.total([2, 6, 5], [0] * 4) == errors.removal[0][2] > 0
-    assert errors.total([4, 6, 5], [0, 2, 0, 0]) == errors.bits[1, 2] > 0
+    assert errors.total([4, 6, 5], [0, 2, 0, 0]) == errors.options[1, 2] > 0
 
 
 def test_errors_are_the_same_for_the_same_images(compressor):
     fresh = Compressor(compressor.graph, IMAGES.clone(), SETTINGS)
     compressor.apply(HALF)
-    first, second = compressor.errors(PAIRS), fresh.errors(PAIRS)
+    first, second = (
+        compressor.errors(choices_for(compressor.graph, PAIRS)),
+        fresh.errors(choices_for(fresh.graph, PAIRS)),
+    )
     for one, other in zip(first.removal, second.removal, strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(first.bits, second.bits)
+    np.testing.assert_array_equal(first.options, second.options)
 
 
 def test_refit_lowers_the_errors_of_removals_and_leaves_those_of_bits(tiny_graph):
-    refitted = Compressor(tiny_graph, IMAGES, SETTINGS).errors(PAIRS)
+    refitted = Compressor(tiny_graph, IMAGES, SETTINGS).errors(choices_for(tiny_graph, PAIRS))
     settings = RecoverySettings(96, 64, least_squares=False)
-    sliced = Compressor(tiny_graph, IMAGES, settings).errors(PAIRS)
+    sliced = Compressor(tiny_graph, IMAGES, settings).errors(choices_for(tiny_graph, PAIRS))
     for group in (0, 1):
         loses = sliced.removal[group] > 1e-6  # nats
         assert loses.sum() >= 3
         assert (refitted.removal[group] <= sliced.removal[group])[loses].all()
         assert (refitted.removal[group] < sliced.removal[group])[loses][1:].all()
-    np.testing.assert_array_equal(refitted.bits, sliced.bits)
+    np.testing.assert_array_equal(refitted.options, sliced.options)
 
 
 @pytest.fixture
@@ -322,7 +329,7 @@ def fits(monkeypatch):
 def test_errors_are_estimated_on_as_many_images_as_are_set(tiny_graph, fits, monkeypatch):
     compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, 64, error_images=32))
     monkeypatch.setattr(Compressor, "_is_ample", True)  # noise is never: its columns share nothing
-    compressor.errors(PAIRS)
+    compressor.errors(choices_for(compressor.graph, PAIRS))
     assert len(fits) == 1
     assert torch.equal(fits[0][0], compressor._images[:32])
     assert fits[0][1] is compressor.statistics
@@ -330,7 +337,7 @@ def test_errors_are_estimated_on_as_many_images_as_are_set(tiny_graph, fits, mon
 
 def test_of_few_images_each_half_is_judged_by_what_the_other_half_gives(tiny_graph, fits):
     compressor = Compressor(tiny_graph, IMAGES, RecoverySettings(96, 64, error_images=32))
-    compressor.errors(PAIRS)
+    compressor.errors(choices_for(compressor.graph, PAIRS))
     even, odd = compressor._images[::2], compressor._images[1::2]
     for (judging, statistics), fitted, others in zip(fits, (even, odd), (odd, even), strict=True):
         assert torch.equal(judging, others[:16])
@@ -341,7 +348,7 @@ def test_of_few_images_each_half_is_judged_by_what_the_other_half_gives(tiny_gra
 
 def test_three_images_are_not_halved(tiny_graph, fits):
     compressor = Compressor(tiny_graph, IMAGES[:3], SETTINGS)
-    compressor.errors(PAIRS)
+    compressor.errors(choices_for(compressor.graph, PAIRS))
     assert len(fits) == 1
 
 
@@ -367,9 +374,9 @@ def test_refit_to_few_images_is_estimated_to_cost_what_it_costs_on_others():
         compressor.statistics,
         compressor.paths,
         partial(compressor._removed, moments=compressor.statistics.moments),
-        (FLOAT,),
+        choices_for(graph, (FLOAT,)),
     )
-    estimated = compressor.errors((FLOAT,)).removal[0][32]
+    estimated = compressor.errors(choices_for(compressor.graph, (FLOAT,))).removal[0][32]
     assert in_sample.removal[0][32] < seen / 3
     assert seen / 2 < estimated < 2 * seen
 
@@ -389,7 +396,7 @@ def test_layers_that_follow_their_input_have_no_error_of_its_removal():
     compressor = Compressor(graph_of(network, TINY_SHAPE), IMAGES, SETTINGS)
     group = compressor.graph.free_groups[0]
     assert set(compressor._removed(group.index, 3, compressor.statistics.moments)) == {"3"}
-    curve = compressor.errors((FLOAT,)).removal[group.index]
+    curve = compressor.errors(choices_for(compressor.graph, (FLOAT,))).removal[group.index]
     assert curve[3] > curve[5] > 0
 
 
@@ -538,8 +545,9 @@ def test_network_without_blocks_is_rebuilt_from_its_description(residual_compres
 
 
 def test_error_of_a_block_is_the_divergence_without_it(residual, residual_compressor):
-    errors = residual_compressor.errors((FLOAT,), drop_blocks=True)
-    without = residual_compressor.errors((FLOAT,))
+    graph = residual_compressor.graph
+    errors = residual_compressor.errors(choices_for(graph, (FLOAT,), drop_blocks=True))
+    without = residual_compressor.errors(choices_for(residual_compressor.graph, (FLOAT,)))
     unseen = BLOCK_IMAGES[96:]  # in the compressor's own order only as many, not the same
     for block in residual_compressor.graph.plan.blocks:
         name = residual_compressor.graph.groups[block.group].name

@@ -18,7 +18,6 @@ from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
 from amc import conditions
 from amc.api import compare
-from amc.candidate import RecoverySettings
 from amc.comparison import bench, comparison
 from amc.comparison.bench import Bench
 from amc.comparison.comparison import Comparison
@@ -27,6 +26,7 @@ from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError
 from amc.evaluate import Evaluation
 from amc.progress import Bar, progress_bar
+from amc.recovery.settings import RecoverySettings
 from amc.report.curves import plot_curves
 from amc.task import CompressionTask, Problem
 from envs.compression import CompressionEnv

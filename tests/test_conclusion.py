@@ -12,7 +12,6 @@ from torch import nn
 
 from agents.searcher import Trial
 from amc import local
-from amc.candidate import RecoverySettings
 from amc.cost import grid
 from amc.cost.budget import Budget
 from amc.cost.load import load_device
@@ -21,6 +20,7 @@ from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
 from amc.measure import Timing
 from amc.recovery import moments
+from amc.recovery.settings import RecoverySettings
 from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import finals as conclusion

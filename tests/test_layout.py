@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.data.split import Split
 from amc.evaluate import Evaluator
 from amc.layout import fast_layout, laid_out, lay_out
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
 
 SHAPE = (1, 8, 8)

@@ -24,7 +24,6 @@ from torch import nn
 
 from agents.trial import Trial
 from amc import api, candidate, conditions, files, local, sealed
-from amc.candidate import RecoverySettings
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -33,6 +32,7 @@ from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.files import write_tensors
 from amc.graph.types import Signature
 from amc.measure import measure_latency
+from amc.recovery.settings import RecoverySettings
 from amc.report.tensorboard import EventWriter
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Strategy

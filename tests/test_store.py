@@ -17,11 +17,11 @@ from torch import nn
 
 from amc import conditions
 from amc import task as task_module
-from amc.candidate import RecoverySettings
 from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.evaluate import Evaluation
+from amc.recovery.settings import RecoverySettings
 from amc.store import _FORMER, EvaluationStore, default_path, evaluation_code, open_store
 from amc.strategy import IDENTITY, Bits, Strategy
 from amc.task import CompressionTask, Problem, SearchSpace

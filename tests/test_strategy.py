@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from amc.errors import StrategyError
-from amc.strategy import BIT_WIDTHS, FLOAT, IDENTITY, Bits, Strategy
+from amc.strategy import BIT_WIDTHS, FLOAT, IDENTITY, Bits, Option, Strategy
 
 STRATEGY = Strategy({"stem": 0.5, "block.conv": 1.0}, {"stem": Bits(4, 8), "fc": Bits(8)})
 
@@ -73,7 +73,7 @@ def test_every_bit_width_is_accepted(bits):
     ("change", "message"),
     [
         ({"format": "other"}, "is not of format 'amc-strategy'"),
-        ({"version": 2}, "has version 2; this amc reads 1"),
+        ({"version": 3}, "has version 3; this amc reads 1 to 2"),
         ({"version": None}, "has version None"),
         ({"preserve_ratio": [1]}, "must hold two objects"),
         ({"bits": None}, "must hold two objects"),
@@ -96,3 +96,71 @@ def test_document_that_is_no_strategy_is_an_error(change, message):
 def test_text_that_is_no_strategy_is_an_error_that_names_its_source(text):
     with pytest.raises(StrategyError, match=r"^best\.json is not"):
         Strategy.from_json(text, source="best.json")
+
+
+# -- decisions beside channels and bits ------------------------------------------------------------
+
+# As it was written before there were others.
+WRITTEN = """{
+  "format": "amc-strategy",
+  "version": 1,
+  "preserve_ratio": {
+    "b": 0,
+    "conv1": 0.5
+  },
+  "bits": {
+    "conv1": [
+      8,
+      8
+    ],
+    "fc": [
+      4,
+      32
+    ]
+  }
+}
+"""
+SPARSE = Strategy({"a": 0.5}, {"fc": Bits(8, 8)}, {"sparsity": {"fc": (0.5,), "conv": (0.9,)}})
+
+
+def test_earlier_file_is_read_and_written_byte_for_byte():
+    strategy = Strategy({"conv1": 0.5, "b": 0}, {"conv1": Bits(8, 8), "fc": Bits(4, 32)})
+    assert Strategy.from_json(WRITTEN) == strategy
+    assert strategy.to_json() == WRITTEN
+
+
+def test_values_of_other_decisions_are_written_under_a_version_of_their_own():
+    document = json.loads(SPARSE.to_json())
+    assert (document["version"], document["others"]) == (
+        2,
+        {"sparsity": {"conv": [0.9], "fc": [0.5]}},
+    )
+    assert Strategy.from_json(SPARSE.to_json()) == SPARSE != Strategy({"a": 0.5}, SPARSE.bits)
+    assert pickle.loads(pickle.dumps(SPARSE)) == SPARSE
+    assert len({SPARSE, Strategy.from_json(SPARSE.to_json())}) == 1
+
+
+def test_option_of_a_layer_is_all_that_is_decided_for_it():
+    others = (("sparsity", (0.5,)),)
+    assert SPARSE.option("fc") == Option(Bits(8, 8), others)
+    assert SPARSE.option("conv") == Option(FLOAT, (("sparsity", (0.9,)),))
+    assert SPARSE.option("stem", Bits(8, 8)) == Option(Bits(8, 8))
+
+
+def test_bits_are_applied_after_the_other_decisions():
+    assert [name for name, _, _ in SPARSE.values()] == ["sparsity", "sparsity", "precision"]
+
+
+@pytest.mark.parametrize(
+    "others", [[], {"sparsity": 0.5}, {"sparsity": {"fc": 0.5}}, {"sparsity": {"fc": []}},
+               {"sparsity": {"fc": ["0.5"]}}, {"sparsity": {"fc": [float("nan")]}}]
+)  # fmt: skip
+def test_other_decisions_that_are_no_numbers_are_an_error(others):
+    document = json.loads(STRATEGY.to_json()) | {"version": 2, "others": others}
+    with pytest.raises(StrategyError, match="'others' must hold an object for each decision"):
+        Strategy.from_json(json.dumps(document))
+
+
+def test_bits_have_one_place():
+    with pytest.raises(StrategyError, match="by 'bits', not by 'others'"):
+        Strategy({}, {}, {"precision": {"fc": (8, 8)}})

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from amc import task as task_module
-from amc.candidate import RecoverySettings
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -24,8 +23,9 @@ from amc.errors import (
     NetworkError,
     TableError,
 )
+from amc.recovery.settings import RecoverySettings
 from amc.runtimes import TorchRuntime
-from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from amc.strategy import FLOAT, IDENTITY, Bits, Option, Strategy
 from amc.task import CompressionTask, Problem, SearchSpace
 
 INT8, MIXED = Bits(8, 8), Bits(8, 32)
@@ -84,19 +84,28 @@ EVERY = (2, 3, 4, 5, 6, 7, 8, 32)
     ],
 )
 def test_bits_are_on_offer_where_they_have_a_cost(metric, device, expected):
-    assert set(SearchSpace().pairs(metric, device)) == expected
+    assert set(SearchSpace().options(metric, device)) == set(map(Option, expected))
 
 
 def test_bits_that_are_asked_for_narrow_what_the_device_prices():
-    assert SearchSpace(activation_bits=(32,)).pairs("latency_ms", DEVICE) == (FLOAT, MIXED)
-    assert SearchSpace(weight_bits=(8, 4)).pairs("latency_ms", DEVICE) == (MIXED, INT8)
-    assert SearchSpace(weight_bits=(8,), activation_bits=(4,)).pairs("macs", None) == (Bits(8, 4),)
-    assert SearchSpace(weight_bits=(4, 8)).pairs("size_bytes", None) == (Bits(4, 32), Bits(8, 32))
+    assert SearchSpace(activation_bits=(32,)).options("latency_ms", DEVICE) == (
+        Option(FLOAT),
+        Option(MIXED),
+    )
+    assert SearchSpace(weight_bits=(8, 4)).options("latency_ms", DEVICE) == (
+        Option(MIXED),
+        Option(INT8),
+    )
+    assert SearchSpace(weight_bits=(8,), activation_bits=(4,)).options("macs", None) == (
+        Option(Bits(8, 4)),
+    )
+    sizes = SearchSpace(weight_bits=(4, 8)).options("size_bytes", None)
+    assert sizes == (Option(Bits(4, 32)), Option(Bits(8, 32)))
 
 
 def test_bits_that_the_device_does_not_price_are_refused():
     with pytest.raises(ConfigError, match=r"weight_bits=\(4,\).* 32/32, 8/32, 8/8"):
-        SearchSpace(weight_bits=(4,)).pairs("latency_ms", DEVICE)
+        SearchSpace(weight_bits=(4,)).options("latency_ms", DEVICE)
 
 
 @pytest.mark.parametrize("name", ["weight_bits", "activation_bits"])
@@ -114,9 +123,10 @@ def test_channel_step_must_be_positive():
 def test_bits_without_a_price_are_simulated(tiny_net, data):
     strategy = Strategy({}, {"conv1": INT8, "conv2": Bits(4, 8), "linear": Bits(2, 32)})
     on_device = task_of(tiny_net, data, DEVICE)
-    assert on_device.simulated_bits(strategy) == (Bits(2, 32), Bits(4, 8))
-    assert on_device.simulated_bits(HALF) == ()
-    assert task_of(tiny_net, data).simulated_bits(strategy) == (Bits(2, 32), Bits(4, 8), INT8)
+    assert on_device.simulated(strategy) == (Option(Bits(2, 32)), Option(Bits(4, 8)))
+    assert on_device.simulated(HALF) == ()
+    simulated = task_of(tiny_net, data).simulated(strategy)
+    assert simulated == tuple(map(Option, (Bits(2, 32), Bits(4, 8), INT8)))
 
 
 # -- what a walk may choose ----------------------------------------------------------------------
@@ -343,7 +353,7 @@ def test_prices_of_layers_come_first_in_execution_order(tiny_net, data):
 def test_walks_and_tasks_agree_on_costs(tiny_net, data):
     for metric in ("macs", "bops", "params", "size_bytes", "latency_ms", "energy_mj"):
         task = task_of(tiny_net, data, DEVICE, Budget(metric, fraction=0.7))
-        floor = task.costs.decode(task.costs.floor_kept, task.costs.floor_pairs)
+        floor = task.costs.decode(task.costs.floor_kept, task.costs.floor_options)
         assert task.strategy_costs(floor)[metric] == task.costs.floor
         assert task.strategy_costs(IDENTITY)[metric] == task.costs.original
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from amc import api, local
 from amc.api import SearchResult, compare, search
-from amc.candidate import RecoverySettings
 from amc.comparison import comparison
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.measure import Timing
+from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.study.introduction import describe

@@ -80,7 +80,7 @@ class _Run:
         sampling, torch_seed = map(int, np.random.SeedSequence(seed).generate_state(2))
         self._compute = AgentCompute(torch_seed)
         self._first = warm_walks(env, searcher.warm_start)
-        self._places = env.effective_actions()  # (T, 3)
+        self._places = env.effective_actions()  # (T, parts)
         self._names = [f"{step}.{part}" for step, part in np.argwhere(self._places)]
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.FloatDistribution(-1.0, 1.0) for name in self._names

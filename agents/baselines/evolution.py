@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Individual(NamedTuple):
-    """A walk's executed actions, shape (T, 3), and the reward that they ended with."""
+    """A walk's executed actions, shape (T, parts), and the reward that they ended with."""
 
     actions: Array
     reward: float
@@ -83,7 +83,7 @@ class EvolutionSearch:
             if index <= len(first):
                 return first[index - 1]
             if len(alive) < self.population:
-                return choose_at_random(rng)
+                return choose_at_random(rng, len(env.action_names))
             return follow(list(self._child(list(alive), layers, rng)))
 
         def learn(episode: Episode) -> dict[str, float]:
@@ -96,14 +96,14 @@ class EvolutionSearch:
     def _child(
         self, alive: list[Individual], layers: np.ndarray, rng: np.random.Generator
     ) -> Array:
-        """Actions of a new individual, shape (T, 3)."""
+        """Actions of a new individual, shape (T, parts)."""
         actions = self._parent(alive, rng).actions.copy()
         if rng.random() < self.crossover:
             other = self._parent(alive, rng).actions
             inherited = rng.random(len(actions)) < 0.5
             actions[inherited] = other[inherited]
         mutated = rng.choice(layers, min(self.mutated_layers, len(layers)), replace=False)
-        actions[mutated] += rng.normal(0, self.mutation, (len(mutated), 3)).astype(np.float32)
+        actions[mutated] += rng.normal(0, self.mutation, actions[mutated].shape).astype(np.float32)
         clipped: Array = actions.clip(-1, 1)
         return clipped
 

@@ -88,11 +88,11 @@ class _Run:
             target = bound + (now.total - bound) * (step - 1) / step
             now = self._best(self._proposals.towards(now, target), max(1, self.left // step))
 
-    def _best(self, options: list[WalkCosts], share: int) -> WalkCosts:
-        """The option with the highest reward, of the known ones and ``share`` new ones."""
+    def _best(self, proposed: list[WalkCosts], share: int) -> WalkCosts:
+        """The proposal with the highest reward, of the known ones and ``share`` new ones."""
         rewards: dict[int, float] = {}
-        for index, option in enumerate(options):
-            strategy = self._costs.decode(option.kept, option.pairs)
+        for index, reached in enumerate(proposed):
+            strategy = self._costs.decode(reached.kept, reached.options)
             key = strategy.to_json()
             if key not in self._known:
                 if not share or not self.left:
@@ -105,11 +105,11 @@ class _Run:
                     strategy=strategy,
                     evaluation=evaluation,
                     reward=checked_reward(reward, number, evaluation),
-                    meets_budget=option.total <= self._costs.bound,
+                    meets_budget=reached.total <= self._costs.bound,
                 )
                 self._note(key, trial)
             rewards[index] = self._known[key]
-        return options[max(rewards, key=rewards.__getitem__)]
+        return proposed[max(rewards, key=rewards.__getitem__)]
 
     def _note(self, key: str, trial: Trial) -> None:
         self.trials.append(trial)

@@ -7,24 +7,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from amc.cost.model import ROUNDING, CostModel, WalkCosts, reference_bits
+from amc.cost.model import ROUNDING, CostModel, WalkCosts
 from amc.cost.prices import FloatArray
+from amc.decisions import numbers_of
 from amc.recovery.errors import LayerErrors
+from amc.strategy import Option
 from envs.levels import level_at
 
 
 class Unit(NamedTuple):
-    """What is changed at once: a layer's ratio level, or its bit pair."""
+    """What is changed at once: a layer's ratio level, or its option."""
 
     layer: int
     is_bits: bool
 
 
 class Move(NamedTuple):
-    """A unit's change: the layer's new level and pair, and what it does, as estimated."""
+    """A unit's change: the layer's new level and option, and what it does, as estimated."""
 
     level: int
-    pair: int
+    option: int
     error: float
     saved: float
 
@@ -50,15 +52,14 @@ class Proposals:
         ratios = [
             Unit(layer.index, False) for layer in layers if len(costs.levels[layer.index]) > 1
         ]
-        bits = [Unit(layer.index, True) for layer in layers if len(costs.choices.pairs) > 1]
+        bits = [Unit(layer.index, True) for layer in layers if len(costs.choices.options) > 1]
         self.units = (*ratios, *bits)
         levels = sum(len(costs.levels[unit.layer]) for unit in ratios)
-        self.choices = levels + len(bits) * len(costs.choices.pairs)
+        self.choices = levels + len(bits) * len(costs.choices.options)
 
     def original(self) -> WalkCosts:
         """All channels, and the most precise of the bits on offer."""
-        pairs = self._costs.choices.pairs
-        best = pairs.index(reference_bits(pairs))
+        best = self._costs.choices.reference
         sizes = self._costs.graph.sizes()
         return WalkCosts(self._costs, sizes, [best] * len(self._costs.graph.layers))
 
@@ -76,7 +77,7 @@ class Proposals:
         for first in ranked:
             rest = [unit for unit in ranked if unit != first]
             reached = self._reach(now, [first, *rest], target)
-            found.setdefault((tuple(reached.kept), tuple(reached.pairs)), reached)
+            found.setdefault((tuple(reached.kept), tuple(reached.options)), reached)
         return list(found.values()) or [self._costs.start()]
 
     def _reach(self, now: WalkCosts, order: list[Unit], target: float) -> WalkCosts:
@@ -85,7 +86,7 @@ class Proposals:
         for unit in order:
             move = self._move(walk, unit, target)
             if move is not None:
-                walk.decide(unit.layer, move.level, move.pair)
+                walk.decide(unit.layer, move.level, move.option)
             if walk.total <= target:
                 return walk
         return self._costs.start()
@@ -93,11 +94,11 @@ class Proposals:
     def _move(self, walk: WalkCosts, unit: Unit, target: float) -> Move | None:
         """The unit's change of least error that reaches the target; else its cheapest, if any."""
         layer = unit.layer
-        pair, level = walk.pairs[layer], level_at(self._costs, walk.kept, layer)
-        along = self._errors.bits[layer] if unit.is_bits else self._removal(layer)
-        chosen = pair if unit.is_bits else level
+        option, level = walk.options[layer], level_at(self._costs, walk.kept, layer)
+        along = self._errors.options[layer] if unit.is_bits else self._removal(layer)
+        chosen = option if unit.is_bits else level
         totals = walk.decision_costs(
-            layer, level if unit.is_bits else None, None if unit.is_bits else pair
+            layer, level if unit.is_bits else None, None if unit.is_bits else option
         ).ravel()
         lower = totals < walk.total * (1 - ROUNDING)
         if not unit.is_bits:
@@ -111,12 +112,12 @@ class Proposals:
             if reaching.any()
             else np.argsort(np.where(lower, totals, np.inf), kind="stable")
         )
-        option = int(best[0])
+        place = int(best[0])
         return Move(
-            level=level if unit.is_bits else option,
-            pair=option if unit.is_bits else pair,
-            error=float(along[option] - along[chosen]),
-            saved=float(walk.total - totals[option]),
+            level=level if unit.is_bits else place,
+            option=place if unit.is_bits else option,
+            error=float(along[place] - along[chosen]),
+            saved=float(walk.total - totals[place]),
         )
 
     def _removal(self, layer: int) -> FloatArray:
@@ -132,9 +133,12 @@ def energy_lost(costs: CostModel) -> LayerErrors:
     """What stands in for measured errors: the share of a layer's signal that a decision takes.
 
     Of channels all alike, the share that is removed. Rounding to b bits in steps of 8 standard
-    deviations / 2^b leaves noise of step^2 / 12 = 16/3 * 4^-b of the energy: 0.02 at 4 bits.
+    deviations / 2^b leaves noise of step^2 / 12 = 16/3 * 4^-b of the energy: 0.02 at 4 bits. Of
+    other decisions, by how much a number differs from the one that changes nothing.
     """
     sizes = costs.graph.sizes().tolist()
     removal = tuple(1 - np.arange(size + 1) / size for size in sizes)
-    noise = (16 / 3 * 4.0 ** -np.array(costs.choices.pairs)).sum(1)  # (pairs,)
+    choices = costs.choices
+    noise = (16 / 3 * 4.0 ** -np.array(choices.bits)).sum(1)  # (options,)
+    noise += np.abs(choices.numbers[:, 2:] - numbers_of(Option(), choices.decisions)[2:]).sum(1)
     return LayerErrors(removal, np.tile(noise, (len(costs.graph.layers), 1)))

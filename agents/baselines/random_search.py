@@ -46,5 +46,5 @@ class RandomSearch:
         def begin(index: int) -> Choose:
             return first[index - 1] if index <= len(first) else at_random
 
-        at_random = choose_at_random(np.random.default_rng(seed))
+        at_random = choose_at_random(np.random.default_rng(seed), len(env.action_names))
         return SearchResult(self.name, collect_trials(env, evaluations, seed, on_trial, begin))

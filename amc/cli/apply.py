@@ -40,8 +40,11 @@ def run(config: DictConfig) -> recipe.Ended:
     if not set(env) >= _SPACE:
         env = {**_choices(source, learned), **env}
     check_options({"env": env})
-    space = recipe.space_of(env)
-    space.pairs(budget.metric, as_device(device))
+    decisions = recipe.plain_list(config.decisions)
+    if decisions is None:
+        decisions = recipe.recorded_decisions(learned.settings, config)
+    space = recipe.space_of(env, decisions)
+    space.options(budget.metric, as_device(device))
     recovery = recipe.recovery_of(recipe.plain(config.recovery))
     named = config.objective or recipe.recorded_objective(learned.settings, config)
     objective = build_objective(named)
@@ -59,6 +62,7 @@ def run(config: DictConfig) -> recipe.Ended:
         settings={
             "policy": str(source.resolve()),
             "objective": named,
+            "decisions": decisions,
             "strengths": list(strengths),
             "env": env,
             "recovery": recipe.plain(config.recovery),

@@ -69,6 +69,7 @@ OPTIONS: dict[str, Kind] = {
     "jobs": _AT_LEAST_1,
     "reward": TEXT,
     "objective": or_null(TEXT),
+    "decisions": or_null(_LIST),
     "optimize": _OBJECTIVES,
     "policy": TEXT,
     "strengths": or_null(_FRACTIONS),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from agents.searcher import SEARCHERS
 from amc.cli import recipe
@@ -53,25 +53,21 @@ def run(config: DictConfig) -> recipe.Ended:
 def _settings(config: DictConfig) -> dict[str, Any]:
     groups = {name: recipe.plain(config[name]) for name in ("env", "recovery", "search")}
     lists = {
-        "agents": list(SEARCHERS) if config.agents is None else _plain_list(config.agents),
-        "seeds": _plain_list(config.seeds),
+        "agents": list(SEARCHERS) if config.agents is None else recipe.plain_list(config.agents),
+        "seeds": recipe.plain_list(config.seeds),
+        "decisions": recipe.plain_list(config.decisions),
     }
     names = ("threads", "objective", "reward")
     return {**lists, **{name: config[name] for name in names}, **groups}
-
-
-def _plain_list(config: Any) -> list[Any]:
-    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(found, list)
-    return found
 
 
 def _check(record: RunRecord) -> None:
     """Find mistakes before a base network is trained or a device measured."""
     settings = record.settings
     evaluations, observation = settings["search"]["evaluations"], settings["env"]["observation"]
-    cells_of(settings["agents"], settings["seeds"], evaluations, observation)
-    recipe.options_of(record)
+    space = recipe.options_of(record)[-1]
+    agents, seeds = settings["agents"], settings["seeds"]
+    cells_of(agents, seeds, evaluations, observation, space.other_parts)
     build_reward(settings["reward"])
     recipe.recovery_of(settings["recovery"])
     build_objective(settings["objective"])

@@ -33,6 +33,7 @@ def run(config: DictConfig) -> recipe.Ended:
     check_options({"network": record.network, "data": record.data})
     settings = _settings(config)
     objective = build_objective(recipe.recorded_objective(record.settings, config))
+    recipe.recorded_decisions(record.settings, config)
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
     )

@@ -39,7 +39,7 @@ def run(config: DictConfig) -> recipe.Ended:
         _check_source(device, config)
         _check_output(config)
     space = recipe.space_of(recipe.plain(config.env))
-    space.pairs("latency_ms", device)
+    space.options("latency_ms", device)
     network, data = recipe.prepared(
         recipe.plain(config.network), recipe.plain(config.data), trained=False
     )

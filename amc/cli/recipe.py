@@ -12,19 +12,20 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from amc.candidate import RecoverySettings
 from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.device import Device
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet, build_data
+from amc.decisions import build_decision
 from amc.errors import ConfigError, NetworkError
 from amc.networks import build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name
 from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT, build_objective
+from amc.recovery.settings import RecoverySettings
 from amc.report.tables import comparison_table
-from amc.runs import functions_again
+from amc.runs import as_option, functions_again
 from amc.study.artifact import RunRecord
 from amc.study.finetuning import train_base
 from amc.study.result import SearchResult
@@ -107,7 +108,8 @@ def problem_of(record: RunRecord) -> Problem:
 
 def options_of(record: RunRecord) -> tuple[Device | LocalSpec | None, Budget, SearchSpace]:
     """Device, budget and search space of a record, checked together."""
-    space, budget = space_of(record.settings["env"]), budget_of(record.budget)
+    env, decisions = record.settings["env"], record.settings["decisions"]
+    space, budget = space_of(env, decisions), budget_of(record.budget)
     return *check_problem(dict(record.device) or None, budget, space), space
 
 
@@ -203,6 +205,28 @@ def recorded_objective(settings: Mapping[str, Any], config: DictConfig) -> str:
     return name
 
 
+def recorded_decisions(settings: Mapping[str, Any], config: DictConfig) -> list[str] | None:
+    """The run's decisions beside channels and bits, which its strategies may hold from now on."""
+    recorded, given = settings.get("decisions"), plain_list(config.decisions)
+    confirmed("decisions", as_option(recorded), None if given is None else as_option(given))
+    for decision in recorded or ():
+        build_decision(decision)
+    return recorded
+
+
+def plain_list(config: Any) -> list[Any] | None:
+    """A list of the configuration, if there is one.
+
+    Raises:
+        omegaconf.errors.MissingMandatoryValue: As `plain`.
+    """
+    if config is None:
+        return None
+    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(found, list)
+    return found
+
+
 def confirmed(option: str, recorded: object, given: object) -> None:
     """A function or a class that a file names is called only if the user names it too.
 
@@ -224,12 +248,14 @@ def confirmed(option: str, recorded: object, given: object) -> None:
 
 def code_again(record: RunRecord) -> str:
     """What a later command on a run needs beside it: the code of the user's that it names."""
-    named = {"network": record.network.get("name"), "objective": record.settings.get("objective")}
+    settings = ("objective", "decisions")
+    named = {name: record.settings.get(name) for name in settings}
+    named = {"network": record.network.get("name"), **named}
     return functions_again(named)
 
 
-def space_of(options: Mapping[str, Any]) -> SearchSpace:
-    """What may be chosen, from the env config group."""
+def space_of(options: Mapping[str, Any], decisions: Sequence[str] | None = None) -> SearchSpace:
+    """What may be chosen, from the env config group and the option decisions."""
     widths = {
         name: None if options[name] is None else tuple(options[name])
         for name in ("weight_bits", "activation_bits")
@@ -238,6 +264,7 @@ def space_of(options: Mapping[str, Any]) -> SearchSpace:
         options["min_preserve_ratio"],
         options["channel_step"],
         drop_blocks=options.get("drop_blocks", False),  # runs made before there was a choice
+        decisions=tuple(decisions or ()),
         **widths,
     )
 

@@ -14,7 +14,7 @@ from amc.cli.check import check_options
 from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
-from amc.runs import RUN_FILE, code_of
+from amc.runs import RUN_FILE, as_option, code_of
 from amc.study.artifact import RunRecord
 
 _BESIDE = ("resume", "resume_force", "jobs", *code_of({"settings": {}}))  # these to confirm them
@@ -81,7 +81,8 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
             the user does not.
     """
     record = RunRecord.read(folder)
-    settings = {"objective": DEFAULT.name, **record.settings}  # earlier versions knew no other
+    # Earlier versions knew no others.
+    settings = {"objective": DEFAULT.name, "decisions": None, **record.settings}
     for name, default in like.items():
         if name not in settings or isinstance(default, Mapping) != _is_group(settings[name]):
             raise ArtifactError(f"{folder / RUN_FILE} lacks settings.{name}, or it is damaged.")
@@ -89,7 +90,7 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
     for option, recorded in code_of({**vars(record), "settings": settings}).items():
-        confirmed(option, recorded, given.get(option))
+        confirmed(option, as_option(recorded), given.get(option))
     return replace(record, settings=settings)
 
 

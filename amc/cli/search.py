@@ -40,7 +40,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     groups = ("agent", "env", "recovery", "search")
     found = {name: recipe.plain(config[name]) for name in groups}
     names = ("seed", "objective", "reward")
-    return {**{name: config[name] for name in names}, **found}
+    decisions = recipe.plain_list(config.decisions)
+    return {**{name: config[name] for name in names}, "decisions": decisions, **found}
 
 
 def _search(
@@ -58,8 +59,8 @@ def _search(
         options["reaim"],
         options["checkpoint_every"],
     )
-    device, budget, _ = recipe.options_of(record)
-    asked.check_aim(device, budget.metric)
+    device, budget, space = recipe.options_of(record)
+    asked.check_on(device, budget.metric, space)
     recipe.check_prices(objectives, device)
     target = f"{record.network['name']} on {record.device.get('name', 'table')}"
     result = search(

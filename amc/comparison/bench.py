@@ -25,7 +25,7 @@ from amc.store import open_store
 from amc.strategy import IDENTITY, Strategy
 from amc.study.finals import Jury
 from amc.task import CompressionTask, Problem
-from envs.compression import environment
+from envs.make import environment
 from envs.reward import DEFAULT_REWARD, RewardLike, build_reward
 
 

@@ -199,6 +199,7 @@ def cells_of(
     seeds: Sequence[int],
     evaluations: int,
     observation: str | Sequence[str] | None = None,
+    parts: Sequence[str] = (),
 ) -> list[Cell]:
     """The searches of a comparison: all agents at the first seed, all at the second, ...
 
@@ -206,12 +207,12 @@ def cells_of(
         agents: None: all that there are.
         evaluations: Of every search whose agent names no number of its own.
         observation: Features that agents see which name none of their own, as
-            `envs.observation.feature_names` takes them.
+            `envs.observation.feature_names` takes them, as ``parts``.
 
     Raises:
         ConfigError: No agents or no seeds, one of them twice, or one that cannot be.
     """
-    entries = _entries(agents, evaluations, observation)
+    entries = _entries(agents, evaluations, observation, parts)
     if isinstance(seeds, (str, int)) or not seeds or not all(type(s) is int for s in seeds):
         raise ConfigError(f"seeds must be a list of whole numbers such as [0,1,2], got {seeds!r}.")
     for seed in seeds:
@@ -229,6 +230,7 @@ def _entries(
     agents: Sequence[AgentLike] | None,
     evaluations: int,
     observation: str | Sequence[str] | None,
+    parts: Sequence[str],
 ) -> list[Entry]:
     given = list(SEARCHERS) if agents is None else agents
     if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence) or not given:
@@ -237,7 +239,7 @@ def _entries(
             f"as in [ddpg,{{name: ddpg, label: wide, hidden: [600]}}]; got {agents!r}. "
             f"Known: {', '.join(sorted(SEARCHERS))}."
         )
-    entries = [_entry(agent, evaluations, observation) for agent in given]
+    entries = [_entry(agent, evaluations, observation, parts) for agent in given]
     repeated = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
     if repeated:
         raise ConfigError(
@@ -247,7 +249,12 @@ def _entries(
     return entries
 
 
-def _entry(agent: AgentLike, evaluations: int, observation: str | Sequence[str] | None) -> Entry:
+def _entry(
+    agent: AgentLike,
+    evaluations: int,
+    observation: str | Sequence[str] | None,
+    parts: Sequence[str],
+) -> Entry:
     given = {"name": agent} if isinstance(agent, str) else agent
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise ConfigError(
@@ -267,4 +274,4 @@ def _entry(agent: AgentLike, evaluations: int, observation: str | Sequence[str] 
         raise ConfigError(f"observation of {label} must be a list of features, got {seen!r}.")
     if settings:  # a mistake of the user; an agent that cannot be made as it is only fails
         build_searcher(name, **settings)
-    return Entry(label, name, settings, feature_names(seen), number)
+    return Entry(label, name, settings, feature_names(seen, parts), number)

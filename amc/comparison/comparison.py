@@ -203,7 +203,7 @@ def compare(
     run: Runner | None = None,
 ) -> Comparison:
     """Search a problem with several agents over several seeds: see `amc.compare`."""
-    cells = cells_of(agents, seeds, evaluations, observation)
+    cells = cells_of(agents, seeds, evaluations, observation, problem.space.other_parts)
     with limited_threads(threads), told_how_to_go_on(folder, "the same call"):
         bench = Bench(
             problem,

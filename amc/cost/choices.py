@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from amc.cost.formulas import is_paired
 from amc.cost.states import States
+from amc.decisions import Decision, closeness, numbers_of, parts_of, precision
 from amc.errors import ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
 from amc.runtimes.request import Request
-from amc.strategy import FLOAT, Bits
+from amc.strategy import FLOAT, Bits, Option
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 # Counts of a group on a device. Tables hold the square of it for every convolution: in steps of 8,
 # MobileNetV1's would be 60,000 rows, and an hour to measure.
@@ -31,22 +34,51 @@ class Choices:
     Attributes:
         kept: For every group, the channel counts it may keep, ascending, the last its size; the
             first 0 where a residual block may go with the group. Frozen groups have one choice.
-        pairs: Bit-widths that a layer may have.
+        options: What a layer may have: the product of the decisions.
         min_preserve_ratio: Smallest fraction of a group that may be kept.
         channel_step: What the counts are multiples of.
         step_of: Name of the device whose step that is; empty where it is nobody's.
+        decisions: On a layer, beside those on its channels; the first is precision.
     """
 
     kept: tuple[IntArray, ...]
-    pairs: tuple[Bits, ...]
+    options: tuple[Option, ...]
     min_preserve_ratio: float
     channel_step: int
     step_of: str = ""
+    decisions: tuple[Decision, ...] = field(default_factory=lambda: (precision(),))
 
     @property
     def drop_blocks(self) -> bool:
         """Whether residual blocks may go."""
         return any(counts[0] == 0 for counts in self.kept)
+
+    @property
+    def bits(self) -> tuple[Bits, ...]:
+        """Of every option."""
+        return tuple(option.bits for option in self.options)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the numbers that make an option."""
+        return parts_of(self.decisions)
+
+    @property
+    def numbers(self) -> FloatArray:
+        """Of every option, shape (options, parts)."""
+        return np.array([numbers_of(option, self.decisions) for option in self.options], float)
+
+    @cached_property
+    def by_closeness(self) -> tuple[int, ...]:
+        """Indices of the options, that which changes most of a layer first."""
+        keys = [closeness(option, self.decisions) for option in self.options]
+        return tuple(sorted(range(len(keys)), key=keys.__getitem__))
+
+    @property
+    def reference(self) -> int:
+        """Index of the option that is closest to the original network."""
+        bits = reference_bits(self.bits)
+        return next(i for i in reversed(self.by_closeness) if self.options[i].bits == bits)
 
 
 def check_ratio(min_preserve_ratio: float) -> None:
@@ -60,7 +92,7 @@ def check_ratio(min_preserve_ratio: float) -> None:
 
 def choices_for(
     graph: NetworkGraph,
-    pairs: Sequence[Bits],
+    options: Sequence[Option | Bits],
     *,
     channel_step: int = 1,
     min_preserve_ratio: float = 0.1,
@@ -68,6 +100,7 @@ def choices_for(
     drop_blocks: bool = False,
     divides: bool = False,
     step_of: str = "",
+    decisions: Sequence[Decision] = (),
 ) -> Choices:
     """Channel counts in steps of the device, down to a smallest ratio.
 
@@ -78,7 +111,8 @@ def choices_for(
         drop_blocks: Whether residual blocks may go (`amc.graph.blocks`).
         divides: Whether a group of no more channels than the step gets multiples of its half, or
             of the half of that: the first that leaves it anything to choose.
-        step_of: As `Choices`.
+        options: Bits alone stand for an option of them.
+        step_of, decisions: As `Choices`; none: precision alone.
 
     Raises:
         ConfigError: ``min_preserve_ratio`` is not in (0, 1].
@@ -96,8 +130,15 @@ def choices_for(
         if drop_blocks and group.index in graph.removable_groups:
             counts.insert(0, 0)
         kept.append(np.array([*counts, group.size] if group.is_free else [group.size], np.int64))
-    offered = tuple(dict.fromkeys(pairs))
-    return Choices(tuple(kept), offered, min_preserve_ratio, channel_step, step_of)
+    offered = (Option(chosen) if isinstance(chosen, Bits) else chosen for chosen in options)
+    return Choices(
+        tuple(kept),
+        tuple(dict.fromkeys(offered)),
+        min_preserve_ratio,
+        channel_step,
+        step_of,
+        tuple(decisions) or (precision(),),
+    )
 
 
 def _counts(size: int, step: int, min_preserve_ratio: float) -> list[int]:
@@ -111,7 +152,7 @@ def _lowest(size: int, min_preserve_ratio: float) -> int:
 
 
 def advice_for_less(graph: NetworkGraph, choices: Choices) -> str:
-    """Which options would let some group keep fewer channels; empty where none has more than 1.
+    """Which settings would let some group keep fewer channels; empty where none has more than 1.
 
     A count is a multiple of the step, or the whole group, and not below the ratio: for 16
     channels, a ratio of 0.2 (at least 4) and a step of 8, the smallest is 8. Another ratio gives
@@ -170,10 +211,10 @@ def requests_for(
         fuses: Operators that the device computes inside of the layer before them.
         converts: Conversions that it prices.
     """
-    reference = reference or reference_bits(choices.pairs)
+    reference = reference or reference_bits(choices.bits)
     sizes = graph.sizes()
     requests: dict[Request, None] = {}
-    for stated in States(graph, choices.pairs, reference, converts).stated:
+    for stated in States(graph, choices.bits, reference, converts).stated:
         operator = stated.operator
         if operator.is_stored or operator.is_fused(fuses):
             continue
@@ -193,13 +234,13 @@ def requests_for(
 
 
 def fewer_prices(graph: NetworkGraph, choices: Choices, prices_of: Callable[[Choices], int]) -> str:
-    """Which options ask for fewer prices, with the number that each alone would leave.
+    """Which settings ask for fewer prices, with the number that each alone would leave.
 
     Args:
         prices_of: How many prices a walk with these choices can ask for.
 
     Returns:
-        A sentence; nothing where no option asks for fewer.
+        A sentence; nothing where no setting asks for fewer.
     """
     ratio, step = max(0.5, choices.min_preserve_ratio), 2 * choices.channel_step
     others = {
@@ -208,17 +249,19 @@ def fewer_prices(graph: NetworkGraph, choices: Choices, prices_of: Callable[[Cho
         ),
         f"env.channel_step={step}": choices_for(
             graph,
-            choices.pairs,
+            choices.options,
             channel_step=step,
             min_preserve_ratio=choices.min_preserve_ratio,
             drop_blocks=choices.drop_blocks,
+            decisions=choices.decisions,
         ),
     }
-    if FLOAT in choices.pairs:
-        others["env.weight_bits=[32] env.activation_bits=[32]"] = replace(choices, pairs=(FLOAT,))
+    if FLOAT in choices.bits:
+        in_float = replace(choices, options=(Option(FLOAT),))
+        others["env.weight_bits=[32] env.activation_bits=[32]"] = in_float
     now = prices_of(choices)
-    left = {option: prices_of(other) for option, other in others.items()}
-    said = [f"{option} ({count:,})" for option, count in left.items() if count < 0.9 * now]
+    left = {setting: prices_of(other) for setting, other in others.items()}
+    said = [f"{setting} ({count:,})" for setting, count in left.items() if count < 0.9 * now]
     return f"fewer of the {now:,} prices: {', '.join(said)}" if said else ""
 
 

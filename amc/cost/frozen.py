@@ -88,11 +88,11 @@ def unreachable(model: CostModel, walk: WalkCosts) -> UnreachableBudgetError:
         walk: The cheapest strategy.
     """
     names = [priced.operator.name for priced in model.priced]
-    costs = model.operator_costs(walk.kept, walk.pairs)
+    costs = model.operator_costs(walk.kept, walk.options)
     worst = sorted(zip(costs, names, strict=True), reverse=True)[:3]
     unit, metric = model.budget.unit, model.budget.metric
     on = f" on {model.device.name}" if metric in DEVICE_METRICS and model.device else ""
-    bits = " and bits" if len(model.choices.pairs) > 1 else ""
+    bits = " and bits" if len(model.choices.options) > 1 else ""
     frozen = frozen_parts(model.graph, [priced.operator for priced in model.priced], costs)
     helps = _smallest(model, walk, frozen) <= model.bound
     less = advice_for_less(model.graph, model.choices) if helps else ""
@@ -117,5 +117,5 @@ def _smallest(model: CostModel, walk: WalkCosts, frozen: Sequence[FrozenPart]) -
         return math.fsum(part.cost for part in frozen)
     ones = [1 if group.is_free else group.size for group in model.graph.groups]
     return model.cost(
-        [min(count, kept) for count, kept in zip(ones, walk.kept, strict=True)], walk.pairs
+        [min(count, kept) for count, kept in zip(ones, walk.kept, strict=True)], walk.options
     )

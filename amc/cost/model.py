@@ -44,10 +44,11 @@ from amc.cost.prices import (
 )
 from amc.cost.states import Stated
 from amc.cost.walk import LevelCounts, LevelPrices, WalkCosts, listed
+from amc.decisions import cost_factor
 from amc.errors import BudgetError, ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
-from amc.strategy import FLOAT, IDENTITY, Strategy
+from amc.strategy import IDENTITY, Strategy, Value
 
 __all__ = [
     "ROUNDING",
@@ -72,7 +73,7 @@ class CostModel:
             where it has no float).
         original_costs: Of its layers, in execution order.
         bound: What every strategy must not exceed.
-        floor: Cost with every group and layer at `floor_kept`, `floor_pairs`: the completion
+        floor: Cost with every group and layer at `floor_kept`, `floor_options`: the completion
             that the walk falls back on.
         levels: For every layer, the kept counts that its step chooses from, shape (levels,
             groups decided); where it decides nothing, (1, 0).
@@ -83,7 +84,7 @@ class CostModel:
             first, then all that has channels of the groups it decides. On a device that prices
             conversions its bits change more (`after`).
         known_decisions: What walks asked before: a layer, the channels of every group and the bit
-            pair of every layer -> the total after each of its decisions.
+            option of every layer -> the total after each of its decisions.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class CostModel:
         self._set_original()
         self.level_ratios = [self._ratios(layer.decides) for layer in graph.layers]
         self.levels = [self._levels(layer.decides) for layer in graph.layers]
-        self.states = states_of(graph, choices.pairs, budget.metric, device)
+        self.states = states_of(graph, choices.bits, budget.metric, device)
         self.priced = self._price_all()
         self.affected = self._find_affected()
         self._level_prices: dict[tuple[int, int], LevelPrices] = {}
@@ -136,15 +137,15 @@ class CostModel:
         for layer, levels in zip(self.graph.layers, self.levels, strict=True):
             for group, count in zip(layer.decides, levels[self._first(levels)], strict=True):
                 kept[group] = int(count)
-        walks = [self._descend(kept, pair) for pair in self.starting_pairs]
+        walks = [self._descend(kept, option) for option in self.starting_options]
         walk = min(walks, key=lambda found: found.total)
         # Blocks go last: bits that are the cheapest where one stays say what it costs to keep it.
         for layer in self.graph.layers:
-            pair = walk.pairs[layer.index]
-            if walk.decision_costs(layer.index, 0, pair)[0, 0] < walk.total:
-                walk.decide(layer.index, 0, pair)
+            option = walk.options[layer.index]
+            if walk.decision_costs(layer.index, 0, option)[0, 0] < walk.total:
+                walk.decide(layer.index, 0, option)
         self.floor_kept = np.array(walk.kept, np.int64)
-        self.floor_pairs = np.array(walk.pairs, np.int64)
+        self.floor_options = np.array(walk.options, np.int64)
         self.floor = walk.total
         self._smallest_kept = kept
         if self.floor > self.bound * (1 + ROUNDING):
@@ -167,7 +168,7 @@ class CostModel:
         return tighter
 
     def completions(self, walk: WalkCosts, step: int) -> Iterator[WalkCosts]:
-        """The walk with what it has not decided yet at its smallest, in one starting pair after
+        """The walk with what it has not decided yet at its smallest, in one starting option after
         the other.
 
         Where the device prices conversions, a layer in 8 bits before others in float may be dear,
@@ -176,7 +177,7 @@ class CostModel:
         Args:
             step: The layer that is decided next; those before it are.
         """
-        if len(self.starting_pairs) == 1:
+        if len(self.starting_options) == 1:
             return
         decided = {group for layer in self.graph.layers[:step] for group in layer.decides}
         kept = [
@@ -184,20 +185,20 @@ class CostModel:
             for group, count in enumerate(self._smallest_kept)
         ]
         left = len(self.graph.layers) - step
-        for pair in self.starting_pairs:
-            yield WalkCosts(self, kept, [*walk.pairs[:step], *[pair] * left])
+        for option in self.starting_options:
+            yield WalkCosts(self, kept, [*walk.options[:step], *[option] * left])
 
     @property
-    def starting_pairs(self) -> range:
-        """Bit pairs that all layers should start at, for who changes one layer at a time.
+    def starting_options(self) -> range:
+        """Options that all layers should start at, for who changes one layer at a time.
 
         One, unless the device prices conversions: then a layer alone in other bits than those
         around it costs more, however cheap it is among its like.
         """
-        return range(len(self.choices.pairs) if self.states.couples else 1)
+        return range(len(self.choices.options) if self.states.couples else 1)
 
-    def _descend(self, kept: Sequence[int], pair: int) -> WalkCosts:
-        walk = WalkCosts(self, kept, [pair] * len(self.graph.layers))
+    def _descend(self, kept: Sequence[int], option: int) -> WalkCosts:
+        walk = WalkCosts(self, kept, [option] * len(self.graph.layers))
         before = math.inf
         while walk.total < before:
             before = walk.total
@@ -237,7 +238,10 @@ class CostModel:
     def _prices_of(self, stated: Stated, known: dict[tuple[object, ...], PriceList]) -> PriceList:
         metric, device, operator = self.budget.metric, self.device, stated.operator
         if metric not in DEVICE_METRICS:
-            return FormulaPrices(metric, stated.parts, operator.has_bias)
+            factors = [cost_factor(metric, option) for option in self.choices.options]
+            return FormulaPrices(
+                metric, stated.parts, operator.has_bias, factors if stated.is_optional else ()
+            )
         assert device is not None
         ins, outs = (reachable(c, self.choices) for c in (operator.inputs, operator.outputs))
         if is_paired(operator.signature):
@@ -268,15 +272,15 @@ class CostModel:
         return priced.operator.block if self.choices.drop_blocks else -1
 
     def after(
-        self, layer: int, pairs: Sequence[int], forms: list[int]
+        self, layer: int, options: Sequence[int], forms: list[int]
     ) -> tuple[list[int], set[int]]:
         """The forms, and the indices in ``priced`` of what may have another state.
 
         Args:
-            pairs: With the layer's new bits.
+            options: With the layer's new bits.
             forms: With its bits so far.
         """
-        forms, moved = self.states.after(layer, pairs, forms)
+        forms, moved = self.states.after(layer, options, forms)
         return forms, {self._place[place] for place in moved if place in self._place}
 
     def level_prices(self, layer: int, index: int) -> LevelPrices:
@@ -295,17 +299,17 @@ class CostModel:
 
     # -- whole strategies ---------------------------------------------------------------------
 
-    def cost(self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray) -> float:
-        """Cost when group g keeps ``kept[g]`` channels and layer l has bit pair ``pairs[l]``."""
-        return math.fsum(self.operator_costs(kept, pairs))
+    def cost(self, kept: Sequence[int] | IntArray, options: Sequence[int] | IntArray) -> float:
+        """Cost when group g keeps ``kept[g]`` channels and layer l has option ``options[l]``."""
+        return math.fsum(self.operator_costs(kept, options))
 
     def operator_costs(
-        self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray
+        self, kept: Sequence[int] | IntArray, options: Sequence[int] | IntArray
     ) -> list[float]:
         """Cost of all layers, in their order, and then of what else costs anything."""
-        kept, pairs = listed(kept), listed(pairs)
-        forms = self.states.forms(pairs)
-        return [priced.cost(kept, pairs, forms) for priced in self.priced]
+        kept, options = listed(kept), listed(options)
+        forms = self.states.forms(options)
+        return [priced.cost(kept, options, forms) for priced in self.priced]
 
     def cost_of(self, strategy: Strategy) -> float:
         """Cost of a strategy that uses only this model's choices.
@@ -316,7 +320,7 @@ class CostModel:
         return self.cost(*self.encode(strategy))
 
     def encode(self, strategy: Strategy) -> tuple[IntArray, IntArray]:
-        """Kept channels per group and bit pair index per layer of a strategy.
+        """Kept channels per group and option index per layer of a strategy.
 
         Raises:
             ConfigError: As `cost_of`.
@@ -328,27 +332,30 @@ class CostModel:
                     f"The strategy keeps {kept[group.index]} channels of group {group.name!r}; "
                     f"here it may keep {self.choices.kept[group.index].tolist()}."
                 )
-        place = {bits: index for index, bits in enumerate(self.choices.pairs)}
-        pairs = []
+        place = {option: index for index, option in enumerate(self.choices.options)}
+        options = []
         for layer in self.graph.layers:
-            bits = strategy.bits.get(layer.name, FLOAT)
-            if bits not in place:
+            option = strategy.option(layer.name)
+            if option not in place:
                 raise ConfigError(
-                    f"The strategy gives layer {layer.name!r} bits {bits}; "
+                    f"The strategy gives layer {layer.name!r} bits {option}; "
                     f"here they may be {', '.join(map(str, place))}."
                 )
-            pairs.append(place[bits])
-        return kept, np.array(pairs, np.int64)
+            options.append(place[option])
+        return kept, np.array(options, np.int64)
 
-    def decode(self, kept: Sequence[int] | IntArray, pairs: Sequence[int] | IntArray) -> Strategy:
-        """The strategy with these kept channels and bit pairs."""
+    def decode(self, kept: Sequence[int] | IntArray, options: Sequence[int] | IntArray) -> Strategy:
+        """The strategy with these kept channels and options."""
         ratios = {
             group.name: int(kept[group.index]) / group.size for group in self.graph.free_groups
         }
-        bits = {
-            layer.name: self.choices.pairs[int(pairs[layer.index])] for layer in self.graph.layers
-        }
-        return Strategy(ratios, bits)
+        bits, others = {}, dict[str, dict[str, Value]]()
+        for layer in self.graph.layers:
+            option = self.choices.options[int(options[layer.index])]
+            bits[layer.name] = option.bits
+            for decision, value in option.others:
+                others.setdefault(decision, {})[layer.name] = value
+        return Strategy(ratios, bits, others)
 
     # -- the walk's decisions -----------------------------------------------------------------
 
@@ -374,7 +381,7 @@ class CostModel:
 
     def start(self) -> WalkCosts:
         """Costs at the start of a walk: nothing decided."""
-        return WalkCosts(self, self.floor_kept, self.floor_pairs)
+        return WalkCosts(self, self.floor_kept, self.floor_options)
 
 
 def _block_counts(block: int, decides: Sequence[int], levels: IntArray) -> LevelCounts | None:

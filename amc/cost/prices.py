@@ -17,6 +17,7 @@ from amc.cost.device import Device
 from amc.cost.operators import Operator
 from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
+from amc.decisions import cost_factor
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import STORED, OperatorInfo, Signature
@@ -118,11 +119,11 @@ def parts_under(
     kept = graph.kept_counts(strategy).tolist()
     return [
         [
-            (part, _ask(operator, part, metric, device, kept))
+            (part, _ask(operator, part, metric, device, kept) * factor)
             for part, times in occurring
             for _ in range(times)
         ]
-        for operator, occurring in _occurring(graph, strategy, metric, device)
+        for operator, occurring, factor in _occurring(graph, strategy, metric, device)
     ]
 
 
@@ -130,7 +131,7 @@ def requests_under(graph: NetworkGraph, strategy: Strategy, device: Device) -> l
     """What a device is asked for the latency of a strategy, distinct."""
     kept = graph.kept_counts(strategy).tolist()
     found: dict[Request, None] = {}
-    for operator, occurring in _occurring(graph, strategy, "latency_ms", device):
+    for operator, occurring, _ in _occurring(graph, strategy, "latency_ms", device):
         if operator.is_gone(kept) or costs_nothing_on(device, operator):
             continue
         ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
@@ -141,16 +142,22 @@ def requests_under(graph: NetworkGraph, strategy: Strategy, device: Device) -> l
 
 def _occurring(
     graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
-) -> Iterator[tuple[Operator, list[tuple[Part, int]]]]:
-    """Every operator with the parts that it consists of under a strategy, and how often."""
+) -> Iterator[tuple[Operator, list[tuple[Part, int]], float]]:
+    """Every operator with the parts that it consists of under a strategy, how often, and what its
+    price is multiplied by.
+    """
     reference = reference_of(metric, device)
-    bits = [strategy.bits.get(layer.name, reference) for layer in graph.layers]
-    offered = tuple(dict.fromkeys(bits))
-    pairs = [offered.index(pair) for pair in bits]
-    states = states_of(graph, offered, metric, device)
-    forms = states.forms(pairs)
+    options = [strategy.option(layer.name, reference) for layer in graph.layers]
+    offered = tuple(dict.fromkeys(options))
+    chosen = [offered.index(option) for option in options]
+    states = states_of(graph, [option.bits for option in offered], metric, device)
+    forms = states.forms(chosen)
+    by_formula = metric not in DEVICE_METRICS
+    factors = [cost_factor(metric, option) for option in offered] if by_formula else []
     for stated in states.stated:
-        yield stated.operator, stated.occurring(stated.rule(pairs, forms))
+        state = stated.rule(chosen, forms)
+        factor = factors[state] if by_formula and stated.is_optional else 1.0
+        yield stated.operator, stated.occurring(state), factor
 
 
 def states_of(
@@ -206,8 +213,15 @@ class PriceList(Protocol):
 class FormulaPrices:
     """Prices by a formula."""
 
-    def __init__(self, metric: str, parts: Sequence[Part], has_bias: bool) -> None:
+    def __init__(
+        self, metric: str, parts: Sequence[Part], has_bias: bool, factors: Sequence[float] = ()
+    ) -> None:
+        """
+        Args:
+            factors: Of the price of every part; none: 1.
+        """
         self._formula, self._parts, self._has_bias = FORMULAS[metric], parts, has_bias
+        self._factors = factors or [1.0] * len(parts)
         self._known: dict[tuple[int, int, int], float] = {}  # walks ask the same again and again
         costing = (part[0] for part in parts if part)
         self.is_free = not any(s.is_layer or s.own_macs or s.op == STORED for s in costing)
@@ -220,6 +234,7 @@ class FormulaPrices:
             cost = (
                 float(self._formula(part[0], ins, outs, part[1], self._has_bias)) if part else 0.0
             )
+            cost *= self._factors[state]
             self._known[key] = cost
         return cost
 
@@ -229,7 +244,7 @@ class FormulaPrices:
             return np.zeros(len(ins))
         # The formulas are the same for numbers and for arrays of them.
         costs = self._formula(part[0], ins, outs, part[1], self._has_bias)  # type: ignore[arg-type]
-        return np.asarray(costs, np.float64)
+        return np.asarray(costs, np.float64) * self._factors[state]
 
     def table(self, ins: IntArray, outs: IntArray, states: Sequence[int]) -> FloatArray:
         return np.stack([self.column(ins, outs, state) for state in states], 1)

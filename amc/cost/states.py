@@ -53,6 +53,11 @@ class Stated:
     tensor: int = -1
     is_conversion: bool = False
 
+    @property
+    def is_optional(self) -> bool:
+        """Whether it belongs to a layer, whose option is its state but beside conversions."""
+        return _layer_of(self.operator) >= 0
+
     def occurring(self, state: int) -> list[tuple[Part, int]]:
         """The parts that occur in a state, and how often."""
         if not self.is_conversion:

@@ -29,7 +29,7 @@ class WalkCosts:
 
     Attributes:
         kept: Channels of every group.
-        pairs: Bit pair index of every layer.
+        options: Bit option index of every layer.
         total: Cost of the strategy that these are.
     """
 
@@ -37,82 +37,82 @@ class WalkCosts:
         self,
         model: CostModel,
         kept: Sequence[int] | IntArray,
-        pairs: Sequence[int] | IntArray,
+        options: Sequence[int] | IntArray,
     ) -> None:
         self._model = model
-        self.kept, self.pairs = listed(kept), listed(pairs)
-        self._forms = model.states.forms(self.pairs)
-        self._states = [priced.stated.rule(self.pairs, self._forms) for priced in model.priced]
-        self._costs = model.operator_costs(self.kept, self.pairs)
+        self.kept, self.options = listed(kept), listed(options)
+        self._forms = model.states.forms(self.options)
+        self._states = [priced.stated.rule(self.options, self._forms) for priced in model.priced]
+        self._costs = model.operator_costs(self.kept, self.options)
         self.total = math.fsum(self._costs)
 
     def layer_costs(self) -> FloatArray:
         """Cost of every layer as decided so far, shape (layers,)."""
         return np.array(self._costs[: len(self._model.graph.layers)])
 
-    def decision_costs(self, layer: int, level: int | None, pair: int | None) -> FloatArray:
+    def decision_costs(self, layer: int, level: int | None, option: int | None) -> FloatArray:
         """Total cost, the rest at its floor, of deciding a layer.
 
         Args:
-            level, pair: Index of the ratio level and of the bit pair; None for all of them.
+            level, option: Index of the ratio level and of the option; None for all of them.
 
         Returns:
-            Shape (levels, pairs), or (1, 1) for one decision, which then is exactly the ``total``
+            Shape (levels, options), or (1, 1) for one decision, which then is exactly the ``total``
             that `decide` leads to; the others are off by rounding.
         """
-        if level is not None and pair is not None:
-            costs = self._after(layer, level, pair)[-1]
+        if level is not None and option is not None:
+            costs = self._after(layer, level, option)[-1]
             return np.array([[math.fsum(costs)]])
         totals = self._known_decisions(layer)
         rows = slice(None) if level is None else [level]
-        columns = slice(None) if pair is None else [pair]
+        columns = slice(None) if option is None else [option]
         chosen: FloatArray = totals[rows][:, columns]
         return chosen
 
-    def decide(self, layer: int, level: int, pair: int) -> None:
+    def decide(self, layer: int, level: int, option: int) -> None:
         """Take a decision."""
-        if self._is_taken(layer, level, pair):
+        if self._is_taken(layer, level, option):
             return
-        self.kept, self.pairs, self._forms, self._states, self._costs = self._after(
-            layer, level, pair
+        self.kept, self.options, self._forms, self._states, self._costs = self._after(
+            layer, level, option
         )
         self.total = math.fsum(self._costs)
 
-    def _is_taken(self, layer: int, level: int, pair: int) -> bool:
+    def _is_taken(self, layer: int, level: int, option: int) -> bool:
         """Whether a decision changes nothing."""
         model = self._model
         counts = zip(
             model.graph.layers[layer].decides, model.levels[layer][level].tolist(), strict=True
         )
-        return pair == self.pairs[layer] and all(self.kept[g] == count for g, count in counts)
+        return option == self.options[layer] and all(self.kept[g] == count for g, count in counts)
 
     def _after(
-        self, layer: int, level: int, pair: int
+        self, layer: int, level: int, option: int
     ) -> tuple[list[int], list[int], list[int], list[int], list[float]]:
-        """Kept channels, bit pairs, forms, states and costs once a decision is taken."""
+        """Kept channels, options, forms, states and costs once a decision is taken."""
         model = self._model
         kept, states, costs = self.kept.copy(), self._states.copy(), self._costs.copy()
         decides = model.graph.layers[layer].decides
         for group, count in zip(decides, model.levels[layer][level].tolist(), strict=True):
             kept[group] = count
-        pairs, forms, moved = self._with(layer, pair)
+        options, forms, moved = self._with(layer, option)
         for index in moved:
-            states[index] = model.priced[index].stated.rule(pairs, forms)
+            states[index] = model.priced[index].stated.rule(options, forms)
         for index in moved.union(model.affected[layer]):
             costs[index] = model.priced[index].cost_in(states[index], kept)
-        return kept, pairs, forms, states, costs
+        return kept, options, forms, states, costs
 
-    def _with(self, layer: int, pair: int) -> tuple[list[int], list[int], set[int]]:
-        """Bit pairs and forms when a layer has another bit pair, and what else that moves."""
-        if pair == self.pairs[layer]:
-            return self.pairs, self._forms, set()
-        pairs = self.pairs.copy()
-        pairs[layer] = pair
-        return pairs, *self._model.after(layer, pairs, self._forms)
+    def _with(self, layer: int, option: int) -> tuple[list[int], list[int], set[int]]:
+        """options and forms when a layer has another option, and what else that moves."""
+        if option == self.options[layer]:
+            return self.options, self._forms, set()
+        options = self.options.copy()
+        options[layer] = option
+        return options, *self._model.after(layer, options, self._forms)
 
     def _known_decisions(self, layer: int) -> FloatArray:
         """`_all_decisions`; descents at one price after another ask nearly all of it again."""
-        known, key = self._model.known_decisions, (layer, *self.kept, *self.pairs)
+        known, key = self._model.known_decisions, (layer, *self.kept, *self.options)
         totals = known.get(key)
         if totals is None:
             if len(known) >= _DECISIONS:
@@ -122,20 +122,20 @@ class WalkCosts:
         return totals
 
     def _all_decisions(self, layer: int) -> FloatArray:
-        """Total after every decision, shape (levels, pairs)."""
+        """Total after every decision, shape (levels, options)."""
         model, levels = self._model, self._model.levels[layer]
-        with_pair = [self._with(layer, pair) for pair in range(len(model.choices.pairs))]
-        moving = {layer}.union(*(moved for _, _, moved in with_pair))
+        with_option = [self._with(layer, option) for option in range(len(model.choices.options))]
+        moving = {layer}.union(*(moved for _, _, moved in with_option))
         others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
-        moved = np.zeros((len(levels), len(with_pair)))
+        moved = np.zeros((len(levels), len(with_option)))
         affected = model.affected[layer]
         for index in dict.fromkeys((*affected, *sorted(moving))):
             rule, now = model.priced[index].stated.rule, self._states[index]
             if index in moving:
                 states = tuple(
                     [
-                        rule(pairs, forms) if index in changes else now
-                        for pairs, forms, changes in with_pair
+                        rule(options, forms) if index in changes else now
+                        for options, forms, changes in with_option
                     ]
                 )
                 if index not in affected and states.count(now) == len(states):

@@ -136,7 +136,8 @@ class NetworkGraph:
         """
         groups = {group.name: group for group in self.groups}
         self._check_names("channel groups", strategy.preserve_ratio, groups)
-        self._check_names("layers", strategy.bits, {layer.name for layer in self.layers})
+        decided = {layer: None for _, layer, _ in strategy.values()}
+        self._check_names("layers", decided, {layer.name for layer in self.layers})
         kept = self.sizes()
         for name, ratio in strategy.preserve_ratio.items():
             group = groups[name]

@@ -116,8 +116,8 @@ def score_texts(objective: Objective, scores: Mapping[str, float], *, labelled: 
     return ", ".join(f"{s.name} {s.text(scores[s.name])}" for s in shown if s.name in scores)
 
 
-def identity_of(objective: Objective) -> str:
+def identity_of(thing: object) -> str:
     """What stands for an objective where results of equal ones are recalled: its repr, if any."""
-    kind = type(objective)
+    kind = type(thing)
     has_own = kind.__repr__ is not object.__repr__
-    return repr(objective) if has_own else f"{kind.__module__}.{kind.__qualname__}"
+    return repr(thing) if has_own else f"{kind.__module__}.{kind.__qualname__}"

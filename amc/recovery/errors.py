@@ -7,22 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from amc.compress.quantization import (
-    activation_range,
-    quantize_weight,
-    round_to_grid,
-    weight_scale,
-)
+from amc.cost.choices import Choices
+from amc.decisions import Decision, value_in
 from amc.graph.graph import NetworkGraph
 from amc.layers import Layer, OutputChange, kind_of, layer_at
 from amc.objectives import DEFAULT, Objective
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics
 from amc.recovery.sensitivity import divergences
-from amc.strategy import FLOAT_BITS, Bits
 
 FloatArray = npt.NDArray[np.float64]
 Changes = Mapping[str, OutputChange]
@@ -40,23 +34,23 @@ class LayerErrors:
         removal: For every channel group, the error by the number of channels kept, shape
             (size + 1,): the last is 0, fewer channels never err less; the first is infinite
             unless a residual block may go with the group, and then no other is larger.
-        bits: For every layer and bit pair on offer, shape (layers, pairs).
+        options: For every layer and option, shape (layers, options).
     """
 
     removal: tuple[FloatArray, ...]
-    bits: FloatArray
+    options: FloatArray
 
-    def total(self, kept: Sequence[int], pairs: Sequence[int]) -> float:
+    def total(self, kept: Sequence[int], options: Sequence[int]) -> float:
         """Sum over all groups and layers: exact only as far as errors add."""
         groups = sum(float(curve[count]) for curve, count in zip(self.removal, kept, strict=True))
-        return groups + float(self.bits[np.arange(len(self.bits)), list(pairs)].sum())
+        return groups + float(self.options[np.arange(len(self.options)), list(options)].sum())
 
 
 def mean_errors(found: Sequence[LayerErrors]) -> LayerErrors:
     """Of the same decisions, estimated more than once."""
     curves = zip(*(errors.removal for errors in found), strict=True)
     removal = tuple(np.mean(curve, 0) for curve in curves)
-    return LayerErrors(removal, np.mean([errors.bits for errors in found], 0))
+    return LayerErrors(removal, np.mean([errors.options for errors in found], 0))
 
 
 def layer_errors(
@@ -65,7 +59,7 @@ def layer_errors(
     statistics: CalibrationStatistics,
     paths: Mapping[int, RemovalPath],
     removed: Callable[[int, int], Changes],
-    pairs: Sequence[Bits],
+    choices: Choices,
     blocks: Mapping[int, float] | None = None,
     objective: Objective = DEFAULT,
 ) -> LayerErrors:
@@ -75,7 +69,7 @@ def layer_errors(
         images: Normalised calibration images, (n, channels, height, width).
         paths: Free group index -> its removal path.
         removed: (group index, channels kept) -> what that does to the layers that read it.
-        pairs: Bit-widths on offer.
+        choices: With the options on offer.
         blocks: Free group index -> the divergence without the residual block that goes with it.
         objective: What divergence is.
 
@@ -92,11 +86,13 @@ def layer_errors(
             table.add(("removal", index, count), removed(index, count))
     for layer in graph.layers:
         module = layer_at(graph.plan.module, layer.name)
-        for width in {pair.weight for pair in pairs} - {FLOAT_BITS}:
-            table.add(("weight", layer.index, width), {layer.name: _rounded_weight(module, width)})
-        for width in {pair.activation for pair in pairs} - {FLOAT_BITS}:
-            change = _rounded_input(statistics.values[layer.name], width)
-            table.add(("input", layer.index, width), {layer.name: change})
+        for decision in choices.decisions:
+            values = [value_in(option, decision) for option in choices.options]
+            for place, part in enumerate(decision.parts):
+                for number in {value[place] for value in values} - {decision.unchanged[place]}:
+                    inputs = statistics.values[layer.name]
+                    change = _change(decision, module, part, number, inputs)
+                    table.add((part, layer.index, number), {layer.name: change})
     found = table.estimate(graph, images, objective)
     removal = []
     for group in graph.groups:
@@ -109,18 +105,18 @@ def layer_errors(
             curve[0] = without
             curve = np.minimum(curve, without)
         removal.append(curve)
-    bits = [
-        [
-            found.get(("weight", layer.index, pair.weight), 0.0)
-            + found.get(("input", layer.index, pair.activation), 0.0)
-            for pair in pairs
-        ]
+    parts = list(zip(choices.parts, choices.numbers.T.tolist(), strict=True))
+    of_options = [
+        sum(
+            np.array([found.get((part, layer.index, number), 0.0) for number in numbers])
+            for part, numbers in parts
+        )
         for layer in graph.layers
     ]
-    return LayerErrors(tuple(removal), np.array(bits))
+    return LayerErrors(tuple(removal), np.array(of_options))
 
 
-Key = tuple[str, int, int]
+Key = tuple[str, int, float]
 
 
 class _Table:
@@ -156,17 +152,15 @@ def _curve(path: RemovalPath, measured: Mapping[int, float]) -> FloatArray:
     return np.maximum.accumulate(errors[::-1])[::-1]  # fewer channels never err less
 
 
-def _rounded_weight(layer: Layer, width: int) -> OutputChange:
-    weight = layer.weight.detach()
-    rounded = quantize_weight(weight, weight_scale(weight, width), width)
-    return kind_of(layer).changed(layer, rounded)
-
-
-def _rounded_input(values: Tensor, width: int) -> OutputChange:
-    scale, zero = map(torch.tensor, activation_range(values, width))
+def _change(
+    decision: Decision, layer: Layer, part: str, number: float, inputs: Tensor
+) -> OutputChange:
+    """What a part of a decision does to a layer's output."""
+    becomes = decision.change(layer, part, number, inputs)
+    if isinstance(becomes, Tensor):
+        return kind_of(layer).changed(layer, becomes)
 
     def change(layer: nn.Module, received: Tensor) -> Tensor:
-        rounded = round_to_grid(received, scale, zero, width)
-        return kind_of(layer).moved(layer, received, rounded)
+        return kind_of(layer).moved(layer, received, becomes(received))
 
     return change

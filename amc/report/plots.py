@@ -8,7 +8,8 @@ kind of colour blindness tell apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class LayerRow:
         channels_before, channels_after: Output channels; none after of a layer that is left out.
         weight_bits, activation_bits: 32 means float.
         cost_before, cost_after: In the unit that the picture's ``cost_label`` names.
+        others: The numbers of further decisions (`amc.decisions`), by name.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerRow:
     activation_bits: int
     cost_before: float
     cost_after: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_float(self) -> bool:
@@ -60,7 +63,7 @@ def plot_strategy(
 ) -> None:
     """What a strategy does to each layer: its channels, its bits, and where the cost goes.
 
-    The panel of bits is left out when every layer is float.
+    The panel of bits is left out when every layer is float; further decisions have one each.
 
     Raises:
         ConfigError: No rows.
@@ -85,6 +88,8 @@ def plot_strategies_side_by_side(
     panels: list[tuple[_Panel, float, str]] = [(_draw_channels, 1.0, "channels")]
     if not all(row.is_float for _, rows in strategies for row in rows):
         panels.append((_draw_bits, 0.7, "bits"))
+    names = {name for _, rows in strategies for row in rows for name in row.others}
+    panels += [(partial(_draw_other, name=name), 0.5, name) for name in sorted(names)]
     panels.append((_draw_cost, 1.0, cost_label))
 
     heights = [height for _, height, _ in panels]
@@ -183,6 +188,11 @@ _Panel = Callable[[Axes, Sequence[LayerRow]], None]
 def _draw_channels(axes: Axes, rows: Sequence[LayerRow]) -> None:
     before = [row.channels_before for row in rows]
     _bars(axes, before, [row.channels_after for row in rows])
+
+
+def _draw_other(axes: Axes, rows: Sequence[LayerRow], name: str) -> None:
+    numbers = [row.others.get(name, np.nan) if row.channels_after else np.nan for row in rows]
+    axes.step(range(len(rows)), numbers, "o-", where="mid", color=WEIGHT, ms=4.5, label=name)
 
 
 def _draw_cost(axes: Axes, rows: Sequence[LayerRow]) -> None:

@@ -55,7 +55,7 @@ class EventWriter:
                 "another folder; or, where Python takes file names for ASCII (the locale C), set "
                 "PYTHONUTF8=1."
             ) from error
-        self._strips: dict[int, StrategyStrip] = {}  # by the number of layers
+        self._strips: dict[tuple[object, ...], StrategyStrip] = {}  # by what is on them
 
     def episode(self, index: int, scalars: Mapping[str, float]) -> None:
         """Scalars of episode ``index``, under their own names; non-finite ones are left out."""
@@ -69,9 +69,11 @@ class EventWriter:
 
     def strategy_image(self, index: int, rows: Sequence[LayerRow], tag: str = TRIED) -> None:
         """The strategy of episode ``index`` as a strip: layers by (channels kept, bits)."""
-        if len(rows) not in self._strips:
-            self._strips[len(rows)] = StrategyStrip(len(rows))
-        self.image(tag, index, self._strips[len(rows)].pixels(rows))
+        others = tuple(rows[0].others)
+        key = len(rows), *others
+        if key not in self._strips:
+            self._strips[key] = StrategyStrip(len(rows), others)
+        self.image(tag, index, self._strips[key].pixels(rows))
 
     def text(self, tag: str, markdown: str, index: int = 0) -> None:
         """A text for the TEXT tab, which shows Markdown."""
@@ -114,18 +116,24 @@ class EventWriter:
 class StrategyStrip:
     """Pictures of strategies of one network, as heat strips.
 
-    One column per layer; three lines: percent of channels kept, weight bits, activation bits. The
+    One column per layer; three lines: percent of channels kept, weight bits, activation bits; a
+    line more for each number of further decisions. The
     figure is laid out once and repainted: a search shows many strategies, and laying one out takes
     as long as evaluating one of a small network.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, others: Sequence[str] = ()) -> None:
         width = max(4.0, 1.9 + 0.3 * layers)
-        figure = Figure(figsize=(width, 2.2), dpi=90, layout="constrained")
+        scales = [_KEPT, _BITS, *([_Scale(tuple(others), "", {0: "0", 1: "1"})] if others else [])]
+        lines = [len(scale.lines) for scale in scales]
+        size = width, 1.0 + 0.4 * sum(lines)
+        figure = Figure(figsize=size, dpi=90, layout="constrained")
         canvas: Any = FigureCanvasAgg(figure)  # its drawing is untyped
         self._canvas = canvas
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-        self._kept, self._bits = _Heat(above, _KEPT, layers), _Heat(below, _BITS, layers)
+        axes = figure.subplots(len(scales), 1, sharex=True, height_ratios=lines)
+        heats = [_Heat(at, scale, layers) for at, scale in zip(axes, scales, strict=True)]
+        self._kept, self._bits, *self._others = heats
+        below = axes[-1]
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("layer, in execution order", fontsize=7)
         self._canvas.draw()
@@ -140,6 +148,9 @@ class StrategyStrip:
             [[_FLOAT_PLACE if b == FLOAT_BITS else b for b in line] for line in bits],
             [[str(b) for b in line] for line in bits],
         )
+        for heat in self._others:
+            numbers = [[row.others[name] for row in rows] for name in rows[0].others]
+            heat.show(numbers, [[f"{number:g}" for number in line] for line in numbers])
         self._canvas.draw()
         return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
 

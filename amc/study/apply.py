@@ -14,7 +14,7 @@ from amc.study.introduction import introduce
 from amc.study.result import SearchResult, write_run
 from amc.study.search import finished, make_writable, prepared
 from amc.task import Problem
-from envs.compression import environment
+from envs.make import environment
 from envs.reward import DEFAULT_REWARD
 
 

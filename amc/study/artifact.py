@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from amc.candidate import CompressedNetwork, rebuild
+from amc.compress.network import CompressedNetwork, rebuild
 from amc.compress.verify import graph_of
 from amc.documents import OBJECT, TEXT, Kind, fault, is_whole, list_of, object_of, shown
 from amc.errors import ArtifactError

@@ -11,8 +11,8 @@ from functools import cached_property
 from torch import nn
 
 from agents.searcher import Trial
-from amc.candidate import CompressedNetwork
 from amc.compress.fold import fold_batch_norm
+from amc.compress.network import CompressedNetwork
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.account import unpriced_lines
 from amc.cost.model import ROUNDING
@@ -23,7 +23,7 @@ from amc.measure import Share, Timing
 from amc.recovery.moments import WIDEST
 from amc.report.tables import ComparisonRow
 from amc.runtimes import ELSEWHERE, Runtime
-from amc.strategy import FLOAT, Strategy
+from amc.strategy import Strategy
 from amc.study.reaim import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.task import CompressionTask
 from envs.reward import Reward, outcome_of
@@ -216,9 +216,9 @@ def _meeting(task: CompressionTask, finalists: Sequence[Finalist]) -> Sequence[F
 
 
 def _is_uniform(task: CompressionTask, strategy: Strategy) -> bool:
-    """Whether a strategy leaves no block out and has one bit pair; ratios differ by rounding."""
-    pairs = {strategy.bits.get(layer.name, FLOAT) for layer in task.graph.layers}
-    return len(pairs) == 1 and 0 not in strategy.preserve_ratio.values()
+    """Whether a strategy leaves no block out and has one option; ratios differ by rounding."""
+    options = {strategy.option(layer.name) for layer in task.graph.layers}
+    return len(options) == 1 and 0 not in strategy.preserve_ratio.values()
 
 
 def _row(
@@ -268,7 +268,7 @@ def _time(task: CompressionTask, even: Finalist, best: Finalist) -> _Times:
         modules = _in_float(task, [even, best])
     else:
         modules = [task.reference, even.network.module, best.network.module]
-        if _is_quantized(best.strategy):
+        if not best.strategy.is_float:
             modules.append(_in_float(task, [best])[-1])
     timings = time_networks(
         runtime,
@@ -289,10 +289,6 @@ def _runtime(task: CompressionTask) -> Runtime:
 def _batch(task: CompressionTask) -> int:
     """Images of a call, as the device's prices are for, so that both can stand side by side."""
     return int(getattr(task.local or task.device, "batch", 1))
-
-
-def _is_quantized(strategy: Strategy) -> bool:
-    return any(not bits.is_float for bits in strategy.bits.values())
 
 
 def _in_float(task: CompressionTask, finalists: Sequence[Finalist]) -> list[nn.Module]:
@@ -329,7 +325,7 @@ def _notes(
             f"{bound:,.6g}. The reward prices the cost and does not keep to the bound, as "
             "reward=agreement does."
         )
-    quantized = _is_quantized(strategy)
+    quantized = not strategy.is_float
     original, best = rows[0], rows[-1]
     if best.measured_ms is not None and original.measured_ms is not None:
         where = "the device" if task.local else "this machine, which is not the device"
@@ -370,7 +366,7 @@ def _notes(
             f"{len(gone)} of {len(task.graph.plan.blocks)} residual blocks are left out: "
             f"those of {', '.join(gone)}."
         )
-    simulated = task.simulated_bits(strategy)
+    simulated = task.simulated(strategy)
     if simulated:
         notes.append(
             f"Simulated bits (no cost in the device's table): {', '.join(map(str, simulated))}."

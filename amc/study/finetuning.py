@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from amc.arguments import check_folder, check_kind, check_module
-from amc.candidate import CompressedNetwork
+from amc.compress.network import CompressedNetwork, decide
 from amc.data.dataset import DataSet, check_data
 from amc.errors import NetworkError
 from amc.evaluate import Evaluator
@@ -87,8 +87,13 @@ def finetune(
     for parameter in student.parameters():
         parameter.requires_grad_(True)
 
+    made = CompressedNetwork.of(compressed)
+
     def score(network: nn.Module) -> float:
-        found = evaluator(network.cpu())
+        network.cpu()
+        if made is not None:  # an epoch moves what was decided of the weights
+            decide(made.module, made.strategy)
+        found = evaluator(network)
         network.to(place)
         return found.scores[named.name]
 
@@ -111,7 +116,6 @@ def finetune(
             )
     finally:
         compressed.cpu()
-    made = CompressedNetwork.of(compressed)
     if folder is not None and made is not None:
         artifact.write_compressed(Path(folder), made)
     return trained

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agents.searcher import Trial
 from amc.cost.model import CostModel
+from amc.decisions import numbers_of, parts_of
 from amc.progress import Bar
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
@@ -125,6 +126,7 @@ def layer_rows(costs: CostModel, strategy: Strategy) -> list[LayerRow]:
     kept = costs.graph.kept_counts(strategy)
     before = costs.original_costs
     after = costs.operator_costs(*costs.encode(strategy))  # layers first
+    others = costs.choices.decisions[1:]
     blocks = [block for block in costs.graph.plan.blocks if not kept[block.group]]
     gone = {name for block in blocks for name in block.layers}
     return [
@@ -136,6 +138,9 @@ def layer_rows(costs: CostModel, strategy: Strategy) -> list[LayerRow]:
             activation_bits=strategy.bits.get(layer.name, FLOAT).activation,
             cost_before=float(before[layer.index]),
             cost_after=float(after[layer.index]),
+            others=dict(
+                zip(parts_of(others), numbers_of(strategy.option(layer.name), others), strict=True)
+            ),
         )
         for layer in costs.graph.layers
     ]

@@ -12,7 +12,7 @@ from agents import searcher as searchers
 from agents.policy import Policy
 from agents.searcher import Trial
 from agents.trial import eligible
-from amc.candidate import CompressedNetwork
+from amc.compress.network import CompressedNetwork
 from amc.files import write_text
 from amc.objectives import primary_score
 from amc.report.plots import plot_learning_curve, plot_strategy

@@ -41,8 +41,9 @@ from amc.study.reaim import (
 )
 from amc.study.recorder import Recorder
 from amc.study.result import SearchResult, note_hparams, note_result, write_run
-from amc.task import CompressionTask, Problem
-from envs.compression import CompressionEnv, environment
+from amc.task import CompressionTask, Problem, SearchSpace
+from envs.compression import CompressionEnv
+from envs.make import environment
 from envs.observation import feature_names
 from envs.reward import RewardLike, build_reward
 
@@ -72,7 +73,6 @@ class SearchSettings:
         check_count("search.checkpoint_every", self.checkpoint_every)
         check_count("search.reaim", self.reaim, least=0)
         episode.check_search(self.evaluations, self.seed)
-        feature_names(self.observation)
         self.searcher()
         build_reward(self.reward)
 
@@ -86,12 +86,13 @@ class SearchSettings:
             )
         return build_searcher(**agent)
 
-    def check_aim(self, device: Device | LocalSpec | None, metric: str) -> None:
-        """Check that the search can be aimed anew, if it is to be.
+    def check_on(self, device: Device | LocalSpec | None, metric: str, space: SearchSpace) -> None:
+        """Check that a problem can be searched so.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: A feature is unknown, or the search cannot be aimed anew, and is to be.
         """
+        feature_names(self.observation, space.other_parts)
         if self.reaim:
             resumable, hard = isinstance(self.searcher(), Resumable), build_reward(self.reward).hard
             check_reaim(device, metric, resumable=resumable, hard=hard)
@@ -252,7 +253,7 @@ def search(
     hparams: Mapping[str, bool | int | float | str],
 ) -> SearchResult:
     """Search a problem, and write the run: see `amc.search`."""
-    settings.check_aim(problem.device, problem.budget.metric)
+    settings.check_on(problem.device, problem.budget.metric, problem.space)
     build_reward(settings.reward).check_scores(problem.objective, problem.data)
     make_writable(folder)
     agent = settings.searcher().name

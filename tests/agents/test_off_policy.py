@@ -11,8 +11,8 @@ from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.errors import ConfigError
 from amc.strategy import FLOAT, Bits
-from envs.belief import ErrorBelief
 from envs.compression import CompressionEnv
+from envs.surrogate import Surrogate
 from tests.agents.toy import ToyWalk
 from tests.conftest import classified
 from tests.envs.made_up import SCORE, error_of, losing_env, made_up_errors
@@ -283,7 +283,7 @@ def guided(tiny_graph):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_anchored_search_is_never_worse_than_the_program_and_meets_the_budget(guided, name):
     result = search(name, 8, env=guided, anchor="program", warm_start="all")
-    programs = [guided.evaluate(strategy)[1] for strategy in guided.program_strategies()]
+    programs = [guided.evaluate(strategy)[1] for strategy in guided.knapsack_strategies()]
     assert result.best.reward >= max(programs)
     assert result.policy.anchor == "program"
     assert result.policy.observation_names == guided.observation_names
@@ -317,7 +317,7 @@ def test_warm_up_without_anchor_is_uniform():
 
 def test_small_departures_stay_near_the_programs_reward(guided):
     near = search("ddpg", 6, env=guided, anchor="program", warm_start="none", warmup=6, wander=0.02)
-    (program,) = guided.program_strategies()
+    (program,) = guided.knapsack_strategies()
     reward = guided.evaluate(program)[1]
     rewards = [trial.reward for trial in near.trials]
     assert min(rewards) > 3 * reward  # both are negative
@@ -351,13 +351,13 @@ def test_advice_is_refused_before_the_first_evaluation_where_there_is_none(
 @pytest.fixture
 def proposed(monkeypatch):
     """Every strategy that a belief proposes from now on."""
-    made, propose = [], ErrorBelief.propose
+    made, propose = [], Surrogate.propose
 
     def watch(belief, rng):
         made.append(propose(belief, rng))
         return made[-1]
 
-    monkeypatch.setattr(ErrorBelief, "propose", watch)
+    monkeypatch.setattr(Surrogate, "propose", watch)
     return made
 
 
@@ -376,7 +376,7 @@ def test_belief_share_of_one_walks_to_what_is_proposed_after_the_warm_start(
 
 def test_every_trial_is_noted_before_the_next_is_proposed(guided, monkeypatch):
     noted = []
-    monkeypatch.setattr(ErrorBelief, "note", lambda _, *trial: noted.append(trial))
+    monkeypatch.setattr(Surrogate, "note", lambda _, *trial: noted.append(trial))
     result = search("ddpg", 6, env=guided, belief_share=0.5)
     assert noted == [(trial.strategy, trial.reward) for trial in result.trials]
 

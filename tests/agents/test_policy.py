@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import json
 
@@ -147,7 +148,7 @@ def test_anchored_policy_departs_from_the_programs_advice(guided):
     trial = still_policy(guided, "program").walk(guided)
     guided.reset()
     for _ in range(guided.layers_count):
-        *_, info = guided.step(guided.advised_action().astype(np.float32))
+        *_, info = guided.step(guided.prior_action().astype(np.float32))
     assert trial.strategy == info["strategy"]
     assert still_policy(guided, "none").walk(guided).strategy != trial.strategy
     moving = dataclasses.replace(
@@ -269,4 +270,63 @@ def test_weights_of_another_policy_are_refused(tmp_path):
         (tmp_path / "other" / "policy.safetensors").read_bytes()
     )
     with pytest.raises(PolicyError, match="from different policies"):
+        Policy.load(tmp_path)
+
+
+# As it was written before there were decisions beside channels and bits.
+WRITTEN = """{
+  "format": "amc-policy",
+  "version": 2,
+  "algorithm": "ddpg",
+  "observation_names": [
+    "stride",
+    "kernel"
+  ],
+  "anchor": "program",
+  "action_names": [
+    "preserve_ratio",
+    "weight_bits",
+    "activation_bits"
+  ],
+  "action_range": [
+    -1,
+    1
+  ],
+  "activation": "relu",
+  "output": "tanh",
+  "layer_sizes": [
+    2,
+    3
+  ],
+  "weights": "0f2b1174b455b294"
+}
+"""
+WEIGHTS = (
+    "uAAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJhbWMtcG9saWN5In0sImxheWVycy4wLmJpYXMiOnsiZHR5"
+    "cGUiOiJGMzIiLCJzaGFwZSI6WzNdLCJkYXRhX29mZnNldHMiOlswLDEyXX0sImxheWVycy4wLndlaWdodCI6eyJkdHlw"
+    "ZSI6IkYzMiIsInNoYXBlIjpbMywyXSwiZGF0YV9vZmZzZXRzIjpbMTIsMzZdfX0gICAgICAgAAAAAAAAAD8AAAC/AAAA"
+    "PwAAgL4AAAAAAACAPwAAgD8AAAAA"
+)
+
+
+def test_earlier_files_are_read_and_written_byte_for_byte(tmp_path):
+    (tmp_path / "policy.json").write_text(WRITTEN)
+    (tmp_path / "policy.safetensors").write_bytes(base64.b64decode(WEIGHTS))
+    policy = Policy.load(tmp_path)
+    assert policy.action_names == ("preserve_ratio", "weight_bits", "activation_bits")
+    action = policy.act(np.array([1, 2], np.float32))
+    np.testing.assert_allclose(action, np.tanh([0.0, 2.5, 0.5]), atol=1e-6)
+    policy.save(tmp_path / "again")
+    assert (tmp_path / "again" / "policy.json").read_text() == WRITTEN
+
+
+def test_policy_that_decides_more_is_read_back_and_needs_as_many_outputs(tmp_path):
+    names = ("preserve_ratio", "weight_bits", "activation_bits", "sparsity")
+    modules = [torch.nn.Linear(1, 4)]
+    Policy.from_modules("ddpg", ["previous_sparsity"], modules, action_names=names).save(tmp_path)
+    policy = Policy.load(tmp_path)
+    assert policy.action_names == names
+    policy.check_features()
+    edit(tmp_path, action_names=names[:3])
+    with pytest.raises(PolicyError, match=r"must go from 1 .* to 3 \(action_names\)"):
         Policy.load(tmp_path)

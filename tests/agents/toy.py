@@ -25,6 +25,7 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
 
     LIMIT = 0.9
     bound = LIMIT
+    action_names = ("preserve_ratio", "weight_bits", "activation_bits")
 
     def __init__(self, layers_count: int = 6, target: float = 0.6) -> None:
         self.layers_count = layers_count
@@ -80,7 +81,7 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
         layers = range(self.layers_count)
         return [Strategy({f"g{t}": ratio for t in layers}, {}) for ratio in (0.25, 0.5)]
 
-    def program_strategies(self) -> list[Strategy]:
+    def knapsack_strategies(self) -> list[Strategy]:
         return [Strategy({f"g{t}": 0.75 for t in range(self.layers_count)}, {})]
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from amc import api
-from amc.candidate import CompressedNetwork
 from amc.cli import export as recipe
+from amc.compress.network import CompressedNetwork
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of

@@ -96,7 +96,7 @@ def perturbed_table(graph, choices, seed=0):
         request: Measurement(float(rng.uniform(0.5, 2)) + request.bits.weight / 32, 0.0, 1)
         for request in requests_for(graph, choices)
     }
-    return TableDevice(TableHeader("table", "none", 1, 1, 1, choices.pairs), rows)
+    return TableDevice(TableHeader("table", "none", 1, 1, 1, choices.bits), rows)
 
 
 # -- choices -------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_smallest_ratio_must_be_a_fraction(tiny_graph, ratio):
 
 
 def test_pairs_are_offered_once(tiny_graph):
-    assert choices_for(tiny_graph, (FLOAT, INT8, FLOAT)).pairs == (FLOAT, INT8)
+    assert choices_for(tiny_graph, (FLOAT, INT8, FLOAT)).bits == (FLOAT, INT8)
 
 
 def test_reference_is_float_or_the_most_precise_pair():
@@ -171,7 +171,7 @@ def test_a_walk_asks_a_device_for_nothing_but_the_requests(graph, pairs):
     device = RememberingTable(TableHeader("t", "none", 1, 1, 2, PAIRS), rows)
     model = CostModel(graph, choices, Budget("latency_ms", fraction=0.99), device)
     assert_totals_hold(model, 0)
-    for strategy in (IDENTITY, model.decode(model.floor_kept, model.floor_pairs)):
+    for strategy in (IDENTITY, model.decode(model.floor_kept, model.floor_options)):
         operator_prices(graph, strategy, "latency_ms", device)
     assert device.asked == set(wanted)
     assert len(set(wanted)) == len(wanted)
@@ -325,13 +325,13 @@ def random_walk(model, seed):
 
 def assert_totals_hold(model, seed):
     for layer, level, pair, walk in random_walk(model, seed):
-        assert walk.total == model.cost(walk.kept, walk.pairs)
+        assert walk.total == model.cost(walk.kept, walk.options)
         assert (
             walk.layer_costs().tolist()
-            == (model.operator_costs(walk.kept, walk.pairs)[: len(model.graph.layers)])
+            == (model.operator_costs(walk.kept, walk.options)[: len(model.graph.layers)])
         )
         assert [walk.kept[g] for g in layer.decides] == model.levels[layer.index][level].tolist()
-        assert walk.pairs[layer.index] == pair
+        assert walk.options[layer.index] == pair
     assert walk.total <= model.bound
 
 
@@ -380,7 +380,7 @@ def test_floor_of_a_rising_cost_is_the_smallest_network(tiny_graph):
 
 def test_floor_takes_the_cheapest_bits(tiny_graph):
     model = model_of(tiny_graph, "bops", 0.1, pairs=PAIRS, low=0.5)
-    assert model.floor_pairs.tolist() == [2] * 4
+    assert model.floor_options.tolist() == [2] * 4
     assert model.floor == tiny_macs(2, 3) * 4 * 8
 
 
@@ -580,9 +580,9 @@ def test_original_must_cost_something(tiny_graph):
 def test_strategies_survive_encoding(graph):
     model = model_of(graph, "bops", 0.8, None, PAIRS)
     *_, (_, _, _, walk) = random_walk(model, 5)
-    strategy = model.decode(walk.kept, walk.pairs)
+    strategy = model.decode(walk.kept, walk.options)
     kept, pairs = model.encode(strategy)
-    assert (kept.tolist(), pairs.tolist()) == (walk.kept, walk.pairs)
+    assert (kept.tolist(), pairs.tolist()) == (walk.kept, walk.options)
     assert model.cost_of(strategy) == walk.total
     assert model.decode(kept, pairs) == strategy
 
@@ -676,14 +676,14 @@ def test_decisions_of_blocks_cost_what_they_lead_to(residual):
         for layer in residual.layers:
             totals = walk.decision_costs(layer.index, None, None)
             for level, counts in enumerate(model.levels[layer.index]):
-                kept, pairs = list(walk.kept), list(walk.pairs)
+                kept, pairs = list(walk.kept), list(walk.options)
                 for group, count in zip(layer.decides, counts, strict=True):
                     kept[group] = count
                 for pair in range(len(PAIRS)):
                     pairs[layer.index] = pair
                     assert totals[level, pair] == pytest.approx(model.cost(kept, pairs), rel=1e-9)
             walk.decide(layer.index, int(rng.integers(len(totals))), int(rng.integers(len(PAIRS))))
-            assert walk.total == model.cost(walk.kept, walk.pairs)
+            assert walk.total == model.cost(walk.kept, walk.options)
 
 
 def test_smallest_network_has_no_blocks_and_the_bits_that_they_would_be_cheapest_in(residual):
@@ -697,7 +697,7 @@ def test_smallest_network_has_no_blocks_and_the_bits_that_they_would_be_cheapest
         DEVICE,
     )
     assert model.floor < standing.floor
-    assert model.floor_pairs.tolist() == standing.floor_pairs.tolist()
+    assert model.floor_options.tolist() == standing.floor_options.tolist()
 
 
 # -- how many prices -----------------------------------------------------------------------
@@ -705,7 +705,7 @@ def test_smallest_network_has_no_blocks_and_the_bits_that_they_would_be_cheapest
 
 def test_options_that_ask_for_fewer_prices_are_named_with_what_they_leave(tiny_graph):
     def prices_of(choices):
-        return sum(map(len, choices.kept)) * len(choices.pairs)
+        return sum(map(len, choices.kept)) * len(choices.options)
 
     # Groups of 4, 6 and 5 channels, the last frozen.
     assert fewer_prices(tiny_graph, choices_for(tiny_graph, (FLOAT, INT8)), prices_of) == (

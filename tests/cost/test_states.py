@@ -168,8 +168,8 @@ def test_totals_along_a_walk_are_costs_from_scratch_to_the_last_bit(
         alone = walk.decision_costs(layer.index, level, pair)[0, 0]
         assert alone == pytest.approx(totals[level, pair], rel=1e-12)
         walk.decide(layer.index, level, pair)
-        assert walk.total == alone == model.cost(walk.kept, walk.pairs)
-        strategy = model.decode(walk.kept, walk.pairs)
+        assert walk.total == alone == model.cost(walk.kept, walk.options)
+        strategy = model.decode(walk.kept, walk.options)
         asked = operator_prices(graph, strategy, "latency_ms", device)
         assert walk.total == math.fsum(asked) <= model.bound
 
@@ -196,7 +196,7 @@ def test_decisions_asked_again_cost_what_they_cost_at_first(graph: NetworkGraph)
         layer = int(rng.integers(3))
         totals = walk.decision_costs(layer, None, None)
         other.known_decisions.clear()
-        fresh = WalkCosts(other, walk.kept, walk.pairs).decision_costs(layer, None, None)
+        fresh = WalkCosts(other, walk.kept, walk.options).decision_costs(layer, None, None)
         assert totals.tolist() == fresh.tolist()
         walk.decide(layer, *(int(rng.integers(size)) for size in np.minimum(totals.shape, 2)))
     with pytest.raises(ValueError, match="read-only"):
@@ -217,7 +217,7 @@ def test_floor_is_found_where_every_single_step_towards_it_costs_more() -> None:
     assert all(
         alone.decision_costs(layer, 0, 1)[0, 0] >= alone.total for layer in range(5)
     )  # the last, linear layer reads a mean: it may pay alone
-    assert model.floor_pairs.tolist() == [1] * 6
+    assert model.floor_options.tolist() == [1] * 6
 
 
 def test_missing_conversion_is_named(tiny_graph: NetworkGraph) -> None:
@@ -259,7 +259,7 @@ def test_walk_in_integers_is_not_held_up_by_floats_that_may_never_follow(
     loose = model_of(tiny_graph, device)
     share = 1.05 * loose.cost_of(integers) / loose.original
     costs = CostModel(tiny_graph, loose.choices, Budget("latency_ms", fraction=share), device)
-    assert PAIRS[costs.floor_pairs[0]] == FLOAT
+    assert PAIRS[costs.floor_options[0]] == FLOAT
     assert costs.start().decision_costs(0, -1, 1)[0, 0] > costs.bound  # before floats
     score = classified(accuracy=0.5, loss=1.0, agreement=-0.1)
     env = CompressionEnv(costs, lambda strategy: score, score, "agreement")

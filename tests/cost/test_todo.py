@@ -65,7 +65,7 @@ def test_filled_list_prices_every_request_of_the_network(tmp_path, board, reques
     assert (table.channel_step, table.supported_bits) == (2, (FLOAT, INT8))
     assert table.header.note.startswith("latency_ms: one batch, in milliseconds")
     choices = choices_for(tiny_graph, table.supported_bits, channel_step=table.channel_step)
-    device = device_for(table, requests_for(tiny_graph, choices, reference_bits(choices.pairs)))
+    device = device_for(table, requests_for(tiny_graph, choices, reference_bits(choices.bits)))
     model = CostModel(tiny_graph, choices, Budget("latency_ms", fraction=0.9), device)
     assert 0 < model.floor <= model.bound
 

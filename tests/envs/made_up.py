@@ -30,7 +30,7 @@ def made_up_errors(costs: CostModel, seed: int = 0) -> LayerErrors:
     bits = [
         [
             sum(s * 4.0**-width * (width < FLOAT_BITS) for s, width in zip(of, pair, strict=True))
-            for pair in costs.choices.pairs
+            for pair in costs.choices.bits
         ]
         for of in scale
     ]
@@ -67,7 +67,7 @@ def least_error(costs: CostModel, errors: LayerErrors) -> float:
         kept = costs.graph.sizes()
         for layer, level in zip(layers, levels, strict=True):
             kept[list(layer.decides)] = costs.levels[layer.index][level]
-        for pairs in itertools.product(range(len(costs.choices.pairs)), repeat=len(layers)):
+        for pairs in itertools.product(range(len(costs.choices.options)), repeat=len(layers)):
             error = errors.total(kept.tolist(), pairs)
             if error < best and costs.cost(kept, pairs) <= costs.bound:
                 best = error

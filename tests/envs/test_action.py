@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from amc.strategy import FLOAT, Bits
-from envs.action import BitChoice, from_ratio, to_ratio
+from envs.action import coordinates, from_ratio, to_ratio
 
 
 def test_action_spans_the_ratios_from_the_lowest_to_all():
@@ -23,11 +23,11 @@ def test_nothing_to_choose_is_the_largest_action():
 
 def test_widths_lie_at_equal_steps():
     pairs = tuple(Bits(w, 8) for w in (2, 4, 8, 32))
-    coordinates = BitChoice(pairs).coordinates
-    np.testing.assert_allclose(coordinates[:, 0], [-1, -1 / 3, 1 / 3, 1])
-    np.testing.assert_array_equal(coordinates[:, 1], 0)
+    found = coordinates(np.array(pairs))
+    np.testing.assert_allclose(found[:, 0], [-1, -1 / 3, 1 / 3, 1])
+    np.testing.assert_array_equal(found[:, 1], 0)
 
 
 def test_pairs_keep_their_order_and_need_not_fill_the_plane():
     pairs = (FLOAT, Bits(8, 8), Bits(4, 8))
-    assert BitChoice(pairs).coordinates.tolist() == [[1, 1], [0, -1], [-1, -1]]
+    assert coordinates(np.array(pairs)).tolist() == [[1, 1], [0, -1], [-1, -1]]

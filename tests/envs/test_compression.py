@@ -10,7 +10,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import nn
 
 import amc
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
@@ -21,8 +21,10 @@ from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_seri
 from amc.data import DataSet
 from amc.errors import BudgetError, ConfigError, DeviceError, NetworkError
 from amc.networks import build_network
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, Bits, Strategy
-from envs.compression import CompressionEnv, make_env
+from envs.compression import CompressionEnv
+from envs.make import make_env
 from envs.observation import FEATURES, PLAIN
 from envs.reward import DEFAULT_REWARD
 from tests.conftest import classified
@@ -137,9 +139,9 @@ def test_reward_is_the_agreement_unless_another_is_asked_for(tiny_net, tiny_grap
 def test_environment_of_a_network_sees_all_features_and_takes_advice(real_env):
     assert real_env.observation_names == tuple(FEATURES)
     assert real_env.errors is real_env.task.errors
-    (program,) = real_env.program_strategies()
+    (program,) = real_env.knapsack_strategies()
     assert real_env.costs.cost_of(program) <= real_env.costs.bound
-    strategy, _, infos = walk(real_env, lambda step: real_env.advised_action().astype(np.float32))
+    strategy, _, infos = walk(real_env, lambda step: real_env.prior_action().astype(np.float32))
     assert not any(info["clamped"] for info in infos)
     advised, best = (error_of(real_env.costs, real_env.errors, s) for s in (strategy, program))
     assert advised <= 2 * best
@@ -177,7 +179,7 @@ def test_step_needs_a_walk_under_way(tiny_graph):
 def test_action_must_be_three_numbers(tiny_graph, action):
     env = env_of(tiny_graph)
     env.reset()
-    with pytest.raises(ConfigError, match=r"three numbers in \[-1, 1\], got"):
+    with pytest.raises(ConfigError, match=r"3 numbers in \[-1, 1\], got"):
         env.step(action)
 
 
@@ -394,7 +396,7 @@ def test_budget_at_exactly_the_floor_leaves_one_strategy(tiny_graph):
     costs = env_of(tiny_graph).costs
     tight = CostModel(tiny_graph, costs.choices, Budget("macs", absolute=floor))
     env = CompressionEnv(tight, lambda strategy: SCORE, SCORE)
-    cheapest = tight.decode(tight.floor_kept, tight.floor_pairs)
+    cheapest = tight.decode(tight.floor_kept, tight.floor_options)
     assert [random_walk(env, seed)[0] for seed in range(3)] == [cheapest] * 3
     assert env.uniform_strategies() == [cheapest]
 

@@ -8,8 +8,8 @@ from amc.cost.budget import Budget
 from amc.cost.model import CostModel, WalkCosts, choices_for
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits
+from envs.knapsack import KnapsackSolver
 from envs.neighbours import CHANGES, neighbour
-from envs.program import ProgramSolver
 from tests.envs.made_up import made_up_errors
 
 SHAPE = (3, 32, 32)
@@ -24,11 +24,11 @@ def resnet():
 def solver_of(graph, metric="macs", fraction=0.5, pairs=(FLOAT,), low=0.1):
     choices = choices_for(graph, pairs, min_preserve_ratio=low)
     costs = CostModel(graph, choices, Budget(metric, fraction=fraction))
-    return costs, ProgramSolver(costs, made_up_errors(costs))
+    return costs, KnapsackSolver(costs, made_up_errors(costs))
 
 
 def choice_of(plan):
-    return tuple(plan.kept), tuple(plan.pairs)
+    return tuple(plan.kept), tuple(plan.options)
 
 
 def walked(costs, solver, steps=60, seed=0):

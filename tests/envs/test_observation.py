@@ -144,7 +144,7 @@ def informed_env(graph, metric="macs", fraction=0.6, pairs=(FLOAT,), **options):
 def test_informed_features_of_the_first_layer_by_hand(tiny_graph):
     env = informed_env(tiny_graph, observation=tuple(INFORMED))
     curve = env.errors.removal[0]
-    level, _ = env.guide.decision(0, env.costs.start())
+    level, _ = env.look_ahead.decision(0, env.costs.start())
     expected = {
         "removal_error_75": nats(curve[3]),
         "removal_error_50": nats(curve[2]),
@@ -176,7 +176,7 @@ def test_budget_left_is_what_the_rest_may_cost_of_what_it_does(tiny_graph):
 def test_bits_of_a_layer_are_seen_by_error_and_saving(tiny_graph):
     env = informed_env(tiny_graph, "bops", 0.3, PAIRS)
     seen = named(env, env.reset()[0])
-    _, int8, int4 = env.errors.bits[0]
+    _, int8, int4 = env.errors.options[0]
     assert seen["bits_error_fewest"] == pytest.approx(nats(int4), abs=1e-6)
     assert seen["bits_error_middle"] == pytest.approx(nats(int8), abs=1e-6)
     assert seen["bits_saved_fewest"] == pytest.approx(CONV1 / TOTAL * (1 - 4**2 / 32**2))
@@ -187,7 +187,7 @@ def test_advice_is_seen_at_every_step_and_follows_the_walk(tiny_graph):
     env = informed_env(tiny_graph, "bops", 0.1, PAIRS)
     observation, done, walk = env.reset()[0], False, env.costs.start()
     for layer in tiny_graph.layers:
-        level, pair = env.guide.decision(layer.index, walk)
+        level, pair = env.look_ahead.decision(layer.index, walk)
         bits = PAIRS[pair]
         seen = named(env, observation)
         assert seen["advised_ratio"] == pytest.approx(env.costs.level_ratios[layer.index][level])
@@ -296,7 +296,7 @@ def test_errors_are_asked_for_once_and_only_when_they_are_needed(tiny_graph):
     for _ in range(2):
         informed.reset()
         informed.step(np.zeros(3, np.float32))
-    informed.program_strategies()
+    informed.knapsack_strategies()
     assert len(asked) == 1
 
 

@@ -92,5 +92,5 @@ def test_cheapest_strategy_where_no_uniform_one_fits(tiny_graph):
     # The cheapest mixes bits: float is the smaller one where a scale costs more than it saves.
     costs = model_of(tiny_graph, "macs", 0.9, (FLOAT,), low=0.5)
     tight = CostModel(tiny_graph, costs.choices, Budget("macs", absolute=costs.floor))
-    cheapest = costs.decode(costs.floor_kept, costs.floor_pairs)
+    cheapest = costs.decode(costs.floor_kept, costs.floor_options)
     assert uniform_strategies(tight) == [cheapest]

@@ -20,7 +20,7 @@ from agents.policy import Policy
 from agents.searcher import Resumable, build_searcher
 from agents.state import AgentState, Forgetful
 from agents.trial import Trial
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.resume import read_run
@@ -43,6 +43,7 @@ from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.networks import load_checkpoint
 from amc.recovery import training, training_state
+from amc.recovery.settings import RecoverySettings
 from amc.runtimes.request import Request
 from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.quantization import (
     activation_range,
     quantize_layer,
@@ -16,10 +16,12 @@ from amc.compress.quantization import (
     weight_scale,
 )
 from amc.compress.verify import graph_of
+from amc.cost.choices import choices_for
 from amc.recovery.errors import LayerErrors, layer_errors
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics, gather_statistics
 from amc.recovery.sensitivity import LinearChange, divergences
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, Bits, Strategy
 from tests.graph.nets import conv
 
@@ -56,7 +58,7 @@ def kl(network, changed, images) -> float:
 
 
 def test_every_free_group_has_a_curve_that_falls_to_nothing_lost(compressor):
-    errors = compressor.errors((FLOAT,))
+    errors = compressor.errors(choices_for(compressor.graph, (FLOAT,)))
     assert [len(curve) for curve in errors.removal] == [
         group.size + 1 for group in compressor.graph.groups
     ]
@@ -70,7 +72,7 @@ def test_every_free_group_has_a_curve_that_falls_to_nothing_lost(compressor):
 
 
 def test_frozen_groups_lose_nothing(compressor):
-    errors = compressor.errors((FLOAT,))
+    errors = compressor.errors(choices_for(compressor.graph, (FLOAT,)))
     frozen = [group.index for group in compressor.graph.groups if not group.is_free]
     assert frozen
     for group in frozen:
@@ -79,7 +81,7 @@ def test_frozen_groups_lose_nothing(compressor):
 
 def test_curve_passes_through_the_divergences_at_measured_levels(compressor):
     """0.85, 0.7, 0.5, 0.3 and 0.15 of six and of eight channels, rounded."""
-    errors, graph = compressor.errors((FLOAT,)), compressor.graph
+    errors, graph = compressor.errors(choices_for(compressor.graph, (FLOAT,))), compressor.graph
     even, odd = compressor._images[::2], compressor._images[1::2]
     most = SETTINGS.error_images // 2
     for group, counts in ((0, (1, 2, 3, 4, 5)), (1, (1, 2, 4, 6, 7))):
@@ -102,7 +104,12 @@ def test_error_of_a_removal_is_near_the_divergence_that_it_causes(compressor, ne
     smaller = compressor.apply(Strategy({name: (size - gone) / size}, {})).module
     true = kl(network, smaller, IMAGES)
     assert true > 1e-4
-    assert 0.6 < compressor.errors((FLOAT,)).removal[group][size - gone] / true < 1.6
+    assert (
+        0.6
+        < compressor.errors(choices_for(compressor.graph, (FLOAT,))).removal[group][size - gone]
+        / true
+        < 1.6
+    )
 
 
 def made_up(size: int, path_errors, measured):
@@ -123,7 +130,9 @@ def made_up(size: int, path_errors, measured):
 
     paths = {0: RemovalPath(np.arange(size), np.array(path_errors))}
     statistics = CalibrationStatistics({}, {})
-    errors = layer_errors(graph, IMAGES[:8], statistics, paths, removed, (FLOAT,))
+    errors = layer_errors(
+        graph, IMAGES[:8], statistics, paths, removed, choices_for(graph, (FLOAT,))
+    )
     return errors.removal[0]
 
 
@@ -162,7 +171,7 @@ def test_group_of_one_channel_has_nothing_to_lose():
 
 
 def test_float_is_free_and_fewer_bits_are_never_cheaper(compressor):
-    errors = compressor.errors(PAIRS).bits
+    errors = compressor.errors(choices_for(compressor.graph, PAIRS)).options
     assert errors.shape == (3, len(PAIRS))
     assert (errors[:, 0] == 0).all()
     table = {pair: errors[:, index] for index, pair in enumerate(PAIRS)}
@@ -174,13 +183,16 @@ def test_float_is_free_and_fewer_bits_are_never_cheaper(compressor):
 
 def test_errors_of_weights_and_activations_add(compressor):
     pairs = (Bits(4, 32), Bits(32, 4), Bits(4, 4))
-    weight, activation, both = compressor.errors(pairs).bits.T
+    weight, activation, both = compressor.errors(choices_for(compressor.graph, pairs)).options.T
     assert both == pytest.approx(weight + activation)
 
 
 def test_errors_do_not_depend_on_what_else_is_on_offer(compressor):
-    few, many = compressor.errors((Bits(4, 8),)), compressor.errors(PAIRS)
-    assert few.bits[:, 0] == pytest.approx(many.bits[:, PAIRS.index(Bits(4, 8))])
+    few, many = (
+        compressor.errors(choices_for(compressor.graph, (Bits(4, 8),))),
+        compressor.errors(choices_for(compressor.graph, PAIRS)),
+    )
+    assert few.options[:, 0] == pytest.approx(many.options[:, PAIRS.index(Bits(4, 8))])
 
 
 @pytest.mark.parametrize("name", ["0", "2", "5"])
@@ -189,7 +201,7 @@ def test_error_of_bits_is_near_the_divergence_of_the_quantized_network(
     compressor, network, name, bits
 ):
     (layer,) = (layer for layer in compressor.graph.layers if layer.name == name)
-    estimated = compressor.errors((bits,)).bits[layer.index, 0]
+    estimated = compressor.errors(choices_for(compressor.graph, (bits,))).options[layer.index, 0]
     grid = None
     if bits.activation < 32:
         grid = activation_range(compressor.statistics.values[name], bits.activation)

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from amc import candidate
-from amc.candidate import Compressor, RecoverySettings
+from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.recovery import sequential
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import Bits, Strategy
 from tests.conftest import randomise_norms
 

@@ -54,7 +54,7 @@ def optimum(env: CompressionEnv) -> float:
     return max(
         accuracy(costs.decode(kept, pairs))
         for kept in product(*costs.choices.kept)
-        for pairs in product(range(len(costs.choices.pairs)), repeat=len(layers))
+        for pairs in product(range(len(costs.choices.options)), repeat=len(layers))
         if costs.cost(kept, pairs) <= costs.bound
     )
 

@@ -19,7 +19,7 @@ def errors_of(costs, removal):
         factor * np.arange(size, -1, -1.0)
         for factor, size in zip(removal, costs.graph.sizes().tolist(), strict=True)
     )
-    return LayerErrors(curves, np.zeros((len(costs.graph.layers), len(costs.choices.pairs))))
+    return LayerErrors(curves, np.zeros((len(costs.graph.layers), len(costs.choices.options))))
 
 
 def test_units_are_free_ratios_and_bits_where_several_are_on_offer(tiny_graph):
@@ -63,7 +63,7 @@ def test_bits_go_down_as_little_as_is_enough(tiny_graph):
     proposals = Proposals(costs, None)
     now = proposals.original()
     found = proposals.towards(now, 0.999 * costs.original)
-    changed = [walk.pairs for walk in found if walk.pairs != now.pairs]
+    changed = [walk.options for walk in found if walk.options != now.options]
     assert changed
     assert all(sorted(pairs, reverse=True) == [2, 2, 2, 1] for pairs in changed)
 
@@ -72,5 +72,5 @@ def test_energy_lost_is_the_share_of_channels_and_the_noise_of_rounding(tiny_gra
     errors = energy_lost(small_env(tiny_graph, "bops", 0.3, PAIRS).costs)
     np.testing.assert_allclose(errors.removal[0], [1, 3 / 4, 2 / 4, 1 / 4, 0])
     # 8 standard deviations in 16 steps of 1/2: noise of 1/4 / 12.
-    np.testing.assert_allclose(errors.bits[0], [1 / 48, 1 / 48 / 256, 0], atol=1e-12)
-    assert errors.bits.shape == (4, 3)
+    np.testing.assert_allclose(errors.options[0], [1 / 48, 1 / 48 / 256, 0], atol=1e-12)
+    assert errors.options.shape == (4, 3)

@@ -13,13 +13,13 @@ RATIOS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
-class Outlook:
+class LayerEstimates:
     """Of one layer, alone in an otherwise whole network.
 
     Attributes:
         removal_error: Nats lost when its groups keep each of `RATIOS`, shape (3,).
         removal_saved: Cost saved by that / the original's total, shape (3,).
-        bits_error: Nats lost with the fewest bits on offer, and with the middle pair, shape (2,).
+        bits_error: Nats lost with the option that changes most, and the middle one, shape (2,).
         bits_saved: Cost saved by that / the original's total, shape (2,).
     """
 
@@ -29,22 +29,20 @@ class Outlook:
     bits_saved: tuple[float, ...]
 
 
-def outlooks(costs: CostModel, errors: LayerErrors) -> list[Outlook]:
+def layer_estimates(costs: CostModel, errors: LayerErrors) -> list[LayerEstimates]:
     """One for every layer, in execution order."""
-    pairs = costs.choices.pairs
-    precise = max(range(len(pairs)), key=lambda p: pairs[p])
-    ranked = sorted(range(len(pairs)), key=lambda p: pairs[p])
-    fewer = ranked[0], ranked[len(ranked) // 2]
+    ranked = costs.choices.by_closeness
+    whole_option, fewer = ranked[-1], (ranked[0], ranked[len(ranked) // 2])
     layers = costs.graph.layers
-    whole = WalkCosts(costs, costs.graph.sizes(), [precise] * len(layers))
+    whole = WalkCosts(costs, costs.graph.sizes(), [whole_option] * len(layers))
     found = []
     for layer in layers:
         saved = (whole.total - whole.decision_costs(layer.index, None, None)) / costs.original
         ratios, levels = costs.level_ratios[layer.index], costs.levels[layer.index]
         nearest = [int(np.abs(ratios - ratio).argmin()) for ratio in RATIOS]
-        bits = errors.bits[layer.index]
+        of_options = errors.options[layer.index]
         found.append(
-            Outlook(
+            LayerEstimates(
                 removal_error=tuple(
                     sum(
                         float(errors.removal[group][levels[level, place]])
@@ -52,9 +50,9 @@ def outlooks(costs: CostModel, errors: LayerErrors) -> list[Outlook]:
                     )
                     for level in nearest
                 ),
-                removal_saved=tuple(float(saved[level, precise]) for level in nearest),
-                bits_error=tuple(float(bits[pair]) for pair in fewer),
-                bits_saved=tuple(float(saved[-1, pair]) for pair in fewer),
+                removal_saved=tuple(float(saved[level, whole_option]) for level in nearest),
+                bits_error=tuple(float(of_options[option]) for option in fewer),
+                bits_saved=tuple(float(saved[-1, option]) for option in fewer),
             )
         )
     return found

@@ -9,7 +9,7 @@ from amc.cost.model import CostModel, choices_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, Bits
-from envs.outlook import outlooks
+from envs.estimates import layer_estimates
 from tests.envs.made_up import made_up_errors
 
 INT8, INT4, INT2 = Bits(8, 8), Bits(4, 4), Bits(2, 2)
@@ -36,7 +36,7 @@ def errors_of(bits):
 
 
 def test_errors_and_savings_of_three_ratios_by_hand(tiny_graph):
-    seen = outlooks(model_of(tiny_graph), errors_of([[0.0]] * 4))
+    seen = layer_estimates(model_of(tiny_graph), errors_of([[0.0]] * 4))
     assert len(seen) == 4
     # 3, 2 and 1 of 4 channels; of 6 are 4 (4.5: the first of two as near), 3 and 2 (at least).
     assert seen[0].removal_error == (0.3, 0.5, 0.7)
@@ -46,7 +46,7 @@ def test_errors_and_savings_of_three_ratios_by_hand(tiny_graph):
 
 
 def test_layer_that_decides_no_group_saves_and_loses_nothing_by_removal(tiny_graph):
-    for layer in outlooks(model_of(tiny_graph), errors_of([[0.0]] * 4))[2:]:
+    for layer in layer_estimates(model_of(tiny_graph), errors_of([[0.0]] * 4))[2:]:
         assert layer.removal_error == (0, 0, 0)
         assert layer.removal_saved == (0, 0, 0)
 
@@ -55,7 +55,7 @@ def test_errors_and_savings_of_bits_by_hand(tiny_graph):
     """Fewest on offer, and the middle of four pairs, beside the most precise."""
     pairs = (INT4, FLOAT, INT2, INT8)
     bits = [[0.2, 0.0, 0.4, 0.1], [2.0, 0.0, 4.0, 1.0], [0.0] * 4, [9.0, 0.0, 9.5, 8.0]]
-    seen = outlooks(model_of(tiny_graph, "bops", pairs), errors_of(bits))
+    seen = layer_estimates(model_of(tiny_graph, "bops", pairs), errors_of(bits))
     assert [layer.bits_error for layer in seen] == [(0.4, 0.1), (4.0, 1.0), (0, 0), (9.5, 8.0)]
     for index, layer in enumerate(seen):
         for saved, width in zip(layer.bits_saved, (2, 8), strict=True):
@@ -65,12 +65,12 @@ def test_errors_and_savings_of_bits_by_hand(tiny_graph):
 
 
 def test_with_one_pair_bits_save_and_lose_nothing(tiny_graph):
-    for layer in outlooks(model_of(tiny_graph), errors_of([[0.0]] * 4)):
+    for layer in layer_estimates(model_of(tiny_graph), errors_of([[0.0]] * 4)):
         assert layer.bits_error == layer.bits_saved == (0, 0)
 
 
 def test_removal_is_seen_at_the_most_precise_bits(tiny_graph):
-    seen = outlooks(model_of(tiny_graph, "bops", (INT8, FLOAT)), errors_of([[0.0, 0.0]] * 4))
+    seen = layer_estimates(model_of(tiny_graph, "bops", (INT8, FLOAT)), errors_of([[0.0, 0.0]] * 4))
     assert seen[0].removal_saved[1] == pytest.approx(1 - macs(2, 6) / WHOLE)
 
 
@@ -84,4 +84,4 @@ def test_layer_that_decides_several_groups_loses_the_sum_of_their_errors():
     level = int(np.abs(costs.level_ratios[layer.index] - 0.5).argmin())
     kept = costs.levels[layer.index][level]
     expected = sum(errors.removal[g][k] for g, k in zip(layer.decides, kept, strict=True))
-    assert outlooks(costs, errors)[layer.index].removal_error[1] == pytest.approx(expected)
+    assert layer_estimates(costs, errors)[layer.index].removal_error[1] == pytest.approx(expected)

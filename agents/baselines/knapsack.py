@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProgramSearch:
-    """Evaluate the integer program's solution on estimated errors (`envs.program`)."""
+class KnapsackSearch:
+    """Evaluate the knapsack's allocation on estimated errors (`envs.knapsack`)."""
 
     name: ClassVar[str] = "program"
 
     def search(
         self, env: CompressionEnv, evaluations: int, seed: int, on_trial: OnTrial
     ) -> SearchResult:
-        """Evaluate the one strategy; the program needs no evaluation to find it.
+        """Evaluate the one strategy; the knapsack needs no evaluation to find it.
 
         Raises:
             ConfigError: The environment knows no errors of decisions.

@@ -12,7 +12,8 @@ from amc.cost.model import CostModel, choices_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
-from envs.belief import (
+from envs.knapsack import knapsack_strategy
+from envs.surrogate import (
     CUTS,
     DEPARTURE,
     FLOOR,
@@ -22,14 +23,13 @@ from envs.belief import (
     PIECES,
     REACH,
     WIDTH,
-    ErrorBelief,
+    Surrogate,
     _root,
     departures,
     expected_improvement,
     grown,
     pieces,
 )
-from envs.program import program_strategy
 from tests.envs.made_up import made_up_errors
 
 SHAPE = (3, 32, 32)
@@ -59,7 +59,7 @@ def model_of(graph, metric="macs", fraction=0.5, pairs=(FLOAT,), low=0.1):
 
 def belief_of(costs, errors=ERRORS, losses=()):
     """What is believed after strategies that lost so much."""
-    belief = ErrorBelief(costs, errors, WHOLE)
+    belief = Surrogate(costs, errors, WHOLE)
     for strategy, lost in losses:
         belief.note(strategy, WHOLE - lost)
     return belief
@@ -70,9 +70,9 @@ def random_losses(costs, errors, seed=0, number=30, factors=None):
     rng, losses = np.random.default_rng(seed), []
     for _ in range(number):
         kept = [int(rng.choice(counts)) for counts in costs.choices.kept]
-        pairs = rng.integers(0, len(costs.choices.pairs), len(costs.graph.layers)).tolist()
+        pairs = rng.integers(0, len(costs.choices.options), len(costs.graph.layers)).tolist()
         removal = np.array([errors.removal[g][kept[g]] for g in range(len(kept))])
-        bits = errors.bits[np.arange(len(pairs)), pairs].sum()
+        bits = errors.options[np.arange(len(pairs)), pairs].sum()
         by = np.ones(len(kept)) if factors is None else factors
         losses.append((costs.decode(kept, pairs), float(removal @ by + bits)))
     return losses
@@ -111,21 +111,21 @@ def parts_of(costs, errors, losses):
                     piece = sum(n < math.ceil(cut * size) for cut in CUTS)
                     falls[piece] += curve[n] - curve[n + 1]
             row += falls
-        if len(costs.choices.pairs) > 1:
-            row += [errors.bits[layer][pair] for layer, pair in enumerate(pairs)]
+        if len(costs.choices.options) > 1:
+            row += [errors.options[layer][pair] for layer, pair in enumerate(pairs)]
         rows.append(row)
     return np.array(rows)
 
 
 def alike(costs, losses):
     """Covariance of what errors do beyond adding up, strategy by strategy."""
-    pairs = sorted(costs.choices.pairs)
+    pairs = sorted(costs.choices.options)
     places = []
     for strategy, _ in losses:
         kept, chosen = (part.tolist() for part in costs.encode(strategy))
         place = [kept[0] / 4, kept[1] / 6]
         if len(pairs) > 1:
-            ranks = [pairs.index(costs.choices.pairs[pair]) for pair in chosen]
+            ranks = [pairs.index(costs.choices.options[pair]) for pair in chosen]
             place += [rank / (len(pairs) - 1) for rank in ranks]
         places.append(place)
     found = np.empty((len(places), len(places)))
@@ -216,7 +216,7 @@ def test_error_of_few_channels_is_told_from_that_of_many(tiny_graph):
     """What conv2 loses in its first channels is as estimated; beyond, four times that."""
     costs = model_of(tiny_graph)
     worse = ERRORS.removal[1] + 3 * np.clip(ERRORS.removal[1] - ERRORS.removal[1][3], 0, None)
-    truth = LayerErrors((ERRORS.removal[0], worse, ERRORS.removal[2]), ERRORS.bits)
+    truth = LayerErrors((ERRORS.removal[0], worse, ERRORS.removal[2]), ERRORS.options)
     belief = belief_of(costs, losses=random_losses(costs, truth, 2, 200))
     first, second, beyond = belief.posterior()[0][3:]
     assert beyond == pytest.approx(4 * first, rel=0.2)
@@ -281,7 +281,7 @@ def test_unit_of_the_rewards_does_not_matter(tiny_graph, unit):
     costs = model_of(tiny_graph, "bops", pairs=PAIRS)
     errors = made_up_errors(costs)
     losses = random_losses(costs, errors)
-    belief, other = ErrorBelief(costs, errors, 0.0), ErrorBelief(costs, errors, 0.0)
+    belief, other = Surrogate(costs, errors, 0.0), Surrogate(costs, errors, 0.0)
     for strategy, lost in losses:
         belief.note(strategy, -lost)
         other.note(strategy, -unit * lost)
@@ -306,7 +306,7 @@ def test_strategies_estimated_to_lose_nothing_leave_the_prior(tiny_graph):
 def factors_of(drawn, errors):
     """By which every error that is not 0 was multiplied, group by group and layer by layer."""
     found = []
-    both = zip([*drawn.removal, *drawn.bits], [*errors.removal, *errors.bits], strict=True)
+    both = zip([*drawn.removal, *drawn.options], [*errors.removal, *errors.options], strict=True)
     for now, before in both:
         counts = np.isfinite(before) & (before > 0)
         found.append(now[counts] / before[counts])
@@ -326,7 +326,7 @@ def test_no_boldness_gives_the_mean(tiny_graph):
         np.testing.assert_allclose(drawn.removal[group][1:], expected)
         assert drawn.removal[group][0] == curve[0]
     np.testing.assert_array_equal(drawn.removal[2], errors.removal[2])  # frozen
-    np.testing.assert_allclose(drawn.bits, factors[2 * PIECES :, None] * errors.bits)
+    np.testing.assert_allclose(drawn.options, factors[2 * PIECES :, None] * errors.options)
 
 
 def test_factors_are_drawn_from_the_posterior(tiny_graph):
@@ -377,7 +377,7 @@ def test_posterior_that_is_all_but_certain_can_be_drawn_from(tiny_graph, number)
     losses = [(s, 1e-9 * lost) for s, lost in random_losses(costs, errors, number=8)] * number
     drawn = belief_of(costs, errors, losses).draw(np.random.default_rng(0), 1.0)
     assert all(np.isfinite(curve[1:]).all() for curve in drawn.removal)
-    assert np.isfinite(drawn.bits).all()
+    assert np.isfinite(drawn.options).all()
 
 
 def test_root_of_a_covariance_that_rounding_left_indefinite():
@@ -422,7 +422,7 @@ def test_group_that_loses_more_than_estimated_is_allocated_more(tiny_graph, wors
     costs = model_of(tiny_graph, fraction=0.5)
     factors = np.where(np.arange(3) == worse, 100, 1)
     errors = LayerErrors(
-        tuple(c / f**0.5 for c, f in zip(ERRORS.removal, factors, strict=True)), ERRORS.bits
+        tuple(c / f**0.5 for c, f in zip(ERRORS.removal, factors, strict=True)), ERRORS.options
     )
     rng = np.random.default_rng(0)
     before = costs.decode(*belief_of(costs, errors).allocate(errors))
@@ -461,14 +461,14 @@ def test_proposals_find_what_the_estimates_hide(resnet, seed):
     factors = np.exp(rng.uniform(-np.log(5), np.log(5), len(errors.removal)))
     truth = LayerErrors(
         tuple(curve * factor for curve, factor in zip(errors.removal, factors, strict=True)),
-        errors.bits,
+        errors.options,
     )
 
     def lost(strategy):
         return truth.total(*(part.tolist() for part in costs.encode(strategy)))
 
     belief = belief_of(costs, errors)
-    guess, ideal = (lost(program_strategy(costs, known)) for known in (errors, truth))
+    guess, ideal = (lost(knapsack_strategy(costs, known)) for known in (errors, truth))
     found = []
     for _ in range(15):
         proposal = belief.propose(rng)

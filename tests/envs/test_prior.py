@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
-from amc.candidate import RecoverySettings
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
@@ -19,9 +18,11 @@ from amc.cost.shipped import as_device
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.networks import build_network
+from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, Bits
-from envs.anchor import AnchoredEnv, from_anchor, to_anchor
-from envs.compression import CompressionEnv, make_env
+from envs.compression import CompressionEnv
+from envs.make import make_env
+from envs.prior import PriorEnv, from_prior, to_prior
 from tests.conftest import TINY_SHAPE, TinyNet
 from tests.envs.made_up import SCORE, error_of, guided_env, made_up_errors
 
@@ -40,7 +41,7 @@ def graph(request):
 def anchored_env(graph, metric="bops", fraction=0.1, pairs=PAIRS, low=0.2, **options):
     choices = choices_for(graph, pairs, min_preserve_ratio=low)
     costs = CostModel(graph, choices, Budget(metric, fraction=fraction))
-    return AnchoredEnv(guided_env(costs, **options))
+    return PriorEnv(guided_env(costs, **options))
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +70,17 @@ anchor_threes = st.tuples(*[anchors] * 3).map(np.array)
 
 @given(threes, anchor_threes)
 def test_departure_of_an_action_leads_back_to_it(action, anchor):
-    departure = to_anchor(action, anchor)
+    departure = to_prior(action, anchor)
     assert (np.abs(departure) <= 1).all()
-    np.testing.assert_allclose(from_anchor(departure, anchor), action, atol=2e-9)
+    np.testing.assert_allclose(from_prior(departure, anchor), action, atol=2e-9)
 
 
 @given(threes, anchor_threes)
 def test_action_of_a_departure_leads_back_to_it_where_it_goes_anywhere(departure, anchor):
-    action = from_anchor(departure, anchor)
+    action = from_prior(departure, anchor)
     assert (np.abs(action) <= 1).all()
     inside = np.abs(anchor) < 1
-    back = to_anchor(action, anchor)
+    back = to_prior(action, anchor)
     np.testing.assert_allclose(back[inside], departure[inside], atol=1e-6)
     stuck = np.where(departure < 0, anchor == -1, anchor == 1)
     assert (action[stuck] == anchor[stuck]).all()
@@ -89,22 +90,22 @@ def test_action_of_a_departure_leads_back_to_it_where_it_goes_anywhere(departure
 @given(anchor_threes)
 def test_ends_stay_ends_and_0_is_the_anchor(anchor):
     ones = np.ones(3)
-    np.testing.assert_allclose(from_anchor(-ones, anchor), -ones, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(from_anchor(ones, anchor), ones, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(from_anchor(0 * ones, anchor), anchor)
+    np.testing.assert_allclose(from_prior(-ones, anchor), -ones, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(from_prior(ones, anchor), ones, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(from_prior(0 * ones, anchor), anchor)
 
 
 @given(threes, threes, anchor_threes)
 def test_larger_departures_are_larger_actions(one, other, anchor):
     low, high = np.minimum(one, other), np.maximum(one, other)
-    assert (from_anchor(low, anchor) <= from_anchor(high, anchor) + 1e-12).all()
+    assert (from_prior(low, anchor) <= from_prior(high, anchor) + 1e-12).all()
 
 
 def test_departure_by_hand():
     anchor = np.array([0.5, -0.5, 1.0])
-    actions = from_anchor(np.array([0.5, 0.5, 0.5]), anchor)
+    actions = from_prior(np.array([0.5, 0.5, 0.5]), anchor)
     np.testing.assert_allclose(actions, [0.75, 0.25, 1.0])
-    actions = from_anchor(np.array([-0.5, -0.5, -0.5]), anchor)
+    actions = from_prior(np.array([-0.5, -0.5, -0.5]), anchor)
     np.testing.assert_allclose(actions, [-0.25, -0.75, 0.0])
 
 
@@ -116,7 +117,7 @@ def test_doing_nothing_gives_nearly_the_programs_allocation(env):
     strategy, infos = walk(env, lambda step: np.zeros(3, np.float32))
     assert not any(info["clamped"] for info in infos)
     assert env.costs.cost_of(strategy) <= env.costs.bound
-    best = error_of(env.costs, errors, *env.program_strategies())
+    best = error_of(env.costs, errors, *env.knapsack_strategies())
     assert best <= error_of(env.costs, errors, strategy) * (1 + 1e-9)
     assert error_of(env.costs, errors, strategy) <= 1.25 * best
 
@@ -161,7 +162,7 @@ def test_any_actions_meet_the_budget_and_lead_there_again(actions, fraction):
 
 def test_encoded_strategy_is_arrived_at(env):
     plain = env.env
-    strategies = [*env.uniform_strategies(), *env.program_strategies()]
+    strategies = [*env.uniform_strategies(), *env.knapsack_strategies()]
     for seed in range(2):
         rng = np.random.default_rng(seed)
         strategy, _ = walk(plain, lambda step, r=rng: r.uniform(-1, 1, 3).astype(np.float32))
@@ -177,12 +178,12 @@ def test_encoded_strategy_is_arrived_at(env):
 def test_clamped_action_is_told_as_a_departure(tiny_graph):
     env = anchored_env(tiny_graph, "macs", 0.6, (FLOAT,), low=0.5)
     env.reset()
-    anchor = env.env.advised_action()
+    anchor = env.env.prior_action()
     *_, info = env.step(np.array([1, 0.3, -0.2], np.float32))
     # All 4 of conv1 do not fit, 3 of them do (tests/envs/test_compression.py): 0 before.
     assert info["clamped"]
     assert info["executed_action"].dtype == np.float32
-    told = from_anchor(info["executed_action"].astype(float), anchor)
+    told = from_prior(info["executed_action"].astype(float), anchor)
     assert told[0] == pytest.approx(0, abs=1e-6)
 
 
@@ -214,18 +215,18 @@ def test_environment_within_answers_for_itself(tiny_graph):
     assert env.observation_names == plain.observation_names
     assert env.costs is plain.costs
     assert env.uniform_strategies() == plain.uniform_strategies()
-    assert env.program_strategies() == plain.program_strategies()
+    assert env.knapsack_strategies() == plain.knapsack_strategies()
     np.testing.assert_array_equal(env.effective_actions(), plain.effective_actions())
-    (strategy,) = env.program_strategies()
+    (strategy,) = env.knapsack_strategies()
     assert env.evaluate(strategy) == plain.evaluate(strategy)
 
 
 def test_program_meets_the_budget_and_is_found_once(tiny_graph, monkeypatch):
     env = anchored_env(tiny_graph)
-    (strategy,) = env.program_strategies()
+    (strategy,) = env.knapsack_strategies()
     assert env.costs.cost_of(strategy) <= env.costs.bound
-    monkeypatch.setattr("envs.compression.program_strategy", None)
-    assert env.program_strategies() == [strategy]
+    monkeypatch.setattr("envs.compression.knapsack_strategy", None)
+    assert env.knapsack_strategies() == [strategy]
 
 
 # -- what goes wrong -----------------------------------------------------------------------------
@@ -240,22 +241,22 @@ def ignorant(tiny_graph):
 
 def test_advice_needs_errors(ignorant):
     with pytest.raises(ConfigError, match=r"agent.anchor=program needs .* anchor=none"):
-        AnchoredEnv(ignorant)
+        PriorEnv(ignorant)
     ignorant.reset()
     with pytest.raises(ConfigError, match=r"agent.anchor=program needs"):
-        ignorant.advised_action()
+        ignorant.prior_action()
 
 
 def test_program_needs_errors(ignorant):
     with pytest.raises(ConfigError, match=r"warm_start=program needs .* warm_start=uniform"):
-        ignorant.program_strategies()
+        ignorant.knapsack_strategies()
 
 
 @pytest.mark.parametrize("action", [np.zeros(2), np.array([0, np.nan, 0]), np.full(3, np.inf)])
 def test_action_must_be_three_numbers(tiny_graph, action):
     env = anchored_env(tiny_graph)
     env.reset()
-    with pytest.raises(ConfigError, match=r"three numbers in \[-1, 1\], got"):
+    with pytest.raises(ConfigError, match=r"3 numbers in \[-1, 1\], got"):
         env.step(action)
 
 
@@ -270,7 +271,7 @@ def test_step_needs_a_walk_under_way(tiny_graph):
 
 def test_strategy_that_is_not_on_offer_has_no_departures(tiny_graph):
     env = anchored_env(tiny_graph, "macs", 0.6, (FLOAT,))
-    other = anchored_env(tiny_graph).program_strategies()[0]
+    other = anchored_env(tiny_graph).knapsack_strategies()[0]
     with pytest.raises(ConfigError, match="here they may be 32/32"):
         env.encode(other)
 
@@ -291,7 +292,7 @@ def real_env(tiny_net):
         search_images=20,
         recovery=RecoverySettings(images=32, batch_norm_images=8),
     )
-    return AnchoredEnv(env)
+    return PriorEnv(env)
 
 
 @pytest.mark.filterwarnings("ignore:.*(environment unwrapped|render|different from the unwrapped)")
@@ -310,7 +311,7 @@ def test_walk_of_a_real_environment_is_advised_by_its_networks_errors(real_env):
     assert real_env.env.errors is task.errors
     assert infos[-1]["evaluation"].agreement == task.evaluate(strategy).agreement
     assert task.strategy_costs(strategy)["bops"] <= real_env.costs.bound
-    best = error_of(real_env.costs, task.errors, real_env.program_strategies()[0])
+    best = error_of(real_env.costs, task.errors, real_env.knapsack_strategies()[0])
     assert error_of(real_env.costs, task.errors, strategy) <= 1.5 * best + 1e-6
 
 
@@ -320,4 +321,4 @@ def test_made_up_errors_rise_as_they_should(tiny_graph):
     for curve in errors.removal[:2]:
         assert curve[-1] == 0
         assert (np.diff(curve) < 0).all()
-    assert (np.diff(errors.bits, axis=1) > 0).all()  # 32, 8, 4
+    assert (np.diff(errors.options, axis=1) > 0).all()  # 32, 8, 4

@@ -29,28 +29,28 @@ PRICES_NEAR = 10  # where the price is roughly known
 NEAR = 1.0  # how roughly: powers of ten
 SWEEPS = 20  # over the layers, at one price
 ROUNDS = 8  # integer programs, each around the best point so far
-NODES = 500  # of a program's branch and bound: a limit that, unlike seconds, is reproducible
+NODES = 500  # of its branch and bound: a limit that, unlike seconds, is reproducible
 
 
 @dataclass(frozen=True)
-class Plan:
+class Allocation:
     """One allocation for the whole network.
 
     Attributes:
         kept: Channels of every group.
-        pairs: Bit pair index of every layer.
+        options: Bit option index of every layer.
         cost, error: What it costs in the budget's metric, and is estimated to lose, in nats.
     """
 
     kept: list[int]
-    pairs: list[int]
+    options: list[int]
     cost: float
     error: float
 
 
-def program_strategy(costs: CostModel, errors: LayerErrors) -> Strategy:
+def knapsack_strategy(costs: CostModel, errors: LayerErrors) -> Strategy:
     """The strategy of least estimated error that meets the budget."""
-    solver = ProgramSolver(costs, errors)
+    solver = KnapsackSolver(costs, errors)
     best, _ = solver.descend_to_bound()
     target = costs.bound
     for _ in range(ROUNDS):
@@ -62,14 +62,14 @@ def program_strategy(costs: CostModel, errors: LayerErrors) -> Strategy:
         else:
             break
     best = solver.spend_the_rest(best)
-    return costs.decode(best.kept, best.pairs)
+    return costs.decode(best.kept, best.options)
 
 
-class ProgramSolver:
+class KnapsackSolver:
     """Allocations of least error, by the price of a unit of cost or by a bound.
 
     Attributes:
-        tables: Estimated error of every layer's decisions, in nats, shape (levels, pairs) each.
+        tables: Estimated error of every layer's decisions, in nats, shape (levels, options) each.
     """
 
     def __init__(self, costs: CostModel, errors: LayerErrors) -> None:
@@ -79,50 +79,50 @@ class ProgramSolver:
         self._open = [layer for layer in layers if self.tables[layer].size > 1]
 
     def _table(self, layer: int) -> FloatArray:
-        """Errors of every decision of a layer, in nats, shape (levels, pairs)."""
+        """Errors of every decision of a layer, in nats, shape (levels, options)."""
         levels = self._costs.levels[layer]
         removal = np.zeros(len(levels))
         for place, group in enumerate(self._costs.graph.layers[layer].decides):
             removal = removal + self._errors.removal[group][levels[:, place]]
-        table: FloatArray = removal[:, None] + self._errors.bits[layer][None, :]
+        table: FloatArray = removal[:, None] + self._errors.options[layer][None, :]
         return table
 
-    def _plan(self, walk: WalkCosts) -> Plan:
-        error = self._errors.total(walk.kept, walk.pairs)
-        return Plan(walk.kept, walk.pairs, walk.total, error)
+    def _allocation(self, walk: WalkCosts) -> Allocation:
+        error = self._errors.total(walk.kept, walk.options)
+        return Allocation(walk.kept, walk.options, walk.total, error)
 
-    def _walk(self, plan: Plan) -> WalkCosts:
-        return WalkCosts(self._costs, plan.kept, plan.pairs)
+    def _walk(self, allocation: Allocation) -> WalkCosts:
+        return WalkCosts(self._costs, allocation.kept, allocation.options)
 
     # -- the Lagrangian -----------------------------------------------------------------------
 
     @property
-    def cheapest(self) -> Plan:
-        """The cheapest plan that there is."""
-        return self._plan(self._costs.start())
+    def cheapest(self) -> Allocation:
+        """The cheapest allocation that there is."""
+        return self._allocation(self._costs.start())
 
     @property
-    def whole(self) -> Plan:
+    def whole(self) -> Allocation:
         """Every channel, in the bits of least error."""
-        pairs = [int(row.argmin()) for row in self._errors.bits]
-        return self._plan(WalkCosts(self._costs, self._costs.graph.sizes(), pairs))
+        options = [int(row.argmin()) for row in self._errors.options]
+        return self._allocation(WalkCosts(self._costs, self._costs.graph.sizes(), options))
 
     @property
-    def _starts(self) -> list[Plan]:
+    def _starts(self) -> list[Allocation]:
         """Every channel; in the bits of least error, and, where layers in other bits than those
         around them cost more, all in the same bits.
         """
-        pairs = self._costs.starting_pairs
+        options = self._costs.starting_options
         sizes, layers = self._costs.graph.sizes(), len(self._costs.graph.layers)
-        alike = [[pair] * layers for pair in pairs] if len(pairs) > 1 else []
-        plans = [
+        alike = [[option] * layers for option in options] if len(options) > 1 else []
+        allocations = [
             self.whole,
-            *(self._plan(WalkCosts(self._costs, sizes, bits)) for bits in alike),
+            *(self._allocation(WalkCosts(self._costs, sizes, bits)) for bits in alike),
         ]
-        return [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+        return [one for place, one in enumerate(allocations) if one not in allocations[:place]]
 
-    def descend_to_bound(self, near: float | None = None) -> tuple[Plan, float]:
-        """The best plan within the bound over prices, and its price: high enough, no higher.
+    def descend_to_bound(self, near: float | None = None) -> tuple[Allocation, float]:
+        """The best allocation within the bound over prices, and its price: high enough, no higher.
 
         Args:
             near: A price not far from it, where one is known: found sooner, to fewer digits. One
@@ -141,8 +141,8 @@ class ProgramSolver:
 
     def _bisect(
         self, scale: float, low: float, high: float, halvings: int
-    ) -> tuple[Plan, tuple[float, float]]:
-        """The best plan within the bound over a range of prices, and what is left of the range.
+    ) -> tuple[Allocation, tuple[float, float]]:
+        """The best within the bound over a range of prices, and what is left of the range.
 
         Args:
             low, high: Powers of ten, times the scale.
@@ -151,49 +151,50 @@ class ProgramSolver:
         for _ in range(halvings):
             middle = (low + high) / 2
             price = 10**middle * scale
-            plans = [self.descend(price, start) for start in starts]
-            plan = min(plans, key=lambda found: found.error + price * found.cost)
-            if plan.cost <= self._costs.bound:
+            allocations = [self.descend(price, start) for start in starts]
+            allocation = min(allocations, key=lambda found: found.error + price * found.cost)
+            if allocation.cost <= self._costs.bound:
                 high = middle
-                if plan.error < best.error:
-                    best = plan
+                if allocation.error < best.error:
+                    best = allocation
             else:
                 low = middle
         return best, (low, high)
 
-    def descend(self, price: float, start: Plan) -> Plan:
+    def descend(self, price: float, start: Allocation) -> Allocation:
         """Each layer in turn to its least error plus priced cost, until none moves."""
         walk = self._walk(start)
         for _ in range(SWEEPS):
             changed = False
             for layer in self._open:
                 totals = self.tables[layer] + price * walk.decision_costs(layer, None, None)
-                level, pair = (int(i) for i in np.unravel_index(totals.argmin(), totals.shape))
-                before = walk.kept, walk.pairs
-                walk.decide(layer, level, pair)
-                changed = changed or (walk.kept, walk.pairs) != before
+                level, option = (int(i) for i in np.unravel_index(totals.argmin(), totals.shape))
+                before = walk.kept, walk.options
+                walk.decide(layer, level, option)
+                changed = changed or (walk.kept, walk.options) != before
             if not changed:
                 break
-        return self._plan(walk)
+        return self._allocation(walk)
 
     # -- the integer program ------------------------------------------------------------------
 
-    def improve(self, plan: Plan, target: float) -> Plan:
-        """The least error with every layer's cost as it is around a plan, and their sum."""
-        walk = self._walk(plan)
+    def improve(self, allocation: Allocation, target: float) -> Allocation:
+        """The least error with every layer's cost as it is around a allocation, and their sum."""
+        walk = self._walk(allocation)
         choices: list[tuple[int, int, int]] = []
         error: list[float] = []
         extra: list[float] = []
         for layer in self._open:
             cost = walk.decision_costs(layer, None, None) - walk.total
-            for level, pair in _undominated(self.tables[layer], cost):
-                choices.append((layer, level, pair))
-                error.append(float(self.tables[layer][level, pair]))
-                extra.append(float(cost[level, pair]))
+            for place in undominated(self.tables[layer], cost):
+                level, option = divmod(place, cost.shape[1])
+                choices.append((layer, level, option))
+                error.append(float(self.tables[layer][level, option]))
+                extra.append(float(cost[level, option]))
         if not choices:
-            return plan
-        place = {layer: row for row, layer in enumerate(self._open)}
-        rows = [place[layer] for layer, _, _ in choices]
+            return allocation
+        row_of = {layer: row for row, layer in enumerate(self._open)}
+        rows = [row_of[layer] for layer, _, _ in choices]
         one_each = csr_array((np.ones(len(rows)), (rows, range(len(rows)))))
         unit = self._costs.bound
         solution = milp(
@@ -206,44 +207,42 @@ class ProgramSolver:
             bounds=(0, 1),
             options={"node_limit": NODES, "mip_rel_gap": 1e-4},
         )
-        if solution.x is None:  # nothing is that cheap around this plan
-            return plan
+        if solution.x is None:  # nothing is that cheap around this allocation
+            return allocation
         for index in np.flatnonzero(solution.x > 0.5).tolist():
             walk.decide(*choices[index])
-        return self._plan(walk)
+        return self._allocation(walk)
 
-    def spend_the_rest(self, plan: Plan) -> Plan:
+    def spend_the_rest(self, allocation: Allocation) -> Allocation:
         """Take what still fits, the largest fall in error first."""
-        walk = self._walk(plan)
+        walk = self._walk(allocation)
         while True:
             best = (0.0, -1, -1, -1)
             for layer in self._open:
                 gain = self._error_now(walk, layer) - self.tables[layer]
                 fits = walk.decision_costs(layer, None, None) <= self._costs.bound
                 gain = np.where(fits, gain, 0.0)
-                level, pair = (int(i) for i in np.unravel_index(gain.argmax(), gain.shape))
-                if gain[level, pair] > best[0] + 1e-15:
-                    exact = walk.decision_costs(layer, level, pair)[0, 0]
+                level, option = (int(i) for i in np.unravel_index(gain.argmax(), gain.shape))
+                if gain[level, option] > best[0] + 1e-15:
+                    exact = walk.decision_costs(layer, level, option)[0, 0]
                     if exact <= self._costs.bound:
-                        best = (float(gain[level, pair]), layer, level, pair)
+                        best = (float(gain[level, option]), layer, level, option)
             if best[1] < 0:
-                return self._plan(walk)
+                return self._allocation(walk)
             walk.decide(*best[1:])
 
     def _error_now(self, walk: WalkCosts, layer: int) -> float:
         decides = self._costs.graph.layers[layer].decides
         removal = sum(float(self._errors.removal[group][walk.kept[group]]) for group in decides)
-        return removal + float(self._errors.bits[layer][walk.pairs[layer]])
+        return removal + float(self._errors.options[layer][walk.options[layer]])
 
 
-def _undominated(error: FloatArray, cost: FloatArray) -> list[tuple[int, int]]:
-    """Decisions that no other one beats in both error and cost."""
-    order = np.lexsort((error.ravel(), cost.ravel()))  # cheapest first
-    least = np.inf
-    found = []
-    for flat in order.tolist():
-        if error.flat[flat] < least:
-            least = error.flat[flat]
-            level, pair = divmod(flat, error.shape[1])
-            found.append((level, pair))
+def undominated(error: npt.ArrayLike, cost: npt.ArrayLike) -> list[int]:
+    """Places of what nothing else beats in both error and cost; the cheapest first."""
+    errors = np.ravel(error)
+    least, found = np.inf, []
+    for place in np.lexsort((errors, np.ravel(cost))).tolist():
+        if errors[place] < least:
+            least = errors[place]
+            found.append(place)
     return found

@@ -8,8 +8,8 @@ from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.networks import build_network
 from amc.strategy import FLOAT, Bits
-from envs.guide import Guide
-from envs.program import Plan, program_strategy
+from envs.knapsack import Allocation, knapsack_strategy
+from envs.look_ahead import LookAhead
 from tests.envs.made_up import error_of, made_up_errors
 
 PAIRS = (FLOAT, Bits(8, 8), Bits(4, 4))
@@ -30,7 +30,7 @@ def guided(resnet):
     """A cost model, errors, and the guide to both."""
     costs = model_of(resnet)
     errors = made_up_errors(costs, 1)
-    return costs, errors, Guide(costs, errors)
+    return costs, errors, LookAhead(costs, errors)
 
 
 def walk(costs, guide, choose=None):
@@ -51,10 +51,10 @@ def test_advice_taken_from_the_start_meets_the_budget_like_the_program(
 ):
     costs = model_of(resnet, metric, fraction, pairs)
     errors = made_up_errors(costs)
-    end = walk(costs, Guide(costs, errors))
+    end = walk(costs, LookAhead(costs, errors))
     assert end.total <= costs.bound
-    best = error_of(costs, errors, program_strategy(costs, errors))
-    assert errors.total(end.kept, end.pairs) <= 1.2 * best
+    best = error_of(costs, errors, knapsack_strategy(costs, errors))
+    assert errors.total(end.kept, end.options) <= 1.2 * best
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -112,12 +112,12 @@ def test_walk_that_saved_is_advised_to_spend_more(guided):
 def test_fewer_bits_so_far_leave_more_for_the_rest(resnet):
     costs = model_of(resnet, "bops", 0.03, PAIRS)
     errors = made_up_errors(costs, 1)
-    guide, half = Guide(costs, errors), len(costs.graph.layers) // 2
+    guide, half = LookAhead(costs, errors), len(costs.graph.layers) // 2
 
     def later_error(choose):
         end = walk(costs, guide, choose)
         assert end.total <= costs.bound
-        return errors.bits[np.arange(half, len(end.pairs)), end.pairs[half:]].sum()
+        return errors.options[np.arange(half, len(end.options)), end.options[half:]].sum()
 
     few = later_error(lambda layer, a: (a[0], 2) if layer.index < half else a)
     many = later_error(lambda layer, a: (a[0], 1) if layer.index < half else a)
@@ -126,26 +126,26 @@ def test_fewer_bits_so_far_leave_more_for_the_rest(resnet):
 
 def test_plans_go_from_the_cheapest_to_the_whole_network(guided):
     costs, _, guide = guided
-    plans = guide._plans
+    plans = guide._allocations
     assert plans[0].cost == pytest.approx(costs.floor)
     assert plans[-1].kept == costs.graph.sizes().tolist()
     assert plans[-1].error == 0
     assert [p.cost for p in plans] == sorted({p.cost for p in plans})
     assert [p.error for p in plans] == sorted({p.error for p in plans}, reverse=True)
     assert any(0.9 * costs.bound < plan.cost <= costs.bound for plan in plans)
-    assert all(isinstance(plan, Plan) for plan in plans)
+    assert all(isinstance(plan, Allocation) for plan in plans)
 
 
 def test_advice_is_the_same_for_the_same_errors(resnet, guided):
     costs, _, guide = guided
-    again = Guide(model_of(resnet), made_up_errors(costs, 1))
+    again = LookAhead(model_of(resnet), made_up_errors(costs, 1))
     assert walk(costs, again).kept == walk(costs, guide).kept
 
 
 def test_walk_beyond_the_budget_is_advised_the_cheapest(tiny_graph):
     """With a reward that prices the cost itself a walk may go there."""
     costs = model_of(tiny_graph, fraction=0.35)
-    guide, now = Guide(costs, made_up_errors(costs)), costs.start()
+    guide, now = LookAhead(costs, made_up_errors(costs)), costs.start()
     now.decide(0, 3, 0)  # all of conv1: 6912 macs of 5453
     assert now.total > costs.bound
     assert guide.decision(1, now) == (0, 0)

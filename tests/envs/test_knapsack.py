@@ -12,7 +12,7 @@ from amc.cost.model import CostModel, choices_for, requests_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, Bits
-from envs.program import PRICES_NEAR, ProgramSolver, _undominated, program_strategy
+from envs.knapsack import PRICES_NEAR, KnapsackSolver, knapsack_strategy, undominated
 from envs.uniform import uniform_strategies
 from tests.envs.made_up import error_of, guided_env, least_error, made_up_errors
 
@@ -51,7 +51,7 @@ def test_no_strategy_within_the_budget_errs_less(tiny_graph, metric, pairs, frac
     costs = model_of(tiny_graph, metric, fraction, pairs)
     for seed in range(4):
         errors = made_up_errors(costs, seed)
-        found = program_strategy(costs, errors)
+        found = knapsack_strategy(costs, errors)
         assert costs.cost_of(found) <= costs.bound
         best = least_error(costs, errors)
         assert best > 0
@@ -77,7 +77,7 @@ def test_device_on_which_cost_falls_in_stairs(tiny_graph, seed):
     device = TableDevice(TableHeader("stairs", "none", 1, 1, 1, pairs), rows)
     costs = model_of(tiny_graph, "latency_ms", 0.6, pairs, device)
     errors = made_up_errors(costs, seed)
-    found = program_strategy(costs, errors)
+    found = knapsack_strategy(costs, errors)
     assert costs.cost_of(found) <= costs.bound
     assert error_of(costs, errors, found) <= 1.05 * least_error(costs, errors)
     # The second channel of a stair is free.
@@ -92,7 +92,7 @@ def _ratios(strategy, costs):
 def test_large_network_errs_less_than_any_of_many_other_strategies(resnet):
     costs = model_of(resnet, "macs", 0.5)
     errors = made_up_errors(costs, 3)
-    found = program_strategy(costs, errors)
+    found = knapsack_strategy(costs, errors)
     assert 0.99 * costs.bound < costs.cost_of(found) <= costs.bound
     env, rng = guided_env(costs, errors, observation="plain"), np.random.default_rng(0)
     others = uniform_strategies(costs)
@@ -110,16 +110,16 @@ def test_large_network_errs_less_than_any_of_many_other_strategies(resnet):
 
 
 def scaled(errors: LayerErrors, removal: float, bits: float) -> LayerErrors:
-    return LayerErrors(tuple(curve * removal for curve in errors.removal), errors.bits * bits)
+    return LayerErrors(tuple(curve * removal for curve in errors.removal), errors.options * bits)
 
 
 def test_bits_give_where_they_err_less_than_channels_and_the_other_way_round(tiny_graph):
     costs = model_of(tiny_graph, "bops", 0.3, PAIRS)
     errors = made_up_errors(costs)
-    cheap_bits = program_strategy(costs, scaled(errors, 1e6, 1e-6))
+    cheap_bits = knapsack_strategy(costs, scaled(errors, 1e6, 1e-6))
     assert set(cheap_bits.preserve_ratio.values()) == {1.0}
     assert set(cheap_bits.bits.values()) != {FLOAT}
-    cheap_channels = program_strategy(costs, scaled(errors, 1e-6, 1e6))
+    cheap_channels = knapsack_strategy(costs, scaled(errors, 1e-6, 1e6))
     assert set(cheap_channels.bits.values()) == {FLOAT}
     assert min(cheap_channels.preserve_ratio.values()) < 1
 
@@ -132,7 +132,7 @@ def test_group_without_error_makes_room_for_the_other(tiny_graph, free, dear):
         0 * np.arange(group.size + 1) if group.name == free else curve
         for group, curve in zip(tiny_graph.groups, errors.removal, strict=True)
     ]
-    found = program_strategy(costs, LayerErrors(tuple(curves), errors.bits))
+    found = knapsack_strategy(costs, LayerErrors(tuple(curves), errors.options))
     assert found.preserve_ratio[dear] == 1
     assert found.preserve_ratio[free] <= 0.5
 
@@ -140,25 +140,25 @@ def test_group_without_error_makes_room_for_the_other(tiny_graph, free, dear):
 def test_budget_at_the_floor_leaves_the_cheapest_strategy(tiny_graph):
     loose = model_of(tiny_graph, "macs", 0.9, low=0.5)
     costs = CostModel(tiny_graph, loose.choices, Budget("macs", absolute=loose.floor))
-    found = program_strategy(costs, made_up_errors(costs))
-    assert found == costs.decode(costs.floor_kept, costs.floor_pairs)
+    found = knapsack_strategy(costs, made_up_errors(costs))
+    assert found == costs.decode(costs.floor_kept, costs.floor_options)
 
 
 def test_nothing_to_choose_is_the_only_strategy(tiny_graph):
     loose = model_of(tiny_graph, "bops", 0.9, (FLOAT, Bits(8, 8)), low=1.0)
     only = choices_for(tiny_graph, (Bits(8, 8),), min_preserve_ratio=1.0)
     costs = CostModel(tiny_graph, only, loose.budget)
-    found = program_strategy(costs, made_up_errors(costs))
+    found = knapsack_strategy(costs, made_up_errors(costs))
     assert set(found.preserve_ratio.values()) == {1.0}
     assert set(found.bits.values()) == {Bits(8, 8)}
 
 
 def test_same_errors_give_the_same_strategy(resnet):
     costs = model_of(resnet, "bops", 0.05, PAIRS)
-    first = program_strategy(costs, made_up_errors(costs, 2))
+    first = knapsack_strategy(costs, made_up_errors(costs, 2))
     np.random.rand(3)  # noqa: NPY002  (the global generator must not matter)
     again = model_of(resnet, "bops", 0.05, PAIRS)
-    assert program_strategy(again, made_up_errors(again, 2)) == first
+    assert knapsack_strategy(again, made_up_errors(again, 2)) == first
     assert again.cost_of(first) <= again.bound
 
 
@@ -167,17 +167,17 @@ def test_same_errors_give_the_same_strategy(resnet):
 
 def test_free_costs_keep_all_and_high_prices_the_least(tiny_graph):
     costs = model_of(tiny_graph, "bops", 0.3, PAIRS)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     whole = solver.descend(0.0, solver.whole)
     assert whole.kept == tiny_graph.sizes().tolist()
-    assert (whole.error, whole.pairs) == (0, [0] * 4)
+    assert (whole.error, whole.options) == (0, [0] * 4)
     assert solver.descend(1e6, solver.whole).cost == pytest.approx(costs.floor)
     assert solver.cheapest.cost == costs.floor
 
 
 def test_higher_prices_cost_less_and_err_more(resnet):
     costs = model_of(resnet, "macs", 0.5)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     _, price = solver.descend_to_bound()
     plans = [solver.descend(price * factor, solver.whole) for factor in (0.1, 0.5, 1, 2, 10)]
     assert [p.cost for p in plans] == sorted((p.cost for p in plans), reverse=True)
@@ -191,7 +191,7 @@ def test_price_near_the_right_one_gives_as_good_a_plan_sooner(
     resnet, metric, fraction, pairs, factor, monkeypatch
 ):
     costs = model_of(resnet, metric, fraction, pairs)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     expected, price = solver.descend_to_bound()
     tried = watched_prices(monkeypatch)
     found, again = solver.descend_to_bound(near=factor * price)
@@ -205,7 +205,7 @@ def test_price_near_the_right_one_gives_as_good_a_plan_sooner(
 def test_price_that_is_far_off_gives_the_same_plan_as_none(resnet, far):
     """Ten times the price and a tenth of it are tried first: none meets the bound, or all do."""
     costs = model_of(resnet)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     plan, price = solver.descend_to_bound()
     assert solver.descend_to_bound(near=far * price) == (plan, price)
 
@@ -213,13 +213,13 @@ def test_price_that_is_far_off_gives_the_same_plan_as_none(resnet, far):
 @pytest.mark.parametrize("near", [0.0, -1.0, math.inf, -math.inf, math.nan])
 def test_what_is_no_price_gives_the_same_plan_as_none(tiny_graph, near):
     costs = model_of(tiny_graph)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     assert solver.descend_to_bound(near=near) == solver.descend_to_bound()
 
 
 def test_price_near_the_right_one_is_as_good_where_nothing_is_to_choose(tiny_graph):
     costs = model_of(tiny_graph, "bops", 0.9, (Bits(8, 8),), low=1.0)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     plan, price = solver.descend_to_bound()
     assert solver.descend_to_bound(near=price) == (plan, price)
     assert plan == solver.cheapest
@@ -227,30 +227,30 @@ def test_price_near_the_right_one_is_as_good_where_nothing_is_to_choose(tiny_gra
 
 def watched_prices(monkeypatch):
     """The prices that plans are made for from now on."""
-    tried, descend = [], ProgramSolver.descend
+    tried, descend = [], KnapsackSolver.descend
 
     def watch(solver, price, start):
         tried.append(price)
         return descend(solver, price, start)
 
-    monkeypatch.setattr(ProgramSolver, "descend", watch)
+    monkeypatch.setattr(KnapsackSolver, "descend", watch)
     return tried
 
 
 def test_plans_say_their_own_cost_and_error(tiny_graph):
     costs = model_of(tiny_graph, "bops", 0.1, PAIRS)
     errors = made_up_errors(costs)
-    solver = ProgramSolver(costs, errors)
+    solver = KnapsackSolver(costs, errors)
     best, _ = solver.descend_to_bound()
     for plan in (solver.cheapest, solver.whole, best, solver.improve(best, costs.bound)):
-        assert plan.cost == costs.cost(plan.kept, plan.pairs)
-        assert plan.error == errors.total(plan.kept, plan.pairs)
+        assert plan.cost == costs.cost(plan.kept, plan.options)
+        assert plan.error == errors.total(plan.kept, plan.options)
 
 
 def test_rest_of_the_budget_is_spent_on_what_errs_most(tiny_graph):
     costs = model_of(tiny_graph, "macs", 0.6)
     errors = made_up_errors(costs)
-    solver = ProgramSolver(costs, errors)
+    solver = KnapsackSolver(costs, errors)
     spent = solver.spend_the_rest(solver.cheapest)
     assert solver.cheapest.cost < spent.cost <= costs.bound
     assert spent.error < solver.cheapest.error
@@ -258,13 +258,13 @@ def test_rest_of_the_budget_is_spent_on_what_errs_most(tiny_graph):
         for count in range(spent.kept[group] + 1, tiny_graph.groups[group].size + 1):
             more = [*spent.kept]
             more[group] = count
-            assert costs.cost(more, spent.pairs) > costs.bound
+            assert costs.cost(more, spent.options) > costs.bound
     assert solver.spend_the_rest(spent) == spent
 
 
 def test_target_below_all_plans_changes_nothing(tiny_graph):
     costs = model_of(tiny_graph, "macs", 0.6)
-    solver = ProgramSolver(costs, made_up_errors(costs))
+    solver = KnapsackSolver(costs, made_up_errors(costs))
     best, _ = solver.descend_to_bound()
     assert solver.improve(best, 0.0) == best
 
@@ -273,4 +273,4 @@ def test_decisions_that_cost_more_and_err_no_less_are_left_out():
     error = np.array([[3.0, 5.0], [2.0, 2.0], [0.0, 1.0]])
     cost = np.array([[1.0, 1.0], [4.0, 2.0], [9.0, 9.0]])
     # 1 buys 3 nats, 2 buys 2, 4 buys no less, 9 buys none: cheapest first.
-    assert _undominated(error, cost) == [(0, 0), (1, 1), (2, 0)]
+    assert [divmod(place, 2) for place in undominated(error, cost)] == [(0, 0), (1, 1), (2, 0)]

@@ -1,6 +1,6 @@
 """What rewards say of the estimated errors, and which strategy that makes worth an evaluation.
 
-The program trusts estimates that were made without an evaluation, one decision at a time. Every
+The knapsack trusts estimates that were made without an evaluation, one decision at a time. Every
 evaluated strategy tells how far they are off, and they are off by one factor where few channels of
 a group are removed and by another where many are. So a group's estimated error is cut into
 `PIECES` by the channels kept: what is lost down to the first of `CUTS`, from there to the second,
@@ -14,7 +14,7 @@ do beyond adding up is g, a Gaussian process of mean 0 under which strategies th
 same channels and bits are alike. All of it is one Gaussian process whose mean is the estimate
 (Rasmussen & Williams 2006, sections 2.2 and 2.7), so its posterior has a closed form. A strategy is
 proposed for the improvement that is expected of it (Jones, Schonlau & Welch 1998, eq. 15), sought
-around the best strategies so far and around the program's allocations under factors drawn from the
+around the best strategies so far and around the knapsack's allocations under factors drawn from the
 posterior.
 """
 
@@ -32,8 +32,8 @@ from scipy.special import ndtr
 from amc.cost.model import CostModel
 from amc.recovery.errors import LayerErrors
 from amc.strategy import Strategy
+from envs.knapsack import KnapsackSolver
 from envs.neighbours import Choice, neighbour
-from envs.program import ProgramSolver
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -48,12 +48,12 @@ FLOOR = 0.05  # of the median loss: what small losses are off by all the same
 LEAST = 0.02  # a factor below it would make a decision free
 BOLDNESS = 0.5  # of the draws that a proposal starts from: less than 1, evaluations are few
 
-DRAWS = 2  # programs under drawn factors that a proposal starts from
+DRAWS = 2  # knapsacks under drawn factors that a proposal starts from
 BEST = 5  # strategies evaluated so far that it starts from
 GENERATIONS, CHILDREN, PARENTS = 2, 24, 6  # of its search for the most expected improvement
 
 
-class ErrorBelief:
+class Surrogate:
     """What strategies lose, as learnt from those that were evaluated."""
 
     def __init__(self, costs: CostModel, errors: LayerErrors, whole: float) -> None:
@@ -66,11 +66,11 @@ class ErrorBelief:
         self._groups = [group.index for group in costs.graph.free_groups]
         self._pieces = [pieces(errors.removal[group]) for group in self._groups]
         layers = range(len(costs.graph.layers))
-        self._layers = list(layers) if len(costs.choices.pairs) > 1 else []
+        self._layers = list(layers) if len(costs.choices.options) > 1 else []
         self._noted: list[Choice] = []
         self._losses: list[float] = []
         self._within: list[bool] = []  # the budget
-        self._known: _Told | None = None  # of what is noted; None: not worked out since
+        self._known: _Posterior | None = None  # of what is noted; None: not worked out since
         self._alike: FloatArray = np.empty((0, 0))  # covariance of g between what is noted
 
     @property
@@ -87,31 +87,31 @@ class ErrorBelief:
         self._known = None
 
     def _choice(self, strategy: Strategy) -> Choice:
-        kept, pairs = self._costs.encode(strategy)
-        return tuple(kept.tolist()), tuple(pairs.tolist())
+        kept, options = self._costs.encode(strategy)
+        return tuple(kept.tolist()), tuple(options.tolist())
 
     # -- the posterior ------------------------------------------------------------------------
 
     def posterior(self) -> tuple[FloatArray, FloatArray]:
         """Mean of the factors, shape (factors,), and their covariance, (factors, factors)."""
-        told = self._told()
-        if told is None:
+        known = self._evaluated()
+        if known is None:
             return np.ones(self.factors_count), self._prior
-        return told.factors
+        return known.factors
 
     def predict(self, choices: Sequence[Choice]) -> tuple[FloatArray, FloatArray]:
         """What strategies lose, in median losses: means and standard deviations, (choices,) each.
 
-        Before anything is told, in typical estimates.
+        Before anything is known, in typical estimates.
         """
         parts, places = self._parts(choices), self._places(choices)
-        told = self._told()
-        if told is None:
+        known = self._evaluated()
+        if known is None:
             typical = max(float(np.median(parts.sum(1))), 1e-12)
             parts = parts / typical
             variance = ((parts @ self._prior) * parts).sum(1) + DEPARTURE**2
             return parts.sum(1), np.sqrt(variance)
-        return told.losses(parts / told.typical, places)
+        return known.losses(parts / known.typical, places)
 
     @cached_property
     def _prior(self) -> FloatArray:
@@ -126,22 +126,21 @@ class ErrorBelief:
             for group, piece in zip(self._groups, self._pieces, strict=True)
         ]
         bits = [
-            self._errors.bits[layer][[pairs[layer] for _, pairs in choices]][None]
+            self._errors.options[layer][[options[layer] for _, options in choices]][None]
             for layer in self._layers
         ]
         return np.concatenate([*removal, *bits, np.empty((0, len(choices)))]).T
 
     def _places(self, choices: Sequence[Choice]) -> FloatArray:
-        """Where strategies are, shape (choices, decisions): ratios kept, and ranks of bit pairs."""
+        """Where strategies are, shape (choices, decisions): ratios kept, and ranks of options."""
         sizes = self._costs.graph.sizes()
         ratios = [[kept[group] / sizes[group] for group in self._groups] for kept, _ in choices]
-        pairs = self._costs.choices.pairs
-        order = sorted(range(len(pairs)), key=pairs.__getitem__)
-        rank = {pair: place / max(1, len(order) - 1) for place, pair in enumerate(order)}
+        order = self._costs.choices.by_closeness
+        rank = {option: place / max(1, len(order) - 1) for place, option in enumerate(order)}
         widths = [[rank[chosen[layer]] for layer in self._layers] for _, chosen in choices]
         return np.concatenate([np.array(ratios), np.array(widths)], axis=1)
 
-    def _told(self) -> _Told | None:
+    def _evaluated(self) -> _Posterior | None:
         """What the evaluated strategies say.
 
         None where there is nothing to tell errors by: most strategies lose nothing, or are
@@ -155,7 +154,7 @@ class ErrorBelief:
             return None
         places = self._places(self._noted)
         self._alike = grown(self._alike, places)
-        self._known = _Told(
+        self._known = _Posterior(
             self._prior, parts / typical, places, self._alike, lost / median, typical
         )
         return self._known
@@ -174,16 +173,16 @@ class ErrorBelief:
 
     def allocate(self, errors: LayerErrors) -> Choice:
         """The allocation of least error within the budget, were errors as given."""
-        solver = ProgramSolver(self._costs, errors)
+        solver = KnapsackSolver(self._costs, errors)
         best, _ = solver.descend_to_bound(self._usual_price)
         best = solver.spend_the_rest(best)
-        return tuple(best.kept), tuple(best.pairs)
+        return tuple(best.kept), tuple(best.options)
 
     def propose(self, rng: np.random.Generator) -> Strategy:
         """A strategy within the budget that is worth an evaluation."""
         drawn = [self.allocate(self.draw(rng, BOLDNESS)) for _ in range(DRAWS)]
-        told = self._told()
-        best = drawn[0] if told is None else self._most_expected(rng, drawn, told.lost)
+        known = self._evaluated()
+        best = drawn[0] if known is None else self._most_expected(rng, drawn, known.lost)
         return self._costs.decode(*best)
 
     def _most_expected(
@@ -228,8 +227,8 @@ class ErrorBelief:
         return self._estimates.descend_to_bound()[1]
 
     @cached_property
-    def _estimates(self) -> ProgramSolver:
-        return ProgramSolver(self._costs, self._errors)
+    def _estimates(self) -> KnapsackSolver:
+        return KnapsackSolver(self._costs, self._errors)
 
     def _scaled(self, factors: Sequence[float] | FloatArray) -> LayerErrors:
         of_groups, of_layers = np.split(np.asarray(factors), [PIECES * len(self._groups)])
@@ -237,13 +236,13 @@ class ErrorBelief:
         by_group = of_groups.reshape(-1, PIECES)
         for group, piece, factor in zip(self._groups, self._pieces, by_group, strict=True):
             removal[group] = (factor[:, None] * piece).sum(0)
-        bits = self._errors.bits
+        bits = self._errors.options
         if self._layers:
             bits = bits * of_layers[:, None]
         return LayerErrors(tuple(removal), bits)
 
 
-class _Told:
+class _Posterior:
     """Evaluated strategies, in units in which half of them lose more than 1 and half less.
 
     Attributes:

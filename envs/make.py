@@ -1,0 +1,83 @@
+"""The environment of a network, from what `amc.search` takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Unpack
+
+from torch import nn
+
+from amc.cost.budget import BudgetLike
+from amc.cost.model import CostModel
+from amc.cost.shipped import DeviceLike
+from amc.data import DataSet
+from amc.errors import ConfigError
+from amc.store import EvaluationStore
+from amc.task import CompressionTask, Problem, ProblemOptions
+from envs.compression import CompressionEnv
+from envs.reward import DEFAULT_REWARD, RewardLike
+
+
+def environment(
+    task: CompressionTask,
+    reward: RewardLike = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
+    costs: CostModel | None = None,
+) -> CompressionEnv:
+    """The walk over a task's network.
+
+    Args:
+        costs: With another bound than the task's.
+    """
+    return CompressionEnv(
+        costs or task.costs,
+        task.evaluate,
+        task.original,
+        reward,
+        observation,
+        lambda: task.errors,
+    )
+
+
+def make_env(
+    network: nn.Module,
+    data: DataSet,
+    device: DeviceLike = None,
+    budget: BudgetLike = 0.5,
+    *,
+    reward: RewardLike = DEFAULT_REWARD,
+    observation: str | Sequence[str] | None = None,
+    store: EvaluationStore | None = None,
+    **problem: Unpack[ProblemOptions],
+) -> CompressionEnv:
+    """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
+
+    Args:
+        network: Trained; not modified.
+        device: Name of a device that comes with amc, the options of one, or itself; None where
+            the budget's metric needs none.
+        budget: A budget, its fields, or a fraction of the original's latency.
+        store: Where evaluations are looked up and remembered.
+        problem: Further arguments of `amc.task.Problem`.
+
+    Returns:
+        The environment; its attribute ``task`` is the `CompressionTask`.
+
+    Raises:
+        ConfigError: An option has an unknown name.
+        AmcError: As `Problem`, `CompressionTask` and `CompressionEnv`.
+    """
+    known = [*ProblemOptions.__annotations__, "store"]
+    for name in problem:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"amc/Compression-v0 has no option {name!r}; beside network, data, device, budget, "
+                f"reward and observation it takes {', '.join(known)}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+    task = CompressionTask(Problem(network, data, device, budget, **problem), store)
+    env = environment(task, reward, observation)
+    env.task = task
+    return env
