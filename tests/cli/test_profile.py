@@ -189,3 +189,11 @@ def test_ctrl_c_says_where_the_prices_are_kept(
     monkeypatch.setattr(api, "device_for_network", interrupted)
     assert amc("profile", NETWORK, *DEVICE) == 130
     assert "what was measured of torch_cpu is kept in " in capsys.readouterr().err
+
+
+def test_runtime_of_a_class_of_ones_own_is_measured_by_its_name(capsys: Output) -> None:
+    device = ("device=tests.runtimes.test_runtime:Toy", "+device.batch=2", "+device.channel_step=4")
+    assert amc("profile", NETWORK, *device, "output=toy.csv") == 0
+    assert "toy: " in capsys.readouterr().out
+    table = read_table(Path("toy.csv"))
+    assert (table.name, table.runtime, table.batch, table.threads) == ("toy", "toy", 2, 1)

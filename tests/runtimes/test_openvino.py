@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import amc
-from amc import api, local
+from amc import local
 from amc.cost.device import TableDevice
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
@@ -84,8 +84,8 @@ def test_call_that_amc_does_not_follow_is_timed_as_it_stands(device: LocalSpec) 
 def test_search_is_measured_and_reported_in_openvino(
     device: LocalSpec, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
     found = amc.search(
         tiny_net, random_images(), device, 0.95, agent="random", evaluations=2, search_images=20,
         final_candidates=1, store=False, space=IN_FLOAT,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import amc
-from amc import api, local
+from amc import local
 from amc.cost.device import TableDevice
 from amc.cost.formulas import macs
 from amc.cost.load import load_device
@@ -86,8 +86,8 @@ MACS = 64 * 27 * 4 + 16 * 9 * 4 * 6 + 16 * 9 * 6 * 6 + 30  # of TinyNet
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AMC_CACHE", str(tmp_path))
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
     COMPILED.clear()
 
 
