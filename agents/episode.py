@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.trial import OnTrial, Trial
-from amc.arguments import check_whole
 from amc.errors import ConfigError, EvaluationError
+from amc.utils.arguments import check_whole
 
 if TYPE_CHECKING:
-    from amc.evaluate import Evaluation
+    from amc.problem.evaluate import Evaluation
     from amc.strategy import Strategy
     from envs.compression import CompressionEnv
 

@@ -32,8 +32,8 @@ from agents.settings import check_settings, choice, count, is_number, number, se
 from agents.snapshot import restore_snapshot, take_snapshot
 from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
 from agents.trial import OnTrial, SearchResult, Trial
-from amc.documents import NUMBER, SWITCH, is_count, or_null
 from amc.errors import ConfigError
+from amc.utils.documents import NUMBER, SWITCH, is_count, or_null
 
 if TYPE_CHECKING:
     from envs.compression import CompressionEnv

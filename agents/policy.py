@@ -16,9 +16,9 @@ from torch.nn.functional import linear
 
 from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
-from amc.documents import Kind, is_count, shown
 from amc.errors import PolicyError
-from amc.files import fingerprint, read_document, read_tensors, write_tensors, write_text
+from amc.utils.documents import Kind, is_count, shown
+from amc.utils.files import fingerprint, read_document, read_tensors, write_tensors, write_text
 from envs.observation import FEATURES
 
 if TYPE_CHECKING:

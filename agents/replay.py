@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from agents.episode import Episode
 from agents.state import AgentState, generator_state, restore_generator
-from amc.documents import NUMBER, SWITCH, WHOLE, or_null
+from amc.utils.documents import NUMBER, SWITCH, WHOLE, or_null
 
 _STORED = ("observations", "next_observations", "actions", "rewards", "dones")
 

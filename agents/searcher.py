@@ -20,7 +20,7 @@ from agents.settings import build, check_names
 from agents.td3 import TD3Searcher
 from agents.trial import OnTrial, SearchResult, Trial
 from amc.errors import ConfigError
-from amc.packages import import_named
+from amc.utils.packages import import_named
 
 if TYPE_CHECKING:
     from agents.state import Checkpoints

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from amc.documents import is_count
 from amc.errors import ConfigError
+from amc.utils.documents import is_count
 
 Built = TypeVar("Built")
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from torch import Tensor
 
 from agents.state import AgentState
-from amc.documents import WHOLE, shown
+from amc.utils.documents import WHOLE, shown
 
 _ENTROPY = "log_ent_coef"  # SAC's learned weight: in no module
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from agents.trial import Trial
-from amc.documents import OBJECT, Kind, check_fields
 from amc.errors import AmcError, ArtifactError
+from amc.utils.documents import OBJECT, Kind, check_fields
 
 
 def _misfit(said: str) -> AmcError:

@@ -11,7 +11,7 @@ from amc.strategy import Strategy
 
 if TYPE_CHECKING:
     from agents.policy import Policy
-    from amc.evaluate import Evaluation
+    from amc.problem.evaluate import Evaluation
 
 
 @dataclass(frozen=True)

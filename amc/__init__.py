@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from amc.export import export_onnx, read_precisions
     from amc.layers import LayerKind, register_layer
     from amc.layers.signature import Signature
-    from amc.local import calibration_images
     from amc.networks import build_network, load_checkpoint
     from amc.objectives import NamedScore, Objective
+    from amc.problem.local import calibration_images
+    from amc.problem.problem import Problem
+    from amc.problem.space import SearchSpace
     from amc.recovery.settings import RecoverySettings
     from amc.recovery.training import TrainingSettings
     from amc.runtimes import Runtime
     from amc.strategy import Strategy
     from amc.study.result import SearchResult
-    from amc.task import Problem, SearchSpace
     from envs.reward import Outcome
 
 __version__ = "0.1.0"
@@ -85,17 +86,17 @@ _HOME = {
     "Outcome": "envs.reward",
     "Quantized": "amc.compress.quantization",
     "Policy": "agents.policy",
-    "Problem": "amc.task",
+    "Problem": "amc.problem.problem",
     "SearchResult": "amc.study.result",
     "RecoverySettings": "amc.recovery.settings",
     "Runtime": "amc.runtimes",
-    "SearchSpace": "amc.task",
+    "SearchSpace": "amc.problem.space",
     "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",
     "build_data": "amc.data",
     "build_network": "amc.networks",
-    "calibration_images": "amc.local",
+    "calibration_images": "amc.problem.local",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
     "read_precisions": "amc.export",
@@ -108,7 +109,7 @@ gymnasium.register(id="amc/Compression-v0", entry_point="envs.make:make_env")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'amc' has no attribute {name!r}")
-    from amc.packages import check_packages
+    from amc.utils.packages import check_packages
 
     check_packages()
     value = getattr(importlib.import_module(_HOME.get(name, "amc.api")), name)

@@ -9,7 +9,6 @@ from typing import Unpack
 from torch import nn
 
 from agents.policy import Policy
-from amc.arguments import check_folder, check_image_shape, check_kind, check_module
 from amc.comparison.cells import cells_of
 from amc.comparison.comparison import Comparison
 from amc.comparison.comparison import compare as compare_on
@@ -21,8 +20,9 @@ from amc.cost.profile import check_table, measured_so_far, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet
 from amc.errors import ConfigError, PolicyError
-from amc.interrupt import said_on_interrupt
-from amc.local import device_for_network
+from amc.problem.local import device_for_network
+from amc.problem.problem import Problem, ProblemOptions
+from amc.problem.space import SearchSpace
 from amc.runtimes import DEFAULT_DEVICE
 from amc.study import artifact
 from amc.study.apply import apply
@@ -30,7 +30,8 @@ from amc.study.finetuning import finetune
 from amc.study.result import SearchResult
 from amc.study.search import AgentLike, SearchSettings
 from amc.study.search import search as search_problem
-from amc.task import Problem, ProblemOptions, SearchSpace
+from amc.utils.arguments import check_folder, check_image_shape, check_kind, check_module
+from amc.utils.interrupt import said_on_interrupt
 from envs.reward import DEFAULT_REWARD, RewardLike
 
 __all__ = ["apply_policy", "compare", "finetune", "load_compressed", "profile", "search"]

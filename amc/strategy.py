@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from amc.documents import check_format, fault, parse_json, shown
 from amc.errors import StrategyError
+from amc.utils.documents import check_format, fault, parse_json, shown
 
 FORMAT_VERSION = 2  # 2: decisions beside channels and bits; without any it is 1
 FLOAT_BITS = 32

@@ -23,16 +23,16 @@ import torch
 from onnxruntime import quantization
 from torch import Tensor, nn
 
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.data.split import Split
 from amc.errors import NetworkError
 from amc.export import export_onnx
 from amc.export.skeleton import INPUT
-from amc.measure import measure_latency
+from amc.problem.candidate import Compressor
 from amc.recovery.settings import RecoverySettings
 from amc.runtimes import OnnxNetwork, integer_layers
 from amc.strategy import Bits, Strategy
+from amc.utils.measure import measure_latency
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.real_network import MEAN, STD, add_photographs, build, exit_without, read, spread
 from benchmarks.repairs import FULL

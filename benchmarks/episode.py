@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-import amc.candidate
-import amc.task
+import amc.problem.candidate
+import amc.problem.task
 from agents.searcher import build_searcher
-from amc.candidate import Compressor
 from amc.cost.budget import Budget
-from amc.evaluate import Evaluator
+from amc.problem.candidate import Compressor
+from amc.problem.evaluate import Evaluator
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from amc.recovery.refit import MomentRefit
-from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.make import environment
@@ -33,11 +34,11 @@ from envs.reward import DEFAULT_REWARD
 # Part of an episode -> (what holds the function, its name); parts do not contain one another.
 PARTS: dict[str, tuple[Any, str]] = {
     "refit": (MomentRefit, "all"),
-    "slice": (amc.candidate, "remove_channels"),
+    "slice": (amc.problem.candidate, "remove_channels"),
     "quantize": (Compressor, "_decide"),
-    "repair": (amc.candidate, "refit_layers"),
+    "repair": (amc.problem.candidate, "refit_layers"),
     "recalibrate": (Compressor, "_recalibrate"),
-    "fold": (amc.task, "fold_batch_norm"),
+    "fold": (amc.problem.task, "fold_batch_norm"),
     "evaluate": (Evaluator, "__call__"),
 }
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from amc.cost.budget import Budget
-from amc.task import CompressionTask, Problem
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.repairs import Repaired, repaired
 from benchmarks.subject import CLASSES, add_options, subject

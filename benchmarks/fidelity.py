@@ -19,9 +19,10 @@ from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from amc.cost.budget import Budget
-from amc.progress import progress_bar
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from amc.recovery.training import TrainingSettings, train
-from amc.task import CompressionTask, Problem
+from amc.utils.progress import progress_bar
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.make import environment

@@ -21,11 +21,11 @@ from torch import nn
 
 from amc.api import search
 from amc.data import DataSet
-from amc.local import calibration_images, time_networks
-from amc.measure import Timing
+from amc.problem.local import calibration_images, time_networks
+from amc.problem.space import SearchSpace
 from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT
-from amc.task import SearchSpace
+from amc.utils.measure import Timing
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 

@@ -14,7 +14,7 @@ from statistics import fmean
 
 from amc.api import search
 from amc.errors import BudgetError
-from amc.task import SearchSpace
+from amc.problem.space import SearchSpace
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 

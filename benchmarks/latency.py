@@ -25,8 +25,8 @@ from amc.cost.device import Device
 from amc.cost.grid import COARSE, GRIDS
 from amc.cost.prices import operator_prices
 from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
-from amc.local import built, device_for_network, random_strategy, time_networks
 from amc.networks import build_network
+from amc.problem.local import built, device_for_network, random_strategy, time_networks
 from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from amc.cost.budget import Budget
-from amc.task import CompressionTask, Problem
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.knapsack import knapsack_strategy

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
 from amc.data.split import Split
 from amc.errors import NetworkError
-from amc.evaluate import Evaluator
 from amc.graph.graph import NetworkGraph
+from amc.problem.candidate import Compressor
+from amc.problem.evaluate import Evaluator
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.repairs import Repaired, repaired

@@ -20,8 +20,8 @@ from pathlib import Path
 import amc
 from amc.errors import NetworkError
 from amc.export import export_onnx
-from amc.measure import measure_latency
 from amc.runtimes import OnnxNetwork
+from amc.utils.measure import measure_latency
 from benchmarks.eight_bits import GRID_IMAGES, Judge, Row, quantize_with_onnxruntime
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.real_network import MEAN, STD, add_photographs, build, exit_without, read

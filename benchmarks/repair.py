@@ -13,9 +13,10 @@ import time
 from dataclasses import replace
 
 from amc.cost.budget import Budget
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
-from amc.task import CompressionTask, Problem
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.knapsack import knapsack_strategy

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from amc.candidate import Compressor
-from amc.evaluate import Evaluator
+from amc.problem.candidate import Compressor
+from amc.problem.evaluate import Evaluator
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
 

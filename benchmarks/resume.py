@@ -24,12 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agents.trial import Trial
-from amc import sealed
 from amc.cli.main import main as amc
-from amc.files import write_tensors
-from amc.runs import STRATEGY_FILE
 from amc.study import journal
 from amc.study.artifact import TRIALS_FILE
+from amc.utils import sealed
+from amc.utils.files import write_tensors
+from amc.utils.runs import STRATEGY_FILE
 from benchmarks.provenance import print_table, provenance, write_csv
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 
 from amc.api import search
+from amc.problem.space import SearchSpace
 from amc.study.result import SearchResult
-from amc.task import SearchSpace
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
 from envs.reward import DEFAULT_REWARD

@@ -20,8 +20,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from amc.evaluate import Evaluation
-from amc.store import EvaluationStore
+from amc.problem.evaluate import Evaluation
+from amc.problem.store import EvaluationStore
 from amc.strategy import Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 

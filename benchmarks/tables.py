@@ -33,7 +33,7 @@ from amc.cost.measuring import measure_table
 from amc.cost.prices import converts_of, fuses_of, operator_prices
 from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
 from amc.graph.graph import NetworkGraph
-from amc.local import built, device_for_network, random_strategy, time_networks
+from amc.problem.local import built, device_for_network, random_strategy, time_networks
 from amc.runtimes import OF_FILES
 from amc.runtimes.request import Request
 from amc.strategy import Strategy

@@ -30,8 +30,8 @@ from amc.cost.load import load_device
 from amc.cost.model import operator_prices
 from amc.cost.prices import FORMULAS
 from amc.cost.shipped import shipped_device
-from amc.files import fingerprint
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from amc.utils.files import fingerprint
 from tests.conftest import randomise_norms
 
 SHAPES = {"resnet20": (3, 16, 16), "lenet_5": (1, 32, 32), "mobilenet_v1": (3, 32, 32)}

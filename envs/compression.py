@@ -16,10 +16,10 @@ from gymnasium import spaces
 from amc.cost.model import ROUNDING, CostModel, WalkCosts
 from amc.decisions import value_in
 from amc.errors import ConfigError
-from amc.evaluate import Evaluation
+from amc.problem.evaluate import Evaluation
+from amc.problem.task import CompressionTask
 from amc.recovery.errors import LayerErrors
 from amc.strategy import IDENTITY, Option, Strategy
-from amc.task import CompressionTask
 from envs.action import RATIO, checked_action, coordinates, from_ratio, to_ratio
 from envs.estimates import LayerEstimates, layer_estimates
 from envs.knapsack import knapsack_strategy

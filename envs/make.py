@@ -13,8 +13,9 @@ from amc.cost.model import CostModel
 from amc.cost.shipped import DeviceLike
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.store import EvaluationStore
-from amc.task import CompressionTask, Problem, ProblemOptions
+from amc.problem.problem import Problem, ProblemOptions
+from amc.problem.store import EvaluationStore
+from amc.problem.task import CompressionTask
 from envs.compression import CompressionEnv
 from envs.reward import DEFAULT_REWARD, RewardLike
 
@@ -59,7 +60,7 @@ def make_env(
             the budget's metric needs none.
         budget: A budget, its fields, or a fraction of the original's latency.
         store: Where evaluations are looked up and remembered.
-        problem: Further arguments of `amc.task.Problem`.
+        problem: Further arguments of `amc.problem.problem.Problem`.
 
     Returns:
         The environment; its attribute ``task`` is the `CompressionTask`.

@@ -11,10 +11,10 @@ from typing import cast
 from amc.cost.model import CostModel, operator_prices
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.evaluate import Evaluation
 from amc.objectives import Objective
-from amc.packages import import_named
+from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
+from amc.utils.packages import import_named
 
 DEFAULT_REWARD = "agreement"
 MNASNET_EXPONENT = -0.07  # Tan et al. 2019, sec. 3.1: 5 % accuracy for twice the latency
@@ -117,7 +117,7 @@ class Reward:
         """Check that there is the score that the reward goes by.
 
         Args:
-            data: As they are to the network (`amc.task.matched`).
+            data: As they are to the network (`amc.problem.problem.matched`).
 
         Raises:
             ConfigError: The objective has none of that name, or there are no labels for it.

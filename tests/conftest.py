@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc import task
 from amc.compress.verify import graph_of
 from amc.data import DataSet
-from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
+from amc.problem import task
+from amc.problem.evaluate import Evaluation
 
 TINY_SHAPE = (3, 8, 8)
 TINY_CLASSES = 5

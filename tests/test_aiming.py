@@ -13,13 +13,15 @@ import pytest
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, local
+from amc import api
 from amc.cost.budget import Budget
 from amc.cost.profile import LocalSpec
 from amc.data import DataSet, Split
 from amc.errors import BudgetError, ConfigError
-from amc.evaluate import Evaluator
-from amc.measure import Timing
+from amc.problem import local
+from amc.problem.evaluate import Evaluator
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
 from amc.report.tables import ComparisonRow
 from amc.report.tensorboard import EventWriter
@@ -30,7 +32,7 @@ from amc.study import recorder as recording
 from amc.study.journal import Journal
 from amc.study.reaim import evaluations_until, is_missed, judged, tightened_bound
 from amc.study.result import SearchResult
-from amc.task import CompressionTask, Problem
+from amc.utils.measure import Timing
 from envs.surrogate import Surrogate
 from tests.conftest import classified, fixed_tiny_net, random_images
 

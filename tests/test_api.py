@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 
 from agents.policy import Policy
 from agents.searcher import Trial
-from amc import api, local
+from amc import api
 from amc.api import SearchResult, search
 from amc.cost.budget import Budget
 from amc.cost.device import TableDevice
@@ -39,8 +39,9 @@ from amc.errors import (
     UnreachableBudgetError,
 )
 from amc.export import export_onnx, read_precisions
-from amc.files import cache_folder
-from amc.measure import measure_latency
+from amc.problem import local
+from amc.problem.space import SearchSpace
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.plots import LayerRow
@@ -53,7 +54,8 @@ from amc.study.finetuning import train_base
 from amc.study.introduction import describe
 from amc.study.recorder import layer_rows
 from amc.study.result import _warmup
-from amc.task import CompressionTask, SearchSpace
+from amc.utils.files import cache_folder
+from amc.utils.measure import measure_latency
 from envs.make import environment
 from envs.reward import Outcome, Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, randomise_norms

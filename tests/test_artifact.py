@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from amc.candidate import Compressor
 from amc.compress.network import CompressedNetwork
 from amc.errors import ArtifactError, StrategyError
 from amc.graph.graph import NetworkGraph
+from amc.problem.candidate import Compressor
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Bits, Strategy
 from amc.study.artifact import (

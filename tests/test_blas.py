@@ -10,8 +10,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from amc import blas
 from amc.recovery import products
+from amc.utils import blas
 
 
 def _threads() -> set[int]:

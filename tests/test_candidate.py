@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from amc import candidate
-from amc.candidate import Compressor
 from amc.compress.network import rebuild
 from amc.compress.quantization import QuantizedConv2d, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for
 from amc.errors import CalibrationError, ConfigError, StrategyError
+from amc.problem import candidate
+from amc.problem.candidate import Compressor
 from amc.recovery import moments
 from amc.recovery.batch_norm import recalibrate
 from amc.recovery.errors import LayerErrors, layer_errors

@@ -16,7 +16,6 @@ from torch import nn
 
 from agents.episode import choose_at_random, run_episode
 from agents.searcher import SEARCHERS, OnTrial, SearchResult
-from amc import conditions
 from amc.api import compare
 from amc.comparison import bench, comparison
 from amc.comparison.bench import Bench
@@ -24,11 +23,13 @@ from amc.comparison.comparison import Comparison
 from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import AmcError, ArtifactError, ConfigError, DeviceError
-from amc.evaluate import Evaluation
-from amc.progress import Bar, progress_bar
+from amc.problem.evaluate import Evaluation
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
 from amc.report.curves import plot_curves
-from amc.task import CompressionTask, Problem
+from amc.utils import conditions
+from amc.utils.progress import Bar, progress_bar
 from envs.compression import CompressionEnv
 from envs.reward import Reward
 from tests.conftest import TINY_CLASSES, TINY_SHAPE

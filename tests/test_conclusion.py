@@ -11,21 +11,24 @@ import torch
 from torch import nn
 
 from agents.searcher import Trial
-from amc import local
 from amc.cost import grid
 from amc.cost.budget import Budget
 from amc.cost.load import load_device
 from amc.cost.profile import LocalSpec
 from amc.cost.roofline import RooflineDevice
 from amc.data import DataSet
-from amc.measure import Timing
+from amc.problem import local
+from amc.problem.problem import Problem
+from amc.problem.space import SearchSpace
+from amc.problem.task import CompressionTask
 from amc.recovery import moments
 from amc.recovery.settings import RecoverySettings
 from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import finals as conclusion
-from amc.study.finals import Jury, conclude
-from amc.task import CompressionTask, Problem, SearchSpace
+from amc.study.finals import conclude
+from amc.study.jury import Jury
+from amc.utils.measure import Timing
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
 from tests.test_local import SlowAt28, wide_net
@@ -410,7 +413,7 @@ def test_notes_name_layers_too_wide_to_refit(
 ) -> None:
     _timed(monkeypatch, 4.0, 3.0, 2.0)
     monkeypatch.setattr(moments, "WIDEST", 40)
-    monkeypatch.setattr(conclusion, "WIDEST", 40)
+    monkeypatch.setattr("amc.study.notes.WIDEST", 40)
     task = _task(tiny_net, data)
     # conv2 has 4 * 9 columns, conv3 6 * 9, linear 6
     assert _notes(task, WIDE)[-1] == (

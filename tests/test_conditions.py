@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from amc.conditions import code_digests, machine_and_libraries
+from amc.utils.conditions import code_digests, machine_and_libraries
 
 
 def test_library_that_is_not_installed_counts_as_none() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from amc.database import Database
 from amc.errors import ArtifactError, StorageError
+from amc.utils.database import Database
 
 TABLE = "CREATE TABLE numbers (number INTEGER PRIMARY KEY, text TEXT)"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from amc.documents import (
+from amc.errors import ArtifactError
+from amc.utils.documents import (
     NUMBER,
     OBJECT,
     SWITCH,
@@ -24,7 +25,6 @@ from amc.documents import (
     parse_json,
     shown,
 )
-from amc.errors import ArtifactError
 
 WRONG = fault("f.json", ArtifactError, "Remove it.")
 
@@ -70,7 +70,7 @@ def test_json_beyond_its_bounds_is_refused(text: str, said: str) -> None:
 
 
 def test_text_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc.documents.MOST_CHARACTERS", 10)
+    monkeypatch.setattr("amc.utils.documents.MOST_CHARACTERS", 10)
     with pytest.raises(ArtifactError, match="over 10 characters"):
         parse_json('"0123456789"', WRONG)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from amc.data import Split
 from amc.errors import EvaluationError
-from amc.evaluate import BATCH, Evaluator
+from amc.problem.evaluate import BATCH, Evaluator
 
 
 class Answers(nn.Module):

@@ -14,8 +14,8 @@ from agents.searcher import build_searcher
 from amc.cost.formulas import macs
 from amc.cost.plugins import checked
 from amc.errors import ConfigError
-from amc.runs import code_of, functions_again
 from amc.strategy import FLOAT, Bits
+from amc.utils.runs import code_of, functions_again
 from docs.examples.hill_climb import HillClimb
 from docs.examples.toy_board import ToyBoard
 from tests.conftest import random_images
@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _not_timed(networks: list[nn.Module], *_: object, **__: object) -> list[Any]:
-    from amc.measure import Timing
+    from amc.utils.measure import Timing
 
     return [Timing(1.0, 0.1) for _ in networks]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from amc import files
 from amc.errors import ArtifactError, NetworkError, StorageError
-from amc.files import (
+from amc.utils import files
+from amc.utils.files import (
     cache_folder,
     fingerprint,
     locked,
@@ -165,7 +165,7 @@ def test_fingerprint_depends_on_every_part_and_on_where_parts_end() -> None:
 _ADDS = """
 import sys
 from pathlib import Path
-from amc.files import locked, write_text
+from amc.utils.files import locked, write_text
 
 path = Path(sys.argv[1])
 for _ in range(50):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from amc.interrupt import hold_interrupts, stop_on_interrupt
+from amc.utils.interrupt import hold_interrupts, stop_on_interrupt
 
 
 @pytest.fixture(autouse=True)

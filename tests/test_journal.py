@@ -9,10 +9,10 @@ import pytest
 import scipy
 
 from agents.trial import Trial
-from amc.database import Database
 from amc.errors import ArtifactError, StorageError
 from amc.strategy import Bits, Strategy
 from amc.study.journal import Journal, differences, is_finished, origin_of
+from amc.utils.database import Database
 from tests.conftest import classified
 
 ORIGIN = {"task": {"budget": "half"}, "config": {"seed": 0, "agent": {"actor_lr": 1e-4}}}

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.data.split import Split
-from amc.evaluate import Evaluator
-from amc.layout import fast_layout, laid_out, lay_out
+from amc.problem.candidate import Compressor
+from amc.problem.evaluate import Evaluator
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
+from amc.utils.layout import fast_layout, laid_out, lay_out
 
 SHAPE = (1, 8, 8)
 

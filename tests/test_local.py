@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from amc import local
 from amc.compress.verify import graph_of
 from amc.cost import grid
 from amc.cost.choices import choices_for, requests_for
@@ -25,12 +24,13 @@ from amc.cost.profile import LocalSpec
 from amc.cost.table import read_table, write_table
 from amc.errors import TableError
 from amc.graph.graph import NetworkGraph
-from amc.local import device_for_network, time_networks
-from amc.measure import Timing
+from amc.problem import local
+from amc.problem.local import device_for_network, time_networks
 from amc.quantplan.conversions import CONVERSIONS
 from amc.runtimes import OF_FILES, OnnxRuntime, Runtime, Sampler, TorchRuntime
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from amc.utils.measure import Timing
 from tests.conftest import TINY_SHAPE, fixed_tiny_net
 from tests.cost.asked import RememberingTable
 

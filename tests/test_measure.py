@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc import measure
-from amc.measure import Timing, measure_latency
+from amc.utils import measure
+from amc.utils.measure import Timing, measure_latency
 
 SHAPE = (3, 4, 4)
 

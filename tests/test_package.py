@@ -8,7 +8,7 @@ import pytest
 
 import amc
 from amc.errors import ConfigError
-from amc.packages import check_packages
+from amc.utils.packages import check_packages
 
 HOME = Path(amc.__file__).resolve().parents[1]
 

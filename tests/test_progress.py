@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from amc import progress
-from amc.progress import progress_bar
+from amc.utils import progress
+from amc.utils.progress import progress_bar
 
 
 @pytest.fixture

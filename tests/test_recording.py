@@ -2,11 +2,11 @@ import csv
 import threading
 
 from agents.trial import Trial
-from amc.progress import progress_bar
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.journal import Journal
 from amc.study.recorder import Recorder
+from amc.utils.progress import progress_bar
 from tests.conftest import classified
 
 

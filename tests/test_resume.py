@@ -23,15 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents.trial import Trial
-from amc import api, candidate, conditions, files, local, sealed
+from amc import api
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for, requests_for
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
-from amc.files import write_tensors
 from amc.graph.types import Signature
-from amc.measure import measure_latency
+from amc.problem import candidate, local
 from amc.recovery.settings import RecoverySettings
 from amc.report.tensorboard import EventWriter
 from amc.runtimes.request import Request
@@ -41,6 +40,9 @@ from amc.study import recorder as recording
 from amc.study.checkpoint import CheckpointFile
 from amc.study.journal import Journal
 from amc.study.result import SearchResult
+from amc.utils import conditions, files, sealed
+from amc.utils.files import write_tensors
+from amc.utils.measure import measure_latency
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from amc.errors import ArtifactError
-from amc.runs import NETWORK_FILES, check_network, resume_command, where_the_run_is
+from amc.utils.runs import NETWORK_FILES, check_network, resume_command, where_the_run_is
 
 
 def _run(folder: Path, *, done: bool, newer_by_s: int = 0, **record: Any) -> Path:

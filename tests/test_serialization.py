@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import parallel
 
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.export import export_onnx
+from amc.problem.candidate import Compressor
 from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings, train
 from amc.runtimes import OnnxNetwork

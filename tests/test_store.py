@@ -15,16 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from amc import conditions
-from amc import task as task_module
 from amc.cost.budget import Budget
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
-from amc.evaluate import Evaluation
+from amc.problem import task as task_module
+from amc.problem.evaluate import Evaluation
+from amc.problem.problem import Problem
+from amc.problem.space import SearchSpace
+from amc.problem.store import _FORMER, EvaluationStore, default_path, evaluation_code, open_store
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
-from amc.store import _FORMER, EvaluationStore, default_path, evaluation_code, open_store
 from amc.strategy import IDENTITY, Bits, Strategy
-from amc.task import CompressionTask, Problem, SearchSpace
+from amc.utils import conditions
 from benchmarks.store import killed_in_the_middle, nothing_wrong
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from amc import task as task_module
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -23,10 +22,13 @@ from amc.errors import (
     NetworkError,
     TableError,
 )
+from amc.problem import task as task_module
+from amc.problem.problem import Problem
+from amc.problem.space import SearchSpace
+from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
 from amc.runtimes import TorchRuntime
 from amc.strategy import FLOAT, IDENTITY, Bits, Option, Strategy
-from amc.task import CompressionTask, Problem, SearchSpace
 
 INT8, MIXED = Bits(8, 8), Bits(8, 32)
 DEVICE = RooflineDevice(

@@ -14,17 +14,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from amc import api, local
+from amc import api
 from amc.api import SearchResult, compare, search
 from amc.comparison import comparison
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.measure import Timing
+from amc.problem import local
 from amc.recovery.settings import RecoverySettings
 from amc.recovery.training import TrainingSettings
 from amc.report.tensorboard import EventWriter
 from amc.study.introduction import describe
 from amc.study.journal import Journal
+from amc.utils.measure import Timing
 from envs.reward import Outcome
 from tests.conftest import TINY_CLASSES, TinyNet, random_images, randomise_norms
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from agents.baselines.ask_tell import AskTellSearcher
 from agents.settings import setting
-from amc.documents import is_count
+from amc.utils.documents import is_count
 
 if TYPE_CHECKING:
     import optuna

@@ -26,7 +26,7 @@ from agents.episode import (
 from agents.optional import require
 from agents.settings import check_settings, choice, count, number, setting
 from agents.trial import OnTrial, SearchResult
-from amc.documents import is_count
+from amc.utils.documents import is_count
 
 if TYPE_CHECKING:
     from sb3_contrib import RecurrentPPO

@@ -17,8 +17,8 @@ from amc.cost.budget import METRICS, Budget
 from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.objectives import build_objective
-from amc.runs import RUN_FILE, has_network, how_to_go_on
 from amc.study import artifact
+from amc.utils.runs import RUN_FILE, has_network, how_to_go_on
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from amc.cli.optimize import NAMES, direction_of
 from amc.data.options import read_options
-from amc.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
 from amc.errors import ConfigError
-from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
+from amc.utils.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
+from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 

@@ -17,8 +17,8 @@ from amc.comparison.comparison import Comparison, compare
 from amc.errors import AmcError
 from amc.objectives import build_objective
 from amc.report.ranking import ranking_table
-from amc.runs import resume_command
 from amc.study.artifact import RunRecord
+from amc.utils.runs import resume_command
 from envs.reward import build_reward
 
 

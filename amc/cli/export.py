@@ -24,16 +24,16 @@ from amc.export import (
     export_onnx,
     precision_words,
 )
-from amc.files import write_text
-from amc.local import calibration_images, time_networks
-from amc.measure import Share, Timing
 from amc.networks import admit
 from amc.objectives import Objective, build_objective
-from amc.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
+from amc.problem.local import calibration_images, time_networks
+from amc.problem.problem import matched
 from amc.runtimes import DEFAULT_DEVICE, OF_FILES, PROVIDER, integer_layers
 from amc.strategy import FLOAT_BITS
 from amc.study import artifact
-from amc.task import matched
+from amc.utils.files import write_text
+from amc.utils.measure import Share, Timing
+from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
 FORMAT_VERSION = 1

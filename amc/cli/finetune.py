@@ -16,14 +16,14 @@ from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
 from amc.errors import ArtifactError
-from amc.evaluate import Evaluator
 from amc.networks import admit
 from amc.objectives import NamedScore, build_objective, primary_score
+from amc.problem.evaluate import Evaluator
+from amc.problem.problem import matched
 from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
 from amc.report.tensorboard import EventWriter
-from amc.runs import FINETUNE_FOLDER
 from amc.study import artifact
-from amc.task import matched
+from amc.utils.runs import FINETUNE_FOLDER
 
 
 def run(config: DictConfig) -> recipe.Ended:

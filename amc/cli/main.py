@@ -37,8 +37,8 @@ from amc.cli.optimize import (
 )
 from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
-from amc.packages import as_module, check_packages
-from amc.runs import RESUMED, RUN_FILE, resume_command
+from amc.utils.packages import as_module, check_packages
+from amc.utils.runs import RESUMED, RUN_FILE, resume_command
 
 if TYPE_CHECKING:
     from amc.cli.recipe import Ended
@@ -265,7 +265,7 @@ def _report(error: AmcError) -> int:
 
 
 def _storage_error(error: OSError) -> AmcError:
-    from amc.files import storage_error  # brings torch, which --help can do without
+    from amc.utils.files import storage_error  # brings torch, which --help can do without
 
     return storage_error(Path(error.filename or "the output folder"), error)
 

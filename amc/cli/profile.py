@@ -22,7 +22,7 @@ from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
 from amc.cost.todo import check_covers, write_todo
 from amc.errors import ConfigError, TableError
-from amc.task import SearchSpace
+from amc.problem.space import SearchSpace
 
 Shape = tuple[int, int, int]
 

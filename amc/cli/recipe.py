@@ -23,13 +23,14 @@ from amc.networks import build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name
 from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT, build_objective
+from amc.problem.problem import Problem, check_problem
+from amc.problem.space import SearchSpace
 from amc.recovery.settings import RecoverySettings
 from amc.report.tables import comparison_table
-from amc.runs import as_option, functions_again
 from amc.study.artifact import RunRecord
 from amc.study.finetuning import train_base
 from amc.study.result import SearchResult
-from amc.task import Problem, SearchSpace, check_problem
+from amc.utils.runs import as_option, functions_again
 
 log = logging.getLogger("amc")
 
@@ -156,7 +157,7 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
     """The network of a config group that is checked (`check_network`), with its weights.
 
     It has an output for each class of the data, or as many as ``network.options.num_classes`` or
-    its checkpoint say: then the data's labels do not count (`amc.task.matched`).
+    its checkpoint say: then the data's labels do not count (`amc.problem.problem.matched`).
     """
     name, given = str(options["name"]), dict(options.get("options") or {})
     asked = given.pop("num_classes", None)

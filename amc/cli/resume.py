@@ -14,8 +14,8 @@ from amc.cli.check import check_options
 from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
-from amc.runs import RUN_FILE, as_option, code_of
 from amc.study.artifact import RunRecord
+from amc.utils.runs import RUN_FILE, as_option, code_of
 
 _BESIDE = ("resume", "resume_force", "jobs", *code_of({"settings": {}}))  # these to confirm them
 _COMPLETED = ("env", "recovery", "search")

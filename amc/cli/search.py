@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from amc.cli import recipe
 from amc.cli.optimize import objectives_of, value_of
 from amc.cli.resume import read_run
-from amc.runs import resume_command
 from amc.study import journal
 from amc.study.artifact import RunRecord
 from amc.study.search import SearchSettings, search
+from amc.utils.runs import resume_command
 
 
 def run(config: DictConfig) -> recipe.Ended:

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
-from amc.runs import JOURNAL_FILE, RUN_FILE
+from amc.utils.runs import JOURNAL_FILE, RUN_FILE
 
 _HYDRA_FOLDER = ".hydra"
 

@@ -14,17 +14,18 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from agents.searcher import Trial, build_searcher
-from amc import blas
-from amc.arguments import check_count
 from amc.comparison.cells import Cell, CellResult
-from amc.conditions import code_digests, machine_and_libraries
 from amc.errors import AmcError, ConfigError
-from amc.evaluate import Evaluation
-from amc.files import fingerprint
-from amc.store import open_store
+from amc.problem.evaluate import Evaluation
+from amc.problem.problem import Problem
+from amc.problem.store import open_store
+from amc.problem.task import CompressionTask
 from amc.strategy import IDENTITY, Strategy
-from amc.study.finals import Jury
-from amc.task import CompressionTask, Problem
+from amc.study.jury import Jury
+from amc.utils import blas
+from amc.utils.arguments import check_count
+from amc.utils.conditions import code_digests, machine_and_libraries
+from amc.utils.files import fingerprint
 from envs.make import environment
 from envs.reward import DEFAULT_REWARD, RewardLike, build_reward
 

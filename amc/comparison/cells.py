@@ -13,10 +13,20 @@ from typing import Any
 
 from agents import episode
 from agents.searcher import SEARCHERS, build_searcher, searcher_class
-from amc.documents import OBJECT, TEXT, WHOLE, Kind, fault, is_number, list_of, object_of, or_null
 from amc.errors import ArtifactError, ConfigError, StrategyError
-from amc.files import read_document, write_text
 from amc.strategy import Strategy
+from amc.utils.documents import (
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    fault,
+    is_number,
+    list_of,
+    object_of,
+    or_null,
+)
+from amc.utils.files import read_document, write_text
 from envs.observation import feature_names
 
 FORMAT_VERSION = 3  # 3: the scores of any objective

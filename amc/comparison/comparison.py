@@ -11,13 +11,11 @@ from pathlib import Path
 
 from amc.comparison.bench import Bench, Failure, Level, attempt, limited_threads
 from amc.comparison.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
-from amc.files import write_text
-from amc.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.objectives import (
     NamedScore,
     primary_score,
 )
-from amc.progress import progress_bar
+from amc.problem.problem import Problem
 from amc.report.curves import Curve, curves_csv, plot_curves
 from amc.report.ranking import (
     LEGEND,
@@ -28,9 +26,11 @@ from amc.report.ranking import (
     ranking_markdown,
     scores_csv,
 )
-from amc.runs import told_how_to_go_on
 from amc.study.introduction import introduce
-from amc.task import Problem
+from amc.utils.files import write_text
+from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.utils.progress import progress_bar
+from amc.utils.runs import told_how_to_go_on
 from envs.reward import DEFAULT_REWARD, RewardLike
 
 log = logging.getLogger("amc")

@@ -31,7 +31,7 @@ class Precision(Decision):
     """Bits of weights and of input activations; simulated in floats (`amc.compress.quantization`).
 
     Attributes:
-        weight_bits, activation_bits: Widths on offer, as in `amc.task.SearchSpace`.
+        weight_bits, activation_bits: Widths on offer, as in `amc.problem.space.SearchSpace`.
     """
 
     weight_bits: tuple[int, ...] | None = None

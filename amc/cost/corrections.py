@@ -18,8 +18,8 @@ from amc.cost.correction import (
 )
 from amc.cost.operators import operators_of
 from amc.errors import TableError
-from amc.files import fingerprint, read_text, write_once
 from amc.graph.graph import NetworkGraph
+from amc.utils.files import fingerprint, read_text, write_once
 
 
 def own_correction(

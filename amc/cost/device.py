@@ -14,12 +14,12 @@ from amc.cost.correction import Correction
 from amc.cost.formulas import is_paired
 from amc.cost.listing import listing_command
 from amc.errors import DeviceError, TableError
-from amc.files import fingerprint
 from amc.graph.types import Signature
 from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes import DEVICES
 from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
+from amc.utils.files import fingerprint
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -15,11 +15,11 @@ from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.samples import Samples, key_of, read_samples, write_samples
 from amc.cost.table import read_table, write_table
 from amc.errors import TableError
-from amc.files import locked
-from amc.interrupt import hold_interrupts
-from amc.progress import progress_bar
 from amc.runtimes import Sampler
 from amc.runtimes.request import Request
+from amc.utils.files import locked
+from amc.utils.interrupt import hold_interrupts
+from amc.utils.progress import progress_bar
 
 ROUNDS = 7
 _LONG_S = 60.0

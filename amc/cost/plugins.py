@@ -18,13 +18,13 @@ from amc.cost.device import Device
 from amc.cost.grid import COARSE, GRIDS
 from amc.cost.profile import DEFAULT_STEP, LocalSpec
 from amc.cost.spec import Spec
-from amc.documents import is_count
 from amc.errors import AmcError, DeviceError, meant
 from amc.graph.operators import PRICED
-from amc.packages import import_named
 from amc.quantplan.conversions import CONVERSIONS
 from amc.runtimes import MODULE, ONNX, Runtime
 from amc.strategy import BIT_WIDTHS, Bits
+from amc.utils.documents import is_count
+from amc.utils.packages import import_named
 
 ENTRY_POINTS = "amc.devices"
 

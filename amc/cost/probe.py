@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from amc.graph.types import Signature
-from amc.progress import progress_bar
 from amc.runtimes import Sampler
 from amc.runtimes.request import Request
 from amc.strategy import Bits
+from amc.utils.progress import progress_bar
 
 # Blocks of 16 and more are whole numbers of 8, and within the first of them 8 may be worth it. A
 # step finer than 4 is not looked for: a table holds the square of how many counts there are.

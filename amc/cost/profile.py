@@ -14,11 +14,11 @@ from amc.cost.importers.haq import HaqTable
 from amc.cost.measuring import measure_table
 from amc.cost.probe import STEPS, probe_step
 from amc.errors import DeviceError, TableError
-from amc.files import cache_folder, fingerprint, read_text, write_once
 from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import Bits
+from amc.utils.files import cache_folder, fingerprint, read_text, write_once
 
 log = logging.getLogger("amc")
 _LISTED = 5  # missing rows named in an error

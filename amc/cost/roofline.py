@@ -12,9 +12,9 @@ import numpy as np
 from amc.cost.device import FloatArray, IntArray
 from amc.cost.formulas import is_paired, macs, params
 from amc.errors import DeviceError
-from amc.files import fingerprint
 from amc.graph.types import Signature
 from amc.strategy import Bits
+from amc.utils.files import fingerprint
 
 _FLOAT_BYTES = 4
 

@@ -9,10 +9,10 @@ from dataclasses import astuple
 from pathlib import Path
 
 from amc.cost.device import TableHeader
-from amc.documents import OBJECT, Kind, list_of, object_of, shown
 from amc.errors import TableError
-from amc.files import read_document, write_text
 from amc.runtimes.request import Request
+from amc.utils.documents import OBJECT, Kind, list_of, object_of, shown
+from amc.utils.files import read_document, write_text
 
 Samples = dict[str, list[float]]
 """Milliseconds of one batch, by `key_of` the request."""

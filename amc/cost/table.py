@@ -30,13 +30,13 @@ from typing import Any, TypeVar
 
 from amc.cost.correction import KINDS, Correction, correction_text, parse_correction
 from amc.cost.device import COVERS, Measurement, TableDevice, TableHeader, parse_bits
-from amc.documents import shown
 from amc.errors import TableError, meant
-from amc.files import read_text, write_text
 from amc.graph.types import Signature, Size
 from amc.quantplan.conversions import CONVERSIONS
 from amc.runtimes.request import Request
 from amc.strategy import BIT_WIDTHS, Bits
+from amc.utils.documents import shown
+from amc.utils.files import read_text, write_text
 
 FORMAT_VERSION = 1
 _LARGEST = 2**31 - 1  # of any count: products of two channel counts stay within int64

@@ -10,8 +10,8 @@ from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec
 from amc.cost.table import todo_text
 from amc.errors import TableError
-from amc.files import write_text
 from amc.runtimes.request import Request
+from amc.utils.files import write_text
 
 NOTE = (
     "latency_ms: one batch, in milliseconds; spread_ms: half the interquartile range of samples; "

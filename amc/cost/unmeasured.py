@@ -8,9 +8,9 @@ from typing import NoReturn
 from amc.cost.device import IntArray
 from amc.cost.spec import Spec
 from amc.errors import DeviceError
-from amc.files import fingerprint
 from amc.graph.types import Signature
 from amc.strategy import Bits
+from amc.utils.files import fingerprint
 
 
 @dataclass(frozen=True)

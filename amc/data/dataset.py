@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from amc.arguments import described
 from amc.data.division import FEW_IMAGES, divide
 from amc.data.memory import dataset_source, tensor_source
 from amc.data.options import DataOptions, normalisation, read_options
 from amc.data.split import Source, Split
 from amc.errors import DataError
-from amc.files import fingerprint
+from amc.utils.arguments import described
+from amc.utils.files import fingerprint
 
 
 class DataSet:

@@ -22,8 +22,8 @@ from amc.data.division import cut_test
 from amc.data.options import DataOptions
 from amc.data.split import Shape, Split
 from amc.errors import DataError
-from amc.files import fingerprint
-from amc.progress import progress_bar
+from amc.utils.files import fingerprint
+from amc.utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")

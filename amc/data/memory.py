@@ -17,8 +17,8 @@ from amc.data.division import cut_test
 from amc.data.options import CHANNELS, DataOptions
 from amc.data.split import Shape, Split
 from amc.errors import DataError
-from amc.files import fingerprint
-from amc.progress import progress_bar
+from amc.utils.files import fingerprint
+from amc.utils.progress import progress_bar
 
 # The weights of red, green and blue in grey that Pillow and torchvision use (ITU-R 601-2).
 LUMA = (0.299, 0.587, 0.114)

@@ -16,8 +16,8 @@ from amc.decisions.decision import (
     value_in,
 )
 from amc.errors import ConfigError, StrategyError
-from amc.packages import import_named
 from amc.strategy import Bits, Option
+from amc.utils.packages import import_named
 
 __all__ = [
     "Change",

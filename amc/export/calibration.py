@@ -14,8 +14,8 @@ from amc.compress.quantization import activation_range
 from amc.errors import CalibrationError
 from amc.export.layers import Array
 from amc.export.skeleton import INPUT
-from amc.progress import progress_bar
 from amc.runtimes import open_session
+from amc.utils.progress import progress_bar
 
 _BITS = 8
 _BATCH = 16

@@ -19,11 +19,11 @@ from amc.export.parity import AS_WRITTEN, IN_INTEGERS, Comparison
 from amc.export.pools import keep_maxima_in_floats
 from amc.export.precision import read_precisions
 from amc.export.skeleton import write_skeleton
-from amc.files import write_atomically
 from amc.networks import admit
 from amc.networks.autocast import WithoutAutocast
 from amc.runtimes import OF_FILES
 from amc.strategy import Bits
+from amc.utils.files import write_atomically
 
 DEFAULT_OPSET = 17
 _GRIDS = "scales and zero points"

@@ -17,9 +17,9 @@ from amc.errors import EvaluationError, ExportError
 from amc.export.skeleton import is_written_here
 from amc.layers import kind_of
 from amc.objectives import DEFAULT, Objective
-from amc.progress import progress_bar
 from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT_BITS
+from amc.utils.progress import progress_bar
 
 _BATCH = 64
 _COMPARED = 32  # images that a file is compared with its network on, before it is written

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.files import fingerprint
 from amc.graph.operators import called_module, tensors_in
 from amc.graph.types import WHOLE, ChannelCount, OperatorInfo, Signature
+from amc.utils.files import fingerprint
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from amc.errors import NetworkError
 from amc.networks.lenet import lenet_5, lenet_300_100
 from amc.networks.mobilenet import mobilenet_v1
 from amc.networks.resnet import cifar_resnet
-from amc.packages import import_named
+from amc.utils.packages import import_named
 
 Builder = Callable[..., nn.Module]
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amc.documents import shown
 from amc.errors import NetworkError
-from amc.files import read_tensors
 from amc.networks.torch_file import OtherTensor, StoredTensor, load_tensors, read_torch_file
+from amc.utils.documents import shown
+from amc.utils.files import read_tensors
 
 # Where training scripts keep the weights beside other things.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")

@@ -2,9 +2,9 @@
 
 Such a file is a zip archive: ``data.pkl``, a pickle in which a tensor is a call of
 ``_rebuild_tensor_v2`` on a storage that is kept elsewhere, and the storages, one member each.
-Before PyTorch 1.6 it was pickles one after the other, then the storages. `amc.pickles` runs the
-pickle; what it calls here makes descriptions of tensors, and a tensor is made of those alone that
-are asked for, once its numbers are known to be in the file.
+Before PyTorch 1.6 it was pickles one after the other, then the storages. `amc.utils.pickles` runs
+the pickle; what it calls here makes descriptions of tensors, and a tensor is made of those alone
+that are asked for, once its numbers are known to be in the file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from amc.documents import shown
 from amc.errors import NetworkError
-from amc.pickles import Known, RefusedError, dictionary_of, run_pickle
+from amc.utils.documents import shown
+from amc.utils.pickles import Known, RefusedError, dictionary_of, run_pickle
 
 MOST_PICKLE_BYTES = 64 * 2**20
 _MOST_DIRECTORY_BYTES = 32 * 2**20  # of the archive's list of members

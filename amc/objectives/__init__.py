@@ -8,7 +8,7 @@ from typing import cast
 from amc.errors import ConfigError
 from amc.objectives.classification import Classification
 from amc.objectives.objective import NamedScore, Objective, identity_of, primary_score, score_texts
-from amc.packages import import_named
+from amc.utils.packages import import_named
 
 __all__ = [
     "DEFAULT",

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from amc.graph.graph import NetworkGraph
 from amc.layers import Layer, is_depthwise, kind_of, layer_at
-from amc.progress import progress_bar
 from amc.recovery.least_squares import RIDGE, cholesky
 from amc.recovery.moments import CalibrationStatistics, Moments, by_channel
+from amc.utils.progress import progress_bar
 
 MAX_STEPS = 128  # larger groups lose several channels at a step
 COMPACT = 0.25  # of a reader's columns are gone before it stops holding them
@@ -43,7 +43,7 @@ class RemovalPath:
             channels means keeping the last k.
         errors: Estimated divergence, in nats, with k channels kept at index k, shape
             (size + 1,); index 0, keeping none, is infinite: what that does where a residual block
-            goes is measured (`amc.candidate.Compressor.errors`).
+            goes is measured (`amc.problem.candidate.Compressor.errors`).
     """
 
     order: Order

@@ -16,8 +16,8 @@ from amc.errors import CalibrationError
 from amc.graph.graph import NetworkGraph
 from amc.layers import Layer, ProductKind, kind_of, layer_at
 from amc.layers.kind import columns_of
-from amc.progress import progress_bar
 from amc.recovery.products import second_moments
+from amc.utils.progress import progress_bar
 
 VALUES_PER_LAYER = 16_384  # sampled inputs, for activation ranges: as many of few images
 BATCH = 64

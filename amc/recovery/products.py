@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc.blas import one_thread_of_known
+from amc.utils.blas import one_thread_of_known
 
 
 def second_moments(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from amc.graph.graph import NetworkGraph
 from amc.layers import LinearChange, OutputChange, ProductKind, kind_of
 from amc.objectives import DEFAULT, Objective
-from amc.progress import progress_bar
 from amc.recovery.moments import check_finite
+from amc.utils.progress import progress_bar
 
 PIXELS = 64 * 32 * 32  # of a batch: activations of all layers are held for the backward pass
 

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ConfigError, DataError, EvaluationError, NetworkError
-from amc.layout import fast_layout, lay_out
 from amc.objectives import DEFAULT, Objective, primary_score
-from amc.progress import Bar, progress_bar
 from amc.recovery.training_batches import Batches, stream_of
 from amc.recovery.training_settings import AUGMENTATIONS, BASE_TRAINING, TrainingSettings
 from amc.recovery.training_state import (
@@ -35,6 +33,8 @@ from amc.recovery.training_state import (
     device_of,
     identity_of_training,
 )
+from amc.utils.layout import fast_layout, lay_out
+from amc.utils.progress import Bar, progress_bar
 
 __all__ = [
     "AUGMENTATIONS",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from amc.files import fingerprint
-from amc.layout import laid_out
 from amc.recovery.training_settings import AUGMENTATIONS, TrainingSettings
+from amc.utils.files import fingerprint
+from amc.utils.layout import laid_out
 
 _STREAM_STRIDE = 1_000_003  # a prime that keeps the streams of (seed, epoch) apart
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
 from amc.errors import ArtifactError, NetworkError
-from amc.files import fingerprint, write_tensors
 from amc.objectives import Objective, identity_of
 from amc.recovery.training_batches import Batches
 from amc.recovery.training_settings import TrainingSettings
-from amc.sealed import Sealed
+from amc.utils.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
+from amc.utils.files import fingerprint, write_tensors
+from amc.utils.sealed import Sealed
 
 STATE_FILE = "training.safetensors"
 BEST_FILE = "best.safetensors"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amc.errors import ConfigError
-from amc.files import write_atomically
+from amc.utils.files import write_atomically
 
 Curve = Sequence[float | None]
 """Best reward within the budget after every evaluation; None before there is one."""

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from amc.errors import ConfigError
-from amc.files import write_atomically
 from amc.strategy import FLOAT_BITS
+from amc.utils.files import write_atomically
 
 BEFORE, AFTER = "#c6d7e6", "#0072b2"
 WEIGHT, ACTIVATION = "#d55e00", "#009e73"

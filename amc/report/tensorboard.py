@@ -19,9 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard import summary as torch_summary
 
 from amc.errors import StorageError
-from amc.files import storage_error
 from amc.report.plots import LayerRow
 from amc.strategy import FLOAT_BITS
+from amc.utils.files import storage_error
 
 Image = npt.NDArray[np.uint8]
 Value = bool | int | float | str

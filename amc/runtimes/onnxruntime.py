@@ -27,7 +27,6 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
 from amc.errors import AmcError, ArtifactError, DeviceError, ExportError
-from amc.files import storage_error
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import CONVERSIONS, INT8
 from amc.runtimes.onnx_model import Array, OperatorModel
@@ -36,6 +35,7 @@ from amc.runtimes.pytorch import cpu_model
 from amc.runtimes.request import Request
 from amc.runtimes.runtime import NO_WHOLES, Runtime, Sampler
 from amc.strategy import FLOAT
+from amc.utils.files import storage_error
 
 PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3

@@ -8,12 +8,12 @@ from pathlib import Path
 from agents import searcher as searchers
 from agents.policy import Policy
 from agents.searcher import Trial
-from amc.progress import progress_bar
+from amc.problem.problem import Problem
 from amc.report.tables import significant
 from amc.study.introduction import introduce
 from amc.study.result import SearchResult, write_run
 from amc.study.search import finished, make_writable, prepared
-from amc.task import Problem
+from amc.utils.progress import progress_bar
 from envs.make import environment
 from envs.reward import DEFAULT_REWARD
 

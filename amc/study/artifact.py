@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from amc.compress.network import CompressedNetwork, rebuild
 from amc.compress.verify import graph_of
-from amc.documents import OBJECT, TEXT, Kind, fault, is_whole, list_of, object_of, shown
 from amc.errors import ArtifactError
-from amc.files import read_document, read_tensors, read_text, write_tensors, write_text
-from amc.runs import (
+from amc.strategy import Strategy
+from amc.utils.documents import OBJECT, TEXT, Kind, fault, is_whole, list_of, object_of, shown
+from amc.utils.files import read_document, read_tensors, read_text, write_tensors, write_text
+from amc.utils.runs import (
     RUN_FILE,
     STRATEGY_FILE,
     STRUCTURE_FILE,
@@ -26,7 +27,6 @@ from amc.runs import (
     check_run_folder,
     where_the_run_is,
 )
-from amc.strategy import Strategy
 
 FORMAT_VERSION = 1
 TRIALS_FILE = "trials.csv"
@@ -35,7 +35,7 @@ COMPARISON_FILE = "comparison"
 STRATEGY_PICTURE = "strategy.png"
 CURVE_PICTURE = "learning_curve.png"
 
-# What `amc.files.write_atomically` writes as ".<name>.<eight random characters>" at first.
+# What `amc.utils.files.write_atomically` writes as ".<name>.<eight random characters>" at first.
 _WRITTEN = {
     STRATEGY_FILE,
     WEIGHTS_FILE,
@@ -179,7 +179,7 @@ def rebuild_compressed(
     """The smaller network that a run folder holds, cut from the original and given its weights.
 
     Raises:
-        ArtifactError: A file is missing (`amc.runs.check_network`), unreadable, or of another
+        ArtifactError: A file is missing (`amc.utils.runs.check_network`), unreadable, or of another
             version.
         StrategyError: The files are not of this network.
     """

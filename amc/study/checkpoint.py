@@ -1,7 +1,7 @@
 """The learning agent's state on the disk, so that a killed search need not learn all again.
 
-One file (`amc.sealed`), replaced atomically: the state after some trial. Without it (or when it is
-removed) a search is walked through again from its start, with the journal's evaluations.
+One file (`amc.utils.sealed`), replaced atomically: the state after some trial. Without it (or when
+it is removed) a search is walked through again from its start, with the journal's evaluations.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from agents.state import AgentState
 from agents.trial import Trial
-from amc.documents import OBJECT, WHOLE
-from amc.sealed import Sealed
 from amc.study.artifact import CHECKPOINT_FILE
 from amc.study.journal import Journal
+from amc.utils.documents import OBJECT, WHOLE
+from amc.utils.sealed import Sealed
 
 _SEALED = Sealed(
     "amc-checkpoint",

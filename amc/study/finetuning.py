@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc.arguments import check_folder, check_kind, check_module
 from amc.compress.network import CompressedNetwork, decide
 from amc.data.dataset import DataSet, check_data
 from amc.errors import NetworkError
-from amc.evaluate import Evaluator
-from amc.files import cache_folder, fingerprint, write_tensors
-from amc.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
 from amc.objectives import DEFAULT, ObjectiveLike, build_objective, primary_score
+from amc.problem.evaluate import Evaluator
+from amc.problem.problem import matched
 from amc.recovery.training import (
     BASE_TRAINING,
     EpochRecord,
@@ -27,7 +25,9 @@ from amc.recovery.training import (
     train,
 )
 from amc.study import artifact
-from amc.task import matched
+from amc.utils.arguments import check_folder, check_kind, check_module
+from amc.utils.files import cache_folder, fingerprint, write_tensors
+from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
 
 log = logging.getLogger("amc")
 

@@ -6,7 +6,7 @@ import logging
 
 from amc.cost.account import account
 from amc.objectives import primary_score, score_texts
-from amc.task import CompressionTask
+from amc.problem.task import CompressionTask
 
 log = logging.getLogger("amc")
 

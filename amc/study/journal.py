@@ -15,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from agents.trial import Trial
-from amc.conditions import code_digests, machine_and_libraries
-from amc.database import Database
-from amc.documents import NUMBER, OBJECT, Fault, Kind, check_fields, object_of, or_null, parse_json
 from amc.errors import ArtifactError
-from amc.evaluate import Evaluation
-from amc.runs import JOURNAL_FILE
+from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
 from amc.study import artifact
+from amc.utils.conditions import code_digests, machine_and_libraries
+from amc.utils.database import Database
+from amc.utils.documents import (
+    NUMBER,
+    OBJECT,
+    Fault,
+    Kind,
+    check_fields,
+    object_of,
+    or_null,
+    parse_json,
+)
+from amc.utils.runs import JOURNAL_FILE
 
 Origin = Mapping[str, Mapping[str, Any]]
 """Section -> name -> value: all that a search's outcome depends on."""

@@ -16,9 +16,9 @@ from amc.cost.device import Device
 from amc.cost.model import CostModel
 from amc.cost.profile import LocalSpec
 from amc.errors import ConfigError
+from amc.problem.task import CompressionTask
 from amc.report.tables import ComparisonRow
 from amc.runtimes import DEVICES
-from amc.task import CompressionTask
 
 REAIM_SHARE = 0.25  # of the evaluations asked for: what every new aim adds to them
 TOLERANCE = 0.02  # relative, of measurements: what they may exceed the budget by

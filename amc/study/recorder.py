@@ -11,13 +11,13 @@ from pathlib import Path
 from agents.searcher import Trial
 from amc.cost.model import CostModel
 from amc.decisions import numbers_of, parts_of
-from amc.progress import Bar
+from amc.problem.task import CompressionTask
 from amc.report.plots import LayerRow
 from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, Strategy
 from amc.study import artifact
 from amc.study.journal import Journal
-from amc.task import CompressionTask
+from amc.utils.progress import Bar
 
 log = logging.getLogger("amc")
 

@@ -13,8 +13,8 @@ from agents.policy import Policy
 from agents.searcher import Trial
 from agents.trial import eligible
 from amc.compress.network import CompressedNetwork
-from amc.files import write_text
 from amc.objectives import primary_score
+from amc.problem.task import CompressionTask
 from amc.report.plots import plot_learning_curve, plot_strategy
 from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
 from amc.report.tensorboard import RESULT, EventWriter
@@ -22,7 +22,7 @@ from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.finals import Conclusion
 from amc.study.recorder import layer_rows
-from amc.task import CompressionTask
+from amc.utils.files import write_text
 from envs.compression import CompressionEnv
 
 

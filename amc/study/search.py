@@ -14,17 +14,14 @@ from agents import episode
 from agents import searcher as searchers
 from agents.searcher import Resumable, Searcher, Trial, build_searcher
 from agents.settings import settings_of
-from amc import blas
-from amc.arguments import check_count
 from amc.cost.device import Device
 from amc.cost.profile import LocalSpec, measured_so_far
 from amc.errors import ConfigError
-from amc.files import write_text
-from amc.interrupt import said_on_interrupt, stop_on_interrupt
-from amc.progress import progress_bar
+from amc.problem.problem import Problem
+from amc.problem.space import SearchSpace
+from amc.problem.store import open_store
+from amc.problem.task import CompressionTask
 from amc.report.tensorboard import EventWriter
-from amc.runs import SEARCH_AGAIN, told_how_to_go_on
-from amc.store import open_store
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.checkpoint import CheckpointFile
@@ -41,7 +38,12 @@ from amc.study.reaim import (
 )
 from amc.study.recorder import Recorder
 from amc.study.result import SearchResult, note_hparams, note_result, write_run
-from amc.task import CompressionTask, Problem, SearchSpace
+from amc.utils import blas
+from amc.utils.arguments import check_count
+from amc.utils.files import write_text
+from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.utils.progress import progress_bar
+from amc.utils.runs import SEARCH_AGAIN, told_how_to_go_on
 from envs.compression import CompressionEnv
 from envs.make import environment
 from envs.observation import feature_names

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from amc import local
-from amc.measure import measure_latency
+from amc.problem import local
 from amc.report.tensorboard import EventWriter
+from amc.utils.measure import measure_latency
 from tests.cli.command import search
 
 

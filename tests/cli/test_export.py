@@ -17,13 +17,13 @@ from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
 from amc.export import read_precisions
-from amc.local import time_networks
-from amc.measure import Timing
 from amc.networks import build_network
+from amc.problem.local import time_networks
 from amc.runtimes import OF_FILES, OnnxNetwork, Runtime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact
 from amc.study.artifact import read_strategy, write_compressed, write_strategy
+from amc.utils.measure import Timing
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
 

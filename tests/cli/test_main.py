@@ -27,7 +27,7 @@ from amc.cli.explain import commented
 from amc.cli.mistakes import said_by_hydra
 from amc.cli.recipe import Ended
 from amc.errors import ArtifactError, StorageError
-from amc.runs import NETWORK_FILES
+from amc.utils.runs import NETWORK_FILES
 from tests.cli.command import SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]

@@ -11,10 +11,10 @@ from amc import api
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import read_table, write_table
 from amc.errors import TableError
-from amc.files import cache_folder
 from amc.graph.types import Signature
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
+from amc.utils.files import cache_folder
 from tests.cli.command import NETWORK, amc, search
 
 Output = pytest.CaptureFixture[str]

@@ -14,9 +14,9 @@ import pytest
 from amc.cli import search as search_recipe
 from amc.errors import StorageError
 from amc.objectives import DEFAULT
+from amc.problem.problem import Problem
 from amc.study.artifact import RunRecord
 from amc.study.search import SearchSettings
-from amc.task import Problem
 from tests.cli.command import NETWORK, SMALL, amc, search
 
 Output = pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amc import api, task
+from amc import api
 from amc.cli import recipe
 from amc.cli.recipe import data_of
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -19,6 +19,7 @@ from amc.errors import AmcError, StorageError
 from amc.graph.types import Signature
 from amc.networks import build_network
 from amc.objectives import DEFAULT
+from amc.problem import task
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 from amc.study import recorder as recording

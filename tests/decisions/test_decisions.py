@@ -22,8 +22,8 @@ from amc.decisions import (
     value_in,
 )
 from amc.errors import ConfigError, StrategyError
-from amc.runs import functions_again
 from amc.strategy import FLOAT, Bits, Option
+from amc.utils.runs import functions_again
 from docs.examples.weight_sparsity import Sparsity
 from tests.cli.command import NETWORK, search
 from tests.cli.command import amc as command

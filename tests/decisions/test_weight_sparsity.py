@@ -13,12 +13,13 @@ from torch import nn
 
 import amc
 from agents.policy import Policy
-from amc import api, conclusion
+from amc import api
 from amc.compress.network import CompressedNetwork
 from amc.cost.formulas import size_bytes
 from amc.errors import PolicyError, StrategyError
-from amc.measure import Timing
+from amc.problem import local
 from amc.strategy import FLOAT, Strategy
+from amc.utils.measure import Timing
 from docs.examples import weight_sparsity
 from docs.examples.weight_sparsity import FRACTIONS, Sparsity, toy_data, toy_network
 from envs.make import make_env
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(network: nn.Module, data: amc.DataSet, folder: Path) -> amc.SearchResult:
     with pytest.MonkeyPatch.context() as patch:
         timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-        patch.setattr(conclusion, "measure_latency", lambda *_, **__: timed)
+        patch.setattr(local, "measure_latency", lambda *_, **__: timed)
         agent = {"name": "ddpg", "hidden": [16], "warmup": 4}
         return amc.search(
             network, data, None, BUDGET, space=SPACE, agent=agent, evaluations=7, folder=folder,

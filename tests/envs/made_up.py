@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from amc.cost.model import CostModel
-from amc.evaluate import Evaluation
+from amc.problem.evaluate import Evaluation
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT_BITS
 from envs.compression import CompressionEnv

@@ -10,7 +10,6 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import nn
 
 import amc
-from amc.candidate import Compressor
 from amc.compress.fold import fold_batch_norm
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
@@ -21,6 +20,7 @@ from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_seri
 from amc.data import DataSet
 from amc.errors import BudgetError, ConfigError, DeviceError, NetworkError
 from amc.networks import build_network
+from amc.problem.candidate import Compressor
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import FLOAT, Bits, Strategy
 from envs.compression import CompressionEnv

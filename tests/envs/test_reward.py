@@ -8,8 +8,8 @@ import torch
 
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.evaluate import Evaluation
 from amc.objectives import DEFAULT, NamedScore
+from amc.problem.evaluate import Evaluation
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import classified
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
 from amc.export import export_onnx
+from amc.problem.candidate import Compressor
 from amc.runtimes import OnnxNetwork, integer_layers
 from amc.strategy import Bits, Strategy
 from benchmarks.eight_bits import REPAIRS, quantize_with_onnxruntime

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from amc.sealed import Sealed
+from amc.utils.sealed import Sealed
 from tests.hostile.mutations import BYTES, Mutation, changed_value, json_value, odd_value
 
 

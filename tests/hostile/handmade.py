@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from amc.recovery import training_state
-from amc.sealed import Sealed
 from amc.study import checkpoint
+from amc.utils.sealed import Sealed
 
 
 @dataclass(frozen=True)

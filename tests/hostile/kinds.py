@@ -20,7 +20,6 @@ from agents.policy import Policy
 from agents.searcher import Resumable, build_searcher
 from agents.state import AgentState, Forgetful
 from agents.trial import Trial
-from amc.candidate import Compressor
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.resume import read_run
@@ -38,19 +37,20 @@ from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.shipped import shipped_device
 from amc.cost.table import read_table, todo_text, write_table
 from amc.export import export_onnx, read_precisions
-from amc.files import write_text
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.networks import load_checkpoint
+from amc.problem.candidate import Compressor
+from amc.problem.store import EvaluationStore
 from amc.recovery import training, training_state
 from amc.recovery.settings import RecoverySettings
 from amc.runtimes.request import Request
-from amc.store import EvaluationStore
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact, checkpoint
 from amc.study.artifact import RunRecord
 from amc.study.checkpoint import CheckpointFile
 from amc.study.journal import Journal, is_finished
+from amc.utils.files import write_text
 from tests.agents.toy import ToyWalk
 from tests.conftest import TINY_SHAPE, classified, fixed_tiny_net
 from tests.hostile import containers

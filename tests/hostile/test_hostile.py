@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amc import pickles
+from amc.utils import pickles
 from tests.hostile.attempts import OTHER, READ, REFUSED, Reader
 from tests.hostile.handmade import HANDMADE
 from tests.hostile.kinds import KINDS

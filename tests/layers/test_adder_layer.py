@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import amc
-from amc.candidate import Compressor
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of, removal_error
 from amc.cost.formulas import macs, params
 from amc.export import check_parity
-from amc.measure import Timing
+from amc.problem.candidate import Compressor
 from amc.strategy import Bits
+from amc.utils.measure import Timing
 from docs.examples.adder_layer import (
     Adder2d,
     AdderKind,

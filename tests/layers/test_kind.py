@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from amc.cost.torch_timer import TorchTimer
 from torch import Tensor, nn
 
 import amc
 from amc.compress.quantization import quantize_layer
 from amc.cost.device import Request
-from amc.cost.torch_timer import TorchTimer
 from amc.errors import ConfigError
 from amc.layers import find_kind, kind_of
 from amc.layers.builtin import Convolution, Linear

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import amc
-from amc import local
 from amc.comparison import comparison
 from amc.errors import ConfigError, EvaluationError
-from amc.evaluate import Evaluator
 from amc.export import check_parity
-from amc.measure import Timing
 from amc.objectives import build_objective
+from amc.problem import local
+from amc.problem.evaluate import Evaluator
+from amc.utils.measure import Timing
 from docs.examples.dense_labels import DenseLabels, toy_data, toy_network
 
 MACS = amc.Budget("macs", fraction=0.5)

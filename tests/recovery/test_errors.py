@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from amc.candidate import Compressor
 from amc.compress.quantization import (
     activation_range,
     quantize_layer,
@@ -17,6 +16,7 @@ from amc.compress.quantization import (
 )
 from amc.compress.verify import graph_of
 from amc.cost.choices import choices_for
+from amc.problem.candidate import Compressor
 from amc.recovery.errors import LayerErrors, layer_errors
 from amc.recovery.importance import RemovalPath
 from amc.recovery.moments import CalibrationStatistics, gather_statistics

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amc import candidate
-from amc.candidate import Compressor
 from amc.compress.verify import graph_of
+from amc.problem import candidate
+from amc.problem.candidate import Compressor
 from amc.recovery import sequential
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Bits, Strategy

@@ -16,7 +16,6 @@ from amc.errors import (
     NetworkError,
     StorageError,
 )
-from amc.layout import fast_layout
 from amc.objectives.classification import Classification
 from amc.recovery import training, training_state
 from amc.recovery.training import (
@@ -29,6 +28,7 @@ from amc.recovery.training import (
     learning_rate_at,
     train,
 )
+from amc.utils.layout import fast_layout
 
 QUICK = TrainingSettings(
     epochs=3, learning_rate=0.05, batch_size=8, augment=("flip", "crop"), seed=3

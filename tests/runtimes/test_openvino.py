@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 import amc
-from amc import local
 from amc.cost.device import TableDevice
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device
 from amc.graph.types import Signature
-from amc.local import time_networks
-from amc.measure import Timing
+from amc.problem import local
+from amc.problem.local import time_networks
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
+from amc.utils.measure import Timing
 from tests.conftest import TINY_SHAPE, random_images
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: amc-compress[openvino]")

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import amc
-from amc import local
 from amc.cost.device import TableDevice
 from amc.cost.formulas import macs
 from amc.cost.load import load_device
@@ -22,10 +21,11 @@ from amc.cost.shipped import as_device, shipped_device, shipped_names
 from amc.errors import DeviceError
 from amc.export import convert
 from amc.graph.whole import Whole
-from amc.measure import Timing
+from amc.problem import local
 from amc.runtimes import DEVICES, ELSEWHERE, MODULE, NO_WHOLES, OF_FILES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
+from amc.utils.measure import Timing
 from tests.conftest import TINY_SHAPE, random_images
 
 INT8 = Bits(8, 8)

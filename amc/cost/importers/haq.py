@@ -24,10 +24,10 @@ from amc.cost.importers.common import measurements, path_of
 from amc.cost.spec import Spec
 from amc.cost.unmeasured import UnmeasuredDevice
 from amc.errors import DeviceError, TableError
-from amc.files import read_bytes
 from amc.graph.graph import NetworkGraph
 from amc.runtimes.request import Request
 from amc.strategy import Bits
+from amc.utils.files import read_bytes
 
 WIDTHS = tuple(range(1, 9))
 PAIRS = tuple(Bits(w, a) for w, a in product(WIDTHS, WIDTHS))

@@ -22,10 +22,10 @@ from amc.cost.importers.common import (
 from amc.cost.importers.pickled import plain_pickle
 from amc.cost.spec import Spec
 from amc.errors import TableError
-from amc.files import read_bytes
 from amc.graph.types import Signature, Size
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT
+from amc.utils.files import read_bytes
 
 _MS = 1000  # in the table's second
 _TYPES = ("Conv2d", "Linear")

@@ -26,10 +26,10 @@ from amc.cost.importers.plain_yaml import plain_yaml
 from amc.cost.listing import listing_command
 from amc.cost.spec import Spec
 from amc.errors import DeviceError, TableError
-from amc.files import read_bytes
 from amc.graph.types import Signature
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT
+from amc.utils.files import read_bytes
 
 _SHAPE = r"\d{1,9}(?:x\d{1,9})*"
 _KEY = re.compile(rf"(\w+)-input:({_SHAPE})-output:({_SHAPE})", re.ASCII)

@@ -1,13 +1,13 @@
 """Reading a pickle that may hold numbers, texts, lists, tuples and dictionaries, and no code.
 
-NetAdapt's tables come in no other form. `amc.pickles` runs it; it may call one function,
+NetAdapt's tables come in no other form. `amc.utils.pickles` runs it; it may call one function,
 ``collections.OrderedDict``, which stands for a plain ``dict``.
 """
 
 from __future__ import annotations
 
 from amc.errors import TableError
-from amc.pickles import Known, RefusedError, dictionary_of, run_pickle
+from amc.utils.pickles import Known, RefusedError, dictionary_of, run_pickle
 
 _NAMES = {"collections.OrderedDict": Known(dictionary_of)}
 

@@ -8,8 +8,8 @@ from itertools import product
 from agents.baselines.random_search import RandomSearch
 from amc.cost.budget import Budget
 from amc.cost.model import CostModel, choices_for
-from amc.evaluate import Evaluation
 from amc.graph.graph import NetworkGraph
+from amc.problem.evaluate import Evaluation
 from amc.strategy import FLOAT, Bits, Strategy
 from envs.compression import CompressionEnv
 from tests.conftest import classified

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from amc.evaluate import BATCH
 from amc.layers.norms import lacks_statistics
+from amc.problem.evaluate import BATCH
 
 DEPENDENT = 1e-4  # between alone and in a batch, of the largest output: rounding is far less
 _SHOWN = 5
@@ -17,7 +17,7 @@ def batch_note(network: nn.Module, batch: int, own: str, batched: str) -> str:
     Args:
         batch: Images that the device runs at once.
         own: Scores of the network on the search images, so many at once; empty without labels.
-        batched: The same in batches of `amc.evaluate.BATCH`.
+        batched: The same in batches of `amc.problem.evaluate.BATCH`.
     """
     norms = [path for path, module in network.named_modules() if lacks_statistics(module)]
     cause = "something in its forward computes over the batch"

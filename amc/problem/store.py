@@ -20,20 +20,29 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amc.conditions import COMPUTING, machine_and_libraries, sources
-from amc.database import IN_USE, Database, code_of
-from amc.documents import TEXT, check_fields, object_of, parse_json
 from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
-from amc.evaluate import Evaluation
-from amc.files import cache_folder, fingerprint, storage_error
+from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
+from amc.utils.conditions import COMPUTING, machine_and_libraries, sources
+from amc.utils.database import IN_USE, Database, code_of
+from amc.utils.documents import TEXT, check_fields, object_of, parse_json
+from amc.utils.files import cache_folder, fingerprint, storage_error
 
 log = logging.getLogger("amc")
 
 FILE_NAME = "evaluations.sqlite"
 _ADVICE = "Remove the file: it is made anew, and only saves time (search.store=false: none)."
 # amc's rooms
-_EVALUATING = ("candidate.py", "compress", "evaluate.py", "graph", "objectives", "recovery")
+_EVALUATING = (
+    "compress",
+    "decisions",
+    "graph",
+    "layers",
+    "objectives",
+    "problem/candidate.py",
+    "problem/evaluate.py",
+    "recovery",
+)
 _TABLE = """
     CREATE TABLE IF NOT EXISTS scores (
         task TEXT NOT NULL, strategy TEXT NOT NULL,
@@ -207,6 +216,6 @@ def evaluation_code() -> str:
 
 @cache
 def _evaluating_sources() -> str:
-    home = Path(__file__).parent
+    home = Path(__file__).parents[1]
     found = [sources(home / name) for name in _EVALUATING]
     return fingerprint(*(part for digests in found for item in digests.items() for part in item))

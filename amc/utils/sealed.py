@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from amc.documents import TEXT, Kind, check_fields, fault, parse_json, shown
 from amc.errors import AmcError, ArtifactError
-from amc.files import fingerprint, read_tensors_and_metadata, write_tensors
+from amc.utils.documents import TEXT, Kind, check_fields, fault, parse_json, shown
+from amc.utils.files import fingerprint, read_tensors_and_metadata, write_tensors
 
 
 @dataclass(frozen=True)

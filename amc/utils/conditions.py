@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from amc.files import fingerprint
+from amc.utils.files import fingerprint
 
 COMPUTING = ("numpy", "scipy")  # beside PyTorch: what candidates are built and evaluated with
 SEARCHING = ("gymnasium", "stable-baselines3", "sb3-contrib", "optuna", "cmaes")
@@ -48,7 +48,7 @@ def _version(library: str) -> str:
 
 def code_digests() -> Mapping[str, str]:
     """Digest of every file of amc: relative path -> hex digits."""
-    home = Path(__file__).parents[1]
+    home = Path(__file__).parents[2]
     found = [sources(home / package) for package in _PACKAGES]
     return {file: digest for files in found for file, digest in files.items()}
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc import measure
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.choices import Choices, IntArray, fewer_prices, reference_bits, requests_for
@@ -30,11 +29,12 @@ from amc.cost.profile import LocalSpec, device_for
 from amc.data import DataSet
 from amc.export import DEFAULT_OPSET, convert
 from amc.graph.graph import NetworkGraph
-from amc.measure import Timing, measure_latency
-from amc.progress import Bar, progress_bar
 from amc.runtimes import ONNX, Runtime
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from amc.utils import measure
+from amc.utils.measure import Timing, measure_latency
+from amc.utils.progress import Bar, progress_bar
 
 NETWORKS = 8  # measured whole, beside the original, where the search is in float
 # Where it may choose other bits: so many in float, so many with ever more layers in other bits.

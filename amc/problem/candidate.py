@@ -18,9 +18,7 @@ from amc.cost.choices import Choices
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, kind_of, layer_at
-from amc.layout import fast_layout, laid_out
 from amc.objectives import DEFAULT, Objective
-from amc.progress import progress_bar
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import Changes, LayerErrors, layer_errors, mean_errors
 from amc.recovery.fitting import RIDGES
@@ -32,6 +30,8 @@ from amc.recovery.sensitivity import output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
+from amc.utils.layout import fast_layout, laid_out
+from amc.utils.progress import progress_bar
 
 ROWS = 81_920  # of a layer's inputs in the repair of a kept strategy: few positions, many images
 POSITIONS = 128  # of one image at most: more of them tell little more, being alike

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from amc.data.split import Split
 from amc.errors import EvaluationError
-from amc.layout import laid_out
 from amc.objectives import DEFAULT, Objective
+from amc.utils.layout import laid_out
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
 
@@ -67,7 +67,7 @@ class Evaluator:
             split: Images, and their targets if there are any.
             reference: The original network; what candidates' outputs are compared with.
             objective: What outputs are judged by.
-            layout: How the images lie in memory (`amc.layout.fast_layout`).
+            layout: How the images lie in memory (`amc.utils.layout.fast_layout`).
             batch: Images that a network is given at once.
         """
         self._batch, self._objective = batch, objective

@@ -7,269 +7,48 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
-from amc.arguments import check_count, check_kind, check_module
-from amc.batches import DEPENDENT, batch_note
-from amc.candidate import Compressor
 from amc.compress.fold import fold_batch_norm
 from amc.compress.network import CompressedNetwork
-from amc.compress.precision import Precision
 from amc.compress.verify import graph_of
-from amc.cost.budget import DEVICE_METRICS, Budget, BudgetLike
-from amc.cost.choices import LEVELS, check_ratio
+from amc.cost.budget import DEVICE_METRICS
 from amc.cost.device import Device, TableDevice
 from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
     Choices,
     CostModel,
-    check_metric,
-    choices_for,
     operator_prices,
     reference_bits,
     requests_for,
 )
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
-from amc.cost.shipped import DeviceLike, as_device
 from amc.data import Split
-from amc.data.dataset import DataSet, check_data
-from amc.decisions import Decision, DecisionLike, build_decision, options_of, parts_of
-from amc.errors import AmcError, ConfigError, DeviceError
-from amc.evaluate import BATCH, Evaluation, Evaluator
-from amc.files import fingerprint
+from amc.errors import AmcError, DeviceError
 from amc.graph.graph import NetworkGraph
-from amc.layout import computes_in_bfloat16, fast_layout
-from amc.local import device_for_network, with_measured
-from amc.networks import admit, check_network
 from amc.objectives import (
-    DEFAULT,
-    Objective,
-    ObjectiveLike,
-    build_objective,
     identity_of,
     score_texts,
 )
+from amc.problem.batches import DEPENDENT, batch_note
+from amc.problem.candidate import Compressor
+from amc.problem.evaluate import BATCH, Evaluation, Evaluator
+from amc.problem.local import device_for_network, with_measured
+from amc.problem.problem import Problem
+from amc.problem.space import SearchSpace
+from amc.problem.store import EvaluationStore, evaluation_code
 from amc.recovery.errors import LayerErrors
-from amc.recovery.settings import RecoverySettings
-from amc.store import EvaluationStore, evaluation_code
-from amc.strategy import BIT_WIDTHS, FLOAT, IDENTITY, Option, Strategy
+from amc.strategy import FLOAT, IDENTITY, Option, Strategy
+from amc.utils.files import fingerprint
+from amc.utils.layout import computes_in_bfloat16, fast_layout
 
 log = logging.getLogger("amc")
 BFLOAT16_DIVERGENCE = 1e-3  # nats between the original in bfloat16 and in float: at most
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """What a strategy may choose.
-
-    Attributes:
-        min_preserve_ratio: Smallest fraction of a group's channels.
-        channel_step: Kept counts are multiples of it; None: the device's, 1 without one. For its
-            own metrics wide groups keep multiples of a multiple of it (`LEVELS`); for others
-            groups of no more channels than it keep multiples of its half, or of the half of that.
-        drop_blocks: Whether residual blocks may go altogether.
-        weight_bits, activation_bits: Widths on offer; None: what the device prices (for
-            latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
-        decisions: Others on every layer (`amc.Decision`), each itself or ``package.module:Class``.
-    """
-
-    min_preserve_ratio: float = 0.1
-    channel_step: int | None = None
-    weight_bits: tuple[int, ...] | None = None
-    activation_bits: tuple[int, ...] | None = None
-    drop_blocks: bool = False
-    decisions: tuple[DecisionLike, ...] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        ratio = self.min_preserve_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-            raise ConfigError(f"env.min_preserve_ratio must be a number in (0, 1], got {ratio!r}.")
-        check_ratio(ratio)
-        if self.channel_step is not None:
-            check_count("env.channel_step", self.channel_step)
-        if not isinstance(self.drop_blocks, bool):
-            raise ConfigError(f"env.drop_blocks must be true or false, got {self.drop_blocks!r}.")
-        for name in ("weight_bits", "activation_bits"):
-            widths = getattr(self, name)
-            if widths is not None and not _are_widths(widths):
-                single = f" One width is written ({widths},)." if _is_width(widths) else ""
-                raise ConfigError(
-                    f"env.{name} must be a list of widths among {BIT_WIDTHS}, "
-                    f"got {widths!r}.{single}"
-                )
-        if not isinstance(self.decisions, (tuple, list)):
-            raise ConfigError(
-                f"decisions must be a list of package.module:Class, got {self.decisions!r}."
-            )
-        names = ["ratio", *parts_of(self.layer_decisions)]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"decisions must be of different parts, got {', '.join(names)}.")
-
-    @property
-    def layer_decisions(self) -> tuple[Decision, ...]:
-        """What is decided for a layer beside its channels; the first is precision."""
-        others = map(build_decision, self.decisions)
-        return Precision(self.weight_bits, self.activation_bits), *others
-
-    @property
-    def other_parts(self) -> tuple[str, ...]:
-        """Names of the numbers that are decided beside channels and bits."""
-        return parts_of(self.layer_decisions[1:])
-
-    def options(self, metric: str, device: Device | LocalSpec | None) -> tuple[Option, ...]:
-        """Options on offer under a metric, on a device.
-
-        Raises:
-            ConfigError: None of the widths asked for is priced by the device, or a decision
-                offers nothing.
-        """
-        return options_of(self.layer_decisions, metric, device)
-
-    def choices(
-        self, graph: NetworkGraph, metric: str, device: Device | LocalSpec | None
-    ) -> Choices:
-        """What a walk over a network may choose from under a metric, on a device.
-
-        Raises:
-            ConfigError: As `options`.
-        """
-        steps: dict[str, Any] = {"channel_step": self.channel_step or 1}
-        if self.channel_step is None and device is not None:
-            steps = {
-                "channel_step": device.channel_step,
-                "levels": LEVELS if metric in DEVICE_METRICS else None,
-                "divides": metric not in DEVICE_METRICS,
-                "step_of": device.name,
-            }
-        return choices_for(
-            graph,
-            self.options(metric, device),
-            min_preserve_ratio=self.min_preserve_ratio,
-            drop_blocks=self.drop_blocks,
-            decisions=self.layer_decisions,
-            **steps,
-        )
-
-    def takes_step_of(self, device: Device | LocalSpec, metric: str) -> bool:
-        """Whether a device must know its step: for its own prices, or for the counts."""
-        return metric in DEVICE_METRICS or self.channel_step is None
-
-
-def _is_width(value: object) -> bool:
-    return type(value) is int and value in BIT_WIDTHS
-
-
-def _are_widths(values: object) -> bool:
-    return isinstance(values, Sequence) and bool(values) and all(map(_is_width, values))
-
-
-def check_problem(
-    device: DeviceLike, budget: BudgetLike, space: SearchSpace | None = None
-) -> tuple[Device | LocalSpec | None, Budget]:
-    """The device and the budget in their one form, checked before anything long begins.
-
-    Raises:
-        AmcError: A device or a budget that cannot be, or a device that has no cost in the budget's
-            metric or none of the bits of the space.
-    """
-    check_kind("space", space, SearchSpace, optional=True)
-    loaded, bound = as_device(device), Budget.of(budget)
-    check_metric(bound.metric, loaded)
-    (space or SearchSpace()).options(bound.metric, loaded)
-    return loaded, bound
-
-
-def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Objective, DataSet]:
-    """The objective and the data as they are to an admitted network (`amc.networks.admit`).
-
-    The data are without labels where those say nothing of its outputs.
-
-    Raises:
-        NetworkError: The network's outputs do not fit the objective.
-    """
-    outputs = check_network(network, data.image_shape, objective)
-    labels = data.train_labels
-    why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
-    return objective.fitted(outputs), data.without_labels(why) if why else data
-
-
-class Problem:
-    """What is to be compressed, how far, and what for; checked before anything long begins.
-
-    Attributes:
-        network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
-        data: As they are to the network (`matched`).
-        device: Loaded; a runtime on this machine is not measured yet.
-        budget: The bound and its metric.
-        objective: What the network is for, as it is to the network.
-        space, recovery, search_images, bfloat16: As given.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        data: DataSet,
-        device: DeviceLike = "onnxruntime_cpu",
-        budget: BudgetLike = 0.5,
-        *,
-        objective: ObjectiveLike = DEFAULT,
-        space: SearchSpace | None = None,
-        recovery: RecoverySettings | None = None,
-        search_images: int = 1000,
-        bfloat16: bool | None = None,
-    ) -> None:
-        """
-        Args:
-            network: Trained; maps images of the data's shape to what the objective judges. Not
-                modified.
-            data: Train, calibration, search and test images. Their labels count where they fit the
-                network's outputs.
-            device: Name of a shipped device, its options as a mapping, a loaded device; None
-                where the budget's metric needs none.
-            budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
-            objective: What outputs and labels are, and how they are judged: "classification",
-                ``package.module:Class``, or an `amc.Objective`.
-            space: What a strategy may choose.
-            recovery: How a smaller network is repaired.
-            search_images: Images of the search split that each evaluation runs on.
-            bfloat16: Whether candidates without quantized layers are evaluated in bfloat16 (what
-                is kept is judged in float32); None: where the processor computes in it and the
-                original's outputs stay what they are.
-
-        Raises:
-            NetworkError: The network is no module, cannot be admitted, or does not fit the
-                objective.
-            DataError: The data are no `DataSet`.
-            AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
-        """
-        check_module(network)
-        check_data(data)
-        check_kind("recovery", recovery, RecoverySettings, optional=True)
-        check_count("search.images", search_images)
-        if bfloat16 is not None and type(bfloat16) is not bool:
-            raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
-        self.device, self.budget = check_problem(device, budget, space)
-        built = build_objective(objective)
-        self.network = admit(network, data.image_shape)
-        self.objective, self.data = matched(self.network, data, built)
-        self.space, self.recovery = space or SearchSpace(), recovery or RecoverySettings()
-        self.search_images, self.bfloat16 = search_images, bfloat16
-
-
-class ProblemOptions(TypedDict, total=False):
-    """What functions pass on to a `Problem` as it is."""
-
-    objective: ObjectiveLike
-    space: SearchSpace | None
-    recovery: RecoverySettings | None
-    search_images: int
-    bfloat16: bool | None
 
 
 class CompressionTask:
@@ -474,7 +253,7 @@ class CompressionTask:
         Costs of the search stay what they are; `predicted_ms` goes by the new prices.
 
         Raises:
-            TableError, DeviceError, StorageError: As `amc.local.with_measured`.
+            TableError, DeviceError, StorageError: As `amc.problem.local.with_measured`.
         """
         if self.local is not None and isinstance(self._measured, TableDevice):
             self._measured = with_measured(self._measured, self.local, self.graph, strategies)

@@ -19,7 +19,7 @@ def check_packages() -> None:
     Raises:
         ConfigError: Another package of that name comes first on Python's path.
     """
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).resolve().parents[2]
     for name in GENERAL_NAMES:
         try:
             found = importlib.import_module(name).__path__

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from amc.documents import (
+from amc.errors import AmcError, ArtifactError, StorageError
+from amc.utils.documents import (
     MOST_CHARACTERS,
     OBJECT,
     Fault,
@@ -31,7 +32,6 @@ from amc.documents import (
     parse_json,
     shown,
 )
-from amc.errors import AmcError, ArtifactError, StorageError
 
 # Not on every system: where it is missing, what several processes write is not locked.
 _fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None

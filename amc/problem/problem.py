@@ -1,0 +1,130 @@
+"""What is to be compressed, how far, and what for: stated once, and checked before long work."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import nn
+
+from amc.cost.budget import Budget, BudgetLike
+from amc.cost.device import Device
+from amc.cost.model import (
+    check_metric,
+)
+from amc.cost.profile import LocalSpec
+from amc.cost.shipped import DeviceLike, as_device
+from amc.data.dataset import DataSet, check_data
+from amc.errors import ConfigError
+from amc.networks import admit, check_network
+from amc.objectives import (
+    DEFAULT,
+    Objective,
+    ObjectiveLike,
+    build_objective,
+)
+from amc.problem.space import SearchSpace
+from amc.recovery.settings import RecoverySettings
+from amc.utils.arguments import check_count, check_kind, check_module
+
+
+def check_problem(
+    device: DeviceLike, budget: BudgetLike, space: SearchSpace | None = None
+) -> tuple[Device | LocalSpec | None, Budget]:
+    """The device and the budget in their one form, checked before anything long begins.
+
+    Raises:
+        AmcError: A device or a budget that cannot be, or a device that has no cost in the budget's
+            metric or none of the bits of the space.
+    """
+    check_kind("space", space, SearchSpace, optional=True)
+    loaded, bound = as_device(device), Budget.of(budget)
+    check_metric(bound.metric, loaded)
+    (space or SearchSpace()).options(bound.metric, loaded)
+    return loaded, bound
+
+
+def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Objective, DataSet]:
+    """The objective and the data as they are to an admitted network (`amc.networks.admit`).
+
+    The data are without labels where those say nothing of its outputs.
+
+    Raises:
+        NetworkError: The network's outputs do not fit the objective.
+    """
+    outputs = check_network(network, data.image_shape, objective)
+    labels = data.train_labels
+    why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
+    return objective.fitted(outputs), data.without_labels(why) if why else data
+
+
+class Problem:
+    """What is to be compressed, how far, and what for; checked before anything long begins.
+
+    Attributes:
+        network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
+        data: As they are to the network (`matched`).
+        device: Loaded; a runtime on this machine is not measured yet.
+        budget: The bound and its metric.
+        objective: What the network is for, as it is to the network.
+        space, recovery, search_images, bfloat16: As given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: DataSet,
+        device: DeviceLike = "onnxruntime_cpu",
+        budget: BudgetLike = 0.5,
+        *,
+        objective: ObjectiveLike = DEFAULT,
+        space: SearchSpace | None = None,
+        recovery: RecoverySettings | None = None,
+        search_images: int = 1000,
+        bfloat16: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            network: Trained; maps images of the data's shape to what the objective judges. Not
+                modified.
+            data: Train, calibration, search and test images. Their labels count where they fit the
+                network's outputs.
+            device: Name of a shipped device, its options as a mapping, a loaded device; None
+                where the budget's metric needs none.
+            budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
+            objective: What outputs and labels are, and how they are judged: "classification",
+                ``package.module:Class``, or an `amc.Objective`.
+            space: What a strategy may choose.
+            recovery: How a smaller network is repaired.
+            search_images: Images of the search split that each evaluation runs on.
+            bfloat16: Whether candidates without quantized layers are evaluated in bfloat16 (what
+                is kept is judged in float32); None: where the processor computes in it and the
+                original's outputs stay what they are.
+
+        Raises:
+            NetworkError: The network is no module, cannot be admitted, or does not fit the
+                objective.
+            DataError: The data are no `DataSet`.
+            AmcError: One of its other kinds, for whatever does not fit; see `amc.errors`.
+        """
+        check_module(network)
+        check_data(data)
+        check_kind("recovery", recovery, RecoverySettings, optional=True)
+        check_count("search.images", search_images)
+        if bfloat16 is not None and type(bfloat16) is not bool:
+            raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
+        self.device, self.budget = check_problem(device, budget, space)
+        built = build_objective(objective)
+        self.network = admit(network, data.image_shape)
+        self.objective, self.data = matched(self.network, data, built)
+        self.space, self.recovery = space or SearchSpace(), recovery or RecoverySettings()
+        self.search_images, self.bfloat16 = search_images, bfloat16
+
+
+class ProblemOptions(TypedDict, total=False):
+    """What functions pass on to a `Problem` as it is."""
+
+    objective: ObjectiveLike
+    space: SearchSpace | None
+    recovery: RecoverySettings | None
+    search_images: int
+    bfloat16: bool | None
