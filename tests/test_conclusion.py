@@ -25,7 +25,6 @@ from amc.recovery import moments
 from amc.recovery.settings import RecoverySettings
 from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
-from amc.study import finals as conclusion
 from amc.study.finals import conclude
 from amc.study.jury import Jury
 from amc.utils.measure import Timing

@@ -7,7 +7,6 @@ import pytest
 from omegaconf import OmegaConf
 
 import amc
-from amc import api
 from amc.cli import recipe
 from amc.compress.precision import Precision
 from amc.cost.choices import choices_for
@@ -23,7 +22,7 @@ from amc.decisions import (
 )
 from amc.errors import ConfigError, StrategyError
 from amc.strategy import FLOAT, Bits, Option
-from amc.utils.runs import functions_again
+from amc.utils.runs import code_of, functions_again
 from docs.examples.weight_sparsity import Sparsity
 from tests.cli.command import NETWORK, search
 from tests.cli.command import amc as command
@@ -173,16 +172,18 @@ def test_class_that_only_a_run_names_is_not_called():
 
 
 def test_what_must_be_named_again_is_said():
-    assert functions_again({"decisions": [NAMED], "reward": "haq"}) == f" decisions=[{NAMED}]"
-    assert functions_again({"decisions": None}) == ""
+    again = functions_again(code_of({"settings": {"decisions": [NAMED], "reward": "haq"}}))
+    assert again == f" decisions=[{NAMED}]"
+    assert functions_again(code_of({"settings": {"decisions": None}})) == ""
 
 
 def test_search_and_export_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr(api, "plot_learning_curve", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
     options = ("budget.metric=size_bytes", "budget.fraction=0.3", f"decisions=[{NAMED}]")
     options += ("agent=random", "hydra.run.dir=run", "search.evaluations=2")
+    options += ("env.min_preserve_ratio=1", "env.weight_bits=[32]")
     assert search(*options) == 0
     assert "sparsity" in json.loads((tmp_path / "run" / "strategy.json").read_text())["others"]
     assert command("export", "run=run", NETWORK) == 2

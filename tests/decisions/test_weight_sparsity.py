@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from amc.recording import layer_rows
 from torch import nn
 
 import amc
@@ -19,13 +18,14 @@ from amc.cost.formulas import size_bytes
 from amc.errors import PolicyError, StrategyError
 from amc.problem import local
 from amc.strategy import FLOAT, Strategy
+from amc.study.recorder import layer_rows
 from amc.utils.measure import Timing
 from docs.examples import weight_sparsity
 from docs.examples.weight_sparsity import FRACTIONS, Sparsity, toy_data, toy_network
 from envs.make import make_env
 
 NAMED = "docs.examples.weight_sparsity:Sparsity"
-SPACE = amc.SearchSpace(weight_bits=(32,), decisions=(NAMED,))
+SPACE = amc.SearchSpace(min_preserve_ratio=1.0, weight_bits=(32,), decisions=(NAMED,))  # no other
 SMALL: dict[str, Any] = {"search_images": 20, "final_candidates": 1, "store": False}
 BUDGET = amc.Budget("size_bytes", fraction=0.3)
 
