@@ -32,7 +32,7 @@ class Nothing:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc.study.finals.measure_latency", _not_timed)
+    monkeypatch.setattr("amc.problem.local.measure_latency", _not_timed)
 
 
 def _not_timed(networks: list[nn.Module], *_: object, **__: object) -> list[Any]:
