@@ -9,15 +9,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from agents.policy import DESCRIPTION_FILE, Policy
-from amc import api
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of
 from amc.cost.budget import METRICS, Budget
-from amc.cost.shipped import as_device
 from amc.errors import ArtifactError, ConfigError, PolicyError
-from amc.objectives import build_objective
 from amc.study import artifact
+from amc.study.apply import apply
 from amc.utils.runs import RUN_FILE, has_network, how_to_go_on
 
 _SPACE = {"min_preserve_ratio", "channel_step", "weight_bits", "activation_bits"}
@@ -33,8 +31,21 @@ def run(config: DictConfig) -> recipe.Ended:
     strengths = policy.strengths if config.strengths is None else list(config.strengths)
     policy.check_strengths(strengths)
     policy.check_features()
+    record = _record(config, source, learned, list(strengths))
+    recipe.check_prices(objectives, record.device or None)
+    recipe.options_of(record)
+    record.write(folder)
+    check_options({"data": record.data})
+    result = apply(policy, recipe.problem_of(record), strengths, folder=folder, store=True)
+    recipe.show(result, folder)
+    return recipe.Ended(objective=value_of(result, objectives))
+
+
+def _record(
+    config: DictConfig, source: Path, learned: artifact.RunRecord, strengths: list[float]
+) -> artifact.RunRecord:
+    """How the run is made: what is not given is as in the run that learned the policy."""
     device = recipe.device_of(config) or _learned(learned.device)
-    recipe.check_prices(objectives, device)
     budget = _budget(recipe.plain(config.budget), learned.budget)
     env = recipe.plain(config.env) if config.get("env") else {}
     if not set(env) >= _SPACE:
@@ -43,49 +54,25 @@ def run(config: DictConfig) -> recipe.Ended:
     decisions = recipe.plain_list(config.decisions)
     if decisions is None:
         decisions = recipe.recorded_decisions(learned.settings, config)
-    space = recipe.space_of(env, decisions)
-    space.options(budget.metric, as_device(device))
-    recovery = recipe.recovery_of(recipe.plain(config.recovery))
-    named = config.objective or recipe.recorded_objective(learned.settings, config)
-    objective = build_objective(named)
-    parts = {
-        "network": recipe.recorded_place(config.network, "checkpoint"),
-        "data": recipe.recorded_place(config.data, "root")
-        if config.get("data")
-        else recipe.recorded_data(learned.data, config),
-    }
-    artifact.RunRecord(
+    data = recipe.recorded_data(learned.data, config)
+    if config.get("data"):
+        data = recipe.recorded_place(config.data, "root")
+    return artifact.RunRecord(
         kind="apply",
-        **parts,
+        network=recipe.recorded_place(config.network, "checkpoint"),
+        data=data,
         device=device or {},
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
             "policy": str(source.resolve()),
-            "objective": named,
+            "objective": config.objective or recipe.recorded_objective(learned.settings, config),
             "decisions": decisions,
-            "strengths": list(strengths),
+            "strengths": strengths,
             "env": env,
             "recovery": recipe.plain(config.recovery),
+            "search": recipe.plain(config.search),
         },
-    ).write(folder)
-    check_options({"data": parts["data"]})
-    network, data = recipe.prepared(parts["network"], parts["data"])
-    result = api.apply_policy(
-        policy,
-        network,
-        data,
-        device,
-        budget,
-        objective=objective,
-        space=space,
-        recovery=recovery,
-        search_images=config.search.images,
-        bfloat16=config.search.bfloat16,
-        strengths=strengths,
-        folder=folder,
     )
-    recipe.show(result, folder)
-    return recipe.Ended(objective=value_of(result, objectives))
 
 
 def _learned(device: Mapping[str, Any]) -> dict[str, Any] | None:

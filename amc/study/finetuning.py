@@ -14,7 +14,7 @@ from amc.data.dataset import DataSet, check_data
 from amc.errors import NetworkError
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
-from amc.objectives import DEFAULT, ObjectiveLike, build_objective, primary_score
+from amc.objectives import DEFAULT, Objective, ObjectiveLike, build_objective, primary_score
 from amc.problem.evaluate import Evaluator
 from amc.problem.problem import matched
 from amc.recovery.training import (
@@ -70,33 +70,19 @@ def finetune(
     check_data(data)
     check_kind("settings", settings, TrainingSettings)
     check_folder(folder)
-    on_gpu = torch.cuda.is_available()
-    place = "cuda" if on_gpu else "cpu"
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = admit(original, data.image_shape)
     fitted, data = matched(teacher, data, build_objective(objective))
     if not data.is_labelled:
         log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
-    reference = None if data.is_labelled else teacher
-    evaluator = Evaluator(data.search, data.mean, data.std, reference, objective=fitted)
-    named = primary_score(fitted, labelled=data.is_labelled)
     mean, std = _normalisation(data)
-    teacher = teacher.to(place)
     compressed = unwrapped(compressed)
+    score = _score(compressed, teacher, data, fitted, place)
+    teacher = teacher.to(place)
     run_images(compressed, data.image_shape)
     student = compressed.to(place)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-
-    made = CompressedNetwork.of(compressed)
-
-    def score(network: nn.Module) -> float:
-        network.cpu()
-        if made is not None:  # an epoch moves what was decided of the weights
-            decide(made.module, made.strategy)
-        found = evaluator(network)
-        network.to(place)
-        return found.scores[named.name]
-
     try:
         with stop_on_interrupt() as stop:
             trained = train(
@@ -116,9 +102,30 @@ def finetune(
             )
     finally:
         compressed.cpu()
+    made = CompressedNetwork.of(compressed)
     if folder is not None and made is not None:
         artifact.write_compressed(Path(folder), made)
     return trained
+
+
+def _score(
+    compressed: nn.Module, teacher: nn.Module, data: DataSet, objective: Objective, place: str
+) -> Callable[[nn.Module], float]:
+    """What epochs are told apart by: the first score on the search split."""
+    reference = None if data.is_labelled else teacher
+    evaluator = Evaluator(data.search, data.mean, data.std, reference, objective=objective)
+    named = primary_score(objective, labelled=data.is_labelled)
+    made = CompressedNetwork.of(compressed)
+
+    def score(network: nn.Module) -> float:
+        network.cpu()
+        if made is not None:  # an epoch moves what was decided of the weights
+            decide(made.module, made.strategy)
+        found = evaluator(network)
+        network.to(place)
+        return found.scores[named.name]
+
+    return score
 
 
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
