@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from amc.cost.torch_timer import TorchTimer
 from torch import Tensor, nn
 
 import amc
 from amc.compress.quantization import quantize_layer
-from amc.cost.device import Request
 from amc.errors import ConfigError
 from amc.layers import find_kind, kind_of
 from amc.layers.builtin import Convolution, Linear
+from amc.runtimes.pytorch import TorchTimer
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 from docs.examples.adder_layer import Adder2d, AdderKind
 

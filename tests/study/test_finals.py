@@ -30,7 +30,7 @@ from amc.study.jury import Jury
 from amc.utils.measure import Timing
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
-from tests.test_local import SlowAt28, wide_net
+from tests.problem.test_local import SlowAt28, wide_net
 
 UNIFORM = Strategy({"conv1": 0.5, "conv2": 0.5}, {})
 WIDE = Strategy({"conv1": 0.5}, {})
