@@ -8,7 +8,7 @@ from amc.errors import ConfigError
 
 IMPORTANCES = ("surgeon", "magnitude")
 FEWEST_QUICK = 64  # images of a quick repair, if there are so many
-LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for two
+LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for four
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
 
 
@@ -65,7 +65,7 @@ class RecoverySettings:
         Args:
             pixels: Of an image: a large one tells more, at more positions, and takes longer.
         """
-        most = max(FEWEST_QUICK, images // (2 if pixels < LARGE_PIXELS else 4))
+        most = max(FEWEST_QUICK, images // (2 if pixels < LARGE_PIXELS else 8))
         return replace(self, quick_images=min(self.quick_images, most))
 
     @property

@@ -579,7 +579,7 @@ def test_another_repair_is_taken_where_it_is_clearly_better_image_by_image(found
 
 @pytest.mark.parametrize(
     ("judged", "side", "images"),
-    [(5000, 32, 256), (300, 32, 150), (300, 224, 75), (1000, 224, 250), (70, 224, 64), (3, 32, 64)],
+    [(5000, 32, 256), (300, 32, 150), (300, 224, 64), (1000, 224, 125), (70, 224, 64), (3, 32, 64)],
 )
 def test_quick_repair_costs_no_more_than_judging(judged: int, side: int, images: int) -> None:
     assert RecoverySettings().judged_on(judged, side * side).quick_images == images
