@@ -107,7 +107,7 @@ class Bench:
 
     def original(self) -> Level:
         """The original network's level."""
-        found, test = self.jury.original, self.jury.test(self.task.reference)
+        found, test = self.jury.original, self.jury.test.original
         scores = self.task.original.scores
         # Others judge the cost, which is not a candidate's.
         reward = scores.get(self._reward.score) if self._reward.is_score else None

@@ -102,9 +102,7 @@ class CompressionTask:
         self._batch = alone if depends else BATCH
         self._evaluator = self.evaluator(self._subset)
         self._store, self._recalled = store, dict[Strategy, Evaluation]()
-        self.original = replace(
-            self._evaluator(self.reference), costs=self.strategy_costs(IDENTITY)
-        )
+        self.original = replace(self._evaluator.original, costs=self.strategy_costs(IDENTITY))
         asked = problem.bfloat16
         self.bfloat16 = self._may_compute_in_bfloat16() if asked is None else asked
         self.notes = tuple(
@@ -218,7 +216,7 @@ class CompressionTask:
         )
 
     def _batch_note(self) -> str:
-        found = self.original, self.evaluator(self._subset, BATCH)(self.reference)
+        found = self.original, self.evaluator(self._subset, BATCH).original
         texts = (score_texts(self.objective, one.scores, labelled=True) for one in found)
         return batch_note(self.network, self._batch, *texts)
 

@@ -36,8 +36,8 @@ class Conclusion:
     def tested(self, task: CompressionTask) -> Conclusion:
         """With what is found on the test split, which is touched here and nowhere else."""
         test = task.evaluator(task.data.test)
-        networks = task.reference, self.uniform.network.module, self.best.network.module
-        found = map(test, networks)
+        smaller = self.uniform.network.module, self.best.network.module
+        found = [test.original, *map(test, smaller)]
         rows = [
             replace(row, test=tested.scores)
             for row, tested in zip(self.comparison, found, strict=True)

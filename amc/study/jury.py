@@ -56,7 +56,7 @@ class Jury:
         """The original network's, on the whole search split."""
         costs = self._task.costs
         priced = {**self._task.original.costs, costs.budget.metric: costs.original}
-        return replace(self.judge(self._task.reference), costs=priced)
+        return replace(self.judge.original, costs=priced)
 
     @cached_property
     def test(self) -> Evaluator:

@@ -147,3 +147,13 @@ def test_without_labels_agreement_alone_is_found():
     assert list(found.scores) == ["agreement"]
     assert found.agreement < 0
     assert len(measure) == 2
+
+
+def test_original_is_judged_as_if_it_were_evaluated_and_runs_once():
+    network, images = Answers([ONE, TWO]), []
+    network.register_forward_hook(lambda _, given, __: images.append(len(given[0])))
+    measure = evaluator([0, 1], network)
+    found = measure.original
+    assert sum(images) == 2
+    assert found.scores == measure(network).scores
+    assert found.seconds > 0
