@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from amc.cost import plugins
@@ -17,7 +15,6 @@ from amc.cost.load import load_device
 from amc.cost.model import CostModel
 from amc.cost.shipped import as_device
 from amc.errors import ConfigError, DeviceError
-from amc.graph.types import Signature
 from amc.strategy import FLOAT, Bits
 
 
@@ -180,19 +177,3 @@ def test_options_that_a_class_does_not_take_are_said():
         load_device({"kind": "class", "name": NAME, "options": [1]})
     with pytest.raises(ConfigError, match="explains itself"):
         as_device(f"{__name__}:Picky")
-
-
-def test_example_of_the_page_on_devices_is_one(tmp_path, monkeypatch):
-    page = Path(__file__).parents[2] / "docs" / "devices.md"
-    lines = page.read_text(encoding="utf-8").splitlines()
-    start = lines.index("    # my_board.py")
-    end = next(i for i, line in enumerate(lines) if line.startswith("It is found as"))
-    code = "\n".join(line[4:] for line in lines[start:end]).replace("return ...  ", "return 1.0")
-    (tmp_path / "my_example_board.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    device = plugins.load_plugin("my_example_board:MyBoard", {"clock_mhz": 50})
-    counts = np.array([1, 2, 3])
-    grid = device.prices("latency_ms", Signature("linear"), counts, counts[:2], FLOAT)
-    assert grid.shape == (3, 2)
-    assert device.prices("latency_ms", Signature("relu"), counts, counts, FLOAT).shape == (3,)

@@ -104,7 +104,7 @@ def test_search_removes_its_channels_within_the_budget(
     network: nn.Module, data: amc.DataSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     timed = [Timing(4.0, 0.1), Timing(3.0, 0.1), Timing(2.0, 0.1)]
-    monkeypatch.setattr("amc.study.finals.measure_latency", lambda *_, **__: timed)
+    monkeypatch.setattr("amc.problem.local.measure_latency", lambda *_, **__: timed)
     budget = amc.Budget("macs", fraction=0.5)
     result = amc.search(network, data, None, budget, evaluations=6, **SMALL)
     smaller = result.network

@@ -253,7 +253,7 @@ def test_digests_are_named_without_their_digits_and_new_and_lost_names_too() -> 
 
 def test_origin_holds_every_source_file_and_the_machine() -> None:
     origin = origin_of({"budget": "half"}, {"seed": 0})
-    assert {"agents/trial.py", "amc/journal.py", "envs/compression.py"} <= set(origin["code"])
+    assert {"agents/trial.py", "amc/study/journal.py", "envs/compression.py"} <= set(origin["code"])
     assert origin["machine"]["threads"] >= 1
     assert origin["machine"]["scipy"] == scipy.__version__
     assert {"torch", "cpu", "numpy", "optuna", "cmaes", "sb3-contrib"} <= set(origin["machine"])
