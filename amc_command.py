@@ -15,7 +15,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted by Ctrl-C before anything began", file=sys.stderr)
         sys.exit(130)
-    run()
+    try:
+        run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `amc ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _begin_anew_in_utf8() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -104,10 +105,24 @@ def build_searcher(name: str, **settings: Any) -> Searcher:
         ConfigError: The name or a setting is unknown (the message names near matches), a value is
             out of range, or the class makes no searcher.
     """
-    made = build(name, searcher_class(name), settings)
-    if not isinstance(getattr(made, "name", None), str) or not hasattr(made, "search"):
+    return check_searcher(build(name, searcher_class(name), settings), name)
+
+
+def check_searcher(made: Searcher, name: str) -> Searcher:
+    """A searcher, if it is one.
+
+    Raises:
+        ConfigError: It lacks a name, or its search takes other arguments.
+    """
+    takes = [*inspect.signature(made.search).parameters] if hasattr(made, "search") else []
+    if not isinstance(getattr(made, "name", None), str) or takes[:4] != _SEARCH_TAKES:
+        lacks = "its search takes " + ", ".join(takes) if takes else "it has none"
+        lacks = lacks if isinstance(getattr(made, "name", None), str) else "it has no name"
         raise ConfigError(
             f"Agent {name!r} made {made!r}, which is no searcher: it needs a name, and a method "
-            "search(env, evaluations, seed, on_trial)."
+            f"search({', '.join(_SEARCH_TAKES)}); {lacks}."
         )
     return made
+
+
+_SEARCH_TAKES = ["env", "evaluations", "seed", "on_trial"]

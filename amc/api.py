@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -62,7 +62,7 @@ def search(
 
     Args:
         network, data, device, budget: As `amc.Problem` takes them.
-        agent: Name of a searcher, or a mapping of its name and settings.
+        agent: Name of a searcher, a mapping of its name and settings, or a searcher itself.
         evaluations: Strategies that the searcher may try.
         reward: Name of a reward, or a function of an `Outcome`.
         seed: Same seed, same machine, same number of threads, same prices: the same strategy.
@@ -110,7 +110,7 @@ def compare(
     device: DeviceLike = "onnxruntime_cpu",
     budget: BudgetLike = 0.5,
     *,
-    agents: Sequence[AgentLike] | None = None,
+    agents: Sequence[str | Mapping[str, Any]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     evaluations: int = 200,
     reward: RewardLike = DEFAULT_REWARD,

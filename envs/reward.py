@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
 from amc.cost.model import CostModel, operator_prices
 from amc.data import DataSet
-from amc.errors import ConfigError
+from amc.errors import AmcError, ConfigError
 from amc.objectives import Objective
 from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
@@ -94,6 +95,8 @@ class Reward:
         if value is None and outcome.evaluation.accuracy is None:
             raise ConfigError(self._without_labels("accuracy and loss are None"))
         try:
+            if isinstance(value, str):
+                raise TypeError
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
@@ -106,12 +109,25 @@ class Reward:
         except KeyError as error:
             score, scores = next(iter(error.args), None), outcome.evaluation.scores
             if not isinstance(score, str) or score in scores:
-                raise
+                raise self._failed(error) from error
             raise ConfigError(self._without_score(score, scores)) from error
-        except TypeError as error:  # arithmetic on None
+        except TypeError as error:
             if outcome.evaluation.accuracy is not None:
-                raise
-            raise ConfigError(self._without_labels("accuracy and loss are None")) from error
+                raise self._failed(error) from error
+            why = "accuracy and loss are None"  # and arithmetic was done on them
+            raise ConfigError(self._without_labels(why)) from error
+        except AmcError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ConfigError:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error}"
+        return ConfigError(
+            f"Reward {self.name!r} failed in {where.filename}, line {where.lineno}: {said}. It is "
+            "called with one amc.Outcome, and returns a number."
+        )
 
     def check_scores(self, objective: Objective, data: DataSet) -> None:
         """Check that there is the score that the reward goes by.

@@ -13,7 +13,7 @@ import amc
 from agents.searcher import build_searcher
 from amc.cost.formulas import macs
 from amc.cost.plugins import checked
-from amc.errors import ConfigError
+from amc.errors import ConfigError, DeviceError
 from amc.strategy import FLOAT, Bits
 from amc.utils.runs import code_of, functions_again
 from docs.examples.hill_climb import HillClimb
@@ -128,3 +128,73 @@ def test_reward_on_the_page_is_a_reward(tmp_path: Path, tiny_net: nn.Module) -> 
     accuracy = trial.evaluation.accuracy
     assert accuracy is not None
     assert trial.reward == pytest.approx(accuracy - 0.1 * cost)
+
+
+def test_searcher_itself_is_an_agent(tiny_net: nn.Module) -> None:
+    assert len(find(tiny_net, agent=HillClimb(0.1), evaluations=2).trials) == 2
+    with pytest.raises(ConfigError, match=r"or a searcher, got <class .*HillClimb"):
+        find(tiny_net, agent=HillClimb)
+
+
+class OtherArguments:
+    name = "other"
+
+    def search(self, env: object, seed: int) -> None:
+        """Takes other arguments than are given."""
+
+
+class GivesNothing:
+    name = "nothing"
+
+    def search(self, env: object, evaluations: int, seed: int, on_trial: object) -> None:
+        """Returns nothing."""
+
+
+def test_search_that_takes_or_gives_something_else_is_said(tiny_net: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="its search takes env, seed"):
+        build_searcher("tests.test_extending:OtherArguments")
+    with pytest.raises(ConfigError, match=r"must return an agents.trial.SearchResult, got None"):
+        find(tiny_net, agent=GivesNothing())
+
+
+def test_reward_that_fails_says_where_and_one_that_gives_no_number_what(
+    tiny_net: nn.Module,
+) -> None:
+    def failing(outcome: amc.Outcome) -> float:
+        return outcome.costs  # type: ignore[attr-defined, no-any-return]
+
+    where = r"Reward 'failing' failed in .*test_extending.py, line \d+: AttributeError"
+    with pytest.raises(ConfigError, match=where):
+        find(tiny_net, agent="random", reward=failing)
+    with pytest.raises(ConfigError, match=r"must return a number, got '0\.5'"):
+        find(tiny_net, agent="random", reward=lambda _: "0.5")
+
+
+class WrongPrices(ToyBoard):
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def price(self, *asked: Any) -> Any:
+        return None if self.wrong == "price" else super().price(*asked)
+
+    def prices(self, *asked: Any) -> Any:
+        found = super().prices(*asked)
+        given = {"shape": found.ravel(), "text": found.astype(str), "other": found * 2}
+        return given.get(self.wrong, found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("price", r"price of device 'toy_board' must return a number, got None for conv2d"),
+        ("shape", r"must return finite numbers of shape \(\d+, \d+\) for conv2d .* got float64"),
+        ("text", "got str_ of shape"),
+        ("other", r"price and prices of device 'toy_board' differ for conv2d with 3 input"),
+    ],
+)
+def test_what_a_device_of_ones_own_answers_is_checked(
+    wrong: str, said: str, tiny_net: nn.Module
+) -> None:
+    with pytest.raises(DeviceError, match=said):
+        find(tiny_net, device=WrongPrices(wrong), budget=0.9, agent="random")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from importlib.resources import files as package_files
 from importlib.resources.abc import Traversable
@@ -63,6 +64,8 @@ def said_by_hydra(error: Exception, command: str) -> str:
     if missing:
         near = difflib.get_close_matches(missing[2], choices_of(missing[1]), n=1)
         hint = f". Did you mean {near[0]!r}?" if near else "."
+        if "." in missing[2] and missing[1] in ("agent", "device", "network"):
+            hint = ". What is yours is named package.module:Name, with a colon."
         text = missing[0] + hint + text[missing.end() :]
     return text.partition("Config search path:")[0].rstrip()
 
@@ -89,7 +92,12 @@ def _unknown_option(key: str, command: str) -> str:
     # What another command has is meant as it is written, unless it is all but an own option.
     near = difflib.get_close_matches(key, sorted(own), n=1, cutoff=0.85 if having else 0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    if having:
+    group, of_class = key.partition(".")[0], False
+    if group in ("agent", "device"):
+        of_class = any(text.startswith(f"{group}=") and ":" in text for text in sys.argv)
+    if of_class:  # Hydra knows no settings of it
+        hint = f" A setting of a class of yours is added by a plus: +{key}=..."
+    elif having:
         hint += f" What has it: {', '.join(having)}."
     if key in _RUN_OPTIONS.values() and command in _RUN_OPTIONS:
         hint += f" amc {command} takes a run as {_RUN_OPTIONS[command]}=<folder>."

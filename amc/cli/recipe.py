@@ -228,12 +228,13 @@ def plain_list(config: Any) -> list[Any] | None:
     return found
 
 
-def confirmed(option: str, recorded: object, given: object) -> None:
+def confirmed(option: str, recorded: object, given: object, again: str = "") -> None:
     """A function or a class that a file names is called only if the user names it too.
 
     Args:
         recorded: What the run has there.
         given: What the user does; None: nothing.
+        again: All that is to be named again, if not this alone.
 
     Raises:
         ConfigError: It is another, or one that only the file names.
@@ -242,8 +243,8 @@ def confirmed(option: str, recorded: object, given: object) -> None:
         raise ConfigError(f"The run is of {option} {recorded!r}, not {given!r}.")
     if given is None and ":" in str(recorded):
         raise ConfigError(
-            f"The run says that its {option} is the function {recorded!r}. amc calls no function "
-            f"that only a file names: if it is yours, add {option}={recorded}."
+            f"The run says that its {option} is the code {recorded!r}. amc calls no code "
+            f"that only a file names: if it is yours, add{again or f' {option}={recorded}'}."
         )
 
 

@@ -15,7 +15,7 @@ from amc.cli.recipe import confirmed
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
 from amc.study.artifact import RunRecord
-from amc.utils.runs import RUN_FILE, as_option, code_of
+from amc.utils.runs import RUN_FILE, as_option, code_of, functions_again
 
 _BESIDE = ("resume", "resume_force", "jobs", *code_of({"settings": {}}))  # these to confirm them
 _COMPLETED = ("env", "recovery", "search")
@@ -89,8 +89,10 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
         if name in _COMPLETED:
             settings[name] = {**default, **settings[name]}
     check_options({"network": record.network, "data": record.data, **settings})
-    for option, recorded in code_of({**vars(record), "settings": settings}).items():
-        confirmed(option, as_option(recorded), given.get(option))
+    code = code_of({**vars(record), "settings": settings})
+    again = functions_again({name: text for name, text in code.items() if name not in given})
+    for option, recorded in code.items():
+        confirmed(option, as_option(recorded), given.get(option), again)
     return replace(record, settings=settings)
 
 

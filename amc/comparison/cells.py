@@ -252,9 +252,10 @@ def _entries(
     entries = [_entry(agent, evaluations, observation, parts) for agent in given]
     repeated = [label for label, n in Counter(e.label for e in entries).items() if n > 1]
     if repeated:
+        name = next(entry.name for entry in entries if entry.label == repeated[0])
         raise ConfigError(
             f"Two agents of the comparison are called {repeated[0]!r}. Name each once; one with "
-            f"other settings needs a label: {{name: {repeated[0]}, label: another, ...}}."
+            f"other settings needs a label: {{name: {name}, label: another, ...}}."
         )
     return entries
 

@@ -11,15 +11,20 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, SupportsFloat, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from amc.cost.budget import DEVICE_METRICS
-from amc.cost.device import Device
+from amc.cost.device import Device, IntArray
+from amc.cost.formulas import is_paired
 from amc.cost.grid import COARSE, GRIDS
 from amc.cost.profile import DEFAULT_STEP, LocalSpec
 from amc.cost.spec import Spec
 from amc.errors import AmcError, DeviceError, meant
 from amc.graph.operators import PRICED
+from amc.graph.types import Signature
 from amc.quantplan.conversions import CONVERSIONS
 from amc.runtimes import MODULE, ONNX, Runtime
 from amc.strategy import BIT_WIDTHS, Bits
@@ -212,3 +217,67 @@ _OF_ANY_RUNTIME: dict[str, _Check] = {
     "supported_bits": _ATTRIBUTES["supported_bits"],
 }
 _OF_RUNTIMES = ("batch", "threads", "channel_step", "grid")
+
+
+# -- what such a class answers -------------------------------------------------------------
+
+
+def price_from(
+    device: Device, metric: str, signature: Signature, ins: int, outs: int, bits: Bits
+) -> float:
+    """A price of a device.
+
+    Raises:
+        DeviceError: It is no number.
+    """
+    found: object = device.price(metric, signature, ins, outs, bits)
+    if isinstance(found, (str, bool)) or not isinstance(found, SupportsFloat):
+        raise DeviceError(
+            f"price of device {device.name!r} must return a number, got {found!r} for "
+            f"{signature.op} with {ins} and {outs} channels in {bits}."
+        )
+    return float(found)
+
+
+def prices_from(
+    device: Device, metric: str, signature: Signature, bits: Bits, ins: IntArray, outs: IntArray
+) -> npt.NDArray[np.float64]:
+    """Prices of a device at many counts of channels, (ins,) or (ins, outs) as it is asked for.
+
+    Raises:
+        DeviceError: They have another shape, are no finite numbers, or are not what it says one by
+            one.
+    """
+    found = np.asarray(device.prices(metric, signature, ins, outs, bits))
+    shape = (len(ins),) if is_paired(signature) else (len(ins), len(outs))
+    if found.shape != shape or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        raise DeviceError(
+            f"prices of device {device.name!r} must return finite numbers of shape {shape} for "
+            f"{signature.op} with {len(ins)} counts of input and {len(outs)} of output channels, "
+            f"got {type(found.flat[0]).__name__ if found.size else 'nothing'} of shape "
+            f"{found.shape}."
+        )
+    if type(device).__module__.partition(".")[0] != "amc":
+        _check_corner(device, metric, signature, bits, ins, outs, found)
+    return found
+
+
+def _check_corner(
+    device: Device,
+    metric: str,
+    signature: Signature,
+    bits: Bits,
+    ins: IntArray,
+    outs: IntArray,
+    found: npt.NDArray[np.float64],
+) -> None:
+    """Whether prices of few inputs and many outputs stand where they should."""
+    few, many = int(ins[0]), int(outs[0 if is_paired(signature) else -1])
+    alone = price_from(device, metric, signature, few, many, bits)
+    at_once = float(found.flat[found.shape[-1] - 1 if found.ndim == 2 else 0])
+    if not np.isclose(alone, at_once):
+        raise DeviceError(
+            f"price and prices of device {device.name!r} differ for {signature.op} with {few} "
+            f"input and {many} output channels in {bits}: {alone:g} and {at_once:g}. Rows of "
+            "prices are counts of input channels, columns of output channels."
+        )

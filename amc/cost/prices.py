@@ -15,6 +15,7 @@ from amc.cost.budget import DEVICE_METRICS
 from amc.cost.choices import IntArray, reference_bits
 from amc.cost.device import Device
 from amc.cost.operators import Operator
+from amc.cost.plugins import price_from, prices_from
 from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
 from amc.decisions import cost_factor
@@ -187,7 +188,7 @@ def _ask(
         assert device is not None
         if costs_nothing_on(device, operator):
             return 0.0
-        return device.price(metric, signature, ins, outs, bits)
+        return price_from(device, metric, signature, ins, outs, bits)
     if operator.is_repeat and metric in OF_WEIGHTS:
         return 0.0
     return float(FORMULAS[metric](signature, ins, outs, bits, operator.has_bias))
@@ -270,7 +271,7 @@ class GridPrices:
         self.is_paired = formulas.is_paired(signature)
         shape = len(ins), 1 if self.is_paired else len(outs)
         grids = [
-            device.prices(metric, part[0], ins, outs, part[1]).reshape(shape)
+            prices_from(device, metric, *part, ins, outs).reshape(shape)
             if part
             else np.zeros(shape)
             for part in parts

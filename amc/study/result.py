@@ -76,7 +76,11 @@ class SearchResult:
     def __str__(self) -> str:
         """The comparison as a Markdown table, and the notes."""
         table = to_markdown(self.comparison, self.task.objective.scores)
-        return "\n".join([table, *(f"- {note}" for note in self.notes)]) + "\n"
+        notes = [f"- {note}" for note in self.notes]
+        if self.interrupted and len(self.trials) < self.evaluations:
+            tried = f"{len(self.trials)} of {self.evaluations} evaluations"
+            notes.append(f"- Ended early by Ctrl-C, after {tried}.")
+        return "\n".join([table, *notes]) + "\n"
 
 
 def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:

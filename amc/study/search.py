@@ -12,7 +12,7 @@ from typing import Any
 
 from agents import episode
 from agents import searcher as searchers
-from agents.searcher import Resumable, Searcher, Trial, build_searcher
+from agents.searcher import Resumable, Searcher, Trial, build_searcher, check_searcher
 from agents.settings import settings_of
 from amc.cost.device import Device
 from amc.cost.profile import LocalSpec, measured_so_far
@@ -51,8 +51,8 @@ from envs.reward import RewardLike, build_reward
 
 log = logging.getLogger("amc")
 
-AgentLike = str | Mapping[str, Any]
-"""A searcher's name, or a mapping of its name and settings."""
+AgentLike = str | Mapping[str, Any] | Searcher
+"""A searcher's name, a mapping of its name and settings, or a searcher."""
 
 _UNIFORM_TRIED = 8  # of the uniform strategies, when the search tried none of them
 
@@ -81,10 +81,12 @@ class SearchSettings:
     def searcher(self) -> Searcher:
         """The agent, before it has learned anything."""
         agent = {"name": self.agent} if isinstance(self.agent, str) else self.agent
+        if not isinstance(agent, (Mapping, type)) and hasattr(agent, "search"):
+            return check_searcher(agent, type(agent).__name__)
         if not isinstance(agent, Mapping) or not isinstance(agent.get("name"), str):
             raise ConfigError(
-                "agent must be a name, or a mapping of its name and settings such as "
-                f"{{'name': 'ddpg', 'hidden': [300]}}, got {self.agent!r}."
+                "agent must be a name, a mapping of its name and settings such as "
+                f"{{'name': 'ddpg', 'hidden': [300]}}, or a searcher, got {self.agent!r}."
             )
         return build_searcher(**agent)
 
@@ -194,6 +196,11 @@ class Study:
                 found = searcher.search_on(env, until, settings.seed, on_trial, aim)
             else:
                 found = searcher.search(env, until, settings.seed, on_trial)
+        if not isinstance(found, searchers.SearchResult):
+            raise ConfigError(
+                f"search of agent {searcher.name!r} must return an agents.trial.SearchResult, "
+                f"got {found!r}."
+            )
         found.soft = env.is_soft
         return found, recorder
 

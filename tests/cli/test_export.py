@@ -263,7 +263,7 @@ def test_function_that_only_a_file_names_is_not_called(run: Path, capsys: Output
     nets.CALLS.clear()
     assert amc("export", f"run={run}") == 2
     assert nets.CALLS == []
-    assert "amc calls no function that only a file names" in capsys.readouterr().err
+    assert "amc calls no code that only a file names" in capsys.readouterr().err
 
 
 def test_folder_that_cannot_be_written_is_said(run: Path, capsys: Output) -> None:

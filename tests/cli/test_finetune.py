@@ -166,7 +166,7 @@ def test_function_that_only_a_file_names_is_not_called(run: Path, capsys: Output
     assert amc("finetune", f"run={run}", "epochs=1") == 2
     said = capsys.readouterr().err
     assert nets.CALLS == []
-    assert "amc calls no function that only a file names" in said
+    assert "amc calls no code that only a file names" in said
     assert "add network=tests.cli.nets:traced" in said
 
 

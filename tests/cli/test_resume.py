@@ -137,7 +137,7 @@ def test_resume_null_is_a_new_search(asked: list[dict[str, Any]]) -> None:
         (("budget.fraction=0.1",), "budget.fraction=0.1 cannot stand beside resume"),
         (("hydra.run.dir=x",), "hydra.run.dir=x cannot stand beside resume"),
         (("-m",), "goes on with one run: give one folder, and no sweep"),
-        ((), "is the function 'tests.cli.nets:tiny'. amc calls no function that only a file"),
+        ((), "is the code 'tests.cli.nets:tiny'. amc calls no code that only a file"),
         (("network=lenet_5",), "The run is of network 'tests.cli.nets:tiny', not 'lenet_5'"),
         ((NETWORK, "reward=haq"), "The run is of reward"),
         ((NETWORK, "objective=my.task:Mine"), "The run is of objective 'classification', not 'my"),
