@@ -146,7 +146,7 @@ def test_reward_is_told_which_scores_there_are():
     said = "reward=mean_iou goes by the score 'mean_iou', and there is none: the scores are acc"
     with pytest.raises(ConfigError, match=said):
         build_reward(mean_iou)(OUTCOME)
-    with pytest.raises(ConfigError, match="failed in .*: KeyError: 'accuracy'"):  # of its own
+    with pytest.raises(ConfigError, match=r"failed in .*: KeyError: 'accuracy'"):  # of its own
         build_reward(lambda outcome: {}["accuracy"])(OUTCOME)
 
 
