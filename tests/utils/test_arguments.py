@@ -97,8 +97,8 @@ def test_what_is_no_data_set_is_named(call: Call, data: amc.DataSet, tmp_path: P
         ({"bfloat16": "auto"}, ConfigError, "bfloat16 must be true, false or null, got 'auto'"),
         ({"final_candidates": None}, ConfigError, "final_candidates must be a whole number, got N"),
         ({"checkpoint_every": 1.5}, ConfigError, "checkpoint_every must be a whole number"),
-        ({"agent": 3}, ConfigError, "agent must be a name, or a mapping of its name and settings"),
-        ({"agent": {"hidden": [3]}}, ConfigError, "agent must be a name, or a mapping"),
+        ({"agent": 3}, ConfigError, "agent must be a name, a mapping of its name and settings"),
+        ({"agent": {"hidden": [3]}}, ConfigError, "agent must be a name, a mapping"),
         ({"device": 3}, DeviceError, "device must be a name, options, .* got 3. amc ships .*torch"),
     ],
 )
