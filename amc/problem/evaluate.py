@@ -105,22 +105,28 @@ class Evaluator:
         scores = {name: float(score) for name, score in judged.items()}
         return Evaluation(scores, seconds=time.perf_counter() - start)
 
-    def divergence(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> float:
-        """Of a network from the reference, mean over images.
+    def divergence(self, network: nn.Module, dtype: torch.dtype, most: int) -> float:
+        """Of a network from the reference, mean over at most so many images, evenly spread.
 
         Raises:
             EvaluationError: As when called.
         """
         assert self._reference is not None
-        outputs = self._outputs(network, dtype)
-        return float(self._objective.divergence(outputs, self._reference).mean())
+        step = -(-len(self) // most)
+        outputs = self._outputs(network, dtype, step)
+        return float(self._objective.divergence(outputs, self._reference[::step]).mean())
 
-    def _outputs(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _outputs(
+        self, network: nn.Module, dtype: torch.dtype = torch.float32, step: int = 1
+    ) -> Tensor:
+        """For every ``step``-th image."""
         network.eval()
+        images = self._images[::step]
+        targets = None if self._targets is None else self._targets[::step]
         found: list[Tensor] = []
         with torch.inference_mode():
-            for start in range(0, len(self._images), self._batch):
-                batch = self._images[start : start + self._batch]
+            for start in range(0, len(images), self._batch):
+                batch = images[start : start + self._batch]
                 # A copy: networks may work in place, and these images are needed again.
                 output = network(batch.to(dtype, copy=True))
                 found.append(self._checked(output, len(batch)).float())
@@ -132,7 +138,7 @@ class Evaluator:
                 "Check its weights, and that the images are normalised as in its training "
                 "(data.mean, data.std)."
             )
-        why = "" if self._targets is None else self._objective.mismatch(outputs, self._targets)
+        why = "" if targets is None else self._objective.mismatch(outputs, targets)
         if why:
             raise EvaluationError(f"The labels do not fit the network: {why}.")
         return outputs

@@ -48,6 +48,7 @@ from amc.utils.files import fingerprint
 from amc.utils.layout import computes_in_bfloat16, fast_layout
 
 log = logging.getLogger("amc")
+BFLOAT16_IMAGES = 128  # enough to tell whether a network computes in bfloat16 what it does
 BFLOAT16_DIVERGENCE = 1e-3  # nats between the original in bfloat16 and in float: at most
 
 
@@ -155,7 +156,9 @@ class CompressionTask:
             return False
         try:
             network = fold_batch_norm(self.graph.plan, copy.deepcopy(self.reference))
-            found = self._evaluator.divergence(network.to(torch.bfloat16), torch.bfloat16)
+            found = self._evaluator.divergence(
+                network.to(torch.bfloat16), torch.bfloat16, BFLOAT16_IMAGES
+            )
         except (RuntimeError, AmcError):  # an operator that has no bfloat16
             return False
         return found <= BFLOAT16_DIVERGENCE

@@ -157,3 +157,12 @@ def test_original_is_judged_as_if_it_were_evaluated_and_runs_once():
     assert sum(images) == 2
     assert found.scores == measure(network).scores
     assert found.seconds > 0
+
+
+def test_divergence_is_of_images_spread_over_the_split():
+    measure = evaluator([0, 0, 0, 0], Answers([ONE, ONE, ONE, ONE]))
+    first, second = Answers([TWO, ONE, ONE, ONE]), Answers([ONE, TWO, ONE, ONE])
+    of_one = 3 / 4 * math.log((3 / 4) / (1 / 8)) + 1 / 4 * math.log((1 / 4) / (7 / 8))
+    assert measure.divergence(first, torch.float32, 4) == pytest.approx(of_one / 4)
+    assert measure.divergence(first, torch.float32, 2) == pytest.approx(of_one / 2)  # of 0 and 2
+    assert measure.divergence(second, torch.float32, 3) == 0.0  # of 0 and 2 too
