@@ -147,7 +147,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     except _WithoutObjectiveError:
         return max(codes)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return _report(ConfigError(said_by_hydra(error, command)))
+        return _report(ConfigError(said_by_hydra(error, command, arguments)))
     except OSError as error:  # Hydra could not make its output folder
         return _report(_storage_error(error))
     except SystemExit as leaving:  # after --help, or an unknown flag

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Sequence
 from importlib.resources import files as package_files
 from importlib.resources.abc import Traversable
@@ -36,8 +35,12 @@ _RUN_OPTIONS = {
 }
 
 
-def said_by_hydra(error: Exception, command: str) -> str:
-    """Hydra's message without its internals."""
+def said_by_hydra(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
+    """Hydra's message without its internals.
+
+    Args:
+        arguments: Of the command line.
+    """
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} must be given: {error.full_key}=<value>."
     text = str(error)
@@ -54,7 +57,7 @@ def said_by_hydra(error: Exception, command: str) -> str:
         )
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
-        return _unknown_option(unknown[1], command)
+        return _unknown_option(unknown[1], command, arguments)
     if "Config group override must be" in text:
         text += "\nA number belongs to an option inside the group, as in budget.fraction=0.5."
     plugin = re.match(r".*Could not find 'hydra/(launcher|sweeper)/([^']+)'", text)
@@ -85,7 +88,7 @@ def _missing_plugin(kind: str, name: str) -> str:
     )
 
 
-def _unknown_option(key: str, command: str) -> str:
+def _unknown_option(key: str, command: str, arguments: Sequence[str]) -> str:
     options = _options()
     having = options.pop(key, [])  # another command's, or of another choice of the group
     own = [name for name, places in options.items() if _may_have(command, places)]
@@ -94,7 +97,7 @@ def _unknown_option(key: str, command: str) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     group, of_class = key.partition(".")[0], False
     if group in ("agent", "device"):
-        of_class = any(text.startswith(f"{group}=") and ":" in text for text in sys.argv)
+        of_class = any(text.startswith(f"{group}=") and ":" in text for text in arguments)
     if of_class:  # Hydra knows no settings of it
         hint = f" A setting of a class of yours is added by a plus: +{key}=..."
     elif having:

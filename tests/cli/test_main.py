@@ -641,3 +641,16 @@ def test_a_value_with_letters_that_hydra_does_not_know_needs_no_quotes(capsys: O
         assert "Run folder not found: dé/no." in capsys.readouterr().err
     assert amc("finetune", "run=dé/(1)") == 2
     assert "run=dé/(1) has characters that must be quoted, twice" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_on_is_no_traceback() -> None:
+    """As in ``amc search --help | head -1``."""
+    code = "from amc_command import main; main()"
+    command = [sys.executable, "-c", code, "search", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        said = running.stderr.read().decode()
+    assert "Traceback" not in said
+    assert running.returncode == 1

@@ -260,3 +260,14 @@ def test_folder_of_a_run_is_refused_with_the_way_to_resume_it(begun: Path, capsy
     shown = capsys.readouterr().err
     assert "already holds a run" in shown
     assert "resume=" in shown
+
+
+def test_all_code_that_is_to_be_named_again_is_said_at_once(begun: Path, capsys: Output) -> None:
+    path = begun / "run.json"
+    document = json.loads(path.read_text())
+    document["settings"]["reward"] = "mine:score"
+    document["settings"]["agent"] = {"name": "mine:Agent"}
+    path.write_text(json.dumps(document))
+    assert amc("search", "resume=a run") == 2
+    again = "add network=tests.cli.nets:tiny reward=mine:score agent=mine:Agent."
+    assert again in " ".join(capsys.readouterr().err.split())

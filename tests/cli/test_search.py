@@ -369,3 +369,14 @@ def test_agent_named_by_its_file_is_told_how_it_is_named(capsys: Output) -> None
     assert search("agent=docs/examples/hill_climb.py:HillClimb") == 2
     said = capsys.readouterr().err
     assert "takes the class, package.module:Class: agent=docs.examples.hill_climb:Hill" in said
+
+
+def test_setting_of_a_class_of_ones_own_needs_a_plus(capsys: Output) -> None:
+    assert search("agent=docs.examples.hill_climb:HillClimb", "agent.noise=0.1") == 2
+    said = capsys.readouterr().err
+    assert "A setting of a class of yours is added by a plus: +agent.noise" in said
+
+
+def test_class_named_with_a_dot_is_told_of_the_colon(capsys: Output) -> None:
+    assert search("agent=docs.examples.hill_climb.HillClimb") == 2
+    assert "is named package.module:Name, with a colon" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from amc.comparison.cells import CellResult, cells_of, read_cell
 from amc.errors import ArtifactError, ConfigError
 from amc.strategy import Bits, Strategy
 
+CLIMB = "docs.examples.hill_climb:HillClimb"
+
 RESULT = CellResult(
     label="wide",
     seed=3,
@@ -71,6 +73,10 @@ def test_an_agent_may_have_more_evaluations_than_the_others() -> None:
         ({"agents": [3]}, "must be a name, or a mapping with a name, got 3"),
         ({"agents": [{"hidden": [3]}]}, "must be a name, or a mapping with a name"),
         ({"agents": ["ddpg", {"name": "ddpg"}]}, "Two agents of the comparison are called 'ddpg'"),
+        (
+            {"agents": [{"name": CLIMB}, {"name": CLIMB, "noise": 0.1}]},
+            f"called 'HillClimb'.* needs a label: {{name: {CLIMB}, label",
+        ),
         ({"agents": [{"name": "ddpg", "hiden": [3]}]}, "Did you mean 'hidden'"),
         ({"agents": [{"name": "random", "label": "a/b"}]}, r"letters, digits and \. _ \+ - only"),
         ({"agents": [{"name": "random", "observation": ["rst"]}]}, "unknown features"),
