@@ -148,6 +148,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return max(codes)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(ConfigError(said_by_hydra(error, command, arguments)))
+    except BrokenPipeError:  # nobody reads on: `amc_command` ends quietly
+        raise
     except OSError as error:  # Hydra could not make its output folder
         return _report(_storage_error(error))
     except SystemExit as leaving:  # after --help, or an unknown flag
