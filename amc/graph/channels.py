@@ -42,6 +42,7 @@ from amc.graph.operators import (
     Operator,
     argument,
     called_module,
+    mixed_dims,
     operator_of,
     plain,
     plain_name,
@@ -69,11 +70,13 @@ class _Follower:
         self._values: dict[fx.Node, Any] = {}
 
     def run(self) -> ChannelFlow:
+        nodes = self._module.graph.nodes
+        last_use = {used: node for node in nodes for used in node.all_input_nodes}
         with torch.no_grad():
-            for node in self._module.graph.nodes:
+            for node in nodes:
                 self._values[node] = self._visit(node)
                 for used in node.all_input_nodes:  # free ids that nothing needs any more
-                    if list(used.users)[-1] is node and used is not node:
+                    if last_use[used] is node:
                         self._values[used] = None
         return self._flow
 
@@ -118,6 +121,8 @@ class _Follower:
             return self._spread(node, self._collapse(first.ids), value)
         if flow is Flow.PAD:
             return self._visit_pad(node, first, value)
+        if flow in (Flow.REDUCTION, Flow.MIXING) and len(inputs) == 1:
+            return self._visit_mixing(node, name, known, first, value)
         return self._visit_unknown(node, name, value)
 
     def _inputs(self, node: fx.Node) -> list[IdTensor]:
@@ -214,6 +219,26 @@ class _Follower:
         for other in others:
             self._flow.sets.unite(first, other)
         return first
+
+    def _visit_mixing(
+        self, node: fx.Node, name: str, known: Operator, source: IdTensor, value: Tensor
+    ) -> Any:
+        """A softmax or a sum over a part of the channels: they are kept or removed together."""
+        dims, keeps_rank = mixed_dims(node), value.dim() == source.ids.dim()
+        if 0 in dims:  # images of the batch are mixed
+            return self._visit_unknown(node, name, value)
+        rows = source.ids.movedim(dims, list(range(len(dims)))).flatten(0, len(dims) - 1)
+        distinct = torch.unique(rows.flatten(1), dim=1)  # (mixed, everything else)
+        if distinct.shape[1] < 2:  # all channels there are would be one
+            return self._visit_unknown(node, name, value)
+        for row in distinct[1:]:
+            self._flow.sets.unite(distinct[0].numpy(), row.numpy())
+        first = source.ids
+        for dim in sorted(dims, reverse=True):
+            first = first.select(dim, 0).unsqueeze(dim) if keeps_rank else first.select(dim, 0)
+        result = IdTensor(first.expand(value.shape), node)
+        self._cost(node, known.price, result, value)
+        return result
 
     def _visit_pad(self, node: fx.Node, source: IdTensor, value: Tensor) -> Any:
         widths, mode, fill = _pad_arguments(node)
@@ -383,10 +408,7 @@ class _Follower:
 
 def _keeps_channels(node: fx.Node) -> bool:
     """Whether a reduction runs over dimensions after the channels only."""
-    rank = argument(node, 0, "input", None).dim()
-    dims = argument(node, 1, "dim", None)
-    dims = [dims] if isinstance(dims, int) else dims or [0]  # none: over everything
-    return all(d % rank >= 2 for d in dims)
+    return all(dim >= 2 for dim in mixed_dims(node))
 
 
 def _pad_arguments(node: fx.Node) -> tuple[list[int], str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from amc.errors import TraceError
 from amc.graph.blocks import Block, find_blocks
+from amc.graph.canonical import canonicalise
 from amc.graph.channels import follow_channels
 from amc.graph.flow import ChannelFlow, Ids, LayerCall
 from amc.graph.operators import called_module, operator_signature, shape_of
@@ -58,6 +59,7 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     """
     root = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     traced = trace(root, _example(image_shape))
+    computed = canonicalise(traced.module)
     flow = follow_channels(traced.module)
     if not flow.layers:
         reasons = "; ".join(f"{path} {why}" for path, why in traced.opaque.items())
@@ -65,7 +67,7 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
             f"{type(network).__name__} has no convolution or linear layer that amc can follow"
             f"{': ' + reasons if reasons else ''}."
         )
-    return _Builder(root, traced, flow, image_shape).build()
+    return _Builder(root, traced, flow, image_shape, computed).build()
 
 
 def _example(image_shape: tuple[int, int, int]) -> Tensor:
@@ -80,8 +82,10 @@ class _Builder:
         traced: TracedNetwork,
         flow: ChannelFlow,
         image_shape: tuple[int, int, int],
+        computed: frozenset[int],
     ) -> None:
         self._root, self._traced, self._flow, self._shape = root, traced, flow, image_shape
+        self._computed = computed  # ids of parameters that other tensors were made from
         self._module, self._folds = traced.module, _foldable(traced.module)
         self._layers = _first_calls(flow.layers)
         self._set_of = flow.sets.of_ids()
@@ -271,7 +275,7 @@ class _Builder:
                 infos.append(StoredInfo(node.name, count))
         unused: dict[str, int] = defaultdict(int)
         for path, parameter in self._root.named_parameters():
-            if id(parameter) not in seen:
+            if id(parameter) not in seen | self._computed:
                 unused[path.partition(".")[0]] += parameter.numel()
         return tuple(infos), dict(unused)
 

@@ -25,6 +25,7 @@ class Flow(Enum):
     FACTORS = auto()  # the same by a module with one factor for each channel
     PER_CHANNEL = auto()  # channel by channel over height and width
     REDUCTION = auto()  # as PER_CHANNEL, if over height and width only
+    MIXING = auto()  # over one dimension, whatever it holds: a softmax
     PAD = auto()  # the same, and zero channels may be added
     ELEMENTWISE = auto()  # two values of equal (or broadcast) shape, element by element
     JOIN = auto()  # tensors behind one another: moved, never changed
@@ -125,6 +126,7 @@ OPERATORS: dict[str, Operator] = {
         ("mean", "sum", "amax", "amin"),
         Operator(Flow.REDUCTION, "adaptive_avg_pool2d", gives="mean"),
     ),
+    "softmax": Operator(Flow.MIXING, "softmax", (nn.Softmax,)),
     "add": _elementwise("add", "iadd", gives="add"),
     "sub": _elementwise("add", "isub", "subtract"),
     "mul": _elementwise("mul", "imul", "multiply"),
@@ -222,6 +224,16 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     if len(node.args) > position:
         return plain(node.args[position])
     return plain(node.kwargs.get(name, default))
+
+
+def mixed_dims(node: fx.Node) -> list[int]:
+    """The dimensions that a reduction or a softmax runs over; all of them where it names none."""
+    called = node.graph.owning_module
+    module = called_module(called, node) if called is not None else None
+    dims: Any = argument(node, 1, "dim", None) if module is None else module.dim
+    rank = argument(node, 0, "input", None).dim()
+    found = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    return [dim % rank for dim in found]
 
 
 def shape_of(node: object) -> tuple[int, ...]:

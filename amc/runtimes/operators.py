@@ -337,6 +337,7 @@ _BUILDERS: dict[str, Builder] = {
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
     "tanh": _plain("Tanh"),
+    "softmax": _plain("Softmax", axis=1),
     "add": _pair("Add"),
     "mul": _pair("Mul"),
     "unblock": _unblock,

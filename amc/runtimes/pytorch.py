@@ -249,6 +249,7 @@ _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
     "gelu": lambda r: nn.GELU(),
     "sigmoid": lambda r: nn.Sigmoid(),
     "tanh": lambda r: nn.Tanh(),
+    "softmax": lambda r: nn.Softmax(1),
     "add": lambda r: _Function(torch.add),
     "mul": lambda r: _Function(torch.mul),
 }

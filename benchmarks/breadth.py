@@ -1,0 +1,237 @@
+"""What amc makes of networks as people write them: followed, counted, removed, exported.
+
+    python -m benchmarks.breadth
+    python -m benchmarks.breadth --networks timm/resnet18 torchvision/resnet18
+
+Networks of timm, torchvision, ultralytics and facenet_pytorch (`benchmarks.zoo`), each in a process
+of its own. What fails is a row with what was said; a package that is not installed likewise.
+
+- `macs ratio`: multiply-adds by amc over half of what PyTorch's flop counter counts.
+- `both free`: every multiply-add is between an input channel and an output channel of its operator:
+  the share of those of which amc may remove both. `one free`: of which it may remove one or both.
+- `streams free`: channel groups that several layers write to, as residual sums tie them: those that
+  are free, of all.
+- `removed = ignored`: the largest difference of three random strategies between the network without
+  channels and the one that ignores them, relative to the largest output.
+- `ONNX`: the largest difference of a compressed network's file from PyTorch, likewise.
+- `not followed`: modules that amc counts as they stand, and the reason for which the most channels
+  that could have been free are frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from amc.compress.removal import KeepMask, keep_mask, remove_channels
+from amc.compress.verify import graph_of, removal_error
+from amc.cost.prices import operator_prices
+from amc.errors import NetworkError
+from amc.export import check_parity, export_onnx
+from amc.graph.plan import NetworkGraph
+from amc.graph.types import ChannelCount, LayerInfo, OperatorInfo
+from amc.graph.whole import attention_by_its_parts
+from amc.strategy import IDENTITY
+from benchmarks.provenance import print_table, provenance, write_csv
+from benchmarks.zoo import NETWORKS, SEED, build
+
+STRATEGIES = 3
+OUTPUT = "is an output of the network"
+COLUMNS = (
+    *("network", "image", "layers", "macs ratio", "both free", "one free", "streams free"),
+    *("seconds", "removed = ignored", "ONNX", "not followed", "error"),
+)
+
+
+class FirstOutput(nn.Module):
+    """The first tensor that a network of several outputs returns."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.network(x)
+        while not isinstance(given, Tensor):
+            given = next(iter(given.values() if isinstance(given, dict) else given))
+        return given
+
+
+def count_macs(network: nn.Module, images: Tensor) -> int:
+    """Multiply-adds by PyTorch's flop counter, attention as the products that it is made of."""
+    with (
+        torch.no_grad(),
+        attention_by_its_parts(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        network(images)
+    return int(counter.get_total_flops()) // 2
+
+
+def free_shares(graph: NetworkGraph) -> tuple[float, float, float]:
+    """Multiply-adds by amc; the shares of them with both, and with at least one side free."""
+    operators: tuple[LayerInfo | OperatorInfo, ...] = (*graph.layers, *graph.operators)
+    prices = operator_prices(graph, IDENTITY, "macs", None)
+    total = both = one = 0.0
+    for operator, macs in zip(operators, prices, strict=False):
+        inputs, outputs = _free(graph, operator.inputs), _free(graph, operator.outputs)
+        total += macs
+        if operator.signature.is_depthwise:  # a channel in is the channel out
+            both, one = both + macs * outputs, one + macs * outputs
+        else:
+            both += macs * inputs * outputs
+            one += macs * (1 - (1 - inputs) * (1 - outputs))
+    return total, both / total, one / total
+
+
+def _free(graph: NetworkGraph, count: ChannelCount) -> float:
+    """The share of a tensor's channels that are in free groups."""
+    return 1 - count.fixed / max(count.count(graph.sizes()), 1)
+
+
+def streams(graph: NetworkGraph) -> str:
+    """Groups that several layers produce: how many are free, of how many."""
+    found = [group for group in graph.groups if len(group.producers) > 1]
+    return f"{sum(group.is_free for group in found)}/{len(found)}" if found else ""
+
+
+def not_followed(graph: NetworkGraph) -> str:
+    """What amc gave up on, in a line."""
+    frozen: Counter[str] = Counter()
+    for group in graph.frozen_groups:
+        if group.reason != OUTPUT:
+            frozen[str(group.reason)] += group.size
+    parts = [f"{path} {why}" for path, why in list(graph.opaque.items())[:1]]
+    if len(graph.opaque) > 1:
+        parts.append(f"{len(graph.opaque) - 1} more modules")
+    parts += [f"{count} channels: {reason}" for reason, count in frozen.most_common(1)]
+    return "; ".join(parts)
+
+
+def strategies(graph: NetworkGraph) -> Iterator[KeepMask]:
+    """Masks that keep a random share of every free group, half of it on average."""
+    random = np.random.default_rng(SEED)
+    for _ in range(STRATEGIES):
+        kept = {}
+        for group in graph.free_groups:
+            count = max(1, round(group.size * random.uniform(0.2, 0.8)))
+            kept[group.index] = np.sort(random.permutation(group.size)[:count])
+        yield keep_mask(graph, kept)
+
+
+def exported(graph: NetworkGraph, keep: KeepMask, images: Tensor) -> str:
+    """The largest difference of a compressed network's ONNX file, or why there is none."""
+    compressed = remove_channels(graph.plan, keep)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        try:
+            export_onnx(compressed, graph.image_shape, path)
+            parity = check_parity(path, compressed, images, None)
+        except Exception as error:  # the row tells it
+            return _first_line(error)
+    return f"{parity.max_difference / parity.max_score:.0e}"
+
+
+def measure(name: str) -> dict[str, object]:
+    """A row of the table."""
+    network, shape = build(name)
+    row: dict[str, object] = {"network": name, "image": shape[1]}
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(SEED))
+    expected = count_macs(network, images[:1])
+    start = time.perf_counter()
+    try:
+        graph = graph_of(network, shape)
+    except NetworkError as error:
+        if "return" not in str(error):
+            raise
+        network = FirstOutput(network).eval()
+        start = time.perf_counter()
+        graph = graph_of(network, shape)
+        row["image"] = f"{shape[1]} (first output)"
+    row["layers"], row["seconds"] = len(graph.layers), f"{time.perf_counter() - start:.1f}"
+    macs, both, one = free_shares(graph)
+    row |= {
+        "macs": int(macs),
+        "PyTorch's": expected,
+        "macs ratio": f"{macs / expected:.4f}",
+        "both free": f"{100 * both:.1f} %",
+        "one free": f"{100 * one:.1f} %",
+        "streams free": streams(graph),
+        "not followed": not_followed(graph),
+    }
+    masks = list(strategies(graph))
+    worst = max(removal_error(graph, keep, images) for keep in masks)
+    row["removed = ignored"] = f"{worst:.0e}"
+    row["ONNX"] = exported(graph, masks[0], images)
+    return row
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''}"
+
+
+def row_of(name: str) -> dict[str, object]:
+    """`measure`, or a row that says why it failed."""
+    try:
+        return measure(name)
+    except ImportError as error:
+        return {"network": name, "error": f"not installed: {error}"}
+    except Exception as error:
+        traceback.print_exc()
+        return {"network": name, "error": _first_line(error)}
+
+
+def in_a_process(name: str, seconds: float) -> dict[str, object]:
+    """`row_of` in a process of its own, which may crash or take too long."""
+    command = [sys.executable, "-m", "benchmarks.breadth", "--row", name]
+    try:
+        ended = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"network": name, "error": f"took more than {seconds:.0f} s"}
+    try:
+        row: dict[str, object] = json.loads(ended.stdout.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {"network": name, "error": f"ended with code {ended.returncode}"}
+    return row
+
+
+def main() -> None:
+    """Measure all networks, print the table, write the CSV."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--seconds", type=float, default=900, help="for each network")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(row_of(given.row)))
+        return
+    rows = []
+    for name in given.networks:
+        rows.append(in_a_process(name, given.seconds))
+        print(rows[-1], flush=True)
+    print_table(rows, COLUMNS)
+    print(write_csv("breadth", [row | provenance(SEED) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()
