@@ -20,6 +20,7 @@ from amc.graph.blocks import Block, without
 from amc.graph.graph import NetworkGraph, build_graph
 from amc.graph.types import ChannelCount
 from amc.layers import kind_of
+from amc.layers.norms import ignoring_norm
 from amc.networks import admit
 from amc.networks.autocast import WithoutAutocast
 from amc.networks.check import relative_difference
@@ -207,6 +208,12 @@ def ignoring_channels(graph: NetworkGraph, keep: KeepMask) -> nn.Module:
             continue  # passes its channels on; its reader ignores them
         gone = torch.from_numpy(np.flatnonzero(~keep[units.inputs]))
         kind.ignore(layer, kind.columns(layer, gone))
+    for path, ids in plan.per_channel.items():
+        owner, _, name = path.rpartition(".")
+        kept = torch.from_numpy(np.flatnonzero(keep[ids]))
+        norm = ignoring_norm(ignoring.get_submodule(path), kept)
+        if norm is not None:
+            setattr(ignoring.get_submodule(owner), name, norm)
     return ignoring
 
 

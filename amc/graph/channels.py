@@ -32,6 +32,7 @@ from amc.graph.flow import (
 from amc.graph.ids import (
     IdTensor,
     channel_vector,
+    clearest,
     flat,
     holds_tensor,
     is_broadcast_over_channels,
@@ -48,7 +49,7 @@ from amc.graph.operators import (
     plain_name,
 )
 from amc.layers import find_kind, kind_of, layer_at
-from amc.layers.norms import has_one_factor
+from amc.layers.norms import channel_dim_of, has_one_factor, norm_groups
 from amc.layers.signature import positions
 
 MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
@@ -151,23 +152,35 @@ class _Follower:
         if groups == len(in_ids):  # depthwise: outputs are the inputs, filtered
             return np.repeat(in_ids, count // groups)
         out_ids = sets.fresh(count)
-        for ids in (in_ids, out_ids):  # every convolution group must lose equally many
-            first, *others = ids.reshape(groups, -1)
-            for row in others:
-                sets.unite(first, row)
+        for ids in (in_ids, out_ids):
+            self._unite_groups(ids, groups)
         return out_ids
 
     def _visit_factors(
         self, node: fx.Node, known: Operator, module: nn.Module, source: IdTensor, value: Tensor
-    ) -> IdTensor:
-        path, ids = str(node.target), self._collapse(source.ids)
+    ) -> Any:
+        path, dim = str(node.target), channel_dim_of(module)
+        if dim is None:
+            return self._visit_unknown(node, plain_name(self._module, node), value)
+        ids = self._collapse(source.ids.movedim(dim, 1))
+        self._unite_groups(ids, norm_groups(module))
         if not has_one_factor(module):
             for call in self._flow.per_channel:
                 if call.path == path:  # one set of factors for both calls
                     self._flow.sets.unite(call.ids, ids)
             self._flow.per_channel.append(PerChannelCall(path, ids))
-        self._cost(node, known.price, source, value)
-        return self._spread(node, ids, value)
+        shape = [1] * value.dim()
+        shape[dim] = -1
+        result = IdTensor(torch.from_numpy(ids).view(shape).expand(value.shape), node)
+        self._cost(node, known.price, result, value)
+        return result
+
+    def _unite_groups(self, ids: Ids, groups: int) -> None:
+        """Every group must lose equally many: its channels live with those of the others."""
+        if 1 < groups < len(ids):
+            first, *others = ids.reshape(groups, -1)
+            for row in others:
+                self._flow.sets.unite(first, row)
 
     def _visit_parameter(self, node: fx.Node, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.numel() == 1:  # one number for all channels
@@ -193,6 +206,7 @@ class _Follower:
         if len(vectors) == len(tied):
             merged = torch.from_numpy(self._merge(vectors)).view(1, -1, *[1] * (len(shape) - 2))
         else:
+            tied = clearest(tied, shape)
             merged = torch.from_numpy(
                 self._merge([v.ids.expand(shape).numpy().ravel() for v in tied])
             ).view(shape)

@@ -48,6 +48,19 @@ def channel_vector(ids: Tensor, shape: torch.Size) -> Ids | None:
     return rows[:, 0].numpy().copy()
 
 
+def clearest(operands: list[IdTensor], shape: torch.Size) -> list[IdTensor]:
+    """Operands that are united, first the one whose channels are one dimension alone, the last."""
+
+    def is_clear(operand: IdTensor) -> bool:
+        ids = operand.ids.expand(shape)
+        return (
+            len(shape) > 2
+            and channel_vector(ids.movedim(-1, 1), ids.movedim(-1, 1).shape) is not None
+        )
+
+    return sorted(operands, key=lambda operand: not is_clear(operand))
+
+
 def positions_in_origin(value: IdTensor) -> Tensor:
     if value.positions is not None:
         return value.positions

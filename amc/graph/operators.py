@@ -84,6 +84,8 @@ OPERATORS: dict[str, Operator] = {
     "batch_norm": _factors("batch_norm", nn.BatchNorm1d, nn.BatchNorm2d),
     "instance_norm": _factors("batch_norm", nn.InstanceNorm2d),
     "prelu": _factors("leaky_relu", nn.PReLU),
+    "layer_norm": _factors("layer_norm", nn.LayerNorm, nn.RMSNorm),
+    "group_norm": _factors("layer_norm", nn.GroupNorm),
     "relu": _pointwise("relu", nn.ReLU, gives="rectified", clips=(0.0, math.inf)),
     "relu6": _pointwise("relu6", nn.ReLU6, gives="rectified", clips=(0.0, 6.0)),
     "hardtanh": _pointwise("relu6", nn.Hardtanh, gives="rectified"),

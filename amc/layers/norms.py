@@ -17,7 +17,12 @@ FACTORS: dict[type[nn.Module], str] = {
     nn.BatchNorm2d: "num_features",
     nn.InstanceNorm2d: "num_features",
     nn.PReLU: "num_parameters",
+    nn.GroupNorm: "num_channels",
+    nn.LayerNorm: "normalized_shape",
+    nn.RMSNorm: "normalized_shape",
 }
+_OVER_LAST = (nn.LayerNorm, nn.RMSNorm)
+_OVER_CHANNELS = (*_OVER_LAST, nn.GroupNorm)
 
 
 def is_batch_norm(module: nn.Module | None) -> TypeGuard[BatchNorm]:
@@ -35,6 +40,62 @@ def has_one_factor(module: nn.Module) -> bool:
     return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
 
+def channel_dim_of(module: nn.Module) -> int | None:
+    """The dimension whose channels a module has factors for; None where it is not one alone."""
+    if not isinstance(module, _OVER_LAST):
+        return 1
+    return -1 if len(module.normalized_shape) == 1 else None
+
+
+def norm_groups(module: nn.Module) -> int:
+    """Groups of channels that are normalised together and must lose equally many."""
+    return module.num_groups if isinstance(module, nn.GroupNorm) else 1
+
+
+class OverKept(nn.Module):
+    """A normalisation whose statistics are those of some of its channels alone.
+
+    So a channel that is ignored is defined: it counts in no mean and in no variance. What the
+    others give is what they give once it is removed; its own outputs are 0.
+    """
+
+    def __init__(self, norm: nn.Module, kept: Tensor) -> None:
+        """
+        Args:
+            norm: Over channels (`ignoring_norm`).
+            kept: Positions of the channels that count.
+        """
+        super().__init__()
+        self._norm, self._dim = norm, channel_dim_of(norm)
+        self._groups, self._kept = norm_groups(norm), kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the input's shape."""
+        assert self._dim is not None
+        last = x.movedim(self._dim, -1)  # (n, ..., channels)
+        counts = torch.zeros(last.shape[-1], dtype=torch.bool)
+        counts[self._kept] = True
+        rows = last.reshape(*last.shape[:-1], self._groups, -1)  # (n, ..., groups, channels of one)
+        inside = counts.view(self._groups, -1).expand(rows.shape)
+        # All that one mean is over: the last dimension, and of groups every position too.
+        dims = [-1] if isinstance(self._norm, _OVER_LAST) else [*range(1, rows.dim() - 2), -1]
+        number = inside.sum(dims, keepdim=True).clamp(min=1)
+        if not isinstance(self._norm, nn.RMSNorm):
+            rows = rows - (rows * inside).sum(dims, keepdim=True) / number
+        energy = (rows.square() * inside).sum(dims, keepdim=True) / number
+        eps: float | None = self._norm.eps  # type: ignore[assignment]
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        given: Tensor = (rows * (energy + eps).rsqrt() * inside).flatten(-2)
+        for name, factor in self._norm.named_parameters():
+            given = given + factor if name == "bias" else given * factor
+        return (given * counts).movedim(-1, self._dim)
+
+
+def ignoring_norm(module: nn.Module, kept: Tensor) -> nn.Module | None:
+    """What a module is where only some of its channels count; None: each counts for itself."""
+    return OverKept(module, kept) if isinstance(module, _OVER_CHANNELS) else None
+
+
 def sliced_factors(module: nn.Module, kept: Tensor) -> nn.Module:
     """The module for some of its channels; the original stays as it is."""
     tensors: dict[str, Tensor | None] = {
@@ -43,7 +104,9 @@ def sliced_factors(module: nn.Module, kept: Tensor) -> nn.Module:
     }
     sliced = clone_module(module, tensors)
     size = next(name for kind, name in FACTORS.items() if isinstance(module, kind))
-    sliced.__dict__[size] = len(kept)
+    sliced.__dict__[size] = (len(kept),) if isinstance(module, _OVER_LAST) else len(kept)
+    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        sliced.__dict__["num_groups"] = len(kept)
     return sliced
 
 

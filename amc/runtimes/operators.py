@@ -226,6 +226,14 @@ def _batch_norm(model: OperatorModel, request: Request, target: str) -> str:
     return model.node("BatchNormalization", [_image(model, request), *names], target)
 
 
+def _layer_norm(model: OperatorModel, request: Request, target: str) -> str:
+    """Over the channels of every position, which are last."""
+    ones = np.ones(request.in_channels, np.float32)
+    names = [model.tensor(f"{target}.{part}", ones) for part in ("weight", "bias")]
+    source = model.input([math.prod(request.signature.in_size), request.in_channels])
+    return model.node("LayerNormalization", [source, *names], target, axis=-1)
+
+
 def _clip(model: OperatorModel, request: Request, target: str) -> str:
     ends = [
         model.tensor(f"{target}.{name}", np.array(value, np.float32))
@@ -322,6 +330,7 @@ _BUILDERS: dict[str, Builder] = {
     "conv2d": _layer,
     "linear": _layer,
     "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
     "max_pool2d": _pool("MaxPool"),
     "avg_pool2d": _pool("AveragePool"),
     "adaptive_avg_pool2d": _adaptive_pool,

@@ -223,6 +223,19 @@ class _Function(nn.Module):
         return self._function(*inputs)
 
 
+def _layer_norm(request: Request) -> nn.Module:
+    """Over the channels of every position, which lie side by side where it is computed."""
+    norm = nn.LayerNorm(request.in_channels, device="meta")
+
+    def given(x: Tensor) -> Tensor:
+        given: Tensor = norm(x.view(len(x), -1, request.in_channels))
+        return given
+
+    function = _Function(given)
+    function.norm = norm
+    return function
+
+
 def _selected(x: Tensor) -> Tensor:
     """In ascending order, as a removal of channels leaves them."""
     return x.index_select(1, torch.arange(x.shape[1], device=x.device))
@@ -230,6 +243,7 @@ def _selected(x: Tensor) -> Tensor:
 
 _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
     "batch_norm": lambda r: nn.BatchNorm2d(r.in_channels, device="meta"),
+    "layer_norm": _layer_norm,
     "max_pool2d": lambda r: nn.MaxPool2d(
         r.signature.kernel, r.signature.stride, r.signature.padding, r.signature.dilation
     ),
