@@ -28,8 +28,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,15 +61,22 @@ COLUMNS = (
 class FirstOutput(nn.Module):
     """The first tensor that a network of several outputs returns."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.network = network
+        self.keys: list[Any] = []  # found beforehand: nothing can be asked while tracing
+        with torch.no_grad():
+            given = network(images)
+        while not isinstance(given, Tensor):
+            self.keys.append(next(iter(given)) if isinstance(given, Mapping) else 0)
+            given = given[self.keys[-1]]
 
     def forward(self, x: Tensor) -> Tensor:
         given = self.network(x)
-        while not isinstance(given, Tensor):
-            given = next(iter(given.values() if isinstance(given, dict) else given))
-        return given
+        for key in self.keys:
+            given = given[key]
+        first: Tensor = given
+        return first
 
 
 def count_macs(network: nn.Module, images: Tensor) -> int:
@@ -159,7 +167,7 @@ def measure(name: str) -> dict[str, object]:
     except NetworkError as error:
         if "return" not in str(error):
             raise
-        network = FirstOutput(network).eval()
+        network = FirstOutput(network, images).eval()
         start = time.perf_counter()
         graph = graph_of(network, shape)
         row["image"] = f"{shape[1]} (first output)"

@@ -43,14 +43,14 @@ NETWORKS = (
 class Detector(nn.Module):
     """A detector of torchvision's without what is no network: boxes in, boxes out."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
+        self.backbone: nn.Module = detector.backbone
+        self.head: nn.Module = detector.head
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        backbone: Any = self.backbone
-        head: Any = self.head
-        found: dict[str, Tensor] = head(list(backbone(x).values()))
+        features: dict[str, Tensor] = self.backbone(x)
+        found: dict[str, Tensor] = self.head(list(features.values()))
         return found
 
 
@@ -59,8 +59,11 @@ def build(name: str, seed: int = SEED) -> tuple[nn.Module, tuple[int, int, int]]
 
     Raises:
         ImportError: Its package is not installed.
+        ValueError: There is no such package here.
     """
     package, _, network = name.partition("/")
+    if package not in _BUILDERS:
+        raise ValueError(f"networks are named package/network, of {', '.join(_BUILDERS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built, shape = _BUILDERS[package](network)

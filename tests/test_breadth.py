@@ -1,0 +1,69 @@
+"""What the benchmark of breadth says of networks, on some that can be counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.compress.verify import graph_of
+from benchmarks import zoo
+from benchmarks.breadth import FirstOutput, count_macs, free_shares, row_of, streams
+
+SHAPE = (3, 8, 8)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        scores: Tensor = self.head((x + self.branch(x)).mean((2, 3)))
+        return scores
+
+
+def test_free_shares_and_streams_by_hand() -> None:
+    network = Residual().eval()
+    graph = graph_of(network, SHAPE)
+    stem, branch, head = 64 * 12, 64 * 144, 8
+    total, both, one = free_shares(graph)
+    assert total == stem + branch + head == count_macs(network, torch.zeros(1, *SHAPE))
+    assert both == pytest.approx(branch / total)
+    assert one == 1.0
+    assert streams(graph) == "1/1"
+
+
+def test_first_of_several_outputs_is_taken_whatever_holds_it() -> None:
+    class Several(Residual):
+        def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:  # type: ignore[override]
+            return {"scores": super().forward(x)}, x
+
+    network, images = Several().eval(), torch.randn(1, *SHAPE)
+    first = FirstOutput(network, images).eval()
+    assert torch.equal(first(images), network(images)[0]["scores"])
+    assert len(graph_of(first, SHAPE).layers) == 3
+
+
+def test_statistics_factors_and_shifts_are_drawn_and_weights_are_not() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+    before = network[0].weight.clone()
+    zoo.randomise(network, seed=0)
+    assert torch.equal(network[0].weight, before)
+    for norm in network[1:]:
+        assert len(norm.weight.unique()) == len(norm.bias.unique()) == 4
+        assert 0.5 <= norm.weight.min() <= norm.weight.max() <= 1.5
+    assert (network[1].running_var != 1).all()
+    assert (network[1].running_mean != 0).all()
+
+
+def test_network_that_fails_is_a_row_with_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise ModuleNotFoundError("No module named 'timm'")
+
+    monkeypatch.setitem(zoo._BUILDERS, "timm", missing)  # type: ignore[arg-type]
+    said = "not installed: No module named 'timm'"
+    assert row_of("timm/resnet18") == {"network": "timm/resnet18", "error": said}
+    assert "networks are named package/network" in str(row_of("tim/resnet18")["error"])
