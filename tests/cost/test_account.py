@@ -182,7 +182,7 @@ def test_model_of_a_device_prices_what_is_not_followed_by_its_multiply_adds_and_
     by_name = dict(zip(names, prices, strict=False))
     macs_ms = 32 * 32 * 64 * 64 * 16 / 10e6
     assert by_name["up"] == pytest.approx(macs_ms + 2e-3)
-    moved = 4 * (2 * 64 * 64 * 64 + 2 * 64)  # read and written, and 64 weights and biases
+    moved = 4 * 2 * 64 * 64 * 64  # read and written; the factors are left out, as for all norms
     assert by_name["norm"] == pytest.approx(moved / 1e6 + 2e-3)
     assert unpriced_lines(graph, "latency_ms", EDGE) == []
 
@@ -198,11 +198,11 @@ def test_table_of_another_machine_leaves_it_out_and_the_run_says_so():
     graph = graph_of(Upsampling(), (3, 32, 32))
     board = table(graph)
     assert device_for(board, requests_for(graph, choices_for(graph, [FLOAT]))) is board
-    # Two layers, and the mean over positions: 1 ms each.
-    assert math.fsum(operator_prices(graph, IDENTITY, "latency_ms", board)) == 3
+    # Two layers, the normalisation, and the mean over positions: 1 ms each.
+    assert math.fsum(operator_prices(graph, IDENTITY, "latency_ms", board)) == 4
     assert unpriced_lines(graph, "latency_ms", board) == [
-        "latency_ms of board leaves out what has no price there: 1 ConvTranspose2d (97.4 %), "
-        "1 GroupNorm; 97.4 % of the multiply-adds"
+        "latency_ms of board leaves out what has no price there: 1 ConvTranspose2d (97.4 %); "
+        "97.4 % of the multiply-adds"
     ]
     assert unpriced_lines(graph, "macs", board) == []
 
@@ -256,8 +256,8 @@ def test_linear_layer_over_positions_is_timed_at_all_of_them():
 def test_calls_of_one_kind_and_shape_are_timed_once():
     graph = graph_of(
         nn.Sequential(
-            *(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.GroupNorm(2, 6)),
-            *(nn.GroupNorm(3, 6), nn.Flatten(), nn.Linear(384, 5)),
+            *(nn.Conv2d(3, 6, 1), nn.LocalResponseNorm(2), nn.LocalResponseNorm(2)),
+            *(nn.LocalResponseNorm(3), nn.Flatten(), nn.Linear(384, 5)),
         ),
         SHAPE,
     )
