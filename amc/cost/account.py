@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.cost.budget import DEVICE_METRICS
@@ -29,7 +30,12 @@ def count_macs(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
         Module path -> multiply-adds inside of it; the whole network's under "".
     """
     images = torch.zeros(1, *image_shape)
-    with torch.no_grad(), attention_by_its_parts(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.no_grad(),
+        attention_by_its_parts(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         network(images)
     counts = {"": counter.get_total_flops() // 2}
     for path, flops in counter.get_flop_counts().items():

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.graph.operators import called_module, tensors_in
@@ -142,6 +143,7 @@ class Whole(nn.Module):
         with (
             torch.no_grad(),
             attention_by_its_parts(),
+            sdpa_kernel(SDPBackend.MATH),  # the counter does not know the fast kernels
             _layers_by_their_products(),
             FlopCounterMode(display=False) as counter,
         ):

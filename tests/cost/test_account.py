@@ -131,6 +131,26 @@ def test_recurrent_layer_is_counted_though_pytorch_has_one_kernel_for_it():
     assert total(graph, "macs") == 16 * (3 * 4 * 4) + 16 * 4 * 6 * (4 + 6) + 6 * 5
 
 
+def test_attention_is_counted_by_the_products_that_it_is_made_of():
+    class Attention(nn.Module):
+        """Of two heads of three channels, over 16 positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).flatten(2).transpose(1, 2)
+            heads = x.reshape(x.shape[0], 16, 2, 3).transpose(1, 2)
+            y = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return self.last(y.transpose(1, 2).flatten(2).mean(1))
+
+    network = Attention().eval()
+    graph = graph_of(network, SHAPE)
+    expected = 16 * (3 * 6 * 4) + 2 * (2 * 16 * 16 * 3) + 6 * 5
+    assert total(graph, "macs") == count_macs(network, SHAPE)[""] == expected
+
+
 def test_normalisation_that_is_not_folded_counts_two_parameters_for_each_kept_channel():
     network = nn.Sequential(
         *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)),
