@@ -35,17 +35,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.compress.verify import graph_of, removal_error
+from amc.cost.account import count_macs
 from amc.cost.prices import operator_prices
 from amc.errors import NetworkError
 from amc.export import check_parity, export_onnx
 from amc.graph.plan import NetworkGraph
 from amc.graph.types import ChannelCount, LayerInfo, OperatorInfo
-from amc.graph.whole import attention_by_its_parts
 from amc.strategy import IDENTITY
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.zoo import NETWORKS, SEED, build
@@ -77,18 +75,6 @@ class FirstOutput(nn.Module):
             given = given[key]
         first: Tensor = given
         return first
-
-
-def count_macs(network: nn.Module, images: Tensor) -> int:
-    """Multiply-adds by PyTorch's flop counter, attention as the products that it is made of."""
-    with (
-        torch.no_grad(),
-        attention_by_its_parts(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
-        network(images)
-    return int(counter.get_total_flops()) // 2
 
 
 def free_shares(graph: NetworkGraph) -> tuple[float, float, float]:
@@ -160,7 +146,7 @@ def measure(name: str) -> dict[str, object]:
     network, shape = build(name)
     row: dict[str, object] = {"network": name, "image": shape[1]}
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(SEED))
-    expected = count_macs(network, images[:1])
+    expected = count_macs(network, shape)[""]
     start = time.perf_counter()
     try:
         graph = graph_of(network, shape)

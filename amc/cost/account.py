@@ -8,15 +8,13 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.device import Device
 from amc.cost.prices import operator_prices, unpriced
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import OperatorInfo
-from amc.graph.whole import attention_by_its_parts
+from amc.graph.whole import counting
 from amc.strategy import IDENTITY
 
 TOLERANCE = 0.01  # of PyTorch's count; beyond it a run says what differs
@@ -30,12 +28,7 @@ def count_macs(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
         Module path -> multiply-adds inside of it; the whole network's under "".
     """
     images = torch.zeros(1, *image_shape)
-    with (
-        torch.no_grad(),
-        attention_by_its_parts(),
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with counting() as counter:
         network(images)
     counts = {"": counter.get_total_flops() // 2}
     for path, flops in counter.get_flop_counts().items():

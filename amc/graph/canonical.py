@@ -21,8 +21,8 @@ from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 from amc.graph.operators import called_module, plain, tensors_in
-from amc.layers import find_kind
-from amc.layers.copies import parameter
+from amc.layers import ProductKind, find_kind, layer_at
+from amc.layers.copies import clone_module, parameter
 
 _PARAMETRIZED = ".parametrizations."
 
@@ -181,7 +181,7 @@ class _Pass:
                 self._make_module(node, form)
             self._make_plain(node)
         for node in list(graph.nodes):
-            self._make_factors(node)
+            self._fold_factors(node)
         self._erase_unread()
         after = {id(p) for p in self._module.parameters()}
         return frozenset(id(p) for p in self._before.values() if id(p) not in after)
@@ -380,29 +380,29 @@ class _Pass:
 
     # -- a frozen normalisation: factors and shifts that are constants ------------------------
 
-    def _make_factors(self, node: fx.Node) -> None:
-        """``x * scale + shift`` behind a layer is a normalisation of mean 0 and variance 1."""
+    def _fold_factors(self, node: fx.Node) -> None:
+        """``x * scale + shift`` behind a layer is a part of it: it is not trained as statistics."""
         scaled, shift = self._operands(node, (operator.add, torch.add))
         if scaled is None or shift is None or len(scaled.users) > 1:
             return
         source, scale = self._operands(scaled, (operator.mul, torch.mul))
-        if source is None or scale is None or find_kind(self._layer_of(source)) is None:
+        if source is None or scale is None or source.meta["value"].dim() != 4:
             return
-        channels = source.meta["value"].shape[1]
-        factors = [_per_channel(held, source.meta["value"]) for held in (scale, shift)]
-        if source.meta["value"].dim() != 4 or factors[0] is None or factors[1] is None:
+        layer = called_module(self._module, source)
+        factors, shifts = (_per_channel(held, source.meta["value"]) for held in (scale, shift))
+        calls = [one for one in self._module.graph.nodes if one.target == source.target]
+        is_alone = len(calls) == len(source.users) == 1
+        if not isinstance(find_kind(layer), ProductKind) or not is_alone:
             return
-        norm = nn.BatchNorm2d(channels, eps=0.0, device="meta")
-        ones = torch.ones(channels)
-        tensors = {"weight": factors[0], "bias": factors[1]}
-        tensors |= {"running_mean": torch.zeros(channels), "running_var": ones}
-        self._fill(norm, {name: (None, tensor) for name, tensor in tensors.items()})
-        path = self._path_for([scale], node)
-        self._place(path, norm.eval())
-        self._call(node, path, source)
-
-    def _layer_of(self, node: fx.Node) -> nn.Module | None:
-        return called_module(self._module, node)
+        if factors is None or shifts is None:
+            return
+        product = layer_at(self._module, str(source.target))
+        weight = product.weight * factors.view(-1, *[1] * (product.weight.dim() - 1))
+        bias = shifts if product.bias is None else product.bias * factors + shifts
+        tensors: dict[str, Tensor | None] = {"weight": weight.detach(), "bias": bias.detach()}
+        parent, _, name = str(source.target).rpartition(".")
+        self._module.get_submodule(parent)._modules[name] = clone_module(product, tensors)
+        node.replace_all_uses_with(source)
 
     def _operands(
         self, node: fx.Node, functions: tuple[object, ...]

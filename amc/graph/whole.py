@@ -141,11 +141,8 @@ class Whole(nn.Module):
     def macs(self) -> int:
         """Multiply-adds on one image: half of what PyTorch's flop counter counts."""
         with (
-            torch.no_grad(),
-            attention_by_its_parts(),
-            sdpa_kernel(SDPBackend.MATH),  # the counter does not know the fast kernels
             _layers_by_their_products(),
-            FlopCounterMode(display=False) as counter,
+            counting() as counter,
         ):
             self(*self._examples)
         return int(counter.get_total_flops()) // 2
@@ -181,6 +178,18 @@ def attention_by_its_parts() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """PyTorch's flop counter, attention by what it knows: fast kernels count as nothing."""
+    with (
+        torch.no_grad(),
+        attention_by_its_parts(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        yield counter
 
 
 @contextmanager

@@ -172,12 +172,30 @@ def test_a_layer_is_one_at_its_own_name_however_it_is_written(
 
     assert [layer.name for layer in graph.layers] == ["conv", "head"]
     assert [(group.name, group.size) for group in graph.free_groups] == [("conv", 8)]
-    assert dict(graph.plan.folds) == {"norm": "conv"}
+    frozen = isinstance(network.get_submodule("norm"), FrozenBatchNorm2d)
+    assert dict(graph.plan.folds) == ({} if frozen else {"norm": "conv"})
     assert not graph.unused
     assert not graph.wholes
     with torch.no_grad():
         torch.testing.assert_close(graph.plan.module(IMAGES), network(IMAGES))
     assert removal_error(graph, halved(graph), IMAGES) < 1e-6
+
+
+def test_a_frozen_normalisation_is_a_part_of_its_layer_and_stays_frozen_in_training() -> None:
+    network = randomised(Chain(OwnConv(3, 8, 3), FrozenBatchNorm2d(8)))
+
+    graph = graph_of(network, SHAPE)
+
+    # w / sqrt(v + eps) before the layer's weight; its bias less the mean, scaled, and the shift.
+    norm, conv = network.norm, network.conv
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    layer = layer_at(graph.plan.module, "conv")
+    torch.testing.assert_close(layer.weight, (conv.weight * scale[:, None, None, None]).detach())
+    torch.testing.assert_close(
+        layer.bias, ((conv.bias - norm.running_mean) * scale + norm.bias).detach()
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(graph.plan.module.train()(IMAGES), network(IMAGES))
 
 
 def test_functions_on_bare_parameters_are_layers_named_after_the_call() -> None:
