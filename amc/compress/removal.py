@@ -67,6 +67,9 @@ def remove_channels(
         position[kept_source.numpy()] = np.arange(len(kept_source))
         chosen = position[select.index[keep[select.source[select.index]]]]
         replaced[path] = ChannelSelect(torch.from_numpy(chosen))
+    for path, regroup in plan.regroups.items():
+        if path in called:
+            replaced[path] = regroup.module(keep)
     for path, pad in plan.pads.items():
         replaced[path] = ChannelPad(int(keep[pad.before].sum()), int(keep[pad.after].sum()))
     parameters = {

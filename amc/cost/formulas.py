@@ -27,12 +27,16 @@ def is_paired(signature: Signature) -> bool:
 
 
 def macs(signature: Signature, in_channels: Count, out_channels: Count) -> Count:
-    """Multiply-adds of a layer for one sample; 0 for operators between layers.
+    """Multiply-adds for one sample; of operators between layers only attention's products have some.
 
     out_h * out_w * kernel_h * kernel_w * in_channels / groups * out_channels; a depthwise
     layer has one input channel for each output channel, and a linear layer is computed at each of
-    its positions. A call that is counted whole has its own, whatever the channels.
+    its positions. A call that is counted whole has its own, whatever the channels. Attention's
+    products have queries * keys * windows for each of the channels of all heads.
     """
+    if signature.is_product:
+        (keys, windows), (queries, _) = signature.in_size, signature.out_size
+        return in_channels * 0 + out_channels * (queries * keys * windows)
     if not signature.is_layer:
         return in_channels * out_channels * 0 + signature.own_macs
     out_h, out_w = signature.out_size

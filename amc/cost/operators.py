@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc.graph.graph import NetworkGraph
-from amc.graph.types import STORED, ChannelCount, Signature
+from amc.graph.types import PART, STORED, ChannelCount, Signature
 
 IntArray = npt.NDArray[np.int64]
 
@@ -93,7 +93,7 @@ def operators_of(graph: NetworkGraph) -> list[Operator]:
                 other.after_layer,
                 index_of.get(other.name, -1),
                 seen[other.name],
-                blocks.get(other.name, -1),
+                blocks.get(other.name.partition(PART)[0], -1),
             )
         )
         seen[other.name] += 1

@@ -225,7 +225,9 @@ class FormulaPrices:
         self._factors = factors or [1.0] * len(parts)
         self._known: dict[tuple[int, int, int], float] = {}  # walks ask the same again and again
         costing = (part[0] for part in parts if part)
-        self.is_free = not any(s.is_layer or s.own_macs or s.op == STORED for s in costing)
+        self.is_free = not any(
+            s.is_layer or s.is_product or s.own_macs or s.op == STORED for s in costing
+        )
 
     def one(self, ins: int, outs: int, state: int) -> float:
         key = ins, outs, state

@@ -10,6 +10,7 @@ removed as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from amc.graph.batches import BatchOfTwo, run_on
 from amc.graph.flow import (
     ChannelFlow,
+    ContractionCall,
     CostedCall,
     DisjointSets,
     Ids,
@@ -27,16 +30,24 @@ from amc.graph.flow import (
     PadCall,
     ParameterUse,
     PerChannelCall,
+    RegroupCall,
     SelectCall,
+    StatisticCall,
 )
 from amc.graph.ids import (
     IdTensor,
     channel_vector,
     clearest,
     flat,
+    has_channels_last,
     holds_tensor,
     is_broadcast_over_channels,
+    meets_many,
     positions_in_origin,
+    spread_along,
+    varies,
+    vector_along,
+    vectors_of,
 )
 from amc.graph.operators import (
     Flow,
@@ -47,12 +58,15 @@ from amc.graph.operators import (
     operator_of,
     plain,
     plain_name,
+    statistic_of,
 )
+from amc.graph.products import Product, attention_of, operands_of, product_of_node
+from amc.graph.regroup import carrier_of, regrouping_of
 from amc.layers import find_kind, kind_of, layer_at
-from amc.layers.norms import channel_dim_of, has_one_factor, norm_groups
-from amc.layers.signature import positions
+from amc.layers.norms import STATISTICS, channel_dim_of, has_one_factor, norm_groups
+from amc.layers.signature import MIXTURE, SCORES, positions
 
-MAX_ELEMENTS = 2**17  # of a parameter that the forward reads directly: one id each
+MAX_ELEMENTS = 2**20  # of a parameter that the forward reads directly: one id each
 
 
 def follow_channels(module: fx.GraphModule) -> ChannelFlow:
@@ -69,6 +83,7 @@ class _Follower:
         self._module = module
         self._flow = ChannelFlow(DisjointSets())
         self._values: dict[fx.Node, Any] = {}
+        self._two = BatchOfTwo(module)
 
     def run(self) -> ChannelFlow:
         nodes = self._module.graph.nodes
@@ -79,7 +94,19 @@ class _Follower:
                 for used in node.all_input_nodes:  # free ids that nothing needs any more
                     if last_use[used] is node:
                         self._values[used] = None
+        for call in self._flow.regroups:
+            self._end_chain(call)
         return self._flow
+
+    def _end_chain(self, call: RegroupCall) -> None:
+        """Now that all is united: what of a regrouping may shrink, and what it costs."""
+        carrier, ids = carrier_of(call.how, call.source_ids, self._flow.sets)
+        self._flow.carriers[call.node] = carrier, ids
+        if not call.how.moves:
+            return
+        channels = ids[call.how.taken(carrier.dim).reshape(-1)] if carrier else self._flow.sets.fresh(1)
+        size = (math.prod(call.node.meta["value"].shape) // len(channels), 1)
+        self._flow.operators.append(CostedCall(call.node, "select", channels, size, size))
 
     # -- one node ---------------------------------------------------------------------------
 
@@ -88,12 +115,14 @@ class _Follower:
         if node.op == "placeholder":
             return self._new_ids(value, "is an input of the network", node)
         if node.op == "output":
+            self._settle_chains(node)
             self._freeze(node.all_input_nodes, "is an output of the network")
             return None
         if node.op == "get_attr":
             return self._visit_parameter(node, value)
         if not holds_tensor(value):  # Python numbers, sizes
             return None
+        self._settle_chains(node)
         inputs, name = self._inputs(node), plain_name(self._module, node)
         if not inputs:
             return self._new_ids(value, f"meets a tensor made by {name} ({node.name})", node)
@@ -111,6 +140,8 @@ class _Follower:
             return IdTensor(first.ids, node)
         if flow is Flow.ELEMENTWISE:
             return self._visit_elementwise(node, known, inputs, value)
+        if flow is Flow.PRODUCT and isinstance(value, Tensor):
+            return self._visit_product(node, name, value)
         if not isinstance(value, Tensor) or first.ids.dim() < 2:
             return self._visit_unknown(node, name, value)
         if find_kind(module) is not None:
@@ -202,9 +233,9 @@ class _Follower:
     ) -> IdTensor:
         shape = value.shape
         tied = self._without_broadcast(node, inputs, shape)
-        vectors = [v for v in (channel_vector(v.ids, shape) for v in tied) if v is not None]
-        if len(vectors) == len(tied):
-            merged = torch.from_numpy(self._merge(vectors)).view(1, -1, *[1] * (len(shape) - 2))
+        vectors, dim = vectors_of(tied, shape)
+        if vectors:
+            merged = spread_along(torch.from_numpy(self._merge(vectors)), dim, shape)
         else:
             tied = clearest(tied, shape)
             merged = torch.from_numpy(
@@ -221,7 +252,8 @@ class _Follower:
         tied = [v for v in inputs if not is_broadcast_over_channels(v, shape)]
         vectors = (channel_vector(v.ids, shape) for v in tied)
         if not any(v is not None and (v != v[0]).any() for v in vectors):
-            return inputs  # the channels are in another dimension
+            # The channels are in another dimension.
+            tied = [v for v in inputs if not meets_many(v, inputs, shape)]
         for single in inputs:
             if single not in tied:
                 reason = f"is broadcast over channels ({node.name})"
@@ -242,9 +274,12 @@ class _Follower:
         if 0 in dims:  # images of the batch are mixed
             return self._visit_unknown(node, name, value)
         rows = source.ids.movedim(dims, list(range(len(dims)))).flatten(0, len(dims) - 1)
+        if not varies(rows, 0) and known.flow is Flow.MIXING:
+            self._cost(node, known.price, source, value, dims=(dims[0], 1, -1))
+            return IdTensor(source.ids, node)
         distinct = torch.unique(rows.flatten(1), dim=1)  # (mixed, everything else)
-        if distinct.shape[1] < 2:  # all channels there are would be one
-            return self._visit_unknown(node, name, value)
+        if distinct.shape[1] < 2 and varies(rows, 0):  # over all channels that there are
+            return self._visit_statistic(node, name, dims, source, value)
         for row in distinct[1:]:
             self._flow.sets.unite(distinct[0].numpy(), row.numpy())
         first = source.ids
@@ -253,6 +288,106 @@ class _Follower:
         result = IdTensor(first.expand(value.shape), node)
         self._cost(node, known.price, result, value)
         return result
+
+    def _visit_statistic(
+        self, node: fx.Node, name: str, dims: list[int], source: IdTensor, value: Tensor
+    ) -> Any:
+        """A mean over all channels, say: one number, in which those that are removed do not count."""
+        over = [dim for dim in dims if varies(source.ids, dim)]
+        if len(over) != 1 or name not in STATISTICS or statistic_of(node, name) is None:
+            return self._visit_unknown(node, name, value)
+        ids = self._collapse(source.ids.movedim(over[0], 1))
+        self._flow.statistics.append(StatisticCall(node, name, over[0], ids))
+        self._cost(node, "adaptive_avg_pool2d", source, source.ids, dims=(over[0],))
+        return self._neutral(node, value)
+
+    def _neutral(self, node: fx.Node, value: Tensor) -> IdTensor:
+        """What holds no channels: one id everywhere, which no layer gives."""
+        return IdTensor(torch.from_numpy(self._flow.sets.fresh(1)).expand(value.shape), node)
+
+    # -- products of computed tensors ---------------------------------------------------------
+
+    def _visit_product(self, node: fx.Node, name: str, value: Tensor) -> Any:
+        if name == "scaled_dot_product_attention":
+            return self._visit_attention(node, name, value)
+        product, operands = product_of_node(node, name), operands_of(node, name)
+        if product is None or operands is None:
+            return self._visit_unknown(node, name, value)
+        left, right = (self._values[part] for part in operands)
+        if not isinstance(left, IdTensor) or not isinstance(right, IdTensor):
+            return self._visit_unknown(node, name, value)
+        summed, own = product.summed, (product.own(product.left), product.own(product.right))
+        in_left = {la for d, la in enumerate(product.left) if varies(left.ids, d)}
+        in_right = {la for d, la in enumerate(product.right) if varies(right.ids, d)}
+        over = (in_left | in_right) & set(summed)
+        if over:  # queries by keys: channels meet one by one, and none are left
+            if len(summed) != 1 or len(own[0]) != 1 or len(own[1]) != 1:
+                return self._visit_unknown(node, name, value)
+            dim = product.left.index(summed)
+            ids = self._collapse(left.ids.movedim(dim, 1))
+            self._flow.contractions.append(ContractionCall(node, operands[0], dim, ids))
+            self._merge([ids, self._collapse(right.ids.movedim(product.right.index(summed), 1))])
+            self._cost_product(node, SCORES, ids, product, (own[1], own[0]))
+            return self._neutral(node, value)
+        if not in_left | in_right:
+            self._flow.wholes.append(node)
+            return self._neutral(node, value)
+        # What is mixed by the scores: its channels are what the result has.
+        for labels, ids_of, mine, theirs in (
+            (product.left, left, in_left & set(own[0]), in_right),
+            (product.right, right, in_right & set(own[1]), in_left),
+        ):
+            if len(mine) == 1 and not theirs and len(summed) == 1 == len(own[0]) == len(own[1]):
+                carrier = mine.pop()
+                ids = self._collapse(ids_of.ids.movedim(labels.index(carrier), 1))
+                queries = own[1] if carrier == own[0] else own[0]
+                self._cost_product(node, MIXTURE, ids, product, (summed, queries))
+                spread = spread_along(
+                    torch.from_numpy(ids), product.result.index(carrier), value.shape
+                )
+                return IdTensor(spread, node)
+        return self._visit_unknown(node, name, value)
+
+    def _cost_product(
+        self, node: fx.Node, op: str, ids: Ids, product: Product, tokens: tuple[str, str]
+    ) -> None:
+        """Args: tokens: Labels of the keys, and of the queries."""
+        heads = product.heads
+        windows = product.size(product.shared) // heads
+        keys, queries = (product.size(labels) for labels in tokens)
+        self._flow.operators.append(
+            CostedCall(node, op, np.tile(ids, heads), (keys, windows), (queries, windows), heads)
+        )
+
+    def _visit_attention(self, node: fx.Node, name: str, value: Tensor) -> Any:
+        """Heads lose equally many; queries and keys the same; what is given has the values'."""
+        parts = attention_of(node)
+        if parts is None:
+            return self._visit_unknown(node, name, value)
+        if parts.mask is not None:
+            self._freeze([parts.mask], f"says what attention looks at ({node.name})")
+        held = [self._values[part] for part in (parts.query, parts.key, parts.value)]
+        if not all(isinstance(part, IdTensor) and part.ids.dim() > 2 for part in held):
+            return self._visit_unknown(node, name, value)
+        query, key, values = (self._collapse(part.ids.movedim(-1, 1)) for part in held)
+        self._merge([query, key])
+        self._flow.contractions.append(ContractionCall(node, parts.query, -1, query))
+        *lead, queries, _ = parts.query.meta["value"].shape
+        keys, heads = parts.key.meta["value"].shape[-2], lead[-1] if len(lead) > 1 else 1
+        windows = math.prod(lead) // heads
+        size = (keys, windows), (queries, windows)
+        self._flow.operators += [
+            CostedCall(node, SCORES, np.tile(query, heads), *size, heads, "scores"),
+            CostedCall(
+                node,
+                "softmax",
+                np.tile(self._flow.sets.fresh(1), keys),
+                *[(heads * windows * queries, 1)] * 2,
+                part="softmax",
+            ),
+            CostedCall(node, MIXTURE, np.tile(values, heads), *size, heads, "values"),
+        ]
+        return IdTensor(spread_along(torch.from_numpy(values), -1, value.shape), node)
 
     def _visit_pad(self, node: fx.Node, source: IdTensor, value: Tensor) -> Any:
         widths, mode, fill = _pad_arguments(node)
@@ -280,6 +415,7 @@ class _Follower:
                 result = IdTensor(self._execute(node, lambda v: v.ids), node)
             except (RuntimeError, TypeError):  # joined with something that has no channels
                 return self._visit_unknown(node, name, value)
+            result = self._joined_tokens(name, node, inputs, result)
             self._cost(node, "concat", result, value)
             return result
         pieces = self._values[node.args[0]] if isinstance(node.args[0], fx.Node) else None
@@ -305,6 +441,43 @@ class _Follower:
             IdTensor(part, node, origin, place) for part, place in zip(moved, places, strict=True)
         ]
 
+    def _joined_tokens(
+        self, name: str, node: fx.Node, inputs: list[IdTensor], joined: IdTensor
+    ) -> IdTensor:
+        """Tokens behind one another have the same channels, which are last."""
+        shape = joined.ids.shape
+        if name != "cat" or len(shape) < 3 or any(v.ids.dim() != len(shape) for v in inputs):
+            return joined
+        same = {v.ids.shape[-1] for v in inputs} == {shape[-1]}
+        lasts = [vector_along(v.ids, -1) for v in inputs]
+        if not same or any(v is None or (v == v[0]).all() for v in lasts):
+            return joined
+        merged = self._merge([v for v in lasts if v is not None])
+        return IdTensor(spread_along(torch.from_numpy(merged), -1, shape), node)
+
+    def _settle_chains(self, node: fx.Node) -> None:
+        """Where something else reads what a chain of rearrangements gives, the chain ends."""
+        known = operator_of(self._module, node)
+        if known.flow is Flow.REARRANGING or known.is_nothing:
+            return
+        for used in node.all_input_nodes:
+            held = self._values[used]
+            if isinstance(held, IdTensor) and held.node is used and held.origin is not None:
+                self._values[used] = self._settle_chain(held)
+
+    def _settle_chain(self, moved: IdTensor) -> IdTensor:
+        node, origin = moved.node, moved.origin
+        assert origin is not None
+        images, shape = self._two.images(origin.node), self._two.shape(origin.node)
+        if images is None or shape is None or varies(origin.ids, images):
+            return moved
+        places = self._two.places(node, origin.node)
+        how = None if places is None else regrouping_of(places, shape, images)
+        if how is None:
+            return moved
+        self._flow.regroups.append(RegroupCall(node, origin.node, origin.ids, how))
+        return IdTensor(moved.ids, node)
+
     def _execute(self, node: fx.Node, part: Any) -> Any:
         """Run a rearranging operator on ids or positions instead of numbers."""
 
@@ -320,12 +493,7 @@ class _Follower:
 
         args = map_aggregate(node.args, swap)
         kwargs = map_aggregate(node.kwargs, swap)
-        if node.op == "call_module":
-            return self._module.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return run_on(self._module, node, args, kwargs)
 
     def _settle(self, moved: IdTensor) -> IdTensor:
         """Recognise a rearrangement that ends as a choice of channels or as a flatten.
@@ -341,6 +509,8 @@ class _Follower:
             return moved  # images of the batch are mixed
         if origin.node.op == "get_attr":
             return moved  # has no batch: expanding it to one cannot be left out
+        if has_channels_last(origin.ids):
+            return moved
         area = origin.ids[0, 0].numel()
         if ids.dim() == len(shape):
             rows = places.transpose(0, 1).flatten(1)  # (channels, height * width)
@@ -405,12 +575,19 @@ class _Follower:
         for identifier in ids.tolist():
             self._flow.frozen.setdefault(identifier, reason)
 
-    def _cost(self, node: fx.Node, op: str | None, source: IdTensor, value: Tensor) -> None:
+    def _cost(
+        self,
+        node: fx.Node,
+        op: str | None,
+        source: IdTensor,
+        value: Tensor,
+        dims: tuple[int, ...] = (1, -1),
+    ) -> None:
         """Note what an operator costs: by its channels, or as it stands where these are mixed."""
         if op is None:
             return
         # (N, channels, ...), or (N, ..., channels) as linear layers over positions give it.
-        for dim in (1, -1):
+        for dim in dims:
             ids = source.ids.movedim(dim, 1) if source.ids.dim() > 1 else source.ids
             channels = channel_vector(ids, ids.shape)
             if channels is not None:

@@ -4,39 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from torch import fx
+from torch import Tensor, fx
 
+from amc.graph.regroup import Digit, Regrouping
+from amc.graph.sets import DisjointSets as DisjointSets
+from amc.graph.sets import Ids as Ids
 from amc.layers import Layer
-
-Ids = npt.NDArray[np.int64]
-
-
-class DisjointSets:
-    """Sets of channel ids: the components of a graph with an edge for every union."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._edges = [np.empty((2, 0), np.int64)]
-
-    def fresh(self, count: int) -> Ids:
-        """New ids, each a set of its own."""
-        self._count += count
-        return np.arange(self._count - count, self._count, dtype=np.int64)
-
-    def unite(self, left: Ids, right: Ids) -> None:
-        """Unite the sets of two equally long vectors of ids, element by element."""
-        self._edges.append(np.stack([left, right]))
-
-    def of_ids(self) -> Ids:
-        """For every id its set's number, shape (ids,)."""
-        ends = np.concatenate(self._edges, axis=1)
-        edges = coo_array((np.ones(ends.shape[1]), ends), shape=(self._count, self._count))
-        sets: Ids = connected_components(edges, directed=False)[1].astype(np.int64)
-        return sets
 
 
 @dataclass
@@ -87,13 +60,50 @@ class SelectCall:
 
 @dataclass
 class CostedCall:
-    """An operator between layers, for its cost."""
+    """An operator between layers, for its cost.
+
+    Attributes:
+        groups: As `amc.layers.signature.Signature`.
+        part: Which of the several that a node consists of.
+    """
 
     node: fx.Node
     op: str
     ids: Ids
     in_size: tuple[int, int]
     out_size: tuple[int, int]
+    groups: int = 1
+    part: str = ""
+
+
+@dataclass
+class RegroupCall:
+    """A chain of rearrangements that is more than a choice of channels (`amc.graph.regroup`)."""
+
+    node: fx.Node
+    source: fx.Node
+    source_ids: Tensor  # of the source's shape on a batch of one
+    how: Regrouping
+
+
+@dataclass
+class ContractionCall:
+    """A product that sums over channels: those that are removed must add nothing to it."""
+
+    node: fx.Node
+    operand: fx.Node
+    dim: int  # of the operand, its channels
+    ids: Ids
+
+
+@dataclass
+class StatisticCall:
+    """A number over all channels, as a mean over them; one id for each channel."""
+
+    node: fx.Node
+    name: str
+    dim: int
+    ids: Ids
 
 
 @dataclass
@@ -107,12 +117,19 @@ class ChannelFlow:
     pads: list[PadCall] = field(default_factory=list)
     selects: list[SelectCall] = field(default_factory=list)
     flattens: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)  # (node, source)
+    regroups: list[RegroupCall] = field(default_factory=list)
+    statistics: list[StatisticCall] = field(default_factory=list)
+    contractions: list[ContractionCall] = field(default_factory=list)
     operators: list[CostedCall] = field(default_factory=list)
     wholes: list[fx.Node] = field(default_factory=list)  # what is counted as it stands
     frozen: dict[int, str] = field(default_factory=dict)  # id -> reason
+    # Regrouping's node -> the digit that may shrink, and the ids along its dimension.
+    carriers: dict[fx.Node, tuple[Digit | None, Ids]] = field(default_factory=dict)
 
     def ids_beside(self) -> list[Ids]:
         """Ids that no layer or operator need have seen: of factors, choices and paddings."""
         found = [call.ids for call in self.per_channel] + [use.ids for use in self.parameters]
         found += [select.source_ids for select in self.selects]
+        found += [call.ids for call in (*self.statistics, *self.contractions)]
+        found += [units for _, units in self.carriers.values()]
         return found + [ids for pad in self.pads for ids in (pad.before, pad.after)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from amc.errors import TraceError
+from amc.graph.attention import expand_attention
 from amc.graph.blocks import Block, find_blocks
 from amc.graph.canonical import canonicalise
 from amc.graph.channels import follow_channels
@@ -27,7 +28,14 @@ from amc.graph.plan import (
 from amc.graph.rewrite import rewrite
 from amc.graph.tensors import follow_tensors
 from amc.graph.trace import TracedNetwork, trace
-from amc.graph.types import ChannelCount, ChannelGroup, LayerInfo, OperatorInfo, StoredInfo
+from amc.graph.types import (
+    PART,
+    ChannelCount,
+    ChannelGroup,
+    LayerInfo,
+    OperatorInfo,
+    StoredInfo,
+)
 from amc.graph.whole import Wholes, parameter_of
 from amc.layers import ProductKind, find_kind, is_depthwise, kind_of
 from amc.layers.norms import is_batch_norm
@@ -59,6 +67,7 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     """
     root = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     traced = trace(root, _example(image_shape))
+    expand_attention(traced.module)
     computed = canonicalise(traced.module)
     flow = follow_channels(traced.module)
     if not flow.layers:
@@ -109,7 +118,7 @@ class _Builder:
         by_node = {call.node: of_module[call.module] for call in calls}
         tensors = follow_tensors(module, by_node, {one.name: one for one in operators}, folds)
         blocks = find_blocks(module, {c.node: c.path for c in calls}, folds, self._groups)
-        selects, pads = rewrite(module, self._flow, self._units)  # now nodes have no values
+        made = rewrite(module, self._flow, self._units)  # now nodes have no values
         plan = RemovalPlan(
             module=module,
             unit_group=self._unit_group,
@@ -117,12 +126,14 @@ class _Builder:
                 c.path: LayerUnits(self._units(c.in_ids), self._units(c.out_ids))
                 for c in self._layers
             },
-            per_channel={c.path: self._units(c.ids) for c in self._flow.per_channel},
+            per_channel={c.path: self._units(c.ids) for c in self._flow.per_channel}
+            | made.per_channel,
             parameters={p.path: self._units(p.ids) for p in self._flow.parameters},
-            selects=selects,
-            pads=pads,
+            selects=made.selects,
+            pads=made.pads,
             folds=folds,
             blocks=_standing(blocks, module),
+            regroups=made.regroups,
         )
         return NetworkGraph(
             layers=layers,
@@ -241,11 +252,11 @@ class _Builder:
                 operator_signature(call.op, call.node, self._called(call.node)),
                 in_size=call.in_size,
                 out_size=call.out_size,
+                groups=call.groups,
             )
             after_layer = self._is_after_layer(call.node)
-            infos.append(
-                OperatorInfo(call.node.name, signature, count, count, after_layer=after_layer)
-            )
+            name = f"{call.node.name}{PART}{call.part}" if call.part else call.node.name
+            infos.append(OperatorInfo(name, signature, count, count, after_layer=after_layer))
         known = {call.node for call in self._layers}
         for repeat in self._flow.layers:
             if repeat.node not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,52 @@ def channel_vector(ids: Tensor, shape: torch.Size) -> Ids | None:
     if len(rows) != shape[1] or not bool((rows == rows[:, :1]).all()):
         return None
     return rows[:, 0].numpy().copy()
+
+
+def vector_along(ids: Tensor, dim: int) -> Ids | None:
+    """Ids along one dimension where they are the same over all others, else None."""
+    return channel_vector(ids.movedim(dim, 1), ids.movedim(dim, 1).shape)
+
+
+def vectors_of(operands: list[IdTensor], shape: torch.Size) -> tuple[list[Ids], int]:
+    """Ids of every operand along the one dimension that holds their channels, and which it is.
+
+    None, and 1, where an operand's are not along one dimension alone.
+    """
+    found = [channel_vector(operand.ids, shape) for operand in operands]
+    vectors = [vector for vector in found if vector is not None]
+    if len(vectors) == len(operands):
+        return vectors, 1
+    if len(shape) < 3:
+        return [], 1
+    found = [vector_along(operand.ids.expand(shape), -1) for operand in operands]
+    vectors = [vector for vector in found if vector is not None]
+    return (vectors if len(vectors) == len(operands) else []), -1
+
+
+def varies(ids: Tensor, dim: int) -> bool:
+    """Whether ids differ along a dimension."""
+    return bool((ids != ids.narrow(dim, 0, 1)).any())
+
+
+def has_channels_last(ids: Tensor) -> bool:
+    """Whether ids differ along the last of several dimensions alone: tokens, not maps."""
+    vector = vector_along(ids, -1) if ids.dim() > 2 else None
+    return vector is not None and bool((vector != vector[0]).any())
+
+
+def meets_many(operand: IdTensor, others: list[IdTensor], shape: torch.Size) -> bool:
+    """Whether what stands for one channel of an operand meets many, which are last, of another."""
+    if len(shape) < 3 or (operand.ids.dim() and operand.ids.shape[-1] > 1):
+        return False
+    return any(o is not operand and has_channels_last(o.ids.expand(shape)) for o in others)
+
+
+def spread_along(ids: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+    """A vector of ids along one dimension of a shape."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return ids.view(view).expand(tuple(shape))
 
 
 def clearest(operands: list[IdTensor], shape: torch.Size) -> list[IdTensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from amc.layers import find_kind
-from amc.layers.signature import Signature, pair
+from amc.layers.signature import PRODUCTS, Signature, pair
 
 
 class Flow(Enum):
@@ -26,6 +26,7 @@ class Flow(Enum):
     PER_CHANNEL = auto()  # channel by channel over height and width
     REDUCTION = auto()  # as PER_CHANNEL, if over height and width only
     MIXING = auto()  # over one dimension, whatever it holds: a softmax
+    PRODUCT = auto()  # two computed tensors are multiplied and summed: attention
     PAD = auto()  # the same, and zero channels may be added
     ELEMENTWISE = auto()  # two values of equal (or broadcast) shape, element by element
     JOIN = auto()  # tensors behind one another: moved, never changed
@@ -125,14 +126,18 @@ OPERATORS: dict[str, Operator] = {
     "border_pad": _windows("pad", nn.ReflectionPad2d, nn.ReplicationPad2d, gives="copy"),
     "pad": Operator(Flow.PAD, "pad", gives="padded"),
     **dict.fromkeys(
-        ("mean", "sum", "amax", "amin"),
+        ("mean", "sum", "amax", "amin", "norm"),
         Operator(Flow.REDUCTION, "adaptive_avg_pool2d", gives="mean"),
+    ),
+    **dict.fromkeys(
+        ("matmul", "bmm", "einsum", "scaled_dot_product_attention"), Operator(Flow.PRODUCT)
     ),
     "softmax": Operator(Flow.MIXING, "softmax", (nn.Softmax,)),
     "add": _elementwise("add", "iadd", gives="add"),
     "sub": _elementwise("add", "isub", "subtract"),
     "mul": _elementwise("mul", "imul", "multiply"),
     "truediv": _elementwise("mul", "itruediv", "div", "true_divide"),
+    "addcmul": _elementwise("mul"),
     "maximum": _elementwise("add"),
     "minimum": _elementwise("add"),
     "cat": Operator(Flow.JOIN, "concat", (), ("concat", "concatenate"), "concat"),
@@ -156,7 +161,7 @@ OPERATORS: dict[str, Operator] = {
 
 _UNKNOWN = Operator(Flow.UNKNOWN)
 
-PRICED = frozenset(operator.price for operator in OPERATORS.values() if operator.price is not None)
+PRICED = PRODUCTS | {op.price for op in OPERATORS.values() if op.price is not None}
 """All that a device may be asked to price between layers, conversions aside."""
 
 _MODULES = {kind: name for name, operator in OPERATORS.items() for kind in operator.modules}
@@ -232,10 +237,21 @@ def mixed_dims(node: fx.Node) -> list[int]:
     """The dimensions that a reduction or a softmax runs over; all of them where it names none."""
     called = node.graph.owning_module
     module = called_module(called, node) if called is not None else None
-    dims: Any = argument(node, 1, "dim", None) if module is None else module.dim
+    place = 2 if str(getattr(node.target, "__name__", node.target)) == "norm" else 1
+    dims: Any = argument(node, place, "dim", None) if module is None else module.dim
     rank = argument(node, 0, "input", None).dim()
     found = [dims] if isinstance(dims, int) else list(dims or range(rank))
     return [dim % rank for dim in found]
+
+
+def statistic_of(node: fx.Node, name: str) -> bool | None:
+    """Whether a number over dimensions keeps them, as ones; None where it is of an unknown form."""
+    if name == "norm":
+        order = argument(node, 1, "p", 2)
+        if order not in (2, 2.0, "fro"):
+            return None
+        return bool(argument(node, 3, "keepdim", False))
+    return bool(argument(node, 2, "keepdim", False))
 
 
 def shape_of(node: object) -> tuple[int, ...]:

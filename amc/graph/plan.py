@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from amc.errors import StrategyError
 from amc.graph.blocks import Block
 from amc.graph.flow import Ids
+from amc.graph.regroup import RegroupUnits
 from amc.graph.types import ChannelGroup, LayerInfo, OperatorInfo, StoredInfo, TensorInfo
 from amc.graph.whole import Whole
 from amc.strategy import Strategy
@@ -54,7 +55,7 @@ class RemovalPlan:
         module: The network as a graph whose channel splits and paddings are modules, so that
             its code is the same for every candidate.
         unit_group: Index of the unit's channel group; -1 where it is frozen. Shape (units,).
-        layers, per_channel, parameters, selects, pads: Module (or parameter) path -> units.
+        layers, per_channel, parameters, selects, pads, regroups: Module (or parameter) path -> units.
         folds: Batch normalisation path -> the layer that feeds only it.
         blocks: Residual blocks that can go.
     """
@@ -68,6 +69,7 @@ class RemovalPlan:
     pads: Mapping[str, PadUnits]
     folds: Mapping[str, str]
     blocks: tuple[Block, ...] = ()
+    regroups: Mapping[str, RegroupUnits] = field(default_factory=dict)
 
     def gone_blocks(self, keep: npt.NDArray[np.bool_]) -> list[Block]:
         """The blocks of which nothing is kept.

@@ -3,43 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import fx
 
-from amc.graph.flow import ChannelFlow, Ids
+from amc.graph.flow import ChannelFlow, Ids, RegroupCall, StatisticCall
+from amc.graph.operators import mixed_dims, statistic_of
 from amc.graph.plan import ChannelPad, ChannelSelect, PadUnits, SelectUnits
+from amc.graph.regroup import RegroupUnits
+from amc.layers.norms import ChannelStatistic, Contracted
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """Path -> units, of what became modules: choices, paddings, regroupings, numbers over channels."""
+
+    selects: dict[str, SelectUnits] = field(default_factory=dict)
+    pads: dict[str, PadUnits] = field(default_factory=dict)
+    regroups: dict[str, RegroupUnits] = field(default_factory=dict)
+    per_channel: dict[str, Ids] = field(default_factory=dict)
 
 
 def rewrite(
     module: fx.GraphModule, flow: ChannelFlow, units: Callable[[Ids], Ids]
-) -> tuple[dict[str, SelectUnits], dict[str, PadUnits]]:
+) -> Rewritten:
     """Turn, in place, what depends on positions into modules that a candidate can replace.
 
     Args:
         units: The units that ids are of.
 
-    Returns:
-        Path -> units, of the choices and of the paddings of channels.
     """
     graph = module.graph
     for inner in module.modules():  # the graph already names what in-place results replace
         if getattr(inner, "inplace", False):
             inner.__dict__["inplace"] = False
-    selects: dict[str, SelectUnits] = {}
-    pads: dict[str, PadUnits] = {}
+    found = Rewritten()
+    selects, pads = found.selects, found.pads
     now: dict[fx.Node, fx.Node] = {}  # replaced node -> what stands in its place
-    for number, select in enumerate(flow.selects):
-        source = now.get(select.source, select.source)
-        if np.array_equal(select.index, np.arange(len(select.source_ids))):
-            now[select.node] = source
-            select.node.replace_all_uses_with(source)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    numbered = [(call, number) for calls in (flow.selects, flow.regroups)
+                for number, call in enumerate(calls)]
+    for call, number in sorted(numbered, key=lambda each: order[each[0].node]):
+        source = now.get(call.source, call.source)
+        if isinstance(call, RegroupCall):
+            carrier, ids = flow.carriers[call.node]
+            path = f"amc_regroup_{number}"
+            regroup = RegroupUnits(call.how, carrier, units(ids))
+            found.regroups[path] = regroup
+            everything = np.ones(int(regroup.source.max(initial=-1)) + 1, np.bool_)
+            module.add_module(path, regroup.module(everything))
+            now[call.node] = _replace(graph, call.node, path, source)
+            continue
+        if np.array_equal(call.index, np.arange(len(call.source_ids))):
+            now[call.node] = source
+            call.node.replace_all_uses_with(source)
             continue
         path = f"amc_select_{number}"
-        selects[path] = SelectUnits(units(select.source_ids), select.index)
-        module.add_module(path, ChannelSelect(torch.from_numpy(select.index)))
-        now[select.node] = _replace(graph, select.node, path, source)
+        selects[path] = SelectUnits(units(call.source_ids), call.index)
+        module.add_module(path, ChannelSelect(torch.from_numpy(call.index)))
+        now[call.node] = _replace(graph, call.node, path, source)
+    for number, statistic in enumerate(flow.statistics):
+        path = f"amc_statistic_{number}"
+        found.per_channel[path] = units(statistic.ids)
+        module.add_module(path, _statistic_module(statistic))
+        now[statistic.node] = _replace(graph, statistic.node, path, statistic.node.args[0])
+    for number, contraction in enumerate(flow.contractions):
+        path = f"amc_contraction_{number}"
+        found.per_channel[path] = units(contraction.ids)
+        module.add_module(path, Contracted(contraction.dim, len(contraction.ids)))
+        operand = now.get(contraction.operand, contraction.operand)
+        with graph.inserting_before(contraction.node):
+            contraction.node.replace_input_with(operand, graph.call_module(path, (operand,)))
     for number, pad in enumerate(flow.pads):
         path = f"amc_pad_{number}"
         pads[path] = PadUnits(units(pad.before), units(pad.after))
@@ -53,7 +89,12 @@ def rewrite(
     for node in graph.nodes:
         node.meta.pop("value", None)
     module.recompile()
-    return selects, pads
+    return found
+
+
+def _statistic_module(call: StatisticCall) -> ChannelStatistic:
+    keeps = bool(statistic_of(call.node, call.name))
+    return ChannelStatistic(call.name, call.dim, mixed_dims(call.node), keeps, len(call.ids))
 
 
 def _replace(graph: fx.Graph, node: fx.Node, path: str, source: object) -> fx.Node:

@@ -14,6 +14,9 @@ from amc.layers.signature import Signature as Signature
 from amc.layers.signature import Size as Size
 
 
+PART = ":"  # between a node's name and which of the operators it consists of
+
+
 @dataclass(frozen=True)
 class ChannelCount:
     """How many channels a tensor has, as a function of the channels kept in each group.

@@ -1,7 +1,8 @@
-"""Modules with factors for each channel: the normalisations, and PReLU."""
+"""Modules with factors for each channel (normalisations, PReLU), and numbers over channels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import torch
@@ -91,8 +92,111 @@ class OverKept(nn.Module):
         return (given * counts).movedim(-1, self._dim)
 
 
+def _amax(x: Tensor, dims: Sequence[int], keeps: bool) -> Tensor:
+    return x.amax(tuple(dims), keeps)
+
+
+def _amin(x: Tensor, dims: Sequence[int], keeps: bool) -> Tensor:
+    return x.amin(tuple(dims), keeps)
+
+
+def _norm(x: Tensor, dims: Sequence[int], keeps: bool) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(x, 2, tuple(dims), keeps)
+    return found
+
+
+# Numbers over channels, by the operator's name.
+STATISTICS: dict[str, Callable[[Tensor, Sequence[int], bool], Tensor]] = {
+    "mean": lambda x, dims, keeps: x.mean(tuple(dims), keeps),
+    "sum": lambda x, dims, keeps: x.sum(tuple(dims), keeps),
+    "amax": _amax,
+    "amin": _amin,
+    "norm": _norm,
+}
+
+
+class ChannelStatistic(nn.Module):
+    """A number over all channels, at each position or over these too.
+
+    Channels that are ignored do not count in it, as they do not once they are removed.
+
+    Attributes:
+        channels: How many channels its input has.
+    """
+
+    def __init__(
+        self, name: str, dim: int, dims: Sequence[int], keeps: bool, channels: int
+    ) -> None:
+        """
+        Args:
+            name: Of `STATISTICS`.
+            dim: The dimension that holds the channels.
+            dims: All that it is over.
+            keeps: Whether these stay, as ones.
+        """
+        super().__init__()
+        self.name, self.dim, self.dims, self.keeps = name, dim, tuple(dims), keeps
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return STATISTICS[self.name](x, self.dims, self.keeps)
+
+
+class StatisticOfKept(nn.Module):
+    """A number over some of the channels alone."""
+
+    def __init__(self, statistic: ChannelStatistic, kept: Tensor) -> None:
+        super().__init__()
+        self._statistic, self._kept = statistic, kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of all channels, of which only the kept count."""
+        found: Tensor = self._statistic(x.index_select(self._statistic.dim, self._kept))
+        return found
+
+
+class Contracted(nn.Module):
+    """What a product of two computed tensors sums over: it is passed on as it is.
+
+    Here it can be said that a channel adds nothing to the product, as none does once removed.
+
+    Attributes:
+        channels: How many channels its input has.
+    """
+
+    def __init__(self, dim: int, channels: int) -> None:
+        """
+        Args:
+            dim: The dimension that holds the channels.
+        """
+        super().__init__()
+        self.dim, self.channels = dim, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class ContractedOverKept(nn.Module):
+    """All channels but some are 0."""
+
+    def __init__(self, contracted: Contracted, kept: Tensor) -> None:
+        super().__init__()
+        self._dim, self._kept = contracted.dim, kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the input's shape."""
+        counts = torch.zeros(x.shape[self._dim], dtype=x.dtype)
+        counts[self._kept] = 1
+        last: Tensor = x.movedim(self._dim, -1) * counts
+        return last.movedim(-1, self._dim)
+
+
 def ignoring_norm(module: nn.Module, kept: Tensor) -> nn.Module | None:
     """What a module is where only some of its channels count; None: each counts for itself."""
+    if isinstance(module, ChannelStatistic):
+        return StatisticOfKept(module, kept)
+    if isinstance(module, Contracted):
+        return ContractedOverKept(module, kept)
     return OverKept(module, kept) if isinstance(module, _OVER_CHANNELS) else None
 
 
@@ -103,6 +207,9 @@ def sliced_factors(module: nn.Module, kept: Tensor) -> nn.Module:
         for name, old in (*module.named_parameters(), *module.named_buffers())
     }
     sliced = clone_module(module, tensors)
+    if isinstance(module, (ChannelStatistic, Contracted)):
+        sliced.__dict__["channels"] = len(kept)
+        return sliced
     size = next(name for kind, name in FACTORS.items() if isinstance(module, kind))
     sliced.__dict__[size] = (len(kept),) if isinstance(module, _OVER_LAST) else len(kept)
     if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:

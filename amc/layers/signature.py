@@ -10,6 +10,8 @@ Shape = tuple[int, ...]
 
 WHOLE = "whole_"  # begins the name of what is counted and timed as it stands (`amc.graph.whole`)
 STORED = "stored"  # what is no operator: parameters that no layer has
+SCORES, MIXTURE = "attention_scores", "attention_values"  # q k^T; a v
+PRODUCTS = frozenset([SCORES, MIXTURE])  # of two computed tensors
 LAYER_OPS: set[str] = set()  # of all registered kinds of layers
 
 
@@ -21,10 +23,12 @@ class Signature:
         op: Of layers their kind's ("conv2d", "linear", ...); "whole_..." for a call that amc does
             not follow, a name for all calls that take the same time; otherwise the operator's plain
             name ("relu", "add", "max_pool2d", ...).
-        groups: Convolution groups; 0 means depthwise (as many groups as input channels).
+        groups: Convolution groups; 0 means depthwise (as many groups as input channels). Of
+            attention's products the heads.
         in_size: Height and width of the input; of a linear layer the positions that it is computed
             at, (1, 1) for one, (tokens, 1) for tokens. Of a whole call, all numbers that reach it.
-        out_size: The same of the output.
+            Of attention's products keys and windows.
+        out_size: The same of the output; of attention's products queries and windows.
         own_macs, own_params: Of a whole call, whatever is kept around it; its name tells them.
     """
 
@@ -46,6 +50,11 @@ class Signature:
     @property
     def is_depthwise(self) -> bool:
         return self.groups == 0
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies two computed tensors: it has multiply-adds and no weight."""
+        return self.op in PRODUCTS
 
     @property
     def is_layer(self) -> bool:

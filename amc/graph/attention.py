@@ -1,0 +1,189 @@
+"""Attention in the parts that it consists of, its scale a number of its own.
+
+``nn.MultiheadAttention`` is one call with four layers in it: here it becomes these layers, at its
+own path, around PyTorch's scaled dot-product attention. And what attention scales its scores by is
+written out: it is the original's, whatever width a candidate's queries have.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from amc.graph.operators import Flow, called_module, operator_of, plain, plain_name
+
+_NO_MASK = ("key_padding_mask", "attn_mask")
+_ARGUMENTS = (
+    *("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"),
+    *("average_attn_weights", "is_causal"),
+)
+_IMAGES = "size of the batch"
+
+
+def expand_attention(module: fx.GraphModule) -> None:
+    """Write attention out, in place.
+
+    Args:
+        module: A graph whose nodes' ``meta["value"]`` hold their values on a batch of one.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        called = called_module(module, node)
+        if type(called) is nn.MultiheadAttention:
+            _expand(module, node, called)
+    counted = _numbers_of_batch(graph)
+    for node in list(graph.nodes):
+        if plain_name(module, node) == "scaled_dot_product_attention":
+            _write_scale(node)
+        if operator_of(module, node).flow in (Flow.ELEMENTWISE, Flow.PRODUCT):
+            _write_numbers(node, counted)
+    module.recompile()
+
+
+def _write_scale(node: fx.Node) -> None:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    if plain(given.get("scale")) is None:
+        given["scale"] = float(given["query"].meta["value"].shape[-1] ** -0.5)
+    node.args, node.kwargs = (), given
+
+
+def _numbers_of_batch(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that give a number which the number of images is a part of."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if isinstance(node.meta.get("value"), Tensor):
+            continue
+        whole_shape = [
+            source
+            for source in node.all_input_nodes
+            if isinstance(source.meta.get("value"), (torch.Size, tuple))
+        ]
+        if whole_shape and node.target is operator.getitem:
+            first = node.args[1] in (0, -len(whole_shape[0].meta["value"]))
+            if first or not isinstance(node.args[1], int):
+                found.add(node)
+        elif node.target == "size" and len(node.args) > 1:
+            if node.args[1] == 0:
+                found.add(node)
+        elif node.target in ("numel", "nelement") or found.intersection(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _write_numbers(node: fx.Node, of_batch: set[fx.Node]) -> None:
+    """Numbers that a product or sum takes from shapes are the original's."""
+
+    def written(part: Any) -> Any:
+        value = part.meta.get("value") if isinstance(part, fx.Node) else None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value if is_number and part not in of_batch else part
+
+    node.args = tuple(written(part) for part in node.args)
+    node.kwargs = {name: written(part) for name, part in node.kwargs.items()}
+
+
+def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttention) -> None:
+    """The layers of one call, where it masks nothing and nothing reads its weights."""
+    given = dict(zip(_ARGUMENTS, node.args, strict=False)) | node.kwargs
+    masks = any(plain(given.get(name)) is not None for name in _NO_MASK)
+    takes = [user for user in node.users if user.target is not operator.getitem or user.args[1] != 0]
+    others = attention.bias_k is not None or attention.add_zero_attn
+    sources = [given.get(name) for name in ("query", "key", "value")]
+    if masks or takes or others or plain(given.get("is_causal")):
+        return
+    if not all(isinstance(source, fx.Node) for source in sources):
+        return
+    if any(source.meta["value"].dim() != 3 for source in sources):
+        return
+    path = str(node.target)
+    calls = [other for other in module.graph.nodes if str(other.target) == path]
+    if len(calls) > 1:
+        return
+    parts = _Parts(module, node, path)
+    projected = parts.projected(attention, sources)
+    if projected is None:
+        return
+    heads, first = attention.num_heads, attention.batch_first
+    split = []
+    for tensor in projected:
+        images, tokens = (0, 1) if first else (1, 0)
+        shape = [parts.call(_size, tensor, images), parts.call(_size, tensor, tokens)]
+        if not first:
+            tensor = parts.call(torch.transpose, tensor, 0, 1)
+        width = tensor.meta["value"].shape[-1] // heads
+        tensor = parts.call(torch.reshape, tensor, (*shape, heads, width))
+        split.append(parts.call(torch.transpose, tensor, 1, 2))
+    mixed = parts.call(functional.scaled_dot_product_attention, *split)
+    tokens_first = parts.call(torch.transpose, mixed, 1, 2)
+    joined = parts.call(torch.flatten, tokens_first, 2)
+    if not first:
+        joined = parts.call(torch.transpose, joined, 0, 1)
+    out = parts.layer("out_proj", attention.out_proj.weight, attention.out_proj.bias, joined)
+    for user in list(node.users):
+        user.replace_all_uses_with(out)
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _size(x: Tensor, dim: int) -> int:
+    return x.size(dim)
+
+
+class _Parts:
+    """New nodes before one, each with its value."""
+
+    def __init__(self, module: fx.GraphModule, node: fx.Node, path: str) -> None:
+        self._module, self._node, self._path = module, node, path
+        owner, _, name = path.rpartition(".")
+        # A holder of its own: the attention itself stays what other copies of it are.
+        module.get_submodule(owner)._modules[name] = nn.Module()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        with self._module.graph.inserting_before(self._node):
+            if function is _size:
+                new = self._module.graph.call_method("size", args)
+            else:
+                new = self._module.graph.call_function(function, args)
+        new.meta["value"] = function(*plain(args))
+        return new
+
+    def layer(self, name: str, weight: Tensor, bias: Tensor | None, source: fx.Node) -> fx.Node:
+        """A linear layer below the attention's path."""
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self._module.get_submodule(self._path).add_module(name, linear.eval())
+        with self._module.graph.inserting_before(self._node):
+            new = self._module.graph.call_module(f"{self._path}.{name}", (source,))
+        new.meta["value"] = linear(source.meta["value"])
+        return new
+
+    def projected(
+        self, attention: nn.MultiheadAttention, sources: list[Any]
+    ) -> list[fx.Node] | None:
+        """Queries, keys and values: of one layer where all come from one tensor."""
+        bias, width = attention.in_proj_bias, attention.embed_dim
+        if attention.in_proj_weight is None:
+            weights = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
+        else:
+            weights = list(attention.in_proj_weight.split(width))
+        if attention.in_proj_weight is not None and len(set(sources)) == 1:
+            whole = self.layer("in_proj", attention.in_proj_weight, bias, sources[0])
+            return list(self._split(whole, width))
+        biases = [None] * 3 if bias is None else list(bias.split(width))
+        names = ("q_proj", "k_proj", "v_proj")
+        return [
+            self.layer(*each)
+            for each in zip(names, weights, biases, sources, strict=True)
+        ]
+
+    def _split(self, whole: fx.Node, width: int) -> list[fx.Node]:
+        pieces = self.call(torch.split, whole, width, -1)
+        return [self.call(operator.getitem, pieces, place) for place in range(3)]
