@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from amc.graph.operators import Flow, called_module, operator_of, plain, plain_name
+from amc.graph.operators import called_module, plain
 
 _NO_MASK = ("key_padding_mask", "attn_mask")
 _ARGUMENTS = (
     *("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"),
     *("average_attn_weights", "is_causal"),
 )
-_IMAGES = "size of the batch"
 
 
 def expand_attention(module: fx.GraphModule) -> None:
@@ -36,12 +35,11 @@ def expand_attention(module: fx.GraphModule) -> None:
         called = called_module(module, node)
         if type(called) is nn.MultiheadAttention:
             _expand(module, node, called)
-    counted = _numbers_of_batch(graph)
     for node in list(graph.nodes):
-        if plain_name(module, node) == "scaled_dot_product_attention":
+        if node.target is functional.scaled_dot_product_attention:
             _write_scale(node)
-        if operator_of(module, node).flow in (Flow.ELEMENTWISE, Flow.PRODUCT):
-            _write_numbers(node, counted)
+        if node.target is functional.normalize:
+            _write_normalisation(module, node)
     module.recompile()
 
 
@@ -53,39 +51,17 @@ def _write_scale(node: fx.Node) -> None:
     node.args, node.kwargs = (), given
 
 
-def _numbers_of_batch(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that give a number which the number of images is a part of."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if isinstance(node.meta.get("value"), Tensor):
-            continue
-        whole_shape = [
-            source
-            for source in node.all_input_nodes
-            if isinstance(source.meta.get("value"), (torch.Size, tuple))
-        ]
-        if whole_shape and node.target is operator.getitem:
-            first = node.args[1] in (0, -len(whole_shape[0].meta["value"]))
-            if first or not isinstance(node.args[1], int):
-                found.add(node)
-        elif node.target == "size" and len(node.args) > 1:
-            if node.args[1] == 0:
-                found.add(node)
-        elif node.target in ("numel", "nelement") or found.intersection(node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _write_numbers(node: fx.Node, of_batch: set[fx.Node]) -> None:
-    """Numbers that a product or sum takes from shapes are the original's."""
-
-    def written(part: Any) -> Any:
-        value = part.meta.get("value") if isinstance(part, fx.Node) else None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if is_number and part not in of_batch else part
-
-    node.args = tuple(written(part) for part in node.args)
-    node.kwargs = {name: written(part) for name, part in node.kwargs.items()}
+def _write_normalisation(module: fx.GraphModule, node: fx.Node) -> None:
+    """``x / max(|x|, eps)``, of which the norm over channels is known."""
+    given = dict(zip(("input", "p", "dim", "eps"), node.args, strict=False)) | node.kwargs
+    source, order = given.pop("input", None), plain(given.get("p", 2.0))
+    if order != 2.0 or not isinstance(source, fx.Node) or given.get("out") is not None:
+        return
+    parts = _Parts(module, node)
+    norm = parts.method("norm", source, 2, plain(given.get("dim", 1)), True)
+    divisor = parts.method("clamp", norm, plain(given.get("eps", 1e-12)))
+    node.replace_all_uses_with(parts.call(operator.truediv, source, divisor))
+    module.graph.erase_node(node)
 
 
 def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttention) -> None:
@@ -105,7 +81,8 @@ def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttent
     calls = [other for other in module.graph.nodes if str(other.target) == path]
     if len(calls) > 1:
         return
-    parts = _Parts(module, node, path)
+    parts = _Parts(module, node)
+    parts.clear(path)
     projected = parts.projected(attention, sources)
     if projected is None:
         return
@@ -113,7 +90,7 @@ def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttent
     split = []
     for tensor in projected:
         images, tokens = (0, 1) if first else (1, 0)
-        shape = [parts.call(_size, tensor, images), parts.call(_size, tensor, tokens)]
+        shape = [parts.method("size", tensor, dim) for dim in (images, tokens)]
         if not first:
             tensor = parts.call(torch.transpose, tensor, 0, 1)
         width = tensor.meta["value"].shape[-1] // heads
@@ -131,26 +108,28 @@ def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttent
     module.graph.erase_node(node)
 
 
-def _size(x: Tensor, dim: int) -> int:
-    return x.size(dim)
-
-
 class _Parts:
     """New nodes before one, each with its value."""
 
-    def __init__(self, module: fx.GraphModule, node: fx.Node, path: str) -> None:
-        self._module, self._node, self._path = module, node, path
+    def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
+        self._module, self._node, self._path = module, node, str(node.target)
+
+    def clear(self, path: str) -> None:
+        """A holder of its own: the attention itself stays what other copies of it are."""
         owner, _, name = path.rpartition(".")
-        # A holder of its own: the attention itself stays what other copies of it are.
-        module.get_submodule(owner)._modules[name] = nn.Module()
+        self._module.get_submodule(owner)._modules[name] = nn.Module()
 
     def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
         with self._module.graph.inserting_before(self._node):
-            if function is _size:
-                new = self._module.graph.call_method("size", args)
-            else:
-                new = self._module.graph.call_function(function, args)
+            new = self._module.graph.call_function(function, args)
         new.meta["value"] = function(*plain(args))
+        return new
+
+    def method(self, name: str, *args: Any) -> fx.Node:
+        with self._module.graph.inserting_before(self._node):
+            new = self._module.graph.call_method(name, args)
+        source, *others = plain(args)
+        new.meta["value"] = getattr(source, name)(*others)
         return new
 
     def layer(self, name: str, weight: Tensor, bias: Tensor | None, source: fx.Node) -> fx.Node:

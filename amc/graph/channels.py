@@ -271,7 +271,7 @@ class _Follower:
     ) -> Any:
         """A softmax or a sum over a part of the channels: they are kept or removed together."""
         dims, keeps_rank = mixed_dims(node), value.dim() == source.ids.dim()
-        if 0 in dims:  # images of the batch are mixed
+        if (self._two.images(node.all_input_nodes[0]) or 0) in dims:  # images are mixed
             return self._visit_unknown(node, name, value)
         rows = source.ids.movedim(dims, list(range(len(dims)))).flatten(0, len(dims) - 1)
         if not varies(rows, 0) and known.flow is Flow.MIXING:
@@ -392,6 +392,12 @@ class _Follower:
     def _visit_pad(self, node: fx.Node, source: IdTensor, value: Tensor) -> Any:
         widths, mode, fill = _pad_arguments(node)
         rank = source.ids.dim()
+        if not any(widths):
+            return IdTensor(source.ids, node)
+        if has_channels_last(source.ids) and not any(widths[:2]):
+            self._cost(node, "pad", source, value, dims=(-1,))
+            ids = torch.from_numpy(self._collapse(source.ids.movedim(-1, 1)))
+            return IdTensor(spread_along(ids, -1, value.shape), node)
         across_channels = len(widths) > 2 * (rank - 2)
         if not across_channels:
             self._cost(node, "pad", source, value)

@@ -16,6 +16,7 @@ from amc.graph.attention import expand_attention
 from amc.graph.blocks import Block, find_blocks
 from amc.graph.canonical import canonicalise
 from amc.graph.channels import follow_channels
+from amc.graph.constants import fold_shapes
 from amc.graph.flow import ChannelFlow, Ids, LayerCall
 from amc.graph.operators import called_module, operator_signature, shape_of
 from amc.graph.plan import (
@@ -68,6 +69,7 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     root = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     traced = trace(root, _example(image_shape))
     expand_attention(traced.module)
+    fold_shapes(traced.module)
     computed = canonicalise(traced.module)
     flow = follow_channels(traced.module)
     if not flow.layers:

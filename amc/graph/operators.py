@@ -90,7 +90,7 @@ OPERATORS: dict[str, Operator] = {
     "relu": _pointwise("relu", nn.ReLU, gives="rectified", clips=(0.0, math.inf)),
     "relu6": _pointwise("relu6", nn.ReLU6, gives="rectified", clips=(0.0, 6.0)),
     "hardtanh": _pointwise("relu6", nn.Hardtanh, gives="rectified"),
-    "clamp": _pointwise("relu6", aliases=("clip",), gives="rectified"),
+    "clamp": _pointwise("relu6", aliases=("clip", "clamp_min", "clamp_max"), gives="rectified"),
     "leaky_relu": _pointwise("leaky_relu", nn.LeakyReLU),
     "elu": _pointwise("silu", nn.ELU),
     "selu": _pointwise("silu", nn.SELU),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import Attribute
 
 from amc.errors import TraceError
-from amc.graph.operators import tensors_in
+from amc.graph.operators import OPERATORS, tensors_in
 from amc.layers.kind import is_leaf
 
 
@@ -55,6 +56,10 @@ _REMEDY = (
 )
 
 
+_FOLLOWED = (
+    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
 # What gives a Python value that depends on a tensor's shape and type only.
 _SHAPE_QUERIES = {
     "getattr",
@@ -104,6 +109,11 @@ class _ValueProxy(fx.Proxy):
             return Attribute(self, name)  # a method, about to be called
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def __setitem__(self, place: Any, value: Any) -> None:
+        """Whoever holds this placeholder holds the changed tensor from now on."""
+        changed = self.tracer.create_proxy("call_function", with_items, (self, place, value), {})
+        self.tracer.stands_for(self, changed)  # type: ignore[attr-defined]
+
     def __index__(self) -> int:
         return int(self._constant())
 
@@ -128,6 +138,13 @@ class _ValueProxy(fx.Proxy):
         )
 
 
+def with_items(x: Tensor, place: Any, value: Any) -> Tensor:
+    """A copy with some items set."""
+    changed = x.clone()
+    changed[place] = value
+    return changed
+
+
 def _is_batch_size(node: fx.Node) -> bool:
     """Whether a node is ``x.size(0)`` or ``x.shape[0]``."""
     if node.target == "size":
@@ -148,6 +165,8 @@ class _ValueTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Layers of a kind that amc knows, and what PyTorch has, are one node."""
+        if isinstance(m, _FOLLOWED):
+            return False
         return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -172,6 +191,10 @@ class _ValueTracer(fx.Tracer):
         squeezes = (kind, target) in (("call_method", "squeeze"), ("call_function", torch.squeeze))
         if squeezes and len(args) == 1 and not kwargs:
             args = (*args, _ones_after_batch(args[0]))
+        if kind == "call_function" and _is_wrapped(target):
+            given = self._through(target, args, kwargs)
+            if given is not None:
+                return given
         in_place = self._is_in_place(kind, target, kwargs)
         if in_place:
             target, kwargs = _out_of_place(kind, target, kwargs)
@@ -185,9 +208,25 @@ class _ValueTracer(fx.Tracer):
             self._running = False
         if in_place and args and isinstance(args[0], _ValueProxy):
             # Whoever holds the placeholder of the input holds the changed tensor from now on.
-            self._replaced.append((args[0], args[0].node))
-            args[0].node = proxy.node
+            self.stands_for(args[0], proxy)
         return proxy
+
+    def stands_for(self, placeholder: fx.Proxy, changed: fx.Proxy) -> None:
+        """What a placeholder stands for was changed in place."""
+        self._replaced.append((placeholder, placeholder.node))
+        placeholder.node = changed.node
+
+    def _through(self, function: Any, args: Any, kwargs: Any) -> fx.Proxy | None:
+        """What a function of Python's that asks to be one node gives, if it can be followed."""
+        before = dict(self.opaque), len(self._replaced)
+        try:
+            given = function(*args, **kwargs)
+        except Exception:  # it is one node, as it asked
+            given = None
+        if isinstance(given, fx.Proxy):
+            return given
+        self._forget_since(*before)
+        return None
 
     def _is_in_place(self, kind: str, target: Any, kwargs: dict[str, Any]) -> bool:
         if kind == "call_module":
@@ -253,6 +292,14 @@ class _ValueTracer(fx.Tracer):
         return bool(obj.number())
 
 
+def _is_wrapped(function: object) -> bool:
+    """Whether a function is Python code outside of PyTorch, wrapped by ``torch.fx.wrap``."""
+    if not isinstance(function, FunctionType) or function is with_items:
+        return False
+    home = (function.__module__ or "").partition(".")[0]
+    return home not in ("torch", "amc") and function.__name__ not in OPERATORS
+
+
 def _out_of_place(kind: str, target: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same operation without writing into its input, where there is one."""
     if kind == "call_method" and hasattr(Tensor, target.rstrip("_")):
@@ -293,6 +340,8 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
             f"{tuple(example.shape)}: {_one_line(error)}. {_REMEDIES.get(str(error), _REMEDY)}"
         ) from error
     for node in graph.nodes:  # constants of the forward come without their value
+        if not isinstance(node.target, FunctionType):
+            node.meta.pop("is_wrapped", None)  # the last step of a function that was followed
         if node.op == "get_attr":
             node.meta.setdefault("value", operator.attrgetter(node.target)(network))
     output = next(iter(reversed(graph.nodes))).args[0]

@@ -21,9 +21,10 @@ import onnx
 from amc.errors import DeviceError, meant
 from amc.graph.types import Signature
 from amc.graph.whole import Whole
+from amc.layers.signature import MIXTURE, SCORES
 from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes.onnx_model import OPSET, SCALE, Array, OperatorModel, counts_of, drawn
-from amc.runtimes.request import Request
+from amc.runtimes.request import ProductShape, Request
 from amc.runtimes.whole import whole_model
 from amc.strategy import FLOAT, Bits
 
@@ -234,6 +235,28 @@ def _layer_norm(model: OperatorModel, request: Request, target: str) -> str:
     return model.node("LayerNormalization", [source, *names], target, axis=-1)
 
 
+def _softmax(model: OperatorModel, request: Request, target: str) -> str:
+    """Over the last dimension, as attention's scores are."""
+    source = model.input([math.prod(request.signature.in_size), request.in_channels])
+    return model.node("Softmax", [source], target, axis=-1)
+
+
+def _scores(model: OperatorModel, request: Request, target: str) -> str:
+    """Queries by keys, head by head."""
+    product = ProductShape.of(request)
+    queries = model.input([product.blocks, product.queries, product.width])
+    keys = model.input([product.blocks, product.width, product.keys], 1)
+    return model.node("MatMul", [queries, keys], target)
+
+
+def _mixture(model: OperatorModel, request: Request, target: str) -> str:
+    """Scores by values, head by head."""
+    product = ProductShape.of(request)
+    scores = model.input([product.blocks, product.queries, product.keys])
+    values = model.input([product.blocks, product.keys, product.width], 1)
+    return model.node("MatMul", [scores, values], target)
+
+
 def _clip(model: OperatorModel, request: Request, target: str) -> str:
     ends = [
         model.tensor(f"{target}.{name}", np.array(value, np.float32))
@@ -346,7 +369,9 @@ _BUILDERS: dict[str, Builder] = {
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
     "tanh": _plain("Tanh"),
-    "softmax": _plain("Softmax", axis=1),
+    "softmax": _softmax,
+    SCORES: _scores,
+    MIXTURE: _mixture,
     "add": _pair("Add"),
     "mul": _pair("Mul"),
     "unblock": _unblock,

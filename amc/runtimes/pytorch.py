@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from amc.errors import DeviceError, meant
 from amc.graph.whole import Whole
 from amc.layers import kind_named
-from amc.layers.signature import LAYER_OPS
-from amc.runtimes.request import Request
+from amc.layers.signature import LAYER_OPS, MIXTURE, SCORES
+from amc.runtimes.request import ProductShape, Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
 
 _SEED = 0
@@ -152,8 +152,12 @@ class TorchTimer:
         kind = kind_named(s.op)
         if kind is not None and kind.channel_dim == -1:
             shape = (self.batch, *(s.in_size if s.in_size != (1, 1) else ()), request.in_channels)
-        count = 2 if request.signature.op in _TWO_INPUTS else 1
-        tensors = self._cut([*state.values(), *[shape] * count])
+        shapes = [shape] * (2 if s.op in _TWO_INPUTS else 1)
+        if s.op == "softmax":
+            shapes = [(self.batch, math.prod(s.in_size), request.in_channels)]
+        if s.is_product:
+            shapes = _factors(self.batch, request)
+        tensors = self._cut([*state.values(), *shapes])
         operator.requires_grad_(False).load_state_dict(
             dict(zip(state, tensors, strict=False)), strict=False, assign=True
         )
@@ -236,6 +240,17 @@ def _layer_norm(request: Request) -> nn.Module:
     return function
 
 
+def _factors(batch: int, request: Request) -> list[tuple[int, ...]]:
+    """Shapes of what one of attention's products multiplies."""
+    product = ProductShape.of(request)
+    blocks = batch, product.blocks
+    if request.signature.op == SCORES:
+        shapes = (product.queries, product.width), (product.width, product.keys)
+    else:
+        shapes = (product.queries, product.keys), (product.keys, product.width)
+    return [(*blocks, *shape) for shape in shapes]
+
+
 def _selected(x: Tensor) -> Tensor:
     """In ascending order, as a removal of channels leaves them."""
     return x.index_select(1, torch.arange(x.shape[1], device=x.device))
@@ -263,7 +278,9 @@ _BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
     "gelu": lambda r: nn.GELU(),
     "sigmoid": lambda r: nn.Sigmoid(),
     "tanh": lambda r: nn.Tanh(),
-    "softmax": lambda r: nn.Softmax(1),
+    "softmax": lambda r: nn.Softmax(-1),
+    SCORES: lambda r: _Function(torch.matmul),
+    MIXTURE: lambda r: _Function(torch.matmul),
     "add": lambda r: _Function(torch.add),
     "mul": lambda r: _Function(torch.mul),
 }

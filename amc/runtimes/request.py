@@ -22,10 +22,38 @@ class Request:
         return f"{describe(self.signature)}, {channels}, {self.bits} bits"
 
 
+@dataclass(frozen=True)
+class ProductShape:
+    """The matrices of one of attention's products.
+
+    Attributes:
+        blocks: Heads times windows.
+        queries, keys: Tokens.
+        width: Channels of one head.
+    """
+
+    blocks: int
+    queries: int
+    keys: int
+    width: int
+
+    @classmethod
+    def of(cls, request: Request) -> ProductShape:
+        """Those of a request."""
+        signature = request.signature
+        (keys, windows), (queries, _) = signature.in_size, signature.out_size
+        width = max(request.in_channels // signature.groups, 1)
+        return cls(signature.groups * windows, queries, keys, width)
+
+
 def describe(signature: Signature) -> str:
     """An operator in a few words, for messages."""
     if signature.is_whole:
         return f"{signature.op.removeprefix(WHOLE)} as it stands"
+    if signature.is_product:
+        (keys, windows), (queries, _) = signature.in_size, signature.out_size
+        where = f" in each of {windows} windows" if windows > 1 else ""
+        return f"{signature.op} of {signature.groups} heads, {queries} by {keys} tokens{where}"
     kernel, stride, size = (
         f"{pair[0]}x{pair[1]}" for pair in (signature.kernel, signature.stride, signature.in_size)
     )

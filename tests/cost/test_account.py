@@ -252,11 +252,17 @@ def wholes(graph: NetworkGraph) -> list[Request]:
     return [Request(op.signature, 1, 1, FLOAT) for op in graph.operators if op.signature.is_whole]
 
 
+def between(graph: NetworkGraph) -> list[Request]:
+    sizes = graph.sizes()
+    counts = [(op, op.inputs.count(sizes), op.outputs.count(sizes)) for op in graph.operators]
+    return list(dict.fromkeys(Request(op.signature, *both, FLOAT) for op, *both in counts))
+
+
 @pytest.mark.parametrize("build", [vision_transformer, swin])
 def test_attention_is_timed_in_onnx_runtime_and_in_pytorch(build):
     graph = graph_of(build(), (3, 32, 32) if build is swin else SHAPE)
-    requests = list(dict.fromkeys(wholes(graph)))
-    assert requests
+    requests = between(graph)
+    assert {"attention_scores", "softmax", "attention_values"} <= {r.signature.op for r in requests}
     assert all(0 < ms < 1000 for ms in OnnxTimer(1, 1, graph.wholes).sample_all(requests))
     with TorchTimer(2, 1, wholes=graph.wholes).running() as sample:
         assert all(0 < sample(request) < 1000 for request in requests)
