@@ -27,7 +27,7 @@ def is_paired(signature: Signature) -> bool:
 
 
 def macs(signature: Signature, in_channels: Count, out_channels: Count) -> Count:
-    """Multiply-adds for one sample; of operators between layers only attention's products have some.
+    """Multiply-adds for one sample; between layers only attention's products have some.
 
     out_h * out_w * kernel_h * kernel_w * in_channels / groups * out_channels; a depthwise
     layer has one input channel for each output channel, and a linear layer is computed at each of

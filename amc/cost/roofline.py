@@ -177,7 +177,7 @@ class RooflineDevice:
     def _rounded_macs(self, signature: Signature, ins: IntArray, outs: IntArray) -> FloatArray:
         """Macs of a batch with channels rounded up, shape of the broadcast channels."""
         if signature.is_product:
-            return macs(signature, ins, outs) * float(self.batch)
+            return (macs(signature, ins, outs) * self.batch).astype(np.float64)
         if not signature.is_layer:
             own = float(signature.own_macs * self.batch)
             return np.full(np.broadcast_shapes(ins.shape, outs.shape), own)

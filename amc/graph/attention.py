@@ -47,7 +47,9 @@ def _write_scale(node: fx.Node) -> None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
     given = dict(zip(names, node.args, strict=False)) | node.kwargs
     if plain(given.get("scale")) is None:
-        given["scale"] = float(given["query"].meta["value"].shape[-1] ** -0.5)
+        query = given["query"]
+        assert isinstance(query, fx.Node)
+        given["scale"] = float(query.meta["value"].shape[-1] ** -0.5)
     node.args, node.kwargs = (), given
 
 
@@ -68,12 +70,13 @@ def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttent
     """The layers of one call, where it masks nothing and nothing reads its weights."""
     given = dict(zip(_ARGUMENTS, node.args, strict=False)) | node.kwargs
     masks = any(plain(given.get(name)) is not None for name in _NO_MASK)
-    takes = [user for user in node.users if user.target is not operator.getitem or user.args[1] != 0]
+    takes = [
+        user for user in node.users if user.target is not operator.getitem or user.args[1] != 0
+    ]
     others = attention.bias_k is not None or attention.add_zero_attn
-    sources = [given.get(name) for name in ("query", "key", "value")]
-    if masks or takes or others or plain(given.get("is_causal")):
-        return
-    if not all(isinstance(source, fx.Node) for source in sources):
+    found = [given.get(name) for name in ("query", "key", "value")]
+    sources = [source for source in found if isinstance(source, fx.Node)]
+    if masks or takes or others or plain(given.get("is_causal")) or len(sources) < len(found):
         return
     if any(source.meta["value"].dim() != 3 for source in sources):
         return
@@ -84,8 +87,6 @@ def _expand(module: fx.GraphModule, node: fx.Node, attention: nn.MultiheadAttent
     parts = _Parts(module, node)
     parts.clear(path)
     projected = parts.projected(attention, sources)
-    if projected is None:
-        return
     heads, first = attention.num_heads, attention.batch_first
     split = []
     for tensor in projected:
@@ -144,24 +145,18 @@ class _Parts:
         new.meta["value"] = linear(source.meta["value"])
         return new
 
-    def projected(
-        self, attention: nn.MultiheadAttention, sources: list[Any]
-    ) -> list[fx.Node] | None:
+    def projected(self, attention: nn.MultiheadAttention, sources: list[fx.Node]) -> list[fx.Node]:
         """Queries, keys and values: of one layer where all come from one tensor."""
-        bias, width = attention.in_proj_bias, attention.embed_dim
-        if attention.in_proj_weight is None:
-            weights = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
-        else:
-            weights = list(attention.in_proj_weight.split(width))
-        if attention.in_proj_weight is not None and len(set(sources)) == 1:
-            whole = self.layer("in_proj", attention.in_proj_weight, bias, sources[0])
-            return list(self._split(whole, width))
-        biases = [None] * 3 if bias is None else list(bias.split(width))
+        bias: Tensor | None = attention.in_proj_bias
+        whole: Tensor | None = attention.in_proj_weight  # None where keys have another width
+        width = attention.embed_dim
+        if whole is not None and len(set(sources)) == 1:
+            return self._split(self.layer("in_proj", whole, bias, sources[0]), width)
+        separate = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        weights = separate if whole is None else torch.split(whole, width)
+        biases = [None] * 3 if bias is None else torch.split(bias, width)
         names = ("q_proj", "k_proj", "v_proj")
-        return [
-            self.layer(*each)
-            for each in zip(names, weights, biases, sources, strict=True)
-        ]
+        return [self.layer(*each) for each in zip(names, weights, biases, sources, strict=True)]
 
     def _split(self, whole: fx.Node, width: int) -> list[fx.Node]:
         pieces = self.call(torch.split, whole, width, -1)

@@ -1,4 +1,4 @@
-"""What a traced network holds on a batch of two: which dimension, and which number, is the images'."""
+"""What a traced network holds on a batch of two: which dimension, and number, is the images'."""
 
 from __future__ import annotations
 

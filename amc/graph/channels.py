@@ -104,7 +104,9 @@ class _Follower:
         self._flow.carriers[call.node] = carrier, ids
         if not call.how.moves:
             return
-        channels = ids[call.how.taken(carrier.dim).reshape(-1)] if carrier else self._flow.sets.fresh(1)
+        channels = (
+            ids[call.how.taken(carrier.dim).reshape(-1)] if carrier else self._flow.sets.fresh(1)
+        )
         size = (math.prod(call.node.meta["value"].shape) // len(channels), 1)
         self._flow.operators.append(CostedCall(call.node, "select", channels, size, size))
 
@@ -148,7 +150,9 @@ class _Follower:
             return self._visit_layer(node, first, value)
         if flow is Flow.FACTORS and module is not None:
             return self._visit_factors(node, known, module, first, value)
-        if flow is Flow.PER_CHANNEL or (flow is Flow.REDUCTION and _keeps_channels(node)):
+        if flow is Flow.PER_CHANNEL or (
+            flow is Flow.REDUCTION and _keeps_channels(node, first.ids)
+        ):
             self._cost(node, known.price, first, value)
             return self._spread(node, self._collapse(first.ids), value)
         if flow is Flow.PAD:
@@ -277,9 +281,12 @@ class _Follower:
         if not varies(rows, 0) and known.flow is Flow.MIXING:
             self._cost(node, known.price, source, value, dims=(dims[0], 1, -1))
             return IdTensor(source.ids, node)
-        distinct = torch.unique(rows.flatten(1), dim=1)  # (mixed, everything else)
-        if distinct.shape[1] < 2 and varies(rows, 0):  # over all channels that there are
+        sizes = {dim: size for dim, size in enumerate(source.ids.shape) if varies(source.ids, dim)}
+        over = [dim for dim in dims if dim in sizes]
+        if len(over) == 1 and sizes[over[0]] == max(sizes.values()):
+            # Over all channels that there are, or over those of each head: not over a few of them.
             return self._visit_statistic(node, name, dims, source, value)
+        distinct = torch.unique(rows.flatten(1), dim=1)  # (mixed, everything else)
         for row in distinct[1:]:
             self._flow.sets.unite(distinct[0].numpy(), row.numpy())
         first = source.ids
@@ -292,13 +299,15 @@ class _Follower:
     def _visit_statistic(
         self, node: fx.Node, name: str, dims: list[int], source: IdTensor, value: Tensor
     ) -> Any:
-        """A mean over all channels, say: one number, in which those that are removed do not count."""
-        over = [dim for dim in dims if varies(source.ids, dim)]
-        if len(over) != 1 or name not in STATISTICS or statistic_of(node, name) is None:
+        """A mean over all channels, say: a number in which those that are removed do not count."""
+        keeps = statistic_of(node, name)
+        if name not in STATISTICS or keeps is None:
             return self._visit_unknown(node, name, value)
-        ids = self._collapse(source.ids.movedim(over[0], 1))
-        self._flow.statistics.append(StatisticCall(node, name, over[0], ids))
-        self._cost(node, "adaptive_avg_pool2d", source, source.ids, dims=(over[0],))
+        (over,) = (dim for dim in dims if varies(source.ids, dim))
+        ids = self._collapse(source.ids.movedim(over, 1))
+        call = StatisticCall(node, name, over, tuple(dims), keeps, ids)
+        self._flow.statistics.append(call)
+        self._cost(node, "adaptive_avg_pool2d", source, source.ids, dims=(over,))
         return self._neutral(node, value)
 
     def _neutral(self, node: fx.Node, value: Tensor) -> IdTensor:
@@ -375,17 +384,16 @@ class _Follower:
         *lead, queries, _ = parts.query.meta["value"].shape
         keys, heads = parts.key.meta["value"].shape[-2], lead[-1] if len(lead) > 1 else 1
         windows = math.prod(lead) // heads
-        size = (keys, windows), (queries, windows)
+        sizes = (keys, windows), (queries, windows)
+        rows = (heads * windows * queries, 1)
         self._flow.operators += [
-            CostedCall(node, SCORES, np.tile(query, heads), *size, heads, "scores"),
+            CostedCall(node, SCORES, np.tile(query, heads), *sizes, heads, "scores"),
             CostedCall(
-                node,
-                "softmax",
-                np.tile(self._flow.sets.fresh(1), keys),
-                *[(heads * windows * queries, 1)] * 2,
+                *(node, "softmax", np.tile(self._flow.sets.fresh(1), keys)),
+                *(rows, rows),
                 part="softmax",
             ),
-            CostedCall(node, MIXTURE, np.tile(values, heads), *size, heads, "values"),
+            CostedCall(node, MIXTURE, np.tile(values, heads), *sizes, heads, "values"),
         ]
         return IdTensor(spread_along(torch.from_numpy(values), -1, value.shape), node)
 
@@ -396,8 +404,8 @@ class _Follower:
             return IdTensor(source.ids, node)
         if has_channels_last(source.ids) and not any(widths[:2]):
             self._cost(node, "pad", source, value, dims=(-1,))
-            ids = torch.from_numpy(self._collapse(source.ids.movedim(-1, 1)))
-            return IdTensor(spread_along(ids, -1, value.shape), node)
+            tokens = torch.from_numpy(self._collapse(source.ids.movedim(-1, 1)))
+            return IdTensor(spread_along(tokens, -1, value.shape), node)
         across_channels = len(widths) > 2 * (rank - 2)
         if not across_channels:
             self._cost(node, "pad", source, value)
@@ -515,8 +523,8 @@ class _Follower:
             return moved  # images of the batch are mixed
         if origin.node.op == "get_attr":
             return moved  # has no batch: expanding it to one cannot be left out
-        if has_channels_last(origin.ids):
-            return moved
+        if any(varies(origin.ids, dim) for dim in range(2, len(shape))):
+            return moved  # channels are in other dimensions
         area = origin.ids[0, 0].numel()
         if ids.dim() == len(shape):
             rows = places.transpose(0, 1).flatten(1)  # (channels, height * width)
@@ -603,9 +611,9 @@ class _Follower:
         self._flow.wholes.append(node)
 
 
-def _keeps_channels(node: fx.Node) -> bool:
+def _keeps_channels(node: fx.Node, ids: Tensor) -> bool:
     """Whether a reduction runs over dimensions after the channels only."""
-    return all(dim >= 2 for dim in mixed_dims(node))
+    return all(dim >= 2 and not varies(ids, dim) for dim in mixed_dims(node))
 
 
 def _pad_arguments(node: fx.Node) -> tuple[list[int], str, float]:

@@ -98,11 +98,19 @@ class ContractionCall:
 
 @dataclass
 class StatisticCall:
-    """A number over all channels, as a mean over them; one id for each channel."""
+    """A number over all channels, as a mean over them; one id for each channel.
+
+    Attributes:
+        dim: Of the channels.
+        dims: All that it is over.
+        keeps: Whether these stay, as ones.
+    """
 
     node: fx.Node
     name: str
     dim: int
+    dims: tuple[int, ...]
+    keeps: bool
     ids: Ids
 
 
@@ -130,6 +138,7 @@ class ChannelFlow:
         """Ids that no layer or operator need have seen: of factors, choices and paddings."""
         found = [call.ids for call in self.per_channel] + [use.ids for use in self.parameters]
         found += [select.source_ids for select in self.selects]
-        found += [call.ids for call in (*self.statistics, *self.contractions)]
+        found += [call.ids for call in self.statistics]
+        found += [call.ids for call in self.contractions]
         found += [units for _, units in self.carriers.values()]
         return found + [ids for pad in self.pads for ids in (pad.before, pad.after)]

@@ -85,7 +85,7 @@ def meets_many(operand: IdTensor, others: list[IdTensor], shape: torch.Size) -> 
     """Whether what stands for one channel of an operand meets many, which are last, of another."""
     if len(shape) < 3 or (operand.ids.dim() and operand.ids.shape[-1] > 1):
         return False
-    return any(o is not operand and has_channels_last(o.ids.expand(shape)) for o in others)
+    return any(o is not operand and varies(o.ids.expand(shape), -1) for o in others)
 
 
 def spread_along(ids: Tensor, dim: int, shape: Sequence[int]) -> Tensor:

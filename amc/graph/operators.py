@@ -147,7 +147,7 @@ OPERATORS: dict[str, Operator] = {
     "channel_shuffle": _moves(nn.ChannelShuffle, aliases=("native_channel_shuffle",)),
     "pixel_shuffle": _moves(nn.PixelShuffle),
     "pixel_unshuffle": _moves(nn.PixelUnshuffle),
-    "transpose": _moves(aliases=("swapaxes",)),
+    "transpose": _moves(aliases=("swapaxes", "mT")),
     "movedim": _moves(aliases=("moveaxis",)),
     **dict.fromkeys(
         (
@@ -185,6 +185,8 @@ def plain_name(root: nn.Module, node: fx.Node) -> str:
     if node.op == "call_method":
         return _canonical(str(node.target))
     target: Any = node.target
+    if target is getattr and isinstance(node.args[1], str):
+        return _canonical(node.args[1]) if node.args[1] in _ALIASES else "getattr"
     home = getattr(target, "__module__", None) or "torch"
     name = getattr(target, "__name__", str(target))
     if home.split(".")[0] in ("torch", "torchvision", "_operator", "operator"):

@@ -55,9 +55,10 @@ class RemovalPlan:
         module: The network as a graph whose channel splits and paddings are modules, so that
             its code is the same for every candidate.
         unit_group: Index of the unit's channel group; -1 where it is frozen. Shape (units,).
-        layers, per_channel, parameters, selects, pads, regroups: Module (or parameter) path -> units.
+        layers, per_channel, parameters, selects, pads: Module (or parameter) path -> units.
         folds: Batch normalisation path -> the layer that feeds only it.
         blocks: Residual blocks that can go.
+        regroups: Module path -> units, of chains of rearrangements (`amc.graph.regroup`).
     """
 
     module: fx.GraphModule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -59,9 +58,9 @@ def product_of_node(node: fx.Node, name: str) -> Product | None:
     if left.dim() < 2 or right.dim() < 2:
         return None
     rank = max(left.dim(), right.dim())
-    lead, (n, k, m) = string.ascii_lowercase[: rank - 2], "nkm".upper()
-    labels = lead[rank - left.dim() :] + n + k, lead[rank - right.dim() :] + k + m
-    return _checked(*labels, lead + n + m, left, right)
+    lead = string.ascii_lowercase[: rank - 2]
+    first, second = lead[rank - left.dim() :] + "NK", lead[rank - right.dim() :] + "KM"
+    return _checked(first, second, f"{lead}NM", left, right)
 
 
 def _of_equation(node: fx.Node, left: Tensor, right: Tensor) -> Product | None:
@@ -70,12 +69,10 @@ def _of_equation(node: fx.Node, left: Tensor, right: Tensor) -> Product | None:
     parts = operands.split(",")
     if not arrow or "." in equation or len(parts) != 2:
         return None
-    return _checked(*parts, result, left, right)
+    return _checked(parts[0], parts[1], result, left, right)
 
 
-def _checked(
-    first: str, second: str, result: str, left: Tensor, right: Tensor
-) -> Product | None:
+def _checked(first: str, second: str, result: str, left: Tensor, right: Tensor) -> Product | None:
     sizes: dict[str, int] = {}
     for labels, tensor in ((first, left), (second, right)):
         if len(labels) != tensor.dim() or len(set(labels)) != len(labels):
@@ -90,13 +87,14 @@ def _checked(
 
 def operands_of(node: fx.Node, name: str) -> tuple[fx.Node, fx.Node] | None:
     """The two tensors that a node multiplies."""
-    given = [*node.args, *(node.kwargs[key] for key in ("other", "mat2") if key in node.kwargs)]
+    given: list[object] = list(node.args)
     if name == "einsum":
-        given = list(given[1]) if len(given) == 2 and not isinstance(given[1], fx.Node) else given[1:]
-    if len(given) != 2 or not all(isinstance(part, fx.Node) for part in given):
-        return None
-    first, second = given
-    return first, second
+        given = given[1:]
+        if len(given) == 1 and isinstance(given[0], (list, tuple)):
+            given = list(given[0])
+    given += [node.kwargs[key] for key in ("other", "mat2") if key in node.kwargs]
+    nodes = [part for part in given if isinstance(part, fx.Node)]
+    return (nodes[0], nodes[1]) if len(nodes) == len(given) == 2 else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -97,7 +98,9 @@ def regrouping_of(places: Tensor, source: Sequence[int], images: int) -> Regroup
     for dim, size in enumerate(source):
         inside = found.of_dim(dim)
         end = found.starts[dim] + sum((digit.size - 1) * digit.step for digit in inside)
-        if end >= size or any(a.step < b.step * b.size for a, b in zip(inside, inside[1:])):
+        if end >= size or any(
+            outer.step < inner.step * inner.size for outer, inner in pairwise(inside)
+        ):
             return None  # steps of two digits would run into one another
     batch = found.of_dim(images)
     if math.prod(digit.size for digit in batch) != source[images]:
@@ -165,7 +168,9 @@ class RegroupUnits:
     carrier: Digit | None
     source: Ids
 
-    def module(self, keep: Sequence[bool] | np.ndarray[tuple[int], np.dtype[np.bool_]]) -> ChannelRegroup:
+    def module(
+        self, keep: Sequence[bool] | np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> ChannelRegroup:
         """What does it where only some units are kept."""
         how, choices = self.how, list[Tensor | None]()
         sizes: dict[Digit, int] = {how.batch: -1}
@@ -252,9 +257,7 @@ def carrier_of(how: Regrouping, ids: Tensor, sets: DisjointSets) -> tuple[Digit 
     shaped = taken.reshape([digit.size for digit in ordered]).numpy()
     numbers = sets.of_ids()[shaped]
     varying = [
-        axis
-        for axis in range(numbers.ndim)
-        if bool((numbers != numbers.take([0], axis)).any())
+        axis for axis in range(numbers.ndim) if bool((numbers != numbers.take([0], axis)).any())
     ]
     if not varying:
         return None, np.empty(0, np.int64)

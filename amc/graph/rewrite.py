@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from amc.graph.flow import ChannelFlow, Ids, RegroupCall, StatisticCall
-from amc.graph.operators import mixed_dims, statistic_of
+from amc.graph.flow import ChannelFlow, Ids, RegroupCall, SelectCall
 from amc.graph.plan import ChannelPad, ChannelSelect, PadUnits, SelectUnits
 from amc.graph.regroup import RegroupUnits
 from amc.layers.norms import ChannelStatistic, Contracted
@@ -18,7 +17,7 @@ from amc.layers.norms import ChannelStatistic, Contracted
 
 @dataclass(frozen=True)
 class Rewritten:
-    """Path -> units, of what became modules: choices, paddings, regroupings, numbers over channels."""
+    """Path -> units, of what became modules."""
 
     selects: dict[str, SelectUnits] = field(default_factory=dict)
     pads: dict[str, PadUnits] = field(default_factory=dict)
@@ -26,9 +25,7 @@ class Rewritten:
     per_channel: dict[str, Ids] = field(default_factory=dict)
 
 
-def rewrite(
-    module: fx.GraphModule, flow: ChannelFlow, units: Callable[[Ids], Ids]
-) -> Rewritten:
+def rewrite(module: fx.GraphModule, flow: ChannelFlow, units: Callable[[Ids], Ids]) -> Rewritten:
     """Turn, in place, what depends on positions into modules that a candidate can replace.
 
     Args:
@@ -43,17 +40,18 @@ def rewrite(
     selects, pads = found.selects, found.pads
     now: dict[fx.Node, fx.Node] = {}  # replaced node -> what stands in its place
     order = {node: place for place, node in enumerate(graph.nodes)}
-    numbered = [(call, number) for calls in (flow.selects, flow.regroups)
-                for number, call in enumerate(calls)]
-    for call, number in sorted(numbered, key=lambda each: order[each[0].node]):
+    selections: list[tuple[SelectCall | RegroupCall, int]] = [
+        *((select, number) for number, select in enumerate(flow.selects)),
+        *((regroup, number) for number, regroup in enumerate(flow.regroups)),
+    ]
+    for call, number in sorted(selections, key=lambda each: order[each[0].node]):
         source = now.get(call.source, call.source)
         if isinstance(call, RegroupCall):
             carrier, ids = flow.carriers[call.node]
             path = f"amc_regroup_{number}"
-            regroup = RegroupUnits(call.how, carrier, units(ids))
-            found.regroups[path] = regroup
-            everything = np.ones(int(regroup.source.max(initial=-1)) + 1, np.bool_)
-            module.add_module(path, regroup.module(everything))
+            found.regroups[path] = RegroupUnits(call.how, carrier, units(ids))
+            everything = np.ones(int(found.regroups[path].source.max(initial=-1)) + 1, np.bool_)
+            module.add_module(path, found.regroups[path].module(everything))
             now[call.node] = _replace(graph, call.node, path, source)
             continue
         if np.array_equal(call.index, np.arange(len(call.source_ids))):
@@ -67,7 +65,13 @@ def rewrite(
     for number, statistic in enumerate(flow.statistics):
         path = f"amc_statistic_{number}"
         found.per_channel[path] = units(statistic.ids)
-        module.add_module(path, _statistic_module(statistic))
+        module.add_module(
+            path,
+            ChannelStatistic(
+                *(statistic.name, statistic.dim, statistic.dims, statistic.keeps),
+                len(statistic.ids),
+            ),
+        )
         now[statistic.node] = _replace(graph, statistic.node, path, statistic.node.args[0])
     for number, contraction in enumerate(flow.contractions):
         path = f"amc_contraction_{number}"
@@ -90,11 +94,6 @@ def rewrite(
         node.meta.pop("value", None)
     module.recompile()
     return found
-
-
-def _statistic_module(call: StatisticCall) -> ChannelStatistic:
-    keeps = bool(statistic_of(call.node, call.name))
-    return ChannelStatistic(call.name, call.dim, mixed_dims(call.node), keeps, len(call.ids))
 
 
 def _replace(graph: fx.Graph, node: fx.Node, path: str, source: object) -> fx.Node:

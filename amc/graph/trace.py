@@ -211,7 +211,7 @@ class _ValueTracer(fx.Tracer):
             self.stands_for(args[0], proxy)
         return proxy
 
-    def stands_for(self, placeholder: fx.Proxy, changed: fx.Proxy) -> None:
+    def stands_for(self, placeholder: _ValueProxy, changed: fx.Proxy) -> None:
         """What a placeholder stands for was changed in place."""
         self._replaced.append((placeholder, placeholder.node))
         placeholder.node = changed.node

@@ -13,7 +13,6 @@ from amc.layers.signature import WHOLE as WHOLE
 from amc.layers.signature import Signature as Signature
 from amc.layers.signature import Size as Size
 
-
 PART = ":"  # between a node's name and which of the operators it consists of
 
 

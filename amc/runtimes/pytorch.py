@@ -148,7 +148,7 @@ class TorchTimer:
         """Give an operator without storage its tensors, and inputs, from the pool."""
         state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
         s = request.signature
-        shape = (self.batch, request.in_channels, *s.in_size)
+        shape: tuple[int, ...] = (self.batch, request.in_channels, *s.in_size)
         kind = kind_named(s.op)
         if kind is not None and kind.channel_dim == -1:
             shape = (self.batch, *(s.in_size if s.in_size != (1, 1) else ()), request.in_channels)
