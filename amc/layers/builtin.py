@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
-from amc.layers.kind import POSITIONS_PER_IMAGE, ProductKind, positions_of
+from amc.layers.kind import POSITIONS_PER_IMAGE, ProductKind, positions_of, rows_of_last
 from amc.layers.signature import Shape, Signature, Size, pair, positions, space_of
 
 
@@ -38,7 +38,7 @@ class Linear(ProductKind[nn.Linear]):
         generator: Generator | None,
         count: int = POSITIONS_PER_IMAGE,
     ) -> Tensor:
-        return x.reshape(1, -1, x.shape[-1])
+        return rows_of_last(x, generator, count).reshape(1, -1, x.shape[-1])
 
     def onnx(self, layer: nn.Linear, rank: int) -> tuple[str, dict[str, Any]]:
         return ("Gemm", {"transB": 1}) if rank == 2 else ("MatMul", {})

@@ -176,7 +176,7 @@ class LayerKind(ABC, Generic[Module]):
     ) -> Tensor:
         """Outputs at sampled positions of each image, a copy of shape (rows, outputs)."""
         if self.channel_dim == -1:
-            return y.reshape(-1, y.shape[-1]).clone()
+            return rows_of_last(y, generator, count).flatten(0, 1)
         chosen = positions_of(y.shape[2] * y.shape[3], generator, count)
         if y.is_contiguous(memory_format=torch.channels_last):
             flat = y.permute(0, 2, 3, 1).reshape(len(y), -1, y.shape[1])
@@ -274,6 +274,12 @@ def positions_of(
     if generator is None or area <= count:
         return torch.arange(area)
     return torch.randperm(area, generator=generator)[:count].sort().values
+
+
+def rows_of_last(x: Tensor, generator: Generator | None, count: int) -> Tensor:
+    """Sampled positions of what has its channels last, a copy (images, positions, channels)."""
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    return flat.index_select(1, positions_of(flat.shape[1], generator, count))
 
 
 def columns_of(layer: Layer) -> int:

@@ -222,7 +222,7 @@ def _affordable(
                 output = run.values(node)[0]
                 layer = layer_at(graph.plan.module, path)
                 assert isinstance(output, Tensor)
-                area = output[0, 0].numel() if output.dim() == 4 else 1
+                area = output[0].numel() // output.shape[kind_of(layer).channel_dim]
                 rows = min(positions[path], area)
                 noted += (2 if path in streams else 1) * output.nbytes * rows // area
                 groups = kind_of(layer).groups(layer)

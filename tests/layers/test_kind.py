@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import amc
 from amc.compress.quantization import quantize_layer
 from amc.errors import ConfigError
-from amc.layers import find_kind, kind_of
+from amc.layers import find_kind, kind_of, product_of
 from amc.layers.builtin import Convolution, Linear
 from amc.runtimes.pytorch import TorchTimer
 from amc.runtimes.request import Request
@@ -112,3 +112,14 @@ def test_timer_of_pytorch_times_a_layer_that_its_kind_builds() -> None:
     signature = kind_of(layer).signature(layer, (1, 4, 5, 5), (1, 6, 5, 5))
     with TorchTimer(batch=1, threads=1).running() as sample:
         assert sample(Request(signature, 4, 6, FLOAT)) > 0
+
+
+def test_linear_layer_over_tokens_is_seen_at_the_same_few_tokens_on_both_sides():
+    layer, x = nn.Linear(3, 4), torch.randn(5, 7, 9, 3)
+    kind = product_of(layer)
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    (rows,) = kind.rows(layer, x, draws[0], 10)
+    outputs = kind.output_rows(layer(x), draws[1], 10)
+    assert rows.shape == (5 * 10, 3)
+    assert torch.allclose(layer(rows), outputs, atol=1e-6)
+    assert kind.rows(layer, x, None).shape == (1, 5 * 63, 3)
