@@ -28,8 +28,15 @@ def count_macs(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
         Module path -> multiply-adds inside of it; the whole network's under "".
     """
     images = torch.zeros(1, *image_shape)
-    with counting() as counter:
-        network(images)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:  # the counter asks for gradients of those that modules are given
+            parameter.requires_grad_(False)
+        with counting() as counter:
+            network(images)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     counts = {"": counter.get_total_flops() // 2}
     for path, flops in counter.get_flop_counts().items():
         inner = str(path).partition(".")[2]  # after the class of the network

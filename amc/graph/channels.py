@@ -62,7 +62,7 @@ from amc.graph.operators import (
 )
 from amc.graph.products import Product, attention_of, operands_of, product_of_node
 from amc.graph.regroup import carrier_of, regrouping_of
-from amc.layers import find_kind, kind_of, layer_at
+from amc.layers import Layer, find_kind, kind_of, layer_at
 from amc.layers.norms import STATISTICS, channel_dim_of, has_one_factor, norm_groups
 from amc.layers.signature import MIXTURE, SCORES, positions
 
@@ -170,6 +170,8 @@ class _Follower:
         path = str(node.target)
         module = layer_at(self._module, path)
         kind = kind_of(module)
+        if kind.channel_dim == -1 and not varies(source.ids, -1) and self._has_channels(source):
+            return self._visit_mixed_tokens(node, module, source, value)
         in_ids = self._collapse(source.ids.movedim(kind.channel_dim, 1))
         out_ids = self._layer_outputs(len(module.weight), kind.groups(module), in_ids)
         for call in self._flow.layers:
@@ -179,6 +181,23 @@ class _Follower:
         self._flow.layers.append(LayerCall(node, path, module, in_ids, out_ids))
         spread = kind.spread(torch.from_numpy(out_ids), value.dim())
         return IdTensor(spread.expand(value.shape), node)
+
+    def _has_channels(self, value: IdTensor) -> bool:
+        return any(varies(value.ids, dim) for dim in range(value.ids.dim()))
+
+    def _visit_mixed_tokens(
+        self, node: fx.Node, layer: Layer, source: IdTensor, value: Tensor
+    ) -> Any:
+        """A layer over positions, whatever the channel: it is a product that channels pass."""
+        outputs, inputs = layer.weight.shape
+        over = [dim for dim in range(source.ids.dim()) if varies(source.ids, dim)]
+        if len(over) != 1:
+            return self._visit_unknown(node, f"linear layer over dimension {over}", value)
+        ids = self._collapse(source.ids.movedim(over[0], 1))
+        rows = value.numel() // (outputs * len(ids))
+        sizes = (inputs, rows), (outputs, rows)
+        self._flow.operators.append(CostedCall(node, MIXTURE, ids, *sizes))
+        return IdTensor(source.ids[..., :1].expand(value.shape), node)
 
     def _layer_outputs(self, count: int, groups: int, in_ids: Ids) -> Ids:
         sets = self._flow.sets

@@ -308,3 +308,17 @@ def test_call_without_an_onnx_form_is_an_error_that_names_it():
     graph = graph_of(network, SHAPE)
     with pytest.raises(DeviceError, match=r"svd, which amc times as it stands, cannot be written"):
         list(OnnxTimer(1, 1, graph.wholes).sample_all(wholes(graph)))
+
+
+def test_parameter_that_a_module_is_given_is_no_reason_not_to_count():
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.zeros(1, 6)), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.token) + x.mean((1, 2, 3), keepdim=False)[:, None]
+
+    network = Token()
+    assert count_macs(network, SHAPE) == {"": 24, "layer": 24}
+    assert network.token.requires_grad

@@ -348,3 +348,34 @@ def test_table_made_of_the_number_of_channels_is_cut_with_them():
     graph = graph_of(randomised(Places(fused)), SHAPE)
     assert sizes(graph) == {"patches": WIDTH}
     assert error_of_half(graph) < TOLERANCE / 10
+
+
+def test_layer_over_tokens_lets_channels_pass():
+    class Mixer(nn.Module):
+        """MLP-Mixer's (Tolstikhin et al. 2021): over tokens, then over channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+            self.wide, self.narrow = nn.Linear(4, 6), nn.Linear(6, 4)
+            self.deep, self.head = nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            y = functional.gelu(self.wide(self.norm(x).transpose(1, 2)))
+            x = x + self.narrow(y).transpose(1, 2)
+            return self.head(torch.relu(self.deep(x)).mean(1))
+
+    network = randomised(Mixer())
+    graph = graph_of(network, SHAPE)
+    assert sizes(graph) == {"patches": 8, "deep": 12}
+    assert [layer.name for layer in graph.layers] == ["patches", "deep", "head"]
+    assert error_of_half(graph) < TOLERANCE / 10
+    whole = sum(operator_prices(graph, IDENTITY, "macs", None))
+    assert whole == count_macs(network, SHAPE)[""]
+    half = sum(operator_prices(graph, Strategy({"patches": 0.5}, {}), "macs", None))
+    # Four channels less: of the patches 48 products at 4 places; of both layers over tokens 24
+    # each; 12 at each of 4 tokens behind them.
+    assert whole - half == 4 * (4 * 48 + 2 * 24 + 4 * 12)
+    over_tokens = [info.count.fixed for info in graph.stored if info.name in ("wide", "narrow")]
+    assert sum(over_tokens) == 24 + 6 + 24 + 4
