@@ -166,7 +166,7 @@ class _Follower:
 
     # -- layers and parameters --------------------------------------------------------------
 
-    def _visit_layer(self, node: fx.Node, source: IdTensor, value: Tensor) -> IdTensor:
+    def _visit_layer(self, node: fx.Node, source: IdTensor, value: Tensor) -> Any:
         path = str(node.target)
         module = layer_at(self._module, path)
         kind = kind_of(module)
