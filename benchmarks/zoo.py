@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.networks.build import TORCHVISION_OPTIONS
+from amc.networks.torchvision_models import TORCHVISION_OPTIONS
 
 SEED = 0
 TIMM = (
