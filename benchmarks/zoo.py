@@ -27,10 +27,10 @@ TORCHVISION = {
     **dict.fromkeys(("vit_b_16", "swin_t", "convnext_tiny", "googlenet", "resnext50_32x4d"), 224),
     "inception_v3": 299,
     "efficientnet_v2_s": 384,
-    **dict.fromkeys(("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"), 520),
+    **dict.fromkeys(("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"), 256),
     "ssdlite320_mobilenet_v3_large": 320,
 }  # name -> image size, pixels
-ULTRALYTICS = {"yolov8n": 640, "yolov8n-cls": 224}
+ULTRALYTICS = {"yolov8n": 320, "yolov8n-cls": 224}
 FACES = {"PNet": 12, "RNet": 24, "ONet": 48}
 NETWORKS = (
     *(f"timm/{name}" for name in TIMM),
