@@ -16,6 +16,7 @@ from amc.errors import NetworkError
 from amc.networks.lenet import lenet_5, lenet_300_100
 from amc.networks.mobilenet import mobilenet_v1
 from amc.networks.resnet import cifar_resnet
+from amc.networks.shufflenet import shufflenet_v1
 from amc.networks.timm_models import PREFIX, check_timm_name, timm_images, timm_network
 from amc.networks.torchvision_models import (
     torchvision_images,
@@ -34,6 +35,7 @@ NETWORKS: dict[str, Builder] = {
     "resnet56": partial(cifar_resnet, depth=56),
     "resnet110": partial(cifar_resnet, depth=110),
     "mobilenet_v1": mobilenet_v1,
+    "shufflenet_v1": shufflenet_v1,
     "lenet_300_100": lenet_300_100,
     "lenet_5": lenet_5,
 }
