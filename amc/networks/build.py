@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from amc.errors import NetworkError
+from amc.networks.adder import adder_resnet
 from amc.networks.lenet import lenet_5, lenet_300_100
 from amc.networks.mobilenet import mobilenet_v1
 from amc.networks.resnet import cifar_resnet
@@ -36,6 +37,7 @@ NETWORKS: dict[str, Builder] = {
     "resnet110": partial(cifar_resnet, depth=110),
     "mobilenet_v1": mobilenet_v1,
     "shufflenet_v1": shufflenet_v1,
+    "adder_resnet20": partial(adder_resnet, depth=20),
     "lenet_300_100": lenet_300_100,
     "lenet_5": lenet_5,
 }
