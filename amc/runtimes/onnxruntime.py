@@ -12,7 +12,7 @@ import platform
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -231,7 +231,7 @@ class OnnxTimer:
         """
         self.batch, self.threads, self._wholes = batch, threads, wholes
         # Models of wholes and of layers that are no operators.
-        self._written: dict[Request, tuple[onnx.ModelProto, dict[str, Array]]] = {}
+        self._written: dict[Hashable, tuple[onnx.ModelProto, dict[str, Array]]] = {}
 
     def sample_all(self, requests: Sequence[Request]) -> Iterator[float]:
         """Milliseconds of one batch for every request, in their order.
@@ -249,10 +249,11 @@ class OnnxTimer:
             yield from self._sample(operator_model(part, self.batch), part)
 
     def _sample_lone(self, request: Request) -> float:
-        if request not in self._written:
-            self._written[request] = lone_model(request, self.batch, self._wholes)
+        key = request.signature, request.in_channels, request.out_channels  # the same in all bits
+        if key not in self._written:
+            self._written[key] = lone_model(request, self.batch, self._wholes)
         with tempfile.TemporaryDirectory() as folder:
-            taken = self._run(*self._written[request], Path(folder))
+            taken = self._run(*self._written[key], Path(folder))
         return max(sum(taken.values()), _HALF_TICK_MS)
 
     def _sample(self, model: OperatorModel, requests: Sequence[Request]) -> list[float]:
