@@ -30,17 +30,19 @@ def photos(tmp_path: Path) -> Path:
 def test_network_of_timms_is_searched_trained_and_exported(photos: Path, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), "weights.pt")
+    small = timm.create_model("resnet10t", num_classes=3, channels=[8, 8, 12, 16], stem_width=4)
+    torch.save(small.state_dict(), "weights.pt")
     run = tmp_path / "run"
     code = amc(
-        *("search", "network=timm/test_resnet", "network.checkpoint=weights.pt"),
+        *("search", "network=timm/resnet10t", "network.checkpoint=weights.pt"),
+        *("+network.options.channels=[8,8,12,16]", "+network.options.stem_width=4"),
         *("data=image_folder", f"data.root={photos}", "data.image_size=32", "budget=macs"),
         *("env.channel_step=1", "device=roofline_phone", "search.evaluations=2"),
         *("search.final_candidates=1", f"hydra.run.dir={run}", *REPAIR),
     )
     assert code == 0
     data = json.loads((run / "run.json").read_text())["data"]
-    config = timm.get_pretrained_cfg("test_resnet")
+    config = timm.get_pretrained_cfg("resnet10t")
     assert (data["mean"], data["std"]) == ([*config.mean], [*config.std])
     assert amc("finetune", f"run={run}", "epochs=1", "batch_size=8") == 0
     assert amc("export", f"run={run / 'finetune'}") == 0
