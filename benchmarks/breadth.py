@@ -16,11 +16,16 @@ of its own. What fails is a row with what was said; a package that is not instal
 - `ONNX`: the largest difference of a compressed network's file from PyTorch, likewise.
 - `not followed`: modules that amc counts as they stand, and the reason for which the most channels
   that could have been free are frozen.
+- `half`: of the multiply-adds, by PyTorch's counter, what goes with half of every free group.
+- `torch-pruning`: the same by torch_pruning, where its dependency graph can be built, half of each
+  group pruned by magnitude (its `MagnitudePruner`, told to leave the layers that give the outputs),
+  and the network still runs and gives outputs of the same shape; otherwise what failed, and how.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -28,7 +33,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,7 @@ from amc.cost.account import count_macs
 from amc.cost.prices import operator_prices
 from amc.errors import NetworkError
 from amc.export import check_parity, export_onnx
+from amc.graph.operators import tensors_in
 from amc.graph.plan import NetworkGraph
 from amc.graph.types import ChannelCount, LayerInfo, OperatorInfo
 from amc.strategy import IDENTITY
@@ -52,8 +58,9 @@ STRATEGIES = 3
 OUTPUT = "is an output of the network"
 COLUMNS = (
     *("network", "image", "layers", "macs ratio", "both free", "one free", "streams free"),
-    *("seconds", "removed = ignored", "ONNX", "not followed", "error"),
+    *("seconds", "removed = ignored", "ONNX", "half", "torch-pruning", "not followed", "error"),
 )
+HALF = 0.5
 
 
 class FirstOutput(nn.Module):
@@ -128,6 +135,12 @@ def strategies(graph: NetworkGraph) -> Iterator[KeepMask]:
         yield keep_mask(graph, kept)
 
 
+def half(graph: NetworkGraph) -> nn.Module:
+    """The network with every second channel of each free group, in their order."""
+    kept = {group.index: np.arange(0, group.size, 2) for group in graph.free_groups}
+    return remove_channels(graph.plan, keep_mask(graph, kept))
+
+
 def exported(graph: NetworkGraph, keep: KeepMask, images: Tensor) -> str:
     """The largest difference of a compressed network's ONNX file, or why there is none."""
     compressed = remove_channels(graph.plan, keep)
@@ -171,8 +184,67 @@ def measure(name: str) -> dict[str, object]:
     masks = list(strategies(graph))
     worst = max(removal_error(graph, keep, images) for keep in masks)
     row["removed = ignored"] = f"{worst:.0e}"
+    row["half"] = _gone(count_macs(half(graph), shape)[""], int(macs))  # of what is returned
     row["ONNX"] = exported(graph, masks[0], images)
     return row
+
+
+def rival(name: str) -> dict[str, object]:
+    """The part of a row that torch_pruning has."""
+    pruning: Any = importlib.import_module("torch_pruning")
+    network, shape = build(name)
+    images = torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED))
+    shapes, expected = _shapes(network, images), count_macs(network, shape)[""]
+    said, step = "", "building its graph"
+    try:
+        pruner = pruning.pruner.MagnitudePruner(
+            network,
+            images,
+            importance=pruning.importance.MagnitudeImportance(p=2),
+            pruning_ratio=HALF,
+            ignored_layers=_last_layers(network, images),
+        )
+        step = "pruning"
+        pruner.step()
+        step = "the pruned network"
+        given = _shapes(network, images)
+        if given != shapes:
+            said = f"outputs of {given}, not {shapes}"
+        left = count_macs(network, shape)[""]
+    except Exception as error:  # the row tells it
+        said = _first_line(error)
+    found = f"fails ({step}): {said}" if said else _gone(left, expected)
+    return {"torch-pruning": found}
+
+
+def _shapes(network: nn.Module, images: Tensor) -> list[tuple[int, ...]]:
+    with torch.no_grad():
+        return [tuple(tensor.shape) for tensor in tensors_in(network(images))]
+
+
+def _last_layers(network: nn.Module, images: Tensor) -> list[nn.Module]:
+    """The layers behind which, on a way to an output, there is no other."""
+    made: dict[Any, nn.Module] = {}
+    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    hooks = [m.register_forward_hook(lambda m, _, y: made.update({y.grad_fn: m})) for m in layers]
+    left = [tensor.grad_fn for tensor in tensors_in(network(images.requires_grad_()))]
+    for hook in hooks:
+        hook.remove()
+    found, seen = list[nn.Module](), set[Any]()
+    while left:
+        step = left.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        if step in made:
+            found.append(made[step])
+        else:
+            left += [before for before, _ in step.next_functions]
+    return found
+
+
+def _gone(left: int, of: int) -> str:
+    return f"-{100 * (1 - left / of):.1f} %"
 
 
 def _first_line(error: Exception) -> str:
@@ -180,10 +252,10 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {said[0] if said else ''}"
 
 
-def row_of(name: str) -> dict[str, object]:
-    """`measure`, or a row that says why it failed."""
+def row_of(name: str, part: Callable[[str], dict[str, object]] = measure) -> dict[str, object]:
+    """A part of a row, or one that says why it failed."""
     try:
-        return measure(name)
+        return part(name)
     except ImportError as error:
         return {"network": name, "error": f"not installed: {error}"}
     except Exception as error:
@@ -191,9 +263,16 @@ def row_of(name: str) -> dict[str, object]:
         return {"network": name, "error": _first_line(error)}
 
 
-def in_a_process(name: str, seconds: float) -> dict[str, object]:
+def row_by_both(name: str, seconds: float) -> dict[str, object]:
+    """A row of the table, each part from a process of its own."""
+    row = in_a_process(["--row", name], name, seconds)
+    other = in_a_process(["--rival", name], name, seconds)
+    return row | {"torch-pruning": other.get("torch-pruning", other.get("error"))}
+
+
+def in_a_process(options: Sequence[str], name: str, seconds: float) -> dict[str, object]:
     """`row_of` in a process of its own, which may crash or take too long."""
-    command = [sys.executable, "-m", "benchmarks.breadth", "--row", name]
+    command = [sys.executable, "-m", "benchmarks.breadth", *options]
     try:
         ended = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False
@@ -215,13 +294,15 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--seconds", type=float, default=900, help="for each network")
     parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--rival", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.row:
-        print(json.dumps(row_of(given.row)))
+    if given.row or given.rival:
+        found = row_of(given.row) if given.row else row_of(given.rival, rival)
+        print(json.dumps(found))
         return
     rows = []
     for name in given.networks:
-        rows.append(in_a_process(name, given.seconds))
+        rows.append(row_by_both(name, given.seconds))
         print(rows[-1], flush=True)
     print_table(rows, COLUMNS)
     print(write_csv("breadth", [row | provenance(SEED) for row in rows]))

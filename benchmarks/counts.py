@@ -65,7 +65,7 @@ def measure(name: str, size: int) -> dict[str, object]:
     """Count a network both ways."""
     channels = 1 if name.startswith("lenet") else 3
     shape = (channels, size, size)
-    options = {"image_size": size} if name.startswith("vit") else {}
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
     classes = CLASSES if size > 32 else 10
     network = build_network(name, num_classes=classes, image_shape=shape, seed=SEED, **options)
     network.eval()

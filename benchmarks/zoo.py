@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.networks.build import TORCHVISION_OPTIONS
+from amc.networks import build_network
+from amc.networks.torchvision_models import TORCHVISION_OPTIONS
 
 SEED = 0
 TIMM = (
@@ -27,16 +28,18 @@ TORCHVISION = {
     **dict.fromkeys(("vit_b_16", "swin_t", "convnext_tiny", "googlenet", "resnext50_32x4d"), 224),
     "inception_v3": 299,
     "efficientnet_v2_s": 384,
-    **dict.fromkeys(("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"), 520),
+    **dict.fromkeys(("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"), 256),
     "ssdlite320_mobilenet_v3_large": 320,
 }  # name -> image size, pixels
-ULTRALYTICS = {"yolov8n": 640, "yolov8n-cls": 224}
+ULTRALYTICS = {"yolov8n": 320, "yolov8n-cls": 224}
+OWN = {"shufflenet_v1": 224}
 FACES = {"PNet": 12, "RNet": 24, "ONet": 48}
 NETWORKS = (
     *(f"timm/{name}" for name in TIMM),
     *(f"torchvision/{name}" for name in TORCHVISION),
     *(f"ultralytics/{name}" for name in ULTRALYTICS),
     *(f"facenet_pytorch/{name}" for name in FACES),
+    *(f"amc/{name}" for name in OWN),
 )
 
 
@@ -113,6 +116,11 @@ def _ultralytics(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     return network, (3, size, size)
 
 
+def _own(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    shape = (3, OWN.get(name, 32), OWN.get(name, 32))
+    return build_network(name, num_classes=1000, image_shape=shape), shape
+
+
 def _faces(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     mtcnn: Any = importlib.import_module("facenet_pytorch.models.mtcnn")
     network: nn.Module = getattr(mtcnn, name)(pretrained=False)
@@ -126,4 +134,5 @@ _BUILDERS: dict[str, Callable[[str], tuple[nn.Module, tuple[int, int, int]]]] = 
     "torchvision": _torchvision,
     "ultralytics": _ultralytics,
     "facenet_pytorch": _faces,
+    "amc": _own,
 }

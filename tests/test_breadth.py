@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from amc.compress.verify import graph_of
 from amc.cost.account import count_macs
-from benchmarks import zoo
-from benchmarks.breadth import FirstOutput, free_shares, row_of, streams
+from benchmarks import breadth, zoo
+from benchmarks.breadth import FirstOutput, free_shares, half, rival, row_of, streams
 
 SHAPE = (3, 8, 8)
 
@@ -58,6 +60,44 @@ def test_statistics_factors_and_shifts_are_drawn_and_weights_are_not() -> None:
         assert 0.5 <= norm.weight.min() <= norm.weight.max() <= 1.5
     assert (network[1].running_var != 1).all()
     assert (network[1].running_mean != 0).all()
+
+
+def test_half_of_every_free_group_by_hand() -> None:
+    network = Residual().eval()
+    left = half(graph_of(network, SHAPE))  # two of the stream's four channels
+    assert count_macs(left, SHAPE)[""] == 64 * 3 * 2 + 64 * 9 * 2 * 2 + 2 * 2
+
+
+def test_layers_that_give_the_outputs_are_those_nearest_to_them() -> None:
+    class Two(Residual):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            x = self.stem(x)
+            return self.head(x.mean((2, 3))).softmax(1), self.branch(x).relu()
+
+    network = Two()
+    found = breadth._last_layers(network, torch.randn(1, *SHAPE))
+    assert set(found) == {network.head, network.branch}
+
+
+def test_torch_pruning_is_given_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning")
+
+    class Broken(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.stem(x).mean((2, 3)).view(-1, 4))  # of 2 afterwards
+            return scores
+
+    networks = {"tiny/whole": Residual(), "tiny/broken": Broken()}
+    monkeypatch.setattr(breadth, "build", lambda name: (networks[name].eval(), SHAPE))
+    before, left = 64 * 12 + 64 * 144 + 8, 64 * 6 + 64 * 36 + 4
+    said = f"-{100 * (1 - left / before):.1f} %"
+    assert rival("tiny/whole") == {"torch-pruning": said}
+    assert str(rival("tiny/broken")["torch-pruning"]).startswith("fails (")
+
+
+def test_rival_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    assert "not installed" in str(row_of("timm/resnet18", rival)["error"])
 
 
 def test_network_that_fails_is_a_row_with_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ OPTIONS: dict[str, Kind] = {
     "search.reaim": _AT_LEAST_0,
     "network.name": TEXT,
     "network.checkpoint": or_null(TEXT),
+    "network.pretrained": SWITCH,
     "network.options": or_null(_MAPPING),
     "data.name": TEXT,
     "data.root": or_null(TEXT),

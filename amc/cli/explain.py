@@ -17,7 +17,7 @@ NO_OPTIONS = ("hydra", "experiment")  # folders of conf/ whose files hold no opt
 
 # What the names of a group's choices do not say.
 _GROUPS = {
-    "network": "also the name of any classification model of torchvision, or "
+    "network": "also the name of any classification model of torchvision, timm/<name>, or "
     "package.module:function that returns your torch.nn.Module",
     "data": "image_folder: data.root=<folder of train/<class>/* and test/<class>/*>",
     "device": "torch_* and onnxruntime_cpu are measured on this machine; roofline_* are models "

@@ -281,7 +281,8 @@ _OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
     "device": {"kind": "class", "options": {}},
     "agent": {},
 }
-_NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,-]+)")
+_IN_A_PACKAGE = re.compile(r"timm/[\w.-]+(?<!\.py)$")  # no file, though there is a slash in it
+_NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,/-]+)")
 
 
 def _offer_names(arguments: Sequence[str]) -> None:
@@ -291,7 +292,8 @@ def _offer_names(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         option, _, name = argument.partition("=")
-        module = as_module(name) if option in _OFFERED else None
+        is_named = option in _OFFERED and not (option == "network" and _IN_A_PACKAGE.match(name))
+        module = as_module(name) if is_named else None
         if module is not None and (option == "network" or ":" in name):
             kind = "A network is a function, package.module:function"
             if option != "network":
@@ -302,8 +304,10 @@ def _offer_names(arguments: Sequence[str]) -> None:
         for name in names:
             known = (package_files("amc.conf") / group / f"{name}.yaml").is_file()
             if not known and (group == "network" or ":" in name):
-                node = {"name": name, **_OFFERED[group]}
-                ConfigStore.instance().store(name=name, group=group, node=node)
+                published = {} if ":" in name or group != "network" else {"pretrained": False}
+                node = {"name": name, **published, **_OFFERED[group]}
+                folder, _, file = f"{group}/{name}".rpartition("/")
+                ConfigStore.instance().store(name=file, group=folder, node=node, package=group)
 
 
 def _quoted(override: str) -> str:

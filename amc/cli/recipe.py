@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +21,7 @@ from amc.data import DataSet, build_data
 from amc.decisions import build_decision
 from amc.errors import ConfigError, NetworkError
 from amc.networks import build_network, load_checkpoint, outputs_in
-from amc.networks.build import check_network_name
+from amc.networks.build import check_network_name, images_of
 from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT, build_objective
 from amc.problem.problem import Problem, check_problem
@@ -48,6 +49,7 @@ class Ended(NamedTuple):
 
 
 TRAINED_BY_AMC = ("digits",)  # small enough to train a base network in seconds
+WITHOUT_SIZE = ("image_folder",)  # whose images have any size, and any network's normalisation
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def prepared(
         DataError: The data cannot be read.
     """
     check_network(network, data, trained=trained)
-    found = data_of(data)
+    found = data_of(data_for(network, data))
     return network_of(network, found, trained=trained), found
 
 
@@ -119,6 +121,28 @@ def data_of(options: Mapping[str, Any]) -> DataSet:
     return build_data(**options)
 
 
+def data_for(network: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of data, with what the network's weights were trained on where they say nothing.
+
+    Of networks that come with numbers of their own: for folders, whose images have no size; and for
+    all data where the published weights are asked for.
+
+    Raises:
+        NetworkError: There is no such network.
+    """
+    pretrained = bool(network.get("pretrained"))
+    if not pretrained and data.get("name") not in WITHOUT_SIZE:
+        return dict(data)
+    known = images_of(str(network["name"]), pretrained=pretrained)
+    if data.get("channels") == 1:  # of grey images one number, as weights for colours are summed
+        known |= {key: [fmean(known[key])] for key in ("mean", "std") if key in known}
+    told = {key: value for key, value in known.items() if data.get(key) is None}
+    if told:
+        said = ", ".join(f"data.{key}={value}" for key, value in told.items())
+        log.info("of %s, as nothing else is said: %s", network["name"], said)
+    return {**data, **told}
+
+
 def device_of(config: DictConfig) -> dict[str, Any] | None:
     """The device config group, its files by absolute paths; None after ``~device``."""
     if config.get("device") is None:
@@ -140,24 +164,31 @@ def check_network(
     own = sorted({"name", "image_shape"} & set(given))
     if own:
         raise ConfigError(f"network.options must not hold {', '.join(own)}: the data decide them.")
-    check_network_name(name)
+    pretrained = bool(options.get("pretrained")) and trained
+    check_network_name(name, pretrained=pretrained)
     if not trained:
+        return
+    if pretrained and options.get("checkpoint"):
+        raise ConfigError("Give network.pretrained=true or network.checkpoint=<file>, not both.")
+    if pretrained:
         return
     if options.get("checkpoint"):
         check_checkpoint(Path(options["checkpoint"]).expanduser())
     elif ":" not in name and data.get("name") not in TRAINED_BY_AMC:
         raise NetworkError(
             f"Network {name!r} has no weights for data {data.get('name')!r}. Give a trained "
-            "checkpoint: network.checkpoint=<file.safetensors or .pt>, or a function of your own "
-            "that loads them: network=package.module:function."
+            "checkpoint: network.checkpoint=<file.safetensors or .pt>, the published weights of "
+            "torchvision or timm: network.pretrained=true, or a function of your own that loads "
+            "them: network=package.module:function."
         )
 
 
 def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
     """The network of a config group that is checked (`check_network`), with its weights.
 
-    It has an output for each class of the data, or as many as ``network.options.num_classes`` or
-    its checkpoint say: then the data's labels do not count (`amc.problem.problem.matched`).
+    It has an output for each class of the data, or as many as ``network.options.num_classes``, its
+    checkpoint or its published weights say: then the data's labels do not count
+    (`amc.problem.problem.matched`).
     """
     name, given = str(options["name"]), dict(options.get("options") or {})
     asked = given.pop("num_classes", None)
@@ -165,6 +196,10 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
     def build(outputs: int | None) -> nn.Module:
         return build_network(name, num_classes=outputs, image_shape=data.image_shape, **given)
 
+    if trained and options.get("pretrained"):
+        return build_network(
+            name, num_classes=asked, image_shape=data.image_shape, pretrained=True, **given
+        )
     checkpoint = options.get("checkpoint") if trained else None
     if checkpoint:
         path = Path(checkpoint).expanduser()
@@ -326,10 +361,11 @@ def absolute_paths(options: Mapping[str, Any], keys: Sequence[str]) -> dict[str,
 
 def record_of(kind: str, config: DictConfig, settings: dict[str, Any]) -> RunRecord:
     """How a command's run is made, as its folder keeps it."""
+    network = recorded_place(config.network, "checkpoint")
     return RunRecord(
         kind=kind,
-        network=recorded_place(config.network, "checkpoint"),
-        data=recorded_place(config.data, "root"),
+        network=network,
+        data=data_for(network, recorded_place(config.data, "root")),
         device=device_of(config) or {},
         budget=plain(config.budget),
         settings=settings,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amc.errors import ConfigError
 from amc.layers import Layer, kind_of
 from amc.layers.copies import clone_module
+from amc.networks.adder import Adder2d
 from amc.strategy import FLOAT_BITS, Bits
 
 # Clipping ranges tried, as fractions of the largest magnitude.
@@ -161,6 +162,10 @@ class QuantizedConv2d(Quantized, nn.Conv2d):
 
 class QuantizedLinear(Quantized, nn.Linear):  # type: ignore[misc]  # whose bias may be None
     """A linear layer that sees its input and weight through their grids."""
+
+
+class QuantizedAdder2d(Quantized, Adder2d):  # type: ignore[misc]  # whose weight is a Parameter
+    """An adder layer that sees its input and weight through their grids."""
 
 
 def quantize_layer(layer: nn.Module, bits: Bits, input_grid: tuple[float, int] | None) -> nn.Module:

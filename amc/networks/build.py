@@ -1,4 +1,4 @@
-"""Networks by name: our own, torchvision's, or a function of the user's."""
+"""Networks by name: our own, torchvision's, timm's, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import torch
 from torch import nn
 
 from amc.errors import NetworkError
+from amc.networks.adder import adder_resnet
 from amc.networks.lenet import lenet_5, lenet_300_100
 from amc.networks.mobilenet import mobilenet_v1
 from amc.networks.resnet import cifar_resnet
+from amc.networks.shufflenet import shufflenet_v1
+from amc.networks.timm_models import PREFIX, check_timm_name, timm_images, timm_network
+from amc.networks.torchvision_models import (
+    torchvision_images,
+    torchvision_names,
+    torchvision_network,
+)
 from amc.utils.packages import import_named
 
 Builder = Callable[..., nn.Module]
@@ -28,26 +36,49 @@ NETWORKS: dict[str, Builder] = {
     "resnet56": partial(cifar_resnet, depth=56),
     "resnet110": partial(cifar_resnet, depth=110),
     "mobilenet_v1": mobilenet_v1,
+    "shufflenet_v1": shufflenet_v1,
+    "adder_resnet20": partial(adder_resnet, depth=20),
     "lenet_300_100": lenet_300_100,
     "lenet_5": lenet_5,
 }
-# Their auxiliary classifiers only serve training, and their own initialisation takes minutes.
-TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": False},
-    "inception_v3": {"aux_logits": False, "init_weights": False},
-}
 
 
-def check_network_name(name: str) -> None:
+def check_network_name(name: str, *, pretrained: bool = False) -> None:
     """Check that there is such a network, without building it.
 
+    Args:
+        pretrained: Whether its published weights are asked for.
+
     Raises:
-        NetworkError: The name is unknown, or the function cannot be imported.
+        NetworkError: The name is unknown, the function cannot be imported, or there are no weights.
     """
     if ":" in name:
         import_named(name, "Network", "function", NetworkError)
-    elif name not in NETWORKS and name not in _torchvision_names():
+    elif name.startswith(PREFIX):
+        check_timm_name(name, pretrained=pretrained)
+    elif name not in NETWORKS and name not in torchvision_names():
         raise _unknown(name)
+    if pretrained and (":" in name or name in NETWORKS):
+        raise NetworkError(
+            f"There are no published weights of network {name!r}; network.pretrained is for those "
+            "of torchvision and timm. Give a checkpoint: network.checkpoint=<file.safetensors or "
+            ".pt>."
+        )
+
+
+def images_of(name: str, *, pretrained: bool) -> dict[str, Any]:
+    """What images a network is made for: options of data, none where nothing is known.
+
+    Args:
+        pretrained: Whether it has its published weights.
+
+    Raises:
+        NetworkError: As `check_network_name`, of timm's and where weights are asked for.
+    """
+    if not (pretrained or name.startswith(PREFIX)):
+        return {}
+    check_network_name(name, pretrained=pretrained)
+    return timm_images(name) if name.startswith(PREFIX) else torchvision_images(name)
 
 
 def build_network(
@@ -56,25 +87,27 @@ def build_network(
     num_classes: int | None,
     image_shape: tuple[int, int, int],
     seed: int = 0,
+    pretrained: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """An untrained network; equal arguments give equal weights.
+    """A network, untrained unless its weights are asked for; equal arguments give equal weights.
 
     Args:
-        name: A key of ``NETWORKS``, a classification model of torchvision, or
+        name: A key of ``NETWORKS``, a classification model of torchvision, ``timm/<name>``, or
             "package.module:function", a function that returns the network.
         num_classes: Features of the output. None: as many as a network has that is not told;
             amc's own must be told.
         image_shape: (channels, height, width) of one input image.
         seed: Of the initial weights. The global random state is left as it was.
+        pretrained: Whether it has its published weights, which torchvision or timm download.
         options: Passed to the builder. A function of the user's is called with those of
             num_classes, image_shape, seed and the options that its signature accepts.
 
     Raises:
         NetworkError: The name is unknown, the function cannot be imported, the builder fails,
-            or what it returns is no nn.Module.
+            what it returns is no nn.Module, or there are no such weights.
     """
-    check_network_name(name)
+    check_network_name(name, pretrained=pretrained)
     counted = {} if num_classes is None else {"num_classes": num_classes}
     arguments: dict[str, Any] = {**counted, "image_shape": image_shape, **options}
     if name in NETWORKS and num_classes is None:
@@ -87,10 +120,11 @@ def build_network(
         build, arguments = _users_builder(name, {**arguments, "seed": seed}, set(options))
     elif name in NETWORKS:
         build = NETWORKS[name]
+    elif name.startswith(PREFIX):
+        build = partial(timm_network, name, pretrained=pretrained)
     else:
-        build = partial(_torchvision_network, name)
+        build = partial(torchvision_network, name, pretrained=pretrained)
         del arguments["image_shape"]
-        arguments = {**TORCHVISION_OPTIONS.get(name, {}), **arguments}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _called(name, build, arguments)
@@ -140,26 +174,12 @@ def _accepted(build: Builder, offered: set[str]) -> set[str]:
     return offered & {parameter.name for parameter in parameters if parameter.kind in by_name}
 
 
-def _torchvision_names() -> list[str]:
-    """Names of torchvision's classification models."""
-    from torchvision import models  # a second that our own networks do not need
-
-    names: list[str] = models.list_models(module=models)
-    return names
-
-
-def _torchvision_network(name: str, **options: Any) -> nn.Module:
-    from torchvision import models
-
-    network: nn.Module = models.get_model(name, weights=None, **options)
-    return network
-
-
 def _unknown(name: str) -> NetworkError:
-    near = difflib.get_close_matches(name, [*NETWORKS, *_torchvision_names()], n=5, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*NETWORKS, *torchvision_names()], n=5, cutoff=0.5)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return NetworkError(
         f"Unknown network {name!r}.{hint} Accepted are: our own ({', '.join(NETWORKS)}); any "
-        'classification model of torchvision (e.g. mobilenet_v2); "package.module:function", '
+        "classification model of torchvision (e.g. mobilenet_v2); timm/<name> of timm (e.g. "
+        'timm/resnet10t); "package.module:function", '
         "a function of yours that returns a torch.nn.Module."
     )

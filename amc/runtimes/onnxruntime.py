@@ -12,7 +12,7 @@ import platform
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +30,7 @@ from amc.errors import AmcError, ArtifactError, DeviceError, ExportError
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import CONVERSIONS, INT8
 from amc.runtimes.onnx_model import Array, OperatorModel
-from amc.runtimes.operators import lone_model, operator_model, output_of
+from amc.runtimes.operators import is_lone, lone_model, operator_model, output_of
 from amc.runtimes.pytorch import cpu_model
 from amc.runtimes.request import Request
 from amc.runtimes.runtime import NO_WHOLES, Runtime, Sampler
@@ -230,7 +230,8 @@ class OnnxTimer:
             wholes: The calls that are timed as they stand, by the ``op`` of their signature.
         """
         self.batch, self.threads, self._wholes = batch, threads, wholes
-        self._written: dict[str, tuple[onnx.ModelProto, dict[str, Array]]] = {}  # of wholes
+        # Models of wholes and of layers that are no operators.
+        self._written: dict[Hashable, tuple[onnx.ModelProto, dict[str, Array]]] = {}
 
     def sample_all(self, requests: Sequence[Request]) -> Iterator[float]:
         """Milliseconds of one batch for every request, in their order.
@@ -238,22 +239,21 @@ class OnnxTimer:
         Raises:
             DeviceError: The runtime cannot run an operator, or not in these bits.
         """
-        plain = [request for request in requests if not request.signature.is_whole]
-        branches = self._sample_branches(plain)
+        branches = self._sample_branches([one for one in requests if not is_lone(one)])
         for request in requests:
-            yield self._sample_whole(request) if request.signature.is_whole else next(branches)
+            yield self._sample_lone(request) if is_lone(request) else next(branches)
 
     def _sample_branches(self, requests: Sequence[Request]) -> Iterator[float]:
         for start in range(0, len(requests), _BRANCHES):
             part = requests[start : start + _BRANCHES]
             yield from self._sample(operator_model(part, self.batch), part)
 
-    def _sample_whole(self, request: Request) -> float:
-        op = request.signature.op
-        if op not in self._written:
-            self._written[op] = lone_model(request, self.batch, self._wholes)
+    def _sample_lone(self, request: Request) -> float:
+        key = request.signature, request.in_channels, request.out_channels  # the same in all bits
+        if key not in self._written:
+            self._written[key] = lone_model(request, self.batch, self._wholes)
         with tempfile.TemporaryDirectory() as folder:
-            taken = self._run(*self._written[op], Path(folder))
+            taken = self._run(*self._written[key], Path(folder))
         return max(sum(taken.values()), _HALF_TICK_MS)
 
     def _sample(self, model: OperatorModel, requests: Sequence[Request]) -> list[float]:

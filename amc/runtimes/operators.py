@@ -7,6 +7,9 @@ again (8/32 bits).
 
 A conversion stands between the layers that bring it: blocks of channels into and out of a float
 convolution, the channels last that an integer convolution reads.
+
+A layer of another kind than convolution and linear (`amc.layers.register_layer`) is no operator of
+ONNX: it is a model of its own, of what its forward is made of, in floats whatever its bits.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from amc.layers.signature import MIXTURE, SCORES
 from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes.onnx_model import OPSET, SCALE, Array, OperatorModel, counts_of, drawn
 from amc.runtimes.request import ProductShape, Request
-from amc.runtimes.whole import whole_model
+from amc.runtimes.whole import layer_model, whole_model
 from amc.strategy import FLOAT, Bits
 
 # What there are models of: layers, and, between layers, what may be in integers.
@@ -52,6 +55,9 @@ def lone_model(
     Raises:
         DeviceError: There is none of such an operator, or not in these bits.
     """
+    if _is_expression(request):
+        _check_bits(request)
+        return layer_model(request, batch, OPSET)
     if not request.signature.is_whole:
         model = operator_model([request], batch)
         return model.proto, model.inputs
@@ -78,10 +84,28 @@ def operator_model(requests: Sequence[Request], batch: int) -> OperatorModel:
     return model
 
 
+def is_lone(request: Request) -> bool:
+    """Whether it is no operator of ONNX: it is timed in a model of its own (`lone_model`), whole.
+
+    So are calls that amc does not follow, and layers of which there is no model.
+    """
+    return request.signature.is_whole or _is_expression(request)
+
+
+def _is_expression(request: Request) -> bool:
+    return request.signature.is_layer and request.signature.op not in _BUILDERS
+
+
 def _builder(request: Request) -> Builder:
     op = request.signature.op
     if op not in _BUILDERS:
         raise DeviceError(f"There is no model of an operator {op!r}. {meant(op, _BUILDERS)}")
+    _check_bits(request)
+    return _BUILDERS[op]
+
+
+def _check_bits(request: Request) -> None:
+    op = request.signature.op
     allowed: tuple[Bits, ...] = (FLOAT, INT8) if op in _IN_INTEGERS else (FLOAT,)
     if request.signature.is_layer:
         allowed = _LAYER_BITS
@@ -89,7 +113,6 @@ def _builder(request: Request) -> Builder:
         raise DeviceError(
             f"Models of {op} are in {', '.join(map(str, allowed))} bits, got {request}."
         )
-    return _BUILDERS[op]
 
 
 def _layer(model: OperatorModel, request: Request, target: str) -> None:

@@ -21,6 +21,7 @@ from amc.layers import kind_named
 from amc.layers.signature import LAYER_OPS, MIXTURE, SCORES
 from amc.runtimes.request import ProductShape, Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
+from amc.runtimes.whole import input_shape
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
@@ -148,10 +149,7 @@ class TorchTimer:
         """Give an operator without storage its tensors, and inputs, from the pool."""
         state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
         s = request.signature
-        shape: tuple[int, ...] = (self.batch, request.in_channels, *s.in_size)
-        kind = kind_named(s.op)
-        if kind is not None and kind.channel_dim == -1:
-            shape = (self.batch, *(s.in_size if s.in_size != (1, 1) else ()), request.in_channels)
+        shape = (self.batch, *input_shape(s, request.in_channels))
         shapes = [shape] * (2 if s.op in _TWO_INPUTS else 1)
         if s.op == "softmax":
             shapes = [(self.batch, math.prod(s.in_size), request.in_channels)]

@@ -1,9 +1,10 @@
-"""A call that amc does not follow as an ONNX model of its own, to be timed as it stands."""
+"""What is no operator of ONNX as a model of its own, to be timed: a call, or a layer's forward."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch.fx.node import map_aggregate
 from amc.errors import DeviceError
 from amc.graph.exportable import in_exportable_operators
 from amc.graph.whole import Whole
+from amc.layers import kind_named
+from amc.layers.signature import Signature
+from amc.runtimes.request import Request
 
 
 def whole_model(
@@ -26,14 +30,50 @@ def whole_model(
     Raises:
         DeviceError: An operator has no ONNX form, or the call does not run on a batch.
     """
-    inputs = whole.inputs(batch)
+    return _written(
+        _Tensors(whole), whole.inputs(batch), opset, f"{whole.what}, which amc times as it stands,"
+    )
+
+
+def layer_model(
+    request: Request, batch: int, opset: int
+) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
+    """The model of a layer that ONNX has no operator for: what its forward is made of, in floats.
+
+    Raises:
+        DeviceError: Something in it has no ONNX form.
+    """
+    signature, kind = request.signature, kind_named(request.signature.op)
+    assert kind is not None
+    layer = kind.build(signature, request.in_channels, request.out_channels)
+    layer.to_empty(device="cpu").requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1, generator=draw)  # nothing denormal
+    shape = input_shape(signature, request.in_channels)
+    inputs = [torch.rand((batch, *shape), generator=draw) + 0.5]
+    return _written(layer.eval(), inputs, opset, f"The forward of {request}")
+
+
+def input_shape(signature: Signature, channels: int) -> tuple[int, ...]:
+    """Of one sample of a layer's input."""
+    kind, size = kind_named(signature.op), signature.in_size
+    if kind is None or kind.channel_dim != -1:
+        return channels, *size
+    return *(size if size != (1, 1) else ()), channels
+
+
+def _written(
+    module: nn.Module, inputs: Sequence[Tensor], opset: int, what: str
+) -> tuple[onnx.ModelProto, dict[str, npt.NDArray[Any]]]:
     names = [f"x{place}" for place in range(len(inputs))]
     written = io.BytesIO()
     try:
         with torch.no_grad(), in_exportable_operators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Tensors(whole),
+                module,
                 tuple(inputs),
                 cast(Any, written),  # the annotation leaves buffers out
                 dynamo=False,
@@ -43,7 +83,7 @@ def whole_model(
     except Exception as error:  # of many kinds: the exporter's own, and what a forward raises
         said = str(error).strip().splitlines()
         raise DeviceError(
-            f"{whole.what}, which amc times as it stands, cannot be written as ONNX: "
+            f"{what} cannot be written as ONNX: "
             f"{said[0] if said else type(error).__name__}. Replace it in the network's forward, "
             "or choose device=torch_cpu."
         ) from error

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import amc
 from amc.graph.whole import Whole
 from amc.runtimes import NO_WHOLES, Sampler
-from amc.runtimes.operators import lone_model, operator_model
+from amc.runtimes.operators import is_lone, lone_model, operator_model
 from amc.runtimes.request import Request
 from amc.strategy import Bits
 
@@ -58,9 +58,9 @@ class OpenVino(amc.Runtime):
 
         def sample(requests: Sequence[Request]) -> list[float]:
             new = [request for request in requests if request not in place]
-            plain = [request for request in new if not request.signature.is_whole]
+            plain = [request for request in new if not is_lone(request)]
             parts = [plain[i : i + _BRANCHES] for i in range(0, len(plain), _BRANCHES)]
-            for part in [*parts, *([request] for request in new if request.signature.is_whole)]:
+            for part in [*parts, *([request] for request in new if is_lone(request))]:
                 branches = self._branches(part, batch, threads, wholes)
                 place.update({request: (branches, index) for index, request in enumerate(part)})
             for branches in dict.fromkeys(place[request][0] for request in requests):
@@ -72,7 +72,7 @@ class OpenVino(amc.Runtime):
     def _branches(
         self, part: Sequence[Request], batch: int, threads: int, wholes: Mapping[str, Whole]
     ) -> _Branches:
-        if part[0].signature.is_whole:  # a call that amc does not follow
+        if is_lone(part[0]):  # a call that amc does not follow, a layer that is no operator
             model, inputs = lone_model(part[0], batch, wholes)
             return _Branches(self._requested(model, threads, PERF_COUNT=True), inputs, lone=True)
         branches = operator_model(part, batch)

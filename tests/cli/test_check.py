@@ -80,7 +80,10 @@ def test_other_values_are_refused_with_what_was_expected(
         ("search.evaluation", "Did you mean search.evaluations?"),
         ("evaluations", "Did you mean search.evaluations?"),
         ("recovery.imags", "Did you mean recovery.images?"),
-        ("network.qqq", "Known: network.checkpoint, network.name, network.options."),
+        (
+            "network.qqq",
+            "Known: network.checkpoint, network.name, network.options, network.pretrained.",
+        ),
     ],
 )
 def test_unknown_options_are_named_with_near_ones(key: str, hint: str) -> None:

@@ -23,7 +23,8 @@ from docs.examples.adder_layer import Adder2d, AdderKind
 HOME = Path(__file__).resolve().parents[2]
 KINDS = "Conv|Linear|PReLU|.*Norm|modules.batchnorm"
 # The room itself; networks that set the weights of what they have built.
-MAY_ASK = {"amc/layers", "amc/networks/mobilenet.py", "amc/networks/resnet.py", "agents"}
+BUILDERS = {f"amc/networks/{name}.py" for name in ("mobilenet", "resnet", "shufflenet")}
+MAY_ASK = {"amc/layers", *BUILDERS, "agents"}
 
 
 def test_no_one_else_asks_whether_a_module_is_a_convolution_a_linear_layer_or_a_norm() -> None:

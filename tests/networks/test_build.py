@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from amc.errors import NetworkError
+from amc.layers.kind import is_leaf
 from amc.networks import NETWORKS, build_network, check_network
 
 RGB32 = (3, 32, 32)
@@ -97,11 +98,18 @@ def test_mobilenet_stem_keeps_the_resolution_of_small_images(image_shape, stride
     assert maps.shape == (1, 256, side, side)
 
 
+class WholeLayers(torch.fx.Tracer):
+    """Layers of all kinds are called whole, as amc traces them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_own_networks_trace_and_fit_their_images(name):
     network = build_network(name, num_classes=7, image_shape=RGB32)
     assert check_network(network, RGB32).shape[1] == 7
-    traced = torch.fx.symbolic_trace(network.eval())
+    traced = torch.fx.GraphModule(network, WholeLayers().trace(network.eval()))
     for batch in (1, 3):
         images = torch.rand(batch, *RGB32)
         with torch.no_grad():

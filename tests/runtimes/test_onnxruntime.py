@@ -25,7 +25,7 @@ DEPTHWISE = Signature("conv2d", (3, 3), (1, 1), (1, 1), groups=0, in_size=(6, 6)
 OPERATORS = (
     *("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "tanh"),
     *("leaky_relu", "add", "mul", "batch_norm", "max_pool2d", "avg_pool2d"),
-    *("adaptive_avg_pool2d", "concat", "pad", "select"),
+    *("adaptive_avg_pool2d", "concat", "pad", "select", "softmax"),
 )
 
 
@@ -43,7 +43,7 @@ def results(requests, batch):
 
 
 def test_every_request_gets_a_positive_time_in_its_place():
-    requests = [between(op) for op in OPERATORS]
+    requests = [between(op) for op in (*OPERATORS, "layer_norm")]
     requests += [
         Request(s, 4, 4, bits) for s in (CONV, DEPTHWISE) for bits in OnnxRuntime.supported_bits
     ]
@@ -64,6 +64,30 @@ def test_every_operator_between_layers_gives_its_output_size(op):
     (output,), _ = results([request], batch=2)
     extra = op == "pad"  # one channel's zeros
     assert output.shape == (2, 4 + extra, *request.signature.out_size)
+
+
+def test_layer_norm_is_over_the_channels_of_every_position():
+    (output,), model = results([between("layer_norm")], batch=2)
+    (tokens,) = model.inputs.values()
+    assert output.shape == (2, 36, 4)
+    ones = torch.ones(4)  # factor and shift
+    expected = functional.layer_norm(torch.from_numpy(tokens), (4,), ones, ones)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_softmax_is_over_the_channels():
+    (output,), model = results([between("softmax")], batch=2)
+    (image,) = model.inputs.values()
+    np.testing.assert_allclose(output, torch.from_numpy(image).softmax(1), rtol=1e-5)
+    np.testing.assert_allclose(output.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "softmax"])
+def test_time_of_a_normalisation_grows_with_its_channels(op):
+    signature = Signature(op, in_size=(24, 24), out_size=(24, 24))
+    few, many = (Request(signature, channels, channels, FLOAT) for channels in (8, 256))
+    rounds = [list(OnnxTimer(1, 1).sample_all([few, many])) for _ in range(3)]
+    assert min(few for few, _ in rounds) < min(many for _, many in rounds)
 
 
 def test_pool_to_one_pixel_is_the_mean_over_all():

@@ -19,7 +19,7 @@ CONV = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(6, 6), out_size=(6, 
 OPERATORS = (
     *("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "tanh"),
     *("leaky_relu", "add", "mul", "batch_norm", "max_pool2d", "avg_pool2d"),
-    *("adaptive_avg_pool2d", "concat", "pad", "select"),
+    *("adaptive_avg_pool2d", "concat", "pad", "select", "softmax"),
 )
 
 
@@ -50,6 +50,30 @@ def test_every_operator_between_layers_runs_at_its_output_size(calls, op):
         sample(request)
     assert calls[-1][2] == (2, 4, *request.signature.out_size)
     assert len(calls[-1][1]) == (2 if op in ("add", "mul") else 1)
+
+
+def test_layer_norm_runs_over_the_channels_of_every_position(calls):
+    with TorchTimer(2, 1).running() as sample:
+        sample(request_for("layer_norm"))
+    operator, (x,), shape = calls[-1]
+    assert (x.numel(), shape) == (2 * 36 * 4, (2, 36, 4))
+    factor, shift = operator.norm.weight, operator.norm.bias
+    expected = nn.functional.layer_norm(x.view(2, 36, 4), (4,), factor, shift)
+    assert torch.allclose(operator(x), expected)
+
+
+def test_softmax_runs_over_the_channels(calls):
+    with TorchTimer(2, 1).running() as sample:
+        sample(request_for("softmax"))
+    operator, (x,), _ = calls[-1]
+    assert torch.allclose(operator(x), x.softmax(1))
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "softmax"])
+def test_measured_time_of_a_normalisation_grows_with_its_channels(op):
+    with TorchTimer(8, 1).running() as sample:
+        few, many = (min(sample(request_for(op, n)) for _ in range(3)) for n in (4, 256))
+    assert 0 < few < many
 
 
 @pytest.mark.parametrize(
