@@ -36,6 +36,7 @@ from amc.cli.optimize import (
     objectives_of,
 )
 from amc.cli.unbegun import has_begun, remove_unbegun
+from amc.data.options import OF_ALL as DATA_OPTIONS
 from amc.errors import AmcError, ConfigError
 from amc.utils.packages import as_module, check_packages
 from amc.utils.runs import RESUMED, RUN_FILE, resume_command
@@ -278,9 +279,11 @@ _SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
     "network": {"checkpoint": None, "options": {}},
+    "data": {"seed": 0, **dict.fromkeys(("root", *DATA_OPTIONS))},
     "device": {"kind": "class", "options": {}},
     "agent": {},
 }
+_FUNCTIONS = {"network": "A network is", "data": "Data of yours are"}
 _NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,-]+)")
 
 
@@ -293,8 +296,8 @@ def _offer_names(arguments: Sequence[str]) -> None:
         option, _, name = argument.partition("=")
         module = as_module(name) if option in _OFFERED else None
         if module is not None and (option == "network" or ":" in name):
-            kind = "A network is a function, package.module:function"
-            if option != "network":
+            kind = f"{_FUNCTIONS.get(option)} a function, package.module:function"
+            if option not in _FUNCTIONS:
                 kind = f"Of {option}s of yours, amc takes the class, package.module:Class"
             raise ConfigError(f"{option}={name} names a file. {kind}: {option}={module}.")
     for match in filter(None, map(_NAMED.fullmatch, arguments)):
