@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amc.layers import LayerKind, register_layer
     from amc.layers.signature import Signature
     from amc.networks import build_network, load_checkpoint
-    from amc.objectives import NamedScore, Objective
+    from amc.objectives import NamedScore, Objective, Segmentation
     from amc.problem.local import calibration_images
     from amc.problem.problem import Problem
     from amc.problem.space import SearchSpace
@@ -55,6 +55,7 @@ __all__ = [
     "Runtime",
     "SearchResult",
     "SearchSpace",
+    "Segmentation",
     "Signature",
     "Strategy",
     "TrainingSettings",
@@ -91,6 +92,7 @@ _HOME = {
     "RecoverySettings": "amc.recovery.settings",
     "Runtime": "amc.runtimes",
     "SearchSpace": "amc.problem.space",
+    "Segmentation": "amc.objectives",
     "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",

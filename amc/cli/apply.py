@@ -54,9 +54,10 @@ def _record(
     decisions = recipe.plain_list(config.decisions)
     if decisions is None:
         decisions = recipe.recorded_decisions(learned.settings, config)
-    data = recipe.recorded_data(learned.data, config)
     if config.get("data"):
         data = recipe.recorded_place(config.data, "root")
+    else:
+        data = recipe.recorded_data(learned.data, config)
     return artifact.RunRecord(
         kind="apply",
         network=recipe.recorded_place(config.network, "checkpoint"),

@@ -19,7 +19,9 @@ NO_OPTIONS = ("hydra", "experiment")  # folders of conf/ whose files hold no opt
 _GROUPS = {
     "network": "also the name of any classification model of torchvision, timm/<name>, or "
     "package.module:function that returns your torch.nn.Module",
-    "data": "image_folder: data.root=<folder of train/<class>/* and test/<class>/*>",
+    "data": "image_folder: data.root=<folder of train/<class>/* and test/<class>/*>; mask_folder: "
+    "data.root=<folder of images/* and masks/*>; also package.module:function that returns a torch "
+    "dataset or tensors",
     "device": "torch_* and onnxruntime_cpu are measured on this machine; roofline_* are models "
     "of devices; table, haq, netadapt, ofa read device.path; todo lists what to measure elsewhere; "
     "custom: device.name=package.module:Class",
@@ -55,7 +57,7 @@ def explanations(command: str, arguments: Sequence[str]) -> str:
 
 def _of_group(group: str, comment: str) -> str:
     """Its choices, then what they do not say; only its comment where it has one."""
-    if group == "network" and comment:  # the run knows which network it is
+    if group in ("network", "data") and comment:  # the run knows which they are
         return f"  {group:10} {comment}"
     said = [", ".join(choices_of(group)), comment, _GROUPS.get(group, "")]
     return f"  {group:10} " + f"\n{'':13}".join(filter(None, said))

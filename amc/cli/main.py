@@ -36,6 +36,7 @@ from amc.cli.optimize import (
     objectives_of,
 )
 from amc.cli.unbegun import has_begun, remove_unbegun
+from amc.data.options import OF_ALL as DATA_OPTIONS
 from amc.errors import AmcError, ConfigError
 from amc.utils.packages import as_module, check_packages
 from amc.utils.runs import RESUMED, RUN_FILE, resume_command
@@ -278,10 +279,12 @@ _SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
     "network": {"checkpoint": None, "options": {}},
+    "data": {"seed": 0, **dict.fromkeys(("root", *DATA_OPTIONS))},
     "device": {"kind": "class", "options": {}},
     "agent": {},
 }
 _IN_A_PACKAGE = re.compile(r"timm/[\w.-]+(?<!\.py)$")  # no file, though there is a slash in it
+_FUNCTIONS = {"network": "A network is", "data": "Data of yours are"}
 _NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,/-]+)")
 
 
@@ -295,8 +298,8 @@ def _offer_names(arguments: Sequence[str]) -> None:
         is_named = option in _OFFERED and not (option == "network" and _IN_A_PACKAGE.match(name))
         module = as_module(name) if is_named else None
         if module is not None and (option == "network" or ":" in name):
-            kind = "A network is a function, package.module:function"
-            if option != "network":
+            kind = f"{_FUNCTIONS.get(option)} a function, package.module:function"
+            if option not in _FUNCTIONS:
                 kind = f"Of {option}s of yours, amc takes the class, package.module:Class"
             raise ConfigError(f"{option}={name} names a file. {kind}: {option}={module}.")
     for match in filter(None, map(_NAMED.fullmatch, arguments)):

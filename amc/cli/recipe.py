@@ -217,7 +217,22 @@ def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = Tru
 
 
 def recorded_data(recorded: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    """The run's data options, from another place if the user says so."""
+    """The run's data options, from another place if the user says so.
+
+    A function that a file names is called only if the user names it too.
+    """
+    given = plain(config.data) if config.get("data") else {}
+    confirmed("data", recorded.get("name"), given.get("name"))
+    other = [
+        name
+        for name, value in given.items()
+        if name not in ("name", "seed") and value not in (None, recorded.get(name))
+    ]
+    if other:
+        raise ConfigError(
+            f"The run's data have their options already: leave out data.{other[0]}. (They may lie "
+            "elsewhere: data_root=<folder>.)"
+        )
     if not config.data_root:
         return dict(recorded)
     return {**recorded, "root": str(Path(config.data_root).expanduser())}
@@ -287,7 +302,7 @@ def code_again(record: RunRecord) -> str:
     """What a later command on a run needs beside it: the code of the user's that it names."""
     settings = ("objective", "decisions")
     named = {name: record.settings.get(name) for name in settings}
-    named = {"network": record.network.get("name"), **named}
+    named = {"network": record.network.get("name"), "data": record.data.get("name"), **named}
     return functions_again(named)
 
 

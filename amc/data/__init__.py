@@ -1,4 +1,4 @@
-"""Data sets: digits, MNIST, CIFAR-10, image folders, and tensors of the user's.
+"""Data sets: digits, MNIST, CIFAR-10, image folders, masks, and data of the user's.
 
 What ``__all__`` lists is imported when it is first asked for: options are checked without PyTorch.
 """

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amc.data.custom import build_custom
 from amc.data.dataset import DataSet
 from amc.data.folder import FolderSource
+from amc.data.masks import MaskSource
 from amc.data.memory import MemorySource, checked_names, checked_split, tensor_source
 from amc.data.options import IMAGENET_MEAN, IMAGENET_STD, DataOptions, read_options
 from amc.data.split import Source, Split
@@ -27,6 +29,8 @@ def build_data(
     """A data set of ``DATA_SETS``; equal arguments give equal splits.
 
     Args:
+        name: Or ``package.module:function``, which returns a torch dataset, images and labels as
+            tensors, or a dict of these (`amc.data.custom`).
         root: Folder of the images; for mnist and cifar10, where they are kept once downloaded
             (the user's cache unless given).
         seed: Of the choice of search, calibration and (where there are none) test images.
@@ -35,19 +39,24 @@ def build_data(
     Raises:
         DataError: The name or an option is unknown, or the images are missing or unreadable.
     """
+    folder = None if root is None else Path(root).expanduser()
+    if ":" in name:
+        return build_custom(name, folder, options, seed)
     if name not in DATA_SETS:
         near = difflib.get_close_matches(name, DATA_SETS, n=3, cutoff=0.4)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise DataError(f"Unknown data set {name!r}.{hint} Known are: {', '.join(DATA_SETS)}.")
+        raise DataError(
+            f"Unknown data set {name!r}.{hint} Known are: {', '.join(DATA_SETS)}, and "
+            "package.module:function."
+        )
     defaults, build = DATA_SETS[name]
     chosen = read_options(options, **_fitting(defaults, options))
-    folder = None if root is None else Path(root).expanduser()
     return DataSet(name, build(folder, chosen, seed), chosen, seed)
 
 
 def _fitting(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """ImageNet's numbers are per colour: on grey images 0.5 and 0.5 stand in for them."""
-    if options.get("channels") != 1:
+    """ImageNet's numbers are per colour: on others, 0.5 and 0.5 stand in for them."""
+    if options.get("channels") in (None, 3):
         return defaults
     return {key: value for key, value in defaults.items() if key not in ("mean", "std")}
 
@@ -110,9 +119,19 @@ def _image_folder(root: Path | None, options: DataOptions, seed: int) -> Source:
     return FolderSource(root, options, seed)
 
 
+def _mask_folder(root: Path | None, options: DataOptions, seed: int) -> Source:
+    if root is None:
+        raise DataError(
+            "data=mask_folder needs data.root: a folder with images/* and masks/* of the same "
+            "names, or with these below train, val and test."
+        )
+    return MaskSource(root, options, seed)
+
+
 DATA_SETS: dict[str, tuple[dict[str, Any], Callable[[Path | None, DataOptions, int], Source]]] = {
     "digits": ({"image_size": 32, "channels": 3}, _digits),
     "mnist": ({"channels": 1}, _mnist),
     "cifar10": ({"channels": 3, **IMAGENET, "augment": ("flip", "crop")}, _cifar10),
     "image_folder": ({"channels": 3, **IMAGENET, "augment": ("flip", "crop")}, _image_folder),
+    "mask_folder": ({"channels": 3, **IMAGENET, "augment": ("flip",)}, _mask_folder),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amc.data.division import FEW_IMAGES, divide
 from amc.data.memory import dataset_source, tensor_source
-from amc.data.options import DataOptions, normalisation, read_options
+from amc.data.options import OF_FILES, DataOptions, normalisation, read_options
 from amc.data.split import Source, Split
 from amc.errors import DataError
 from amc.utils.arguments import described
@@ -46,7 +46,9 @@ class DataSet:
         self._source, self._options = source, options
         self._loaded: dict[str, Split] = {}  # what `without_labels` gives shares it
         self._why_aside = ""
-        self._division = divide(source.train_count, source.train_labels, options, seed)
+        self._division = divide(
+            source.train_count, source.train_labels, options, seed, source.searched
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -147,6 +149,9 @@ class DataSet:
     def _fingerprint(self) -> str:
         # Augmentation changes what a network is trained to, not what it is measured on.
         settings = {**asdict(self._options), "mean": self.mean, "std": self.std, "augment": None}
+        # These stand for nothing where they are not set: so it was before there were any.
+        unset = [name for name in OF_FILES if settings[name] is None]
+        settings = {name: value for name, value in settings.items() if name not in unset}
         division = self._division
         return fingerprint(
             self._source.fingerprint(),

@@ -34,7 +34,13 @@ class Division:
     search: Tensor = field(repr=False)
 
 
-def divide(count: int, labels: Tensor | None, options: DataOptions, seed: int) -> Division:
+def divide(
+    count: int,
+    labels: Tensor | None,
+    options: DataOptions,
+    seed: int,
+    searched: Tensor | None = None,
+) -> Division:
     """Divide ``count`` training images: search first, then calibration, train is the rest.
 
     By chance, and where that would leave few images of a class in a split, so that every split
@@ -42,10 +48,13 @@ def divide(count: int, labels: Tensor | None, options: DataOptions, seed: int) -
 
     Args:
         labels: Of the images, shape (count,) or (count, ...); None: without.
+        searched: Those that the data themselves have for search; none of them is in another part.
 
     Raises:
         DataError: The splits leave no image to train on.
     """
+    if searched is not None:
+        return _divided(count, labels, options, seed, searched)
     wanted = options.search or _share(count, SEARCH)
     smallest = min(wanted, options.calibration or _share(count, CALIBRATION))
     order = shuffled(count, labels, seed, smallest)
@@ -54,6 +63,39 @@ def divide(count: int, labels: Tensor | None, options: DataOptions, seed: int) -
         rest = order[order % options.search_every != 0]
     else:
         search, rest = order[:wanted], order[wanted:]
+    return _cut(count, search, rest, options)
+
+
+def _divided(
+    count: int, labels: Tensor | None, options: DataOptions, seed: int, searched: Tensor
+) -> Division:
+    """As `divide`, where the search images are given: all of them, or as many as asked for."""
+    if options.search_every is not None:
+        raise DataError(
+            f"data.search_every={options.search_every} cannot be had: the data come with "
+            f"{len(searched)} images for search. Leave it out."
+        )
+    most = options.search or min(SEARCH[1], len(searched))
+    if most > len(searched):
+        raise DataError(
+            f"data.search={most} cannot be had: the data come with {len(searched)} images for "
+            "search. Lower it, or leave it out."
+        )
+    picked = shuffled(len(searched), _at(labels, searched), seed, most)[:most]
+    others = torch.ones(count, dtype=torch.bool)
+    others[searched] = False
+    left = others.nonzero().flatten()
+    smallest = options.calibration or _share(len(left), CALIBRATION)
+    rest = left[shuffled(len(left), _at(labels, left), seed, smallest)]
+    return _cut(len(left), searched[picked], rest, options)
+
+
+def _at(labels: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if labels is None else labels[indices]
+
+
+def _cut(count: int, search: Tensor, rest: Tensor, options: DataOptions) -> Division:
+    """The division with these images for search, of which the others are cut for calibration."""
     calibration = calibration_count(count, len(rest), options.calibration)
     if calibration is None and len(rest):
         parts = (rest, rest, search)

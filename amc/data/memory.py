@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from amc.data.division import cut_test
-from amc.data.options import CHANNELS, DataOptions
+from amc.data.items import Pair, read_items, sized
+from amc.data.options import DataOptions
 from amc.data.split import Shape, Split
 from amc.errors import DataError
 from amc.utils.files import fingerprint
-from amc.utils.progress import progress_bar
 
 # The weights of red, green and blue in grey that Pillow and torchvision use (ITU-R 601-2).
 LUMA = (0.299, 0.587, 0.114)
@@ -32,6 +30,7 @@ class MemorySource:
     train: Split
     read_test: Callable[[], Split]
     test_key: str  # stands for the test images in the fingerprint
+    searched: Tensor | None = None
 
     @property
     def image_shape(self) -> Shape:
@@ -49,17 +48,17 @@ class MemorySource:
     def load_train(self, indices: Tensor) -> Split:
         return self.train.take(indices)
 
-    def load_test(self) -> Split:
+    def load_test(self, what: str = "Test") -> Split:
         test = self.read_test()
         expected, got = self.train.images.shape[1:], test.images.shape[1:]
         if got != expected:
             raise DataError(
-                f"Test images must be {tuple(expected)} (channels, height, width) like the "
+                f"{what} images must be {tuple(expected)} (channels, height, width) like the "
                 f"training images, got {tuple(got)}. Set image_size and channels."
             )
         if test.images.dtype != self.train.images.dtype:
             raise DataError(
-                f"Test images must be {self.train.images.dtype} like the training images, "
+                f"{what} images must be {self.train.images.dtype} like the training images, "
                 f"got {test.images.dtype}."
             )
         return test
@@ -72,17 +71,18 @@ class MemorySource:
         return fingerprint(*_contents(self.train), self.test_key)
 
 
-Pair = tuple[Tensor, Tensor | None]  # images, labels
-
-
 def tensor_source(
     train: Pair,
     test: Pair | None,
     class_names: Sequence[str] | None,
     seed: int,
     options: DataOptions,
+    searched: Pair | None = None,
 ) -> MemorySource:
     """A source of tensors; without ``test`` a seeded fifth of ``train`` serves as the test.
+
+    Args:
+        searched: For search alone, where there are any.
 
     Raises:
         DataError: Shapes, types or labels do not fit each other.
@@ -94,11 +94,35 @@ def tensor_source(
     else:
         split = checked_split(*train, options, "training")
         test_split = checked_split(*test, options, "test")
+    split, at = _with_searched(split, searched, options)
     names = checked_names(class_names, (split, test_split))
     key = fingerprint(*_contents(test_split))
-    source = MemorySource(names, split, lambda: test_split, key)
+    source = MemorySource(names, split, lambda: test_split, key, at)
     source.load_test()  # a test set of another shape is said now, not after the search
     return source
+
+
+def _with_searched(
+    train: Split, searched: Pair | None, options: DataOptions
+) -> tuple[Split, Tensor | None]:
+    """Training images with those for search behind them, and where those are."""
+    if searched is None:
+        return train, None
+    split = checked_split(*searched, options, "search")
+    first = MemorySource((), train, lambda: split, "")
+    first.load_test("Search")
+    if (split.labels is None) != (train.labels is None):
+        raise DataError("Give labels of training and search images, or of neither.")
+    labels = None
+    if split.labels is not None and train.labels is not None:
+        if split.labels.shape[1:] != train.labels.shape[1:]:
+            raise DataError(
+                f"Labels of search images must be {tuple(train.labels.shape[1:])} like those of "
+                f"training images, got {tuple(split.labels.shape[1:])}."
+            )
+        labels = torch.cat([train.labels, split.labels.to(train.labels.dtype)])
+    both = Split(torch.cat([train.images, split.images]), labels)
+    return both, torch.arange(len(train), len(both))
 
 
 def _contents(split: Split) -> list[Tensor]:
@@ -118,54 +142,14 @@ def dataset_source(
         return tensor_source(read_items(train, "training"), None, names, seed, options)
     split = checked_split(*read_items(train, "training"), options, "training")
     known = checked_names(names, (split,))
+    length = sized(test, "test")
 
     def read_test() -> Split:
         found = checked_split(*read_items(test, "test"), options, "test")
         checked_names(known, (found,))
         return found
 
-    return MemorySource(known, split, read_test, str(len(test)))
-
-
-def read_items(dataset: Any, what: str) -> Pair:
-    """All images and labels of a map-style dataset, in its order.
-
-    Raises:
-        DataError: An item is no (image tensor or PIL image, integer), or shapes differ.
-    """
-    images: list[Tensor] = []
-    labels: list[int] = []
-    with progress_bar(f"Reading {what} images", len(dataset)) as bar:
-        for index in range(len(dataset)):
-            try:
-                item, label = dataset[index]
-                image = _image_tensor(item)
-                labels.append(int(label))
-            except (TypeError, ValueError, RuntimeError) as cause:
-                raise DataError(
-                    f"Item {index} of the {what} dataset must be (image tensor or PIL image, "
-                    f"integer label): {cause}."
-                ) from cause
-            if images and image.shape != images[0].shape:
-                raise DataError(
-                    f"Item {index} of the {what} dataset has shape {tuple(image.shape)}, expected "
-                    f"{tuple(images[0].shape)} like the first. Resize them in its transform."
-                )
-            images.append(image)
-            bar.advance()
-    if not images:
-        raise DataError(f"The {what} dataset is empty.")
-    return torch.stack(images), torch.tensor(labels)
-
-
-def _image_tensor(item: object) -> Tensor:
-    if isinstance(item, Tensor):
-        return item
-    if isinstance(item, Image.Image):
-        mode = "L" if item.mode in ("1", "L") else "RGB"
-        pixels = np.array(item.convert(mode))  # (H, W) or (H, W, 3)
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
-    raise TypeError(f"got an image of type {type(item).__name__}")
+    return MemorySource(known, split, read_test, str(length))
 
 
 def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, what: str) -> Split:
@@ -175,10 +159,9 @@ def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, w
         DataError: Shapes or types are not those of labelled images, or numbers not finite.
     """
     _check_tensor(images, f"{what} images")
-    if images.dim() != 4 or images.shape[1] not in CHANNELS or len(images) == 0:
+    if images.dim() != 4 or images.numel() == 0:
         raise DataError(
-            f"The {what} images must have shape (N, C, H, W) with 1 or 3 channels, "
-            f"got {tuple(images.shape)}."
+            f"The {what} images must have shape (N, C, H, W), got {tuple(images.shape)}."
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(
@@ -193,7 +176,10 @@ def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, w
         images = images.float()
     if labels is not None and labels.dim() == 1:
         labels = labels.long()
-    return Split(_resized(images, options), labels)
+    resized = _resized(images, options, what)
+    if labels is not None:
+        labels = _resized_map(labels, images.shape[2:], resized.shape[2:])
+    return Split(resized, labels)
 
 
 def _check_labels(labels: Tensor, images: int, what: str) -> None:
@@ -239,15 +225,32 @@ def checked_names(class_names: Sequence[str] | None, splits: Sequence[Split]) ->
     return names
 
 
-def _resized(images: Tensor, options: DataOptions) -> Tensor:
+def _resized(images: Tensor, options: DataOptions, what: str) -> Tensor:
     """Images (N, C, H, W) with the channels and the size that the options ask for."""
-    kind = images.dtype
-    size, channels = options.image_size, options.channels or images.shape[1]
-    if channels < images.shape[1]:
+    kind, given = images.dtype, images.shape[1]
+    size, channels = options.size, options.channels or images.shape[1]
+    if channels != given and given != 1 and (given, channels) != (3, 1):
+        raise DataError(
+            f"The {what} images have {given} channels, and data.channels={channels}. Only grey "
+            "images become others, and RGB becomes grey: leave it out."
+        )
+    if channels < given:
         weights = torch.tensor(LUMA).view(3, 1, 1)
         images = (images.float() * weights).sum(dim=1, keepdim=True)
-    if size is not None and images.shape[2:] != (size, size):
-        images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    if size is not None and images.shape[2:] != size:
+        images = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
     if kind == torch.uint8 and images.dtype != torch.uint8:
         images = images.round().clamp(0, 255).to(torch.uint8)
     return images.expand(-1, channels, -1, -1).contiguous()
+
+
+def _resized_map(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Labels of every pixel (N, H, W), resized as their images were, to the nearest pixel."""
+    is_map = labels.dim() == 3 and labels.shape[1:] == torch.Size(old)
+    if old == new or not is_map or labels.is_floating_point():
+        return labels
+    rows, columns = (
+        ((torch.arange(after) + 0.5) * before / after).long()
+        for before, after in zip(old, new, strict=True)
+    )
+    return labels[:, rows[:, None], columns]

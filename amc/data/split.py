@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from amc.errors import DataError
 
 Shape = tuple[int, int, int]
 
@@ -54,6 +59,22 @@ class Split:
         return images.float().div_(255).sub_(means).div_(stds)
 
 
+def check_room(count: int, shape: Sequence[int], item_bytes: int, what: str) -> None:
+    """Check that so many images fit into this machine's memory, before they are read.
+
+    Raises:
+        DataError: They do not.
+    """
+    wanted = count * math.prod(shape) * item_bytes
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted > there:
+        raise DataError(
+            f"{count} {what} of {'x'.join(map(str, shape))} take {wanted / 1e9:,.1f} GB, and this "
+            f"machine has {there / 1e9:,.1f} GB of memory. Give fewer (a few thousand are enough "
+            "for a search), or smaller ones: data.image_size."
+        )
+
+
 class Source(Protocol):
     """Where the images of a data set come from; nothing is decoded before it is asked for."""
 
@@ -68,6 +89,10 @@ class Source(Protocol):
     @property
     def train_count(self) -> int:
         """Number of images that may be divided into train, calibration and search."""
+
+    @property
+    def searched(self) -> Tensor | None:
+        """Which of them are for search, where the source says so: sorted indices."""
 
     @property
     def train_labels(self) -> Tensor | None:

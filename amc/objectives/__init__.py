@@ -8,6 +8,7 @@ from typing import cast
 from amc.errors import ConfigError
 from amc.objectives.classification import Classification
 from amc.objectives.objective import NamedScore, Objective, identity_of, primary_score, score_texts
+from amc.objectives.segmentation import Segmentation
 from amc.utils.packages import import_named
 
 __all__ = [
@@ -16,13 +17,17 @@ __all__ = [
     "NamedScore",
     "Objective",
     "ObjectiveLike",
+    "Segmentation",
     "build_objective",
     "identity_of",
     "primary_score",
     "score_texts",
 ]
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {Classification.name: Classification}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    Classification.name: Classification,
+    Segmentation.name: Segmentation,
+}
 DEFAULT: Objective = Classification()
 ObjectiveLike = str | Objective
 """A name of `OBJECTIVES`, ``package.module:Class``, or an objective."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from amc.errors import ConfigError, DataError, EvaluationError, NetworkError
 from amc.objectives import DEFAULT, Objective, primary_score
-from amc.recovery.training_batches import Batches, stream_of
+from amc.recovery.training_batches import Batches, is_map, stream_of
 from amc.recovery.training_settings import AUGMENTATIONS, BASE_TRAINING, TrainingSettings
 from amc.recovery.training_state import (
     BEST_FILE,
@@ -207,6 +207,11 @@ def _check_arguments(
         raise ConfigError(
             "Without labels a network learns from the original alone: give it, and set "
             f"distillation_weight above 0, got {settings.distillation_weight}."
+        )
+    if targets is not None and is_map(targets) and set(settings.augment) - {"flip"}:
+        raise ConfigError(
+            "Where each pixel has a label of its own, augment may hold flip alone, which mirrors "
+            f"both; got {list(settings.augment)}. Set augment=[flip], or [] for nothing."
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise DataError(f"Training images must be uint8 or float, got {images.dtype}.")

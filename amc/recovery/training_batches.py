@@ -32,8 +32,7 @@ class Batches:
         device: torch.device,
     ) -> None:
         self._images, self._settings = images, settings
-        is_whole = targets is not None and not targets.is_floating_point()
-        self.targets = targets.long() if is_whole and targets is not None else targets
+        self.targets = targets
         self.device = device
         self.layout = torch.contiguous_format
         self.size = min(settings.batch_size, len(images))
@@ -48,16 +47,25 @@ class Batches:
         for rows in order[: self.steps * self.size].view(self.steps, self.size):
             rows = rows.to(self._images.device)
             images = self._images[rows].to(self.device)
+            targets = self._targets(rows)
             for name in self._settings.augment:
+                state = generator.get_state()
                 images = AUGMENTATIONS[name](images, generator)
+                if targets is not None and is_map(targets):  # goes where its image's pixels go
+                    generator.set_state(state)
+                    targets = AUGMENTATIONS[name](targets, generator)
             scaled = images.float() / 255 if images.dtype == torch.uint8 else images
             inputs = (scaled - self._mean) / self._std
-            yield (
-                laid_out(inputs, self.layout),
-                None
-                if self.targets is None
-                else self.targets[rows.to(self.targets.device)].to(self.device),
-            )
+            yield laid_out(inputs, self.layout), targets
+
+    def _targets(self, rows: Tensor) -> Tensor | None:
+        """Of the images of a batch, whole numbers as int64: held, they take what they were given
+        in.
+        """
+        if self.targets is None:
+            return None
+        targets = self.targets[rows.to(self.targets.device)].to(self.device)
+        return targets if targets.is_floating_point() else targets.long()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -69,6 +77,11 @@ class Batches:
         """Changes with any pixel, target, mean or std."""
         targets = () if self.targets is None else (self.targets,)
         return fingerprint(self._images, *targets, self._mean, self._std)
+
+
+def is_map(targets: Tensor) -> bool:
+    """Whether targets have a place in the image, (N, ..., H, W)."""
+    return targets.dim() >= 3
 
 
 def stream_of(seed: int, epoch: int) -> int:

@@ -15,9 +15,10 @@ from amc.errors import ConfigError
 
 
 def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every image left-right with probability 1/2; (B, C, H, W)."""
+    """Mirror every image left-right with probability 1/2; (B, ..., W)."""
     chosen = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(-1), images)
+    by_image = chosen.to(images.device).view(-1, *[1] * (images.dim() - 1))
+    return torch.where(by_image, images.flip(-1), images)
 
 
 def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +64,8 @@ class TrainingSettings:
         distillation_weight: Of the teacher in the loss; 0 means targets only.
         temperature: That student and teacher are compared at (of classification: T of softmaxes).
         seed: Of order, augmentation and dropout.
-        augment: Names of ``AUGMENTATIONS``, applied in this order.
+        augment: Names of ``AUGMENTATIONS``, applied in this order. Where each pixel has a target of
+            its own, only "flip", which mirrors both.
         mixed_precision: Autocast on CUDA; without effect on a CPU.
 
     Raises:

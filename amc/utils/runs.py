@@ -122,6 +122,7 @@ def code_of(record: Mapping[str, Any]) -> dict[str, object]:
     """Option -> name, of all in a run's record that may be a function or a class of the user's."""
     found = {
         "network": _inside(record, "network", "name"),
+        "data": _inside(record, "data", "name"),
         "objective": _inside(record, "settings", "objective"),
         "decisions": _inside(record, "settings", "decisions"),
         "reward": _inside(record, "settings", "reward"),

@@ -103,7 +103,7 @@ def test_a_value_in_place_of_a_group_is_refused() -> None:
         ({"std": 0, "channels": 3}, "data.std must be greater than zero"),
         ({"mean": [0.1, 0.2], "channels": 3}, "data.mean must hold 1 number or 3"),
         ({"mean": "half"}, "data.mean must be a finite number, or a list"),
-        ({"channels": 2}, "data.channels must be 1 or 3"),
+        ({"channels": 0}, "data.channels must be an integer >= 1"),
         ({"image_size": "big"}, "data.image_size must be an integer"),
         ({"augment": ["turn"]}, r"must be a list of flip, crop, got \['turn'\]"),
         ({"search_every": 1}, "data.search_every must be an integer >= 2"),

@@ -8,6 +8,7 @@ import torchvision
 from omegaconf import OmegaConf
 
 from amc.data import DataOptions, build_data
+from amc.data.build import DATA_SETS
 from amc.errors import DataError
 
 
@@ -108,11 +109,14 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch, name, kind):
         build_data(name, root=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "image_folder"])
+OF_FILES = {"image_folder": {"exif"}, "mask_folder": {"exif", "ignored", "mask_values"}}
+
+
+@pytest.mark.parametrize("name", [*DATA_SETS, "custom"])
 def test_config_has_exactly_the_options_of_the_data_set(name):
     path = Path(__file__).resolve().parents[2] / "conf" / "data" / f"{name}.yaml"
     assert path.read_text().startswith(f"# amc search data={name}")
     config = OmegaConf.to_container(OmegaConf.load(path))
-    assert config["name"] == name
-    options = {option.name for option in fields(DataOptions)}
-    assert set(config) == {"name", "root", "seed", *options}
+    assert config["name"] == ("???" if name == "custom" else name)
+    options = {option.name for option in fields(DataOptions)} - {"exif", "ignored", "mask_values"}
+    assert set(config) == {"name", "root", "seed", *options, *OF_FILES.get(name, ())}

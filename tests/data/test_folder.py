@@ -214,3 +214,41 @@ def test_fingerprint_follows_names_and_sizes_not_the_place(root, tmp_path):
     assert build_data("image_folder", root=copy, image_size=2).fingerprint() != original
     (copy / "train" / "a" / "000.png").rename(copy / "train" / "a" / "100.png")
     assert build_data("image_folder", root=copy).fingerprint() != original
+
+
+def test_val_beside_train_and_test_is_searched_on(root):
+    for name in ("a", "b"):
+        for number in (50, 51):
+            write_image(root / "val" / name / f"{number}.png", number)
+    data = build_data("image_folder", root=root)
+    assert reds(data.search.images) == [50, 51, 50, 51]
+    assert data.search.labels.tolist() == [0, 0, 1, 1]
+    assert max(reds(data.train.images)) == 19
+    assert len(data.train) == 40
+    assert reds(data.test.images) == [0, 1, 2, 0, 1, 2]
+
+
+def test_images_are_turned_by_their_exif_orientation_only_where_asked_for(tmp_path):
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[0, 0] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: what is left goes to the top
+    for number in range(3):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", exif=exif)
+    as_it_lies = build_data("image_folder", root=tmp_path)
+    assert as_it_lies.image_shape == (3, 2, 4)
+    assert as_it_lies.test.images[0, 0].tolist() == pixels[..., 0].tolist()
+    turned = build_data("image_folder", root=tmp_path, exif=True)
+    assert turned.image_shape == (3, 4, 2)
+    assert turned.test.images[0, 0].tolist() == np.rot90(pixels[..., 0], -1).tolist()
+    assert turned.fingerprint() != as_it_lies.fingerprint()
+
+
+def test_images_with_alpha_have_four_channels(tmp_path):
+    for number in range(3):
+        Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / f"{number}.png")
+    data = build_data("image_folder", root=tmp_path, channels=4)
+    assert data.test.images[0, :, 0, 0].tolist() == [1, 2, 3, 4]
+    assert data.mean == (0.5,) * 4
+    with pytest.raises(DataError, match=r"one of 1, 3, 4 for image files, got 2.*data=package"):
+        build_data("image_folder", root=tmp_path, channels=2).image_shape  # noqa: B018

@@ -30,7 +30,7 @@ def test_a_name_an_objective_and_a_class_lead_to_an_objective() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("segmentation", "one of classification, or package.module:Class; got 'segmentation'"),
+        ("detection", "one of classification, segmentation, or package.module:Class; got 'det"),
         ("reward", "What a sweeper optimises is the option optimize"),
         ("no_such_module:Class", "Objective 'no_such_module:Class': cannot import module"),
         ("amc.objectives:Missing", "has no class 'Missing'"),
