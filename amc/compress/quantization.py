@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ConfigError
-from amc.layers import Layer, kind_of
+from amc.layers import Layer, TransposedConvolution, TransposedConvolution1d, kind_of
 from amc.layers.copies import clone_module
 from amc.networks.adder import Adder2d
 from amc.strategy import FLOAT_BITS, Bits
@@ -158,6 +158,18 @@ class Quantized(Layer):
 
 class QuantizedConv2d(Quantized, nn.Conv2d):
     """A convolution that sees its input and weight through their grids."""
+
+
+class QuantizedConv1d(Quantized, nn.Conv1d):
+    """A one-dimensional convolution that sees its input and weight through their grids."""
+
+
+class QuantizedTransposed(Quantized, TransposedConvolution):
+    """A transposed convolution that sees its input and weight through their grids."""
+
+
+class QuantizedTransposed1d(Quantized, TransposedConvolution1d):
+    """A transposed convolution over one dimension that sees both through their grids."""
 
 
 class QuantizedLinear(Quantized, nn.Linear):  # type: ignore[misc]  # whose bias may be None

@@ -118,15 +118,19 @@ def assemble(
     root = shell(template)
     assert isinstance(root, fx.GraphModule)
     root._parameters, root._buffers, root._modules = {}, {}, {}
+    placed = set[str]()
     for node in template.graph.nodes:
         path = str(node.target)
         owner, _, name = path.rpartition(".")
-        if node.op == "call_module":
+        if node.op == "call_module" and path not in placed:
+            placed.add(path)
+            module = replaced.get(path)
+            if module is None:
+                module = _independent(template.get_submodule(path))
             holder = _container(root, owner)
-            if name not in holder._modules:
-                module = replaced.get(path)
-                original = template.get_submodule(path)
-                holder._modules[name] = _independent(original) if module is None else module
+            below = holder._modules.get(name)  # others may stand below what is called later
+            module._modules.update({} if below is None else below._modules)
+            holder._modules[name] = module
         elif node.op == "get_attr":
             holder = _container(root, owner)
             old = operator.attrgetter(path)(template)

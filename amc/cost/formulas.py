@@ -30,17 +30,18 @@ def macs(signature: Signature, in_channels: Count, out_channels: Count) -> Count
     """Multiply-adds for one sample; between layers only attention's products have some.
 
     out_h * out_w * kernel_h * kernel_w * in_channels / groups * out_channels; a depthwise
-    layer has one input channel for each output channel, and a linear layer is computed at each of
-    its positions. A call that is counted whole has its own, whatever the channels. Attention's
-    products have queries * keys * windows for each of the channels of all heads.
+    layer has one input channel for each output channel, a linear layer is computed at each of its
+    positions, and a transposed convolution at each of its input's. A call that is counted whole has
+    its own, whatever the channels. Attention's products have queries * keys * windows for each of
+    the channels of all heads.
     """
     if signature.is_product:
         (keys, windows), (queries, _) = signature.in_size, signature.out_size
         return in_channels * 0 + out_channels * (queries * keys * windows)
     if not signature.is_layer:
         return in_channels * out_channels * 0 + signature.own_macs
-    out_h, out_w = signature.out_size
-    return _weights(signature, in_channels, out_channels) * (out_h * out_w)
+    height, width = signature.run_size
+    return _weights(signature, in_channels, out_channels) * (height * width)
 
 
 def bops(signature: Signature, in_channels: Count, out_channels: Count, bits: Bits) -> Count:

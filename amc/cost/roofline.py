@@ -184,7 +184,7 @@ class RooflineDevice:
         groups = max(signature.groups, 1)
         ins, outs = self._rounded(-(-ins // groups)), self._rounded(-(-outs // groups))
         pairs = ins * 0 + outs if signature.is_depthwise else ins * outs * groups
-        taps = math.prod(signature.kernel) * math.prod(signature.out_size)
+        taps = math.prod(signature.kernel) * math.prod(signature.run_size)
         return (pairs * (taps * self.batch)).astype(np.float64)
 
     def _rounded(self, channels: IntArray) -> IntArray:

@@ -62,7 +62,7 @@ def fill_layers(
     deployed = {path: DeployedLayer.of(path, layers[path]) for path in called}
     for path, norm in folds.items():
         deployed[path] = deployed[path].scaled(*_factor_and_shift(graph, norm))
-    deployed = {path: layer.deployable() for path, layer in deployed.items()}
+    deployed = {path: layer.deployable().stored(layers[path]) for path, layer in deployed.items()}
     nodes: list[onnx.NodeProto] = []
     folded = {norm.output[0] for norm in folds.values()}
     calls: Counter[str] = Counter()
@@ -268,7 +268,7 @@ class _LayerWriter:
             [values],
             values,
             doc_string=precision_words(self._layer.bits.weight, "int8"),
-            axis=int(columns),
+            axis=1 if columns else self._layer.output_dim,
         )
         return values, [node]
 

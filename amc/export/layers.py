@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc.compress.quantization import Quantized, quantize_weight
-from amc.layers import Layer
+from amc.layers import Layer, product_of
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 Array = npt.NDArray[Any]
@@ -29,6 +29,7 @@ class DeployedLayer:
         weight_scale: Of the integers, float64, (outputs,); None where the weight is float.
         bias: Float64, (outputs,), or None.
         input_scale, input_zero_point: Of the input's grid; meaningless where it is float.
+        output_dim: Which dimension of ``weight`` is the outputs, once `stored`.
     """
 
     path: str
@@ -38,6 +39,7 @@ class DeployedLayer:
     bias: Floats | None
     input_scale: float = 1.0
     input_zero_point: int = 0
+    output_dim: int = 0
 
     @classmethod
     def of(cls, path: str, layer: Layer) -> DeployedLayer:
@@ -92,6 +94,21 @@ class DeployedLayer:
         scale = np.maximum(scale, self._least_scale)
         counts = np.round(rows * (self.weight_scale / scale)[:, None]).astype(np.int8)
         return replace(self, weight=counts.reshape(self.weight.shape), weight_scale=scale)
+
+    def stored(self, layer: Layer) -> DeployedLayer:
+        """The same with its weight as the layer's ONNX operator takes it.
+
+        In floats where no dimension of that is the outputs, for a scale each: on their grid still.
+        """
+        kind = product_of(layer)
+        weight, dim = kind.onnx_weight(layer, self.weight)
+        if dim is not None or self.weight_scale is None:
+            return replace(self, weight=weight, output_dim=dim or 0)
+        scale = self.weight_scale.reshape(-1, *[1] * (self.weight.ndim - 1))
+        weight, _ = kind.onnx_weight(layer, self.weight * scale)
+        return replace(
+            self, weight=weight, weight_scale=None, bits=Bits(FLOAT_BITS, self.bits.activation)
+        )
 
     @property
     def _least_scale(self) -> Floats:

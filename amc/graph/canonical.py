@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,134 +19,14 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 
+from amc.graph.mixtures import Mixture, mixture_of
 from amc.graph.operators import called_module, plain, tensors_in
+from amc.graph.plain import FORMS, Form
+from amc.graph.whole import parameter_of
 from amc.layers import ProductKind, find_kind, layer_at
 from amc.layers.copies import clone_module, parameter
 
 _PARAMETRIZED = ".parametrizations."
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A function that is a module once its tensors are constant.
-
-    Attributes:
-        names: Of its arguments, the first is the input.
-        defaults: Of the arguments that need not be given.
-        tensors: Argument -> the module's parameter or buffer; the first of them is its weight.
-        build: (rank of the input, tensors, settings) -> the module, its tensors yet to be set;
-            None where it is another thing.
-    """
-
-    names: tuple[str, ...]
-    defaults: dict[str, Any]
-    tensors: dict[str, str]
-    build: Callable[[int, dict[str, Tensor | None], dict[str, Any]], nn.Module | None]
-
-
-def _convolution(kind: type[nn.Module], spatial: int) -> _Form:
-    def build(rank: int, given: dict[str, Tensor | None], how: dict[str, Any]) -> nn.Module | None:
-        weight = given["weight"]
-        if weight is None or rank != spatial + 2:
-            return None
-        module: nn.Module = kind(
-            weight.shape[1] * how["groups"],
-            weight.shape[0],
-            tuple(weight.shape[2:]),
-            **how,
-            bias=given["bias"] is not None,
-            device="meta",
-        )
-        return module
-
-    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    return _Form(
-        ("input", "weight", *defaults), defaults, {"weight": "weight", "bias": "bias"}, build
-    )
-
-
-def _linear(rank: int, given: dict[str, Tensor | None], how: dict[str, Any]) -> nn.Module | None:
-    weight = given["weight"]
-    if weight is None or weight.dim() != 2:
-        return None
-    outputs, inputs = weight.shape
-    return nn.Linear(inputs, outputs, bias=given["bias"] is not None, device="meta")
-
-
-def _batch_norm(
-    rank: int, given: dict[str, Tensor | None], how: dict[str, Any]
-) -> nn.Module | None:
-    mean, weight = given["running_mean"], given["weight"]
-    if how["training"] or mean is None or rank not in (2, 3, 4):
-        return None
-    kind = nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d
-    if (weight is None) != (given["bias"] is None):
-        return None
-    return kind(len(mean), eps=how["eps"], affine=weight is not None, device="meta")
-
-
-def _prelu(rank: int, given: dict[str, Tensor | None], how: dict[str, Any]) -> nn.Module | None:
-    weight = given["weight"]
-    return None if weight is None else nn.PReLU(weight.numel(), device="meta")
-
-
-def _layer_norm(
-    rank: int, given: dict[str, Tensor | None], how: dict[str, Any]
-) -> nn.Module | None:
-    shape, weight, bias = tuple(how["normalized_shape"]), given["weight"], given["bias"]
-    if weight is None and bias is not None:
-        return None
-    return nn.LayerNorm(shape, how["eps"], weight is not None, bias=bias is not None, device="meta")
-
-
-def _rms_norm(rank: int, given: dict[str, Tensor | None], how: dict[str, Any]) -> nn.Module | None:
-    shape = tuple(how["normalized_shape"])
-    return nn.RMSNorm(shape, how["eps"], given["weight"] is not None, device="meta")
-
-
-def _group_norm(
-    rank: int, given: dict[str, Tensor | None], how: dict[str, Any]
-) -> nn.Module | None:
-    weight = given["weight"]
-    if weight is None or given["bias"] is None:
-        return None
-    return nn.GroupNorm(how["num_groups"], len(weight), how["eps"], device="meta")
-
-
-_SAME = {"weight": "weight", "bias": "bias"}
-_FORMS: dict[object, _Form] = {
-    functional.conv2d: _convolution(nn.Conv2d, 2),
-    functional.conv1d: _convolution(nn.Conv1d, 1),
-    functional.linear: _Form(("input", "weight", "bias"), {"bias": None}, _SAME, _linear),
-    functional.batch_norm: _Form(
-        (
-            *("input", "running_mean", "running_var", "weight", "bias"),
-            *("training", "momentum", "eps"),
-        ),
-        {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5},
-        {**_SAME, "running_mean": "running_mean", "running_var": "running_var"},
-        _batch_norm,
-    ),
-    functional.prelu: _Form(("input", "weight"), {}, {"weight": "weight"}, _prelu),
-    functional.layer_norm: _Form(
-        ("input", "normalized_shape", "weight", "bias", "eps"),
-        {"weight": None, "bias": None, "eps": 1e-5},
-        _SAME,
-        _layer_norm,
-    ),
-    functional.rms_norm: _Form(
-        ("input", "normalized_shape", "weight", "eps"),
-        {"weight": None, "eps": None},
-        {"weight": "weight"},
-        _rms_norm,
-    ),
-    functional.group_norm: _Form(
-        ("input", "num_groups", "weight", "bias", "eps"),
-        {"weight": None, "bias": None, "eps": 1e-5},
-        _SAME,
-        _group_norm,
-    ),
-}
 
 
 def canonicalise(module: fx.GraphModule) -> frozenset[int]:
@@ -168,23 +47,38 @@ class _Pass:
         self._module = module
         self._constants: dict[fx.Node, frozenset[str]] = {}  # node -> paths that it is made from
         self._made: dict[tuple[object, ...], str] = {}  # what a call is -> its module's path
+        self._weights: dict[tuple[fx.Node, bool, int], fx.Node] = {}  # matrices, turned
+        self._expressions: dict[fx.Node, str] = {}
+        self._numbers: dict[str, int] = {}  # of different expressions
         self._before = dict(module.named_parameters())
 
     def run(self) -> frozenset[int]:
-        graph = self._module.graph
+        graph, before = self._module.graph, self._read()
         for node in list(graph.nodes):
             self._note_constant(node)
         self._store_constants()
-        for node in list(graph.nodes):
+        for given in list(graph.nodes):
+            node = self._without_matrix(given)
             form = self._form_of(node)
             if form is not None:
                 self._make_module(node, form)
             self._make_plain(node)
         for node in list(graph.nodes):
             self._fold_factors(node)
+        calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+        for path in dict.fromkeys(calls):
+            self._keep_read(path)
         self._erase_unread()
-        after = {id(p) for p in self._module.parameters()}
-        return frozenset(id(p) for p in self._before.values() if id(p) not in after)
+        return frozenset(before - self._read())
+
+    def _read(self) -> set[int]:
+        """``id`` of the parameters that are read: some stay behind where nothing reads them."""
+        read: set[int] = set()
+        for node in self._module.graph.nodes:
+            called = called_module(self._module, node)
+            own = parameter_of(self._module, node)
+            read.update(map(id, called.parameters() if called is not None else [own]))
+        return read
 
     def _erase_unread(self) -> None:
         module = self._module
@@ -217,9 +111,22 @@ class _Pass:
         parameters = [self._before.get(path) for path in self._constants[node]]
         return made > sum(part.numel() for part in parameters if part is not None) > 0
 
+    def _expression(self, node: fx.Node) -> str:
+        """The same for constants that are computed in the same way from the same parameters."""
+        if node.op == "get_attr":
+            return str(node.target)
+        if node not in self._expressions:
+            given: Any = map_aggregate(
+                (node.args, node.kwargs),
+                lambda part: self._expression(part) if isinstance(part, fx.Node) else part,
+            )
+            what = f"{node.op} {node.target} {given}"
+            self._expressions[node] = f"#{self._numbers.setdefault(what, len(self._numbers))}"
+        return self._expressions[node]
+
     def _store_constants(self) -> None:
         """What is computed from parameters becomes one, where something else reads it."""
-        graph, number = self._module.graph, 0
+        graph, number, stored = self._module.graph, 0, dict[str, fx.Node]()
         for node in reversed(list(graph.nodes)):
             if node in self._constants and node.op != "get_attr":
                 is_read = any(user not in self._constants for user in node.users)
@@ -235,6 +142,8 @@ class _Pass:
                     self._constants.pop(node)
                     continue
                 new: Any = value
+            elif self._expression(node) in stored:  # a layer of several calls computes it anew
+                new = stored[self._expression(node)]
             else:
                 name, number = f"amc_constant_{number}", number + 1
                 sources = [self._before.get(path) for path in self._constants[node]]
@@ -246,18 +155,54 @@ class _Pass:
                     new = graph.get_attr(name)
                 new.meta["value"] = value
                 self._constants[new] = self._constants[node]
+                stored[self._expression(node)] = new
             for user in read:
                 _swap(user, node, new)
         self._erase_unread()
 
     # -- functions that are modules -----------------------------------------------------------
 
-    def _form_of(self, node: fx.Node) -> _Form | None:
+    def _without_matrix(self, node: fx.Node) -> fx.Node:
+        """A product with a constant matrix as the layer's function that computes it."""
+        found = None if node in self._constants else mixture_of(node, self._constants)
+        rank = 0 if found is None else found.source.meta["value"].dim()
+        if found is None or (found.dim < rank - 1 and (found.dim != 1 or rank > 4)):
+            return node
+        is_last, graph = found.dim == rank - 1, self._module.graph
+        convolution = functional.conv1d if rank == 3 else functional.conv2d
+        function = functional.linear if is_last else convolution
+        weight = self._weight_of(found, 0 if is_last else rank - 2)
+        with graph.inserting_before(node):
+            args = (found.source, weight, found.bias)
+            new = graph.create_node("call_function", function, args, name=node.name)
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        return new
+
+    def _weight_of(self, found: Mixture, places: int) -> fx.Node:
+        """A matrix as a layer has it: (outputs, inputs), with so many dimensions of size 1."""
+        if not found.inputs_first and not places:
+            return found.matrix
+        what = found.matrix, found.inputs_first, places
+        if what not in self._weights:
+            value = found.matrix.meta["value"].detach()
+            value = value.t() if found.inputs_first else value
+            value = value.reshape(*value.shape, *[1] * places).clone()
+            name = f"amc_matrix_{len(self._weights)}"
+            self._module.register_parameter(name, parameter(value))
+            with self._module.graph.inserting_after(found.matrix):
+                new = self._module.graph.get_attr(name)
+            new.meta["value"] = value
+            self._constants[new], self._weights[what] = self._constants[found.matrix], new
+        return self._weights[what]
+
+    def _form_of(self, node: fx.Node) -> Form | None:
         if node.op != "call_function" or node in self._constants:
             return None
-        return _FORMS.get(node.target)
+        return FORMS.get(node.target)
 
-    def _make_module(self, node: fx.Node, form: _Form) -> None:
+    def _make_module(self, node: fx.Node, form: Form) -> None:
         given: dict[str, Any] = dict(zip(form.names, node.args, strict=False)) | node.kwargs
         given = form.defaults | given
         source = given.pop("input", None)
@@ -274,10 +219,12 @@ class _Pass:
             module = form.build(source.meta["value"].dim(), tensors, settings)
             if module is None:
                 return
-            paths = {
+            filled = {
                 attribute: (nodes[name], tensors[name]) for name, attribute in form.tensors.items()
             }
-            self._fill(module, paths)
+            if form.stored is not None:
+                filled["weight"] = None, form.stored(tensors["weight"], settings)
+            self._fill(module, filled)
             path = self._path_for([held for held in nodes.values() if held is not None], node)
             self._place(path, module.eval())
             self._made[tuple(map(_key, what))] = path

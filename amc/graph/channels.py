@@ -144,21 +144,25 @@ class _Follower:
             return self._visit_elementwise(node, known, inputs, value)
         if flow is Flow.PRODUCT and isinstance(value, Tensor):
             return self._visit_product(node, name, value)
+        if flow is Flow.REDUCTION and len(inputs) > 1:  # the larger one of two
+            return self._visit_elementwise(node, known, inputs, value)
+        if flow is Flow.REDUCTION and holds_tensor(value):
+            return self._visit_reduction(node, name, known, first, value)
         if not isinstance(value, Tensor) or first.ids.dim() < 2:
             return self._visit_unknown(node, name, value)
         if find_kind(module) is not None:
             return self._visit_layer(node, first, value)
         if flow is Flow.FACTORS and module is not None:
             return self._visit_factors(node, known, module, first, value)
-        if flow is Flow.PER_CHANNEL or (
-            flow is Flow.REDUCTION and _keeps_channels(node, first.ids)
-        ):
+        if flow is Flow.PER_CHANNEL:
             self._cost(node, known.price, first, value)
             return self._spread(node, self._collapse(first.ids), value)
         if flow is Flow.PAD:
             return self._visit_pad(node, first, value)
-        if flow in (Flow.REDUCTION, Flow.MIXING) and len(inputs) == 1:
+        if flow is Flow.MIXING and len(inputs) == 1:
             return self._visit_mixing(node, name, known, first, value)
+        if flow is Flow.HALVES:
+            return self._visit_halves(node, name, known, first, value)
         return self._visit_unknown(node, name, value)
 
     def _inputs(self, node: fx.Node) -> list[IdTensor]:
@@ -174,10 +178,10 @@ class _Follower:
             return self._visit_mixed_tokens(node, module, source, value)
         in_ids = self._collapse(source.ids.movedim(kind.channel_dim, 1))
         out_ids = self._layer_outputs(len(module.weight), kind.groups(module), in_ids)
-        for call in self._flow.layers:
-            if call.module is module:
-                for seen in (call.in_ids, call.out_ids, in_ids, out_ids):
-                    self._freeze_ids(seen, f"touches layer {path}, which is called more than once")
+        first = next((call for call in self._flow.layers if call.module is module), None)
+        if first is not None:  # one weight for all calls
+            self._flow.sets.unite(first.in_ids, in_ids)
+            self._flow.sets.unite(first.out_ids, out_ids)
         self._flow.layers.append(LayerCall(node, path, module, in_ids, out_ids))
         spread = kind.spread(torch.from_numpy(out_ids), value.dim())
         return IdTensor(spread.expand(value.shape), node)
@@ -288,6 +292,32 @@ class _Follower:
         for other in others:
             self._flow.sets.unite(first, other)
         return first
+
+    def _visit_reduction(
+        self, node: fx.Node, name: str, known: Operator, source: IdTensor, value: Any
+    ) -> Any:
+        """One value of all along some dimensions; some give several: with places, with a mean."""
+        given = value if isinstance(value, Tensor) else value[0]
+        if source.ids.dim() < 2:
+            return self._visit_unknown(node, name, value)
+        is_map = channel_vector(source.ids, source.ids.shape) is not None
+        if is_map and _keeps_channels(node, source.ids):
+            self._cost(node, known.price, source, given)
+            found = self._spread(node, self._collapse(source.ids), given)
+        else:
+            found = self._visit_mixing(node, name, known, source, given)
+        return found if isinstance(value, Tensor) else [found] * len(value)
+
+    def _visit_halves(
+        self, node: fx.Node, name: str, known: Operator, source: IdTensor, value: Tensor
+    ) -> Any:
+        (dim,) = mixed_dims(node, -1)
+        if dim == (self._two.images(node.all_input_nodes[0]) or 0):
+            return self._visit_unknown(node, name, value)
+        value_half, gate = source.ids.chunk(2, dim)
+        self._merge([value_half.reshape(-1).numpy(), gate.reshape(-1).numpy()])
+        self._cost(node, known.price, source, value)
+        return IdTensor(value_half, node)
 
     def _visit_mixing(
         self, node: fx.Node, name: str, known: Operator, source: IdTensor, value: Tensor
@@ -453,7 +483,7 @@ class _Follower:
             return result
         pieces = self._values[node.args[0]] if isinstance(node.args[0], fx.Node) else None
         if isinstance(pieces, list):  # one piece of a split
-            piece: Any = pieces[plain(node.args[1])] if name == "getitem" else None
+            piece = _piece(node, name, pieces)
             if piece is None:
                 return self._visit_unknown(node, name, value)
             if isinstance(piece, list):  # several pieces
@@ -628,6 +658,18 @@ class _Follower:
                 self._flow.operators.append(CostedCall(node, op, channels, *sizes))
                 return
         self._flow.wholes.append(node)
+
+
+def _piece(node: fx.Node, name: str, pieces: list[Any]) -> Any:
+    """What a node takes of several pieces: by its place, or (of a largest value) by its name."""
+    if name == "getitem":
+        return pieces[plain(node.args[1])]
+    if name == "getattr":
+        given, (source, *_) = node.meta["value"], node.args
+        assert isinstance(source, fx.Node)
+        parts = source.meta["value"]
+        return next((p for p, part in zip(pieces, parts, strict=True) if part is given), None)
+    return None
 
 
 def _keeps_channels(node: fx.Node, ids: Tensor) -> bool:

@@ -262,8 +262,18 @@ class _Builder:
         known = {call.node for call in self._layers}
         for repeat in self._flow.layers:
             if repeat.node not in known:
-                infos.append(_repeated(repeat))
+                infos.append(self._repeated(repeat))
         return tuple(infos)
+
+    def _repeated(self, call: LayerCall) -> OperatorInfo:
+        """A further call of a layer: its channels are those of the first."""
+        return OperatorInfo(
+            call.path,
+            _signature(call),
+            self._count(call.in_ids),
+            self._count(call.out_ids),
+            call.module.bias is not None,
+        )
 
     def _stored_infos(self) -> tuple[tuple[StoredInfo, ...], dict[str, int]]:
         """Parameters that no layer has, each once; and those that nothing reads, by module."""
@@ -366,14 +376,3 @@ def _has_channels_to_scale(layer: nn.Module | None, output: fx.Node) -> bool:
 def _signature(call: LayerCall) -> Signature:
     shapes = shape_of(call.node.args[0]), shape_of(call.node)
     return kind_of(call.module).signature(call.module, *shapes)
-
-
-def _repeated(call: LayerCall) -> OperatorInfo:
-    """A further call of a layer: its channels are frozen."""
-    return OperatorInfo(
-        call.path,
-        _signature(call),
-        ChannelCount(len(call.in_ids), ()),
-        ChannelCount(len(call.out_ids), ()),
-        call.module.bias is not None,
-    )

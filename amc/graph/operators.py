@@ -27,6 +27,7 @@ class Flow(Enum):
     REDUCTION = auto()  # as PER_CHANNEL, if over height and width only
     MIXING = auto()  # over one dimension, whatever it holds: a softmax
     PRODUCT = auto()  # two computed tensors are multiplied and summed: attention
+    HALVES = auto()  # one half of a dimension gates the other
     PAD = auto()  # the same, and zero channels may be added
     ELEMENTWISE = auto()  # two values of equal (or broadcast) shape, element by element
     JOIN = auto()  # tensors behind one another: moved, never changed
@@ -83,7 +84,7 @@ def _moves(*modules: type[nn.Module], aliases: tuple[str, ...] = ()) -> Operator
 
 OPERATORS: dict[str, Operator] = {
     "batch_norm": _factors("batch_norm", nn.BatchNorm1d, nn.BatchNorm2d),
-    "instance_norm": _factors("batch_norm", nn.InstanceNorm2d),
+    "instance_norm": _factors("batch_norm", nn.InstanceNorm1d, nn.InstanceNorm2d),
     "prelu": _factors("leaky_relu", nn.PReLU),
     "layer_norm": _factors("layer_norm", nn.LayerNorm, nn.RMSNorm),
     "group_norm": _factors("layer_norm", nn.GroupNorm),
@@ -103,13 +104,25 @@ OPERATORS: dict[str, Operator] = {
     "tanh": _pointwise("tanh", nn.Tanh),
     "hardsigmoid": _pointwise("hardsigmoid", nn.Hardsigmoid),
     "hardswish": _pointwise("hardswish", nn.Hardswish),
-    "abs": _pointwise("relu"),
-    "neg": _pointwise("relu"),
-    "square": _pointwise("relu"),
-    "pow": _pointwise("silu"),
-    "sqrt": _pointwise("silu"),
-    "exp": _pointwise("silu"),
-    "dropout": _pointwise(None, nn.Dropout, nn.Dropout2d, aliases=("dropout2d", "feature_dropout")),
+    "log_sigmoid": _pointwise("silu", nn.LogSigmoid, aliases=("logsigmoid",)),
+    "softsign": _pointwise("silu", nn.Softsign),
+    "tanhshrink": _pointwise("silu", nn.Tanhshrink),
+    "hardshrink": _pointwise("relu", nn.Hardshrink),
+    "softshrink": _pointwise("relu", nn.Softshrink),
+    "threshold": _pointwise("relu", nn.Threshold),
+    "rrelu": _pointwise("leaky_relu", nn.RReLU),
+    **dict.fromkeys(("abs", "neg", "square", "sign", "round", "floor", "ceil"), _pointwise("relu")),
+    **dict.fromkeys(
+        ("pow", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p", "erf", "sin", "cos"),
+        _pointwise("silu"),
+    ),
+    "nan_to_num": _pointwise("relu6"),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like"), _pointwise("relu")),
+    "dropout": _pointwise(
+        None,
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+        aliases=("dropout1d", "dropout2d", "feature_dropout", "alpha_dropout"),
+    ),
     "identity": _pointwise(None, nn.Identity),
     "stochastic_depth": _pointwise(None),
     "contiguous": _pointwise(None),
@@ -119,27 +132,50 @@ OPERATORS: dict[str, Operator] = {
     "to": _pointwise(None),
     "max_pool2d": _windows("max_pool2d", nn.MaxPool2d, gives="maximum"),
     "avg_pool2d": _windows("avg_pool2d", nn.AvgPool2d, aliases=("avg_pool",), gives="mean"),
+    "max_pool1d": _windows("max_pool2d", nn.MaxPool1d),
+    "avg_pool1d": _windows("avg_pool2d", nn.AvgPool1d),
+    "lp_pool2d": _windows("adaptive_avg_pool2d", nn.LPPool1d, nn.LPPool2d, aliases=("lp_pool1d",)),
     "adaptive_avg_pool2d": _windows("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d, gives="mean"),
-    "adaptive_max_pool2d": _windows("adaptive_avg_pool2d", nn.AdaptiveMaxPool2d),
+    "adaptive_avg_pool1d": _windows("adaptive_avg_pool2d", nn.AdaptiveAvgPool1d),
+    "adaptive_max_pool2d": _windows(
+        "adaptive_avg_pool2d",
+        *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+        aliases=("adaptive_max_pool1d",),
+    ),
     "interpolate": _windows("pad", nn.Upsample, aliases=("upsample",)),
-    "constant_pad": _windows("pad", nn.ZeroPad2d, nn.ConstantPad2d, gives="padded"),
-    "border_pad": _windows("pad", nn.ReflectionPad2d, nn.ReplicationPad2d, gives="copy"),
+    "constant_pad": _windows(
+        "pad", *(nn.ZeroPad1d, nn.ConstantPad1d, nn.ZeroPad2d, nn.ConstantPad2d), gives="padded"
+    ),
+    "border_pad": _windows(
+        "pad",
+        *(nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d),
+        *(nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+        gives="copy",
+    ),
     "pad": Operator(Flow.PAD, "pad", gives="padded"),
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "norm"),
         Operator(Flow.REDUCTION, "adaptive_avg_pool2d", gives="mean"),
     ),
     **dict.fromkeys(
+        ("max", "min", "std", "var", "std_mean", "var_mean", "prod", "logsumexp"),
+        Operator(Flow.REDUCTION, "adaptive_avg_pool2d"),
+    ),
+    **dict.fromkeys(
         ("matmul", "bmm", "einsum", "scaled_dot_product_attention"), Operator(Flow.PRODUCT)
     ),
     "softmax": Operator(Flow.MIXING, "softmax", (nn.Softmax,)),
+    "log_softmax": Operator(Flow.MIXING, "softmax", (nn.LogSoftmax,)),
+    "glu": Operator(Flow.HALVES, "sigmoid", (nn.GLU,)),
     "add": _elementwise("add", "iadd", gives="add"),
     "sub": _elementwise("add", "isub", "subtract"),
     "mul": _elementwise("mul", "imul", "multiply"),
     "truediv": _elementwise("mul", "itruediv", "div", "true_divide"),
-    "addcmul": _elementwise("mul"),
     "maximum": _elementwise("add"),
     "minimum": _elementwise("add"),
+    **dict.fromkeys(("where", "masked_fill"), _elementwise("add")),
+    **dict.fromkeys(("lerp", "addcmul"), _elementwise("mul")),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne"), _elementwise("add")),
     "cat": Operator(Flow.JOIN, "concat", (), ("concat", "concatenate"), "concat"),
     "stack": Operator(Flow.JOIN, "concat"),
     "flatten": _moves(nn.Flatten),
@@ -153,7 +189,7 @@ OPERATORS: dict[str, Operator] = {
         (
             *("chunk", "split", "tensor_split", "unbind", "getitem", "narrow", "select"),
             *("index_select", "view", "reshape", "permute", "squeeze", "unsqueeze", "roll", "flip"),
-            *("expand", "expand_as", "view_as", "reshape_as", "repeat"),
+            *("expand", "expand_as", "view_as", "reshape_as", "repeat", "getattr"),
         ),
         _moves(),
     ),
@@ -189,7 +225,7 @@ def plain_name(root: nn.Module, node: fx.Node) -> str:
         return _canonical(node.args[1]) if node.args[1] in _ALIASES else "getattr"
     home = getattr(target, "__module__", None) or "torch"
     name = getattr(target, "__name__", str(target))
-    if home.split(".")[0] in ("torch", "torchvision", "_operator", "operator"):
+    if home.split(".")[0] in ("torch", "torchvision", "_operator", "operator", "builtins"):
         return _canonical(name)
     return f"function {home}.{name}"
 
@@ -213,7 +249,11 @@ def operator_signature(op: str, node: fx.Node, module: nn.Module | None) -> Sign
         kernel = argument(node, 1, "kernel_size", 1)
         stride = argument(node, 2, "stride", None)
         padding = argument(node, 3, "padding", 0)
-    return Signature(op, kernel=pair(kernel), stride=pair(stride or kernel), padding=pair(padding))
+    stride = stride or kernel
+    if argument(node, 0, "input", None).dim() == 3:  # over one dimension: an image of one column
+        sizes = [pair(size)[0] for size in (kernel, stride, padding)]
+        return Signature(op, (sizes[0], 1), (sizes[1], 1), (sizes[2], 0))
+    return Signature(op, kernel=pair(kernel), stride=pair(stride), padding=pair(padding))
 
 
 def plain(value: Any) -> Any:
@@ -235,12 +275,16 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return plain(node.kwargs.get(name, default))
 
 
-def mixed_dims(node: fx.Node) -> list[int]:
-    """The dimensions that a reduction or a softmax runs over; all of them where it names none."""
+def mixed_dims(node: fx.Node, default: int | None = None) -> list[int]:
+    """The dimensions that a reduction or a softmax runs over.
+
+    Args:
+        default: The one that it runs over where it names none; None: all of them.
+    """
     called = node.graph.owning_module
     module = called_module(called, node) if called is not None else None
     place = 2 if str(getattr(node.target, "__name__", node.target)) == "norm" else 1
-    dims: Any = argument(node, place, "dim", None) if module is None else module.dim
+    dims: Any = argument(node, place, "dim", default) if module is None else module.dim
     rank = argument(node, 0, "input", None).dim()
     found = [dims] if isinstance(dims, int) else list(dims or range(rank))
     return [dim % rank for dim in found]

@@ -21,6 +21,7 @@ from torch.fx.proxy import Attribute
 
 from amc.errors import TraceError
 from amc.graph.operators import OPERATORS, tensors_in
+from amc.layers.convolutions import is_transposed
 from amc.layers.kind import is_leaf
 
 
@@ -105,7 +106,10 @@ class _ValueProxy(fx.Proxy):
         return self.number()
 
     def __getattr__(self, name: str) -> Any:
-        if callable(getattr(self.value, name)):
+        held = getattr(self.value, name)
+        if isinstance(held, (str, bool)):  # of a device, of a type: no operator takes a stand-in
+            return held
+        if callable(held):
             return Attribute(self, name)  # a method, about to be called
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
@@ -164,8 +168,11 @@ class _ValueTracer(fx.Tracer):
         self.opaque: dict[str, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Layers of a kind that amc knows, and what PyTorch has, are one node."""
-        if isinstance(m, _FOLLOWED):
+        """Layers of a kind that amc knows, and what PyTorch has, are one node.
+
+        Transposed convolutions, whose size may be an argument, are the function that they call.
+        """
+        if isinstance(m, _FOLLOWED) or is_transposed(m):
             return False
         return is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
 
@@ -261,12 +268,14 @@ class _ValueTracer(fx.Tracer):
         if self._running:
             return forward(*args, **kwargs)
         before = dict(self.opaque), len(self._replaced)
+        around = self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
             # The innermost module that fails becomes one node. If it cannot even be run
             # as one, the error goes on to the module around it.
             self._forget_since(*before)
+            self.module_stack = around  # fx leaves it as it was where the error came from
             path = self.path_of_module(m)
             self.opaque[path] = f"cannot be traced: {_one_line(error)}"
             try:
@@ -353,6 +362,7 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
     # Loading a pickled graph follows its code once more: straight-line by now, for any tracer.
     graph._tracer_cls = fx.Tracer
     module = fx.GraphModule(network, graph, class_name=type(network).__name__)
+    module.train(network.training)  # fx makes what modules stand in anew
     _remove_dead(module)
     return TracedNetwork(module, tracer.opaque)
 

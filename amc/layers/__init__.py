@@ -1,6 +1,13 @@
 """What a layer is: kinds of modules with weights that a walk decides on, and the normalisations."""
 
 from amc.layers.builtin import Convolution, Linear
+from amc.layers.convolutions import (
+    Convolution1d,
+    Transposed,
+    Transposed1d,
+    TransposedConvolution,
+    TransposedConvolution1d,
+)
 from amc.layers.kind import (
     Layer,
     LayerKind,
@@ -22,6 +29,8 @@ __all__ = [
     "LinearChange",
     "OutputChange",
     "ProductKind",
+    "TransposedConvolution",
+    "TransposedConvolution1d",
     "find_kind",
     "is_depthwise",
     "kind_named",
@@ -31,5 +40,5 @@ __all__ = [
     "register_layer",
 ]
 
-for _kind in (Convolution(), Linear()):
+for _kind in (Convolution(), Convolution1d(), Transposed(), Transposed1d(), Linear()):
     register_layer(_kind)

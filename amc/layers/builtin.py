@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+from torch.nn.modules.conv import _ConvNd
 
 from amc.layers.kind import POSITIONS_PER_IMAGE, ProductKind, positions_of, rows_of_last
 from amc.layers.signature import Shape, Signature, Size, pair, positions, space_of
+
+AnyConv = TypeVar("AnyConv", bound=_ConvNd)
 
 
 class Linear(ProductKind[nn.Linear]):
@@ -44,14 +47,41 @@ class Linear(ProductKind[nn.Linear]):
         return ("Gemm", {"transB": 1}) if rank == 2 else ("MatMul", {})
 
 
-class Convolution(ProductKind[nn.Conv2d]):
+class AnyConvolution(ProductKind[AnyConv]):
+    """What convolutions over any number of dimensions have in common."""
+
+    def groups(self, layer: AnyConv) -> int:
+        return layer.groups
+
+    def apply(self, layer: AnyConv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = layer._conv_forward(x, weight, bias)
+        return y
+
+    def resized(self, layer: AnyConv, inputs: int, outputs: int) -> dict[str, int]:
+        sizes = super().resized(layer, inputs, outputs)
+        return sizes | {"groups": inputs} if self.is_depthwise(layer) else sizes
+
+    def padded(self, layer: AnyConv, x: Tensor) -> Tensor:
+        if layer.padding_mode == "zeros":
+            return x
+        return functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+
+    def onnx(self, layer: AnyConv, rank: int) -> tuple[str, dict[str, Any]]:
+        zeros = zeros_around(layer)
+        return "Conv", {
+            "kernel_shape": list(layer.kernel_size),
+            "strides": list(layer.stride),
+            "dilations": list(layer.dilation),
+            "group": layer.groups,
+            "pads": [*zeros[-2::-2], *zeros[::-2]],  # all beginnings, then all ends
+        }
+
+
+class Convolution(AnyConvolution[nn.Conv2d]):
     """A two-dimensional convolution, grouped or not."""
 
     op = "conv2d"
     modules = (nn.Conv2d,)
-
-    def groups(self, layer: nn.Conv2d) -> int:
-        return layer.groups
 
     def signature(self, layer: nn.Conv2d, in_shape: Shape, out_shape: Shape) -> Signature:
         return Signature(
@@ -76,29 +106,6 @@ class Convolution(ProductKind[nn.Conv2d]):
             groups=inputs if signature.is_depthwise else signature.groups,
             device="meta",
         )
-
-    def apply(self, layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = layer._conv_forward(x, weight, bias)
-        return y
-
-    def resized(self, layer: nn.Conv2d, inputs: int, outputs: int) -> dict[str, int]:
-        sizes = super().resized(layer, inputs, outputs)
-        return sizes | {"groups": inputs} if self.is_depthwise(layer) else sizes
-
-    def padded(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        if layer.padding_mode == "zeros":
-            return x
-        return functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-
-    def onnx(self, layer: nn.Conv2d, rank: int) -> tuple[str, dict[str, Any]]:
-        left, right, top, bottom = _zeros_around(layer)
-        return "Conv", {
-            "kernel_shape": list(layer.kernel_size),
-            "strides": list(layer.stride),
-            "dilations": list(layer.dilation),
-            "group": layer.groups,
-            "pads": [top, left, bottom, right],
-        }
 
     def weight_gradients(self, layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor | None:
         is_plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -128,36 +135,51 @@ class Convolution(ProductKind[nn.Conv2d]):
         (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
         # Only padding with other values than 0 is really done: it copies the whole input, of
         # which a few positions are read.
-        left, right, top, bottom = _zeros_around(layer)
+        left, right, top, bottom = zeros_around(layer)
         x = self.padded(layer, x)
-        n, channels, in_h, in_w = x.shape
+        in_h, in_w = x.shape[2:]
         out_h = (in_h + top + bottom - dh * (kh - 1) - 1) // sh + 1
         out_w = (in_w + left + right - dw * (kw - 1) - 1) // sw + 1
         chosen = positions_of(out_h * out_w, generator, count)
         row = (chosen // out_w * sh - top)[:, None, None] + (torch.arange(kh) * dh)[None, :, None]
         column = (chosen % out_w * sw - left)[:, None, None] + (torch.arange(kw) * dw)
-        inside = ((row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)).flatten()
-        # (positions * kh * kw,); what lies outside reads place 0 and is then set to 0
-        places = torch.where(inside, (row * in_w + column).flatten(), 0)
-        area = len(chosen), kh * kw
-        # One index along one dimension: what lies side by side in memory is copied in one piece.
-        if x.is_contiguous(memory_format=torch.channels_last):
-            flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels).index_select(1, places)
-            flat[:, ~inside] = 0
-            patches = flat.view(n, *area, layer.groups, -1).permute(3, 0, 1, 4, 2)
-        else:
-            flat = x.flatten(2).index_select(2, places)
-            flat[:, :, ~inside] = 0
-            patches = flat.view(n, layer.groups, -1, *area).permute(1, 0, 3, 2, 4)
-        # patches: (groups, n, positions, channels of one group, kh * kw)
-        # Contiguous: a product of rows that lie strided in memory takes 30 times as long.
-        return patches.reshape(layer.groups, n * len(chosen), -1).contiguous()
+        return gathered(x, row, column, layer.groups)
 
 
-def _zeros_around(layer: nn.Conv2d) -> tuple[int, ...]:
+def gathered(x: Tensor, row: Tensor, column: Tensor, groups: int) -> Tensor:
+    """The rows of an unfolded input: what each tap of a kernel reads at some output positions.
+
+    Args:
+        x: (n, channels, height, width).
+        row, column: Of the places read, (positions, kh, 1) and (positions, 1, kw); outside of the
+            input a 0 is read.
+
+    Returns:
+        Shape (groups, n * positions, channels / groups * kh * kw).
+    """
+    n, channels, in_h, in_w = x.shape
+    inside = ((row >= 0) & (row < in_h) & (column >= 0) & (column < in_w)).flatten()
+    # (positions * kh * kw,); what lies outside reads place 0 and is then set to 0
+    places = torch.where(inside, (row * in_w + column).flatten(), 0)
+    area = len(row), row.shape[1] * column.shape[2]
+    # One index along one dimension: what lies side by side in memory is copied in one piece.
+    if x.is_contiguous(memory_format=torch.channels_last):
+        flat = x.permute(0, 2, 3, 1).reshape(n, -1, channels).index_select(1, places)
+        flat[:, ~inside] = 0
+        patches = flat.view(n, *area, groups, -1).permute(3, 0, 1, 4, 2)
+    else:
+        flat = x.flatten(2).index_select(2, places)
+        flat[:, :, ~inside] = 0
+        patches = flat.view(n, groups, -1, *area).permute(1, 0, 3, 2, 4)
+    # patches: (groups, n, positions, channels of one group, kh * kw)
+    # Contiguous: a product of rows that lie strided in memory takes 30 times as long.
+    return patches.reshape(groups, n * len(row), -1).contiguous()
+
+
+def zeros_around(layer: _ConvNd) -> tuple[int, ...]:
     """Zeros that are added left, right, above and below; other values were before."""
     if layer.padding_mode != "zeros":
-        return 0, 0, 0, 0
+        return (0,) * (2 * len(layer.kernel_size))
     return tuple(layer._reversed_padding_repeated_twice)
 
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from amc.errors import ConfigError
 from amc.layers.copies import clone_module
-from amc.layers.signature import LAYER_OPS, Shape, Signature
+from amc.layers.signature import LAYER_OPS, RUN_AT_INPUTS, Shape, Signature
 
 Module = TypeVar("Module", bound=nn.Module)
 POSITIONS_PER_IMAGE = 32  # neighbouring patches repeat one another; a few say enough
@@ -69,12 +69,14 @@ class LayerKind(ABC, Generic[Module]):
         modules: Classes of its modules; their subclasses are of it too.
         size_names: Attributes that hold how many inputs and outputs a module has.
         channel_dim: The dimension of its input and output that is the channels: 1, or -1.
+        runs_at_inputs: Whether its weights meet every position of the input, not of the output.
     """
 
     op: str
     modules: tuple[type[nn.Module], ...]
     size_names: tuple[str, str] = ("in_channels", "out_channels")
     channel_dim: int = 1
+    runs_at_inputs: bool = False
 
     @abstractmethod
     def signature(self, layer: Module, in_shape: Shape, out_shape: Shape) -> Signature:
@@ -103,6 +105,12 @@ class LayerKind(ABC, Generic[Module]):
             values: A sample of the values that the layer receives, (n,).
             sensitivities: Nats for each unit of squared error of an output, (outputs,).
         """
+
+    def input_shape(self, signature: Signature, inputs: int) -> Shape:
+        """Of one image's input to a module of such a signature, without the batch."""
+        if self.channel_dim == -1:
+            return (*(signature.in_size if signature.in_size != (1, 1) else ()), inputs)
+        return (inputs, *signature.in_size)
 
     def groups(self, layer: Module) -> int:
         """Convolution groups."""
@@ -177,8 +185,8 @@ class LayerKind(ABC, Generic[Module]):
         """Outputs at sampled positions of each image, a copy of shape (rows, outputs)."""
         if self.channel_dim == -1:
             return rows_of_last(y, generator, count).flatten(0, 1)
-        chosen = positions_of(y.shape[2] * y.shape[3], generator, count)
-        if y.is_contiguous(memory_format=torch.channels_last):
+        chosen = positions_of(y.shape[2:].numel(), generator, count)
+        if y.dim() == 4 and y.is_contiguous(memory_format=torch.channels_last):
             flat = y.permute(0, 2, 3, 1).reshape(len(y), -1, y.shape[1])
             return flat.index_select(1, chosen).flatten(0, 1)
         flat = y.flatten(2).index_select(2, chosen)  # (n, outputs, positions)
@@ -213,6 +221,14 @@ class ProductKind(LayerKind[Module]):
     @abstractmethod
     def onnx(self, layer: Module, rank: int) -> tuple[str, dict[str, Any]]:
         """The ONNX operator, and its attributes, for an output of so many dimensions."""
+
+    def onnx_weight(self, layer: Module, weight: Any) -> tuple[Any, int | None]:
+        """A weight, as an array, as the ONNX operator takes it.
+
+        Returns:
+            The array, and which dimension of it is the outputs; None where no single one is.
+        """
+        return weight, 0
 
     def padded(self, layer: Module, x: Tensor) -> Tensor:
         """The input with what is no 0 around it."""
@@ -320,6 +336,7 @@ def register_layer(kind: object) -> None:
     _BY_OP[op] = kind
     _BY_CLASS.update(dict.fromkeys(classes, kind))
     LAYER_OPS.add(op)
+    (RUN_AT_INPUTS.add if kind.runs_at_inputs else RUN_AT_INPUTS.discard)(op)
 
 
 def find_kind(module: nn.Module | None) -> LayerKind[Any] | None:
@@ -347,8 +364,31 @@ def kind_named(op: str) -> LayerKind[Any] | None:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is called whole: its class, not one that it inherits from, has a kind."""
-    return type(module) in _BY_CLASS
+    """Whether a module is called whole: its class has a kind, or computes as one that has.
+
+    Subclasses of PyTorch's own are followed into: the functions that they call are known.
+    """
+    base = next((c for c in type(module).__mro__ if c in _BY_CLASS), None)
+    if base is None or type(module) is base:
+        return base is not None
+    is_pytorchs = base.__module__.startswith("torch.")
+    return not is_pytorchs and not _overridden(module, base)
+
+
+# What a subclass may have of its own and still compute what its base class computes.
+_HARMLESS = {
+    *("__init__", "__module__", "__doc__", "__repr__", "extra_repr", "reset_parameters"),
+    *("__annotations__", "__constants__", "__dict__", "__weakref__", "__qualname__"),
+    *("__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__"),
+}
+
+
+def _overridden(module: nn.Module, base: type[nn.Module]) -> set[str]:
+    """What a module's class has in other form than one that it inherits from."""
+    classes = type(module).__mro__
+    own = {name for c in classes[: classes.index(base)] for name in vars(c)} - _HARMLESS
+    held = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    return {name for name in own if hasattr(base, name) or name in held or name == "weight"}
 
 
 def layer_at(root: nn.Module, path: str) -> Layer:

@@ -16,6 +16,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 FACTORS: dict[type[nn.Module], str] = {
     nn.BatchNorm1d: "num_features",
     nn.BatchNorm2d: "num_features",
+    nn.InstanceNorm1d: "num_features",
     nn.InstanceNorm2d: "num_features",
     nn.PReLU: "num_parameters",
     nn.GroupNorm: "num_channels",

@@ -13,6 +13,7 @@ STORED = "stored"  # what is no operator: parameters that no layer has
 SCORES, MIXTURE = "attention_scores", "attention_values"  # q k^T; a v
 PRODUCTS = frozenset([SCORES, MIXTURE])  # of two computed tensors
 LAYER_OPS: set[str] = set()  # of all registered kinds of layers
+RUN_AT_INPUTS: set[str] = set()  # of those whose weights meet every position of the input
 
 
 @dataclass(frozen=True, order=True)
@@ -59,6 +60,14 @@ class Signature:
     @property
     def is_layer(self) -> bool:
         return self.op in LAYER_OPS
+
+    @property
+    def run_size(self) -> Size:
+        """Of a layer, where all of its weights are multiplied: the positions of its output.
+
+        Of a transposed convolution those of its input.
+        """
+        return self.in_size if self.op in RUN_AT_INPUTS else self.out_size
 
 
 def space_of(shape: Shape) -> Size:

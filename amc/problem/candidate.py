@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -144,9 +144,20 @@ class Compressor:
             self._recalibrate(module, keep)
         return self._result(module, strategy, kept)
 
-    def _cut(self, strategy: Strategy, keep: KeepMask, *, refit: bool) -> fx.GraphModule:
-        """Without the channels that go; with weights refitted by moments if asked for, rounded."""
-        fitted = self._refit.all(keep) if refit else {}
+    def _cut(
+        self,
+        strategy: Strategy,
+        keep: KeepMask,
+        *,
+        refit: bool,
+        among: Collection[str] | None = None,
+    ) -> fx.GraphModule:
+        """Without the channels that go; with weights refitted by moments if asked for, rounded.
+
+        Args:
+            among: The layers that are refitted, if not all.
+        """
+        fitted = self._refit.all(keep, among) if refit else {}
         weights = {path: weight for path, (weight, _) in fitted.items()}
         module = remove_channels(self.graph.plan, keep, weights)
         for path, (_, shift) in fitted.items():
@@ -173,7 +184,9 @@ class Compressor:
         kept = self.kept_positions(strategy)
         keep = keep_mask(self.graph, kept)
         # Few images move a weight only a little: it starts from what the moments say.
-        module = self._cut(strategy, keep, refit=not self._is_ample)
+        # What is called more than once has only these.
+        among = self._refit.repeated if self._is_ample else None
+        module = self._cut(strategy, keep, refit=True, among=among)
         left = called_paths(module) & self.graph.plan.layers.keys()
         with progress_bar("repairing", len(left)) as bar:
             refits = refit_layers(

@@ -36,6 +36,9 @@ from amc.quantplan.rounding import JOINS, PASSED, Rounding
 from amc.strategy import FLOAT, FLOAT_BITS, Bits
 
 PLAIN, BLOCKED, COUNTS, CHANNELS_LAST = range(4)  # forms; the last two are integers
+# Layers that give floats whatever they read, and those that know no blocks of channels.
+_GIVING_FLOATS = ("linear", "conv_transpose2d", "conv_transpose1d")
+_WITHOUT_BLOCKS = (*_GIVING_FLOATS, "conv1d")
 _KEEPING_BLOCKS = ("maximum", "rectified", "mean")  # of what is passed on
 _IN_FLOATS, _AS_ITS_SOURCE, _IN_INTEGERS = range(3)  # how it is passed on
 
@@ -74,6 +77,8 @@ class Forms:
         self._tensors, self._readers = graph.tensors, self.rounding.readers
         self._depthwise = [layer.signature.is_depthwise for layer in graph.layers]
         self._linear = [layer.signature.op == "linear" for layer in graph.layers]
+        self._gives_floats = [layer.signature.op in _GIVING_FLOATS for layer in graph.layers]
+        self._plain = [layer.signature.op in _WITHOUT_BLOCKS for layer in graph.layers]
         self._quantizes = [bits.activation != FLOAT_BITS for bits in pairs]
         self._float = [bits == FLOAT for bits in pairs]
         self._by_bits: list[Remembered | None] = []  # what follows from bits alone
@@ -142,10 +147,10 @@ class Forms:
 
     def _layer_form(self, index: int, pairs: Sequence[int]) -> int:
         layer = self._tensors[index].layer
-        if self._linear[layer]:
+        if self._gives_floats[layer]:
             return PLAIN
         if self._float[pairs[layer]]:
-            return self._of_floats
+            return PLAIN if self._plain[layer] else self._of_floats
         in_integers = self._integer[pairs[layer]] and self.rounding.bears(index, pairs)
         return self._of_integers if in_integers else PLAIN
 
@@ -203,7 +208,7 @@ class Forms:
                 last = last or given == CHANNELS_LAST
                 counts = counts or (in_integers and given != CHANNELS_LAST)
                 rounded += not in_integers
-            elif is_linear or not self._float[pair]:
+            elif self._plain[tensor.layer] or not self._float[pair]:
                 floats += 1
             elif self._depthwise[tensor.layer]:
                 depthwise += 1

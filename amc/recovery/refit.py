@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,10 +32,24 @@ class MomentRefit:
         self._weights = _Memo(_MEMO_BYTES)
         self._norms = {layer: norm for norm, layer in graph.plan.folds.items()}
 
-    def all(self, keep: KeepMask) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Layer path -> its weight, and what its output then lacks on average."""
+    @cached_property
+    def repeated(self) -> frozenset[str]:
+        """Layers that are called more than once: the moments are of what all calls receive."""
+        nodes = self._graph.plan.module.graph.nodes
+        calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+        return frozenset(path for path in self._moments if calls[path] > 1)
+
+    def all(
+        self, keep: KeepMask, among: Collection[str] | None = None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Layer path -> its weight, and what its output then lacks on average.
+
+        Args:
+            among: The layers that are refitted; None: all of which there are moments.
+        """
         gone = {path for block in self._graph.plan.gone_blocks(keep) for path in block.layers}
-        paths = [path for path in self._moments if path not in gone]
+        asked = self._moments if among is None else among
+        paths = [path for path in self._moments if path in asked and path not in gone]
         fitted = {path: self._one(path, keep) for path in paths}
         return {path: result for path, result in fitted.items() if result is not None}
 

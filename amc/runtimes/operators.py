@@ -24,6 +24,7 @@ import onnx
 from amc.errors import DeviceError, meant
 from amc.graph.types import Signature
 from amc.graph.whole import Whole
+from amc.layers.convolutions import output_padding_of
 from amc.layers.signature import MIXTURE, SCORES
 from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes.onnx_model import OPSET, SCALE, Array, OperatorModel, counts_of, drawn
@@ -35,6 +36,9 @@ from amc.strategy import FLOAT, Bits
 _LAYER_BITS = (FLOAT, INT8, dequantized(INT8))
 _IN_INTEGERS = ("add", "concat", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "pad", "select")
 _FEW, _MANY = 4, 16  # channels beside a conversion: less than a block; a whole one
+
+_TRANSPOSED = {"conv_transpose2d": 2, "conv_transpose1d": 1}
+_SPATIAL = {"conv2d": 2, "conv1d": 1, **_TRANSPOSED, "linear": 0}  # dimensions of a kernel
 
 Builder = Callable[[OperatorModel, Request, str], object]
 
@@ -117,23 +121,25 @@ def _check_bits(request: Request) -> None:
 
 def _layer(model: OperatorModel, request: Request, target: str) -> None:
     """Convolution with an activation, or linear layer without, in float or in integers."""
-    signature, conv = request.signature, request.signature.op == "conv2d"
+    signature, spread = request.signature, _SPATIAL[request.signature.op]
     groups = request.in_channels if signature.is_depthwise else signature.groups
-    shape = [request.out_channels, request.in_channels // groups]
-    shape += list(signature.kernel) if conv else []
     positions = math.prod(signature.in_size)
-    if not conv and positions > 1:
+    if not spread and positions > 1:
         _layer_over_positions(model, request, target, positions)
         return
-    source = model.input([request.in_channels, *(signature.in_size if conv else ())])
-    weight = drawn(shape)
-    how = _conv_attributes(signature, groups) if conv else {"transB": 1}
-    op, bias = ("Conv" if conv else "Gemm"), np.zeros(request.out_channels, np.float32)
+    transposed = signature.op in _TRANSPOSED
+    ends = request.out_channels, request.in_channels
+    first, second = ends[::-1] if transposed else ends
+    source = model.input([request.in_channels, *signature.in_size[:spread]])
+    weight = drawn([first, second // groups, *signature.kernel[:spread]])
+    how = _conv_attributes(signature, groups, spread) if spread else {"transB": 1}
+    op = "ConvTranspose" if transposed else "Conv" if spread else "Gemm"
+    bias = np.zeros(request.out_channels, np.float32)
     if request.bits == FLOAT:
         names = [model.tensor(f"{target}.w", weight), model.tensor(f"{target}.b", bias)]
         _activated(model, op, [source, *names], target, **how)
         return
-    weights, biases = _dequantized(model, weight, bias, target)
+    weights, biases = _dequantized(model, weight, bias, target, int(transposed and groups == 1))
     rounded = model.rounded(source, f"{target}.in")
     if request.bits != INT8:
         floats = model.tensor(f"{target}.bf", bias)
@@ -143,23 +149,34 @@ def _layer(model: OperatorModel, request: Request, target: str) -> None:
     model.rounded(value, target)
 
 
-def _conv_attributes(signature: Signature, groups: int) -> dict[str, Any]:
-    return {
-        "kernel_shape": signature.kernel,
-        "strides": signature.stride,
-        "dilations": signature.dilation,
-        "pads": [*signature.padding, *signature.padding],
+def _conv_attributes(signature: Signature, groups: int, spread: int) -> dict[str, Any]:
+    padding = signature.padding[:spread]
+    how: dict[str, Any] = {
+        "kernel_shape": signature.kernel[:spread],
+        "strides": signature.stride[:spread],
+        "dilations": signature.dilation[:spread],
+        "pads": [*padding, *padding],
         "group": groups,
     }
+    if signature.op in _TRANSPOSED:
+        how["output_padding"] = output_padding_of(signature)[:spread]
+    return how
 
 
-def _dequantized(model: OperatorModel, weight: Array, bias: Array, target: str) -> tuple[str, str]:
-    """Weights and biases as integers, and what makes floats of them."""
+def _dequantized(
+    model: OperatorModel, weight: Array, bias: Array, target: str, axis: int = 0
+) -> tuple[str, str]:
+    """Weights and biases as integers, and what makes floats of them.
+
+    Args:
+        axis: The dimension of the weight that is the outputs.
+    """
     scales = np.full(len(bias), SCALE)
+    per_weight = np.full(weight.shape[axis], SCALE)
     integers = model.tensor(f"{target}.w", counts_of(weight))
-    scale = model.tensor(f"{target}.ws", scales)
-    zeros = model.tensor(f"{target}.wz", np.zeros(len(bias), np.int8))  # QGemm asks
-    weights = model.node("DequantizeLinear", [integers, scale, zeros], f"{target}.wq", axis=0)
+    scale = model.tensor(f"{target}.ws", per_weight)
+    zeros = model.tensor(f"{target}.wz", np.zeros(len(per_weight), np.int8))  # QGemm asks
+    weights = model.node("DequantizeLinear", [integers, scale, zeros], f"{target}.wq", axis=axis)
     counts = model.tensor(f"{target}.b", bias.astype(np.int32))
     steps = model.tensor(f"{target}.bs", scales * SCALE)
     return weights, model.node("DequantizeLinear", [counts, steps], f"{target}.bq", axis=0)
@@ -373,8 +390,7 @@ def _to_channels_last(model: OperatorModel, request: Request, target: str) -> No
 
 
 _BUILDERS: dict[str, Builder] = {
-    "conv2d": _layer,
-    "linear": _layer,
+    **dict.fromkeys(_SPATIAL, _layer),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
     "max_pool2d": _pool("MaxPool"),

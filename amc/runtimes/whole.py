@@ -58,10 +58,10 @@ def layer_model(
 
 def input_shape(signature: Signature, channels: int) -> tuple[int, ...]:
     """Of one sample of a layer's input."""
-    kind, size = kind_named(signature.op), signature.in_size
-    if kind is None or kind.channel_dim != -1:
-        return channels, *size
-    return *(size if size != (1, 1) else ()), channels
+    kind = kind_named(signature.op)
+    if kind is None:
+        return channels, *signature.in_size
+    return kind.input_shape(signature, channels)
 
 
 def _written(

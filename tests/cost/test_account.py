@@ -34,17 +34,17 @@ EDGE = RooflineDevice("edge", "made up", {FLOAT: 10.0}, 1.0, 2.0, channel_step=1
 
 
 class Upsampling(nn.Module):
-    """A transposed convolution and a normalisation of groups between two layers."""
+    """A convolution that amc does not follow and a normalisation of groups between two layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 64, 3, padding=1)
-        self.up = nn.ConvTranspose2d(64, 64, 4, 2, 1)
+        self.up = nn.ConvTranspose3d(64, 64, (1, 4, 4), (1, 2, 2), (0, 1, 1))
         self.norm = nn.GroupNorm(8, 64)
         self.last = nn.Linear(64, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.norm(self.up(self.first(x))).mean((2, 3)))
+        return self.last(self.norm(self.up(self.first(x)[:, :, None])[:, :, 0]).mean((2, 3)))
 
 
 class Tokens(nn.Module):
@@ -177,7 +177,7 @@ def test_run_says_what_it_counts_as_it_stands_and_how_much_of_the_whole_that_is(
     network = Upsampling().eval()
     graph = graph_of(network, (3, 32, 32))
     assert account(network, graph, "macs", None) == [
-        "counted as it stands, not followed: 1 ConvTranspose2d (97.4 %); "
+        "counted as it stands, not followed: 1 ConvTranspose3d (97.4 %); "
         "97.4 % of the multiply-adds"
     ]
 
@@ -221,7 +221,7 @@ def test_table_of_another_machine_leaves_it_out_and_the_run_says_so():
     # Two layers, the normalisation, and the mean over positions: 1 ms each.
     assert math.fsum(operator_prices(graph, IDENTITY, "latency_ms", board)) == 4
     assert unpriced_lines(graph, "latency_ms", board) == [
-        "latency_ms of board leaves out what has no price there: 1 ConvTranspose2d (97.4 %); "
+        "latency_ms of board leaves out what has no price there: 1 ConvTranspose3d (97.4 %); "
         "97.4 % of the multiply-adds"
     ]
     assert unpriced_lines(graph, "macs", board) == []
@@ -293,7 +293,7 @@ def test_calls_of_one_kind_and_shape_are_timed_once():
 
 def test_timer_that_has_no_network_at_hand_says_so():
     (request, *_) = wholes(graph_of(Upsampling(), SHAPE))
-    with pytest.raises(DeviceError, match=r"no network with convtranspose2d_.* at hand"):
+    with pytest.raises(DeviceError, match=r"no network with convtranspose3d_.* at hand"):
         list(OnnxTimer(1, 1).sample_all([request]))
     with TorchTimer(1, 1).running() as sample, pytest.raises(DeviceError, match="no network with"):
         sample(request)

@@ -269,6 +269,59 @@ def test_a_weight_that_others_read_too_is_kept_for_them() -> None:
     assert removal_error(graph, halved(graph), IMAGES) < 1e-6
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_module_whose_parameters_are_read_directly_too_comes_whole_into_a_candidate(
+    first: bool,
+) -> None:
+    class Reads(nn.Module):
+        """Before its modules are called, or behind."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.head = nn.Linear(8, 5)
+
+        def read(self, x: Tensor) -> Tensor:
+            return x * self.norm.weight.view(1, -1, 1, 1) + self.norm.bias[:, None, None]
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = self.norm(self.read(x)) if first else self.read(self.norm(x))
+            y: Tensor = self.head(x.mean((2, 3)))
+            return y
+
+    network = randomised(Reads())
+
+    graph = graph_of(network, SHAPE)
+
+    assert [(group.name, group.size) for group in graph.free_groups] == [("conv", 8)]
+    assert not graph.unused
+    assert removal_error(graph, halved(graph), IMAGES) < 1e-6
+    small = remove_channels(graph.plan, halved(graph))
+    assert small.get_submodule("norm").num_features == 4
+
+
+def test_a_layer_below_another_that_is_called_later_stays_below_it() -> None:
+    class Tied(nn.Module):
+        """A layer's weight is the weight of another, too, turned into another one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x).mean((2, 3))
+            scores = functional.linear(x, self.head.weight.exp())
+            y: Tensor = self.head(x)
+            return y + scores
+
+    graph = graph_of(randomised(Tied()), SHAPE)
+
+    assert [layer.name for layer in graph.layers] == ["conv", "head.linear", "head"]
+    assert [group.name for group in graph.free_groups] == ["conv"]
+    assert removal_error(graph, halved(graph), IMAGES) < 1e-6
+
+
 def test_a_function_called_twice_with_one_weight_is_one_layer_called_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -284,7 +337,9 @@ def test_a_function_called_twice_with_one_weight_is_one_layer_called_twice() -> 
     graph = graph_of(randomised(Twice()), SHAPE)
 
     assert [layer.name for layer in graph.layers] == ["stem", "conv", "head"]
-    assert "called more than once" in str(graph.groups[1].reason)
+    assert [(group.name, group.producers) for group in graph.free_groups] == [
+        ("stem", ("stem", "conv"))
+    ]
     assert sum(one.name == "conv" for one in graph.operators) == 1
 
 

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional
 
 from amc.compress.removal import keep_mask, remove_channels
-from amc.compress.verify import graph_of
+from amc.compress.verify import graph_of, removal_error
 from amc.graph import channels
 from amc.graph.graph import NetworkGraph, build_graph
+from amc.graph.types import ChannelCount
 from tests.graph.nets import (
     SHAPE,
     CalledTwice,
@@ -29,6 +30,7 @@ from tests.graph.nets import (
     conv,
 )
 
+IMAGES = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
 # What `FactorsOfTwoVectors` scales its channels by.
 PRODUCT = torch.linspace(0.5, 1.5, 8) * torch.linspace(2.0, 1.0, 8)
 
@@ -141,11 +143,13 @@ def test_factors_used_twice_tie_the_groups_that_use_them():
     assert [(g.producers, g.size) for g in graph.free_groups] == [(("first", "second"), 8)]
 
 
-def test_product_of_two_vectors_of_factors_belongs_to_the_group():
+def test_product_of_two_vectors_of_factors_is_one_and_belongs_to_the_group():
     graph = graph_of(FactorsOfTwoVectors(), SHAPE)
     assert sizes(graph) == {"first": 8}
     half = remove_channels(graph.plan, keep_mask(graph, {0: np.array([1, 2, 5])}))
     torch.testing.assert_close(half.amc_constant_0, PRODUCT[[1, 2, 5]])
+    assert [stored.count.count([8]) for stored in graph.stored] == [8]
+    assert not graph.unused
 
 
 @pytest.mark.parametrize(
@@ -187,12 +191,16 @@ def test_very_large_parameter_freezes_what_it_meets(monkeypatch):
     assert reason(graph, "first") == "meets parameter scale, too large to follow"
 
 
-def test_layer_called_twice_is_frozen_on_both_sides_and_costed_twice():
+def test_layer_called_twice_keeps_the_same_channels_in_both_calls_and_is_costed_twice():
     graph = graph_of(CalledTwice(), SHAPE)
-    assert sizes(graph) == {"free": 6}
-    assert reason(graph, "first") == "touches layer shared, which is called more than once"
+    assert sizes(graph) == {"first": 8, "free": 6}
+    (first, _) = graph.free_groups
+    assert first.producers == ("first", "shared")
     assert [layer.name for layer in graph.layers].count("shared") == 1
-    assert [op.name for op in graph.operators].count("shared") == 1
+    (further,) = (op for op in graph.operators if op.name == "shared")
+    assert further.inputs == further.outputs == ChannelCount(0, ((0, 1),))
+    keep = keep_mask(graph, {0: np.array([0, 3, 6])})
+    assert removal_error(graph, keep, IMAGES) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -213,9 +221,7 @@ def test_statistics_over_channels_freeze_what_they_are_taken_of(module, name):
         lambda x: x + x.sum(),
         lambda x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])],
         lambda x: functional.max_pool2d(x, 2, return_indices=True)[0],
-        lambda x: torch.cat([x[:, :4], torch.zeros_like(x)[:, :4]], 1) + x,
         lambda x: torch.cat(x.split([2, 6], 1)[::-1], 1),
-        lambda x: torch.where(x > 0.5, x, torch.zeros(1)),
         lambda x: functional.pad(x, (1, 1, 1, 1, 1, 1), value=1.0)[:, 1:-1],
     ],
 )
@@ -240,10 +246,44 @@ def test_operator_that_is_not_known_freezes_what_reaches_it(function):
         lambda x: x**2 + x.clamp(0, 1) / 2 - 1,
         lambda x: x.view(x.size(0) * x.size(1), -1).view(x.shape),
         lambda x: x.transpose(2, 3)[..., ::2],
+        lambda x: torch.where(x > 0.5, x, torch.zeros(1)),
+        lambda x: x.masked_fill(x < 0, -1.0),
+        lambda x: torch.max(x, 2 * x - 1),
+        lambda x: torch.min(input=x, other=x.square()),
+        lambda x: x.max(dim=3)[0].amin(2)[..., None, None],
+        lambda x: torch.stack([x, x.sigmoid()], 1).sum(1),
+        lambda x: x.flatten(2).transpose(1, 2).mean(1)[..., None, None],  # over tokens
+        lambda x: x * x.flatten(2).softmax(-1).view(x.shape),
+        lambda x: x.permute(0, 2, 3, 1).std((1, 2), keepdim=True).permute(0, 3, 1, 2),
+        lambda x: torch.std_mean(x, (2, 3), keepdim=True)[1],
+        lambda x: functional.max_pool1d(x.flatten(2), 4)[..., None],
+        lambda x: functional.adaptive_avg_pool1d(x.mean(2), 3)[..., None],
+        lambda x: functional.lp_pool2d(x, 2.0, 2),
     ],
 )
 def test_operators_that_keep_channels_apart_leave_the_group_free(function):
     assert sizes(graph_of(Function(function), SHAPE)) == {"first": 8}
+
+
+def test_halves_of_a_gated_unit_lose_the_same_channels():
+    for module in (nn.GLU(1), Function(lambda x: functional.glu(x, 1)).function):
+        network = Function(module, 4).eval()
+        graph = graph_of(network, SHAPE)
+        assert sizes(graph) == {"first": 4}
+        half = remove_channels(graph.plan, keep_mask(graph, {0: np.array([0, 3])}))
+        assert torch.equal(half.first.weight, network.first.weight[[0, 3, 4, 7]])
+
+
+def test_channels_that_a_softmax_weighs_against_one_another_go_together():
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        parts = x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
+        weights = parts.mean((3, 4), keepdim=True).softmax(1)
+        return (parts * weights).sum(1)
+
+    graph = graph_of(Function(attention, 4), SHAPE)
+    assert sizes(graph) == {"first": 4}
+    half = remove_channels(graph.plan, keep_mask(graph, {0: np.array([1, 2])}))
+    assert torch.equal(half.first.weight, graph.plan.module.first.weight[[1, 2, 5, 6]])
 
 
 def test_constant_channel_count_in_the_code_freezes_the_group_by_the_check():

@@ -15,6 +15,7 @@ from tests.graph.nets import (
     InPlaceAlias,
     ItemGate,
     Net,
+    Sequence,
     ShapeControl,
     conv,
 )
@@ -49,6 +50,21 @@ def test_module_that_reads_tensor_contents_is_opaque_and_the_rest_stays_free(gat
         "last": False,
     }
     assert "module " + gate.__name__ in next(g.reason for g in graph.groups if g.name == "to_gate")
+
+
+def test_opaque_module_inside_of_another_is_opaque_alone():
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.after = nn.Sequential(Gate(), nn.ReLU()), conv(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.gate(x))
+
+    graph = graph_of(Sequence(Outer(), conv(8, 6), features=6), SHAPE)
+    assert list(graph.opaque) == ["middle.0.gate.0"]
+    assert [layer.name for layer in graph.layers] == ["first", "middle.0.after", "middle.1", "last"]
+    assert [group.name for group in graph.free_groups] == ["middle.0.after", "middle.1"]
 
 
 def test_opaque_module_is_counted_as_it_stands():

@@ -15,6 +15,7 @@ from amc.compress.quantization import quantize_layer
 from amc.errors import ConfigError
 from amc.layers import find_kind, kind_of, product_of
 from amc.layers.builtin import Convolution, Linear
+from amc.layers.convolutions import Convolution1d
 from amc.runtimes.pytorch import TorchTimer
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
@@ -48,7 +49,8 @@ def test_no_one_else_asks_whether_a_module_is_a_convolution_a_linear_layer_or_a_
         (quantize_layer(nn.Conv2d(2, 2, 1), Bits(8, 32), None), Convolution),
         (Adder2d(2, 2, 1), AdderKind),
         (nn.BatchNorm2d(2), type(None)),
-        (nn.Conv1d(2, 2, 1), type(None)),
+        (nn.Conv1d(2, 2, 1), Convolution1d),
+        (nn.Conv3d(2, 2, 1), type(None)),
     ],
 )
 def test_module_is_of_the_kind_of_its_class_or_of_one_that_it_inherits_from(

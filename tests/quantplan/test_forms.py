@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from amc.compress.verify import graph_of
 from amc.export import convert
@@ -117,6 +117,35 @@ def test_layer_with_float_inputs_or_fewer_than_8_bits_bears_no_rounding(
     for reader in (0, 2, 4):  # float, 8/4, 8/32
         assert forms.all([1, reader, 1, 1])[1] == PLAIN
     assert forms.all([1, 3, 1, 1])[1] == CHANNELS_LAST  # 4/8
+
+
+class Row(nn.Module):
+    """Convolutions over a row of pixels, one of them transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3)
+        self.up, self.last = nn.ConvTranspose1d(8, 8, 2, 2), nn.Conv1d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(x.flatten(2)))
+        y: Tensor = self.last(self.up(x)).mean(2)
+        return y
+
+
+def test_one_dimension_has_no_blocks_and_what_is_transposed_gives_floats() -> None:
+    graph = graph_of(Row(), (3, 4, 4))
+    forms = Forms(graph, PAIRS)
+    # The images, four layers, the mean; the last layer's output bears no rounding.
+    assert forms.all([0] * 4) == [PLAIN] * 6
+    assert forms.all([1] * 4) == [PLAIN, CHANNELS_LAST, CHANNELS_LAST, PLAIN, PLAIN, PLAIN]
+    assert converted(forms, [1] * 4, 5) == [
+        {"quantize": 1, "transpose": 1},
+        {},
+        {"dequantize": 1, "transpose": 1},  # the transposed convolution reads floats
+        {"quantize": 1, "dequantize": 1},
+        {},
+    ]
 
 
 # -- by what a runtime says of itself ----------------------------------------------------------
