@@ -53,20 +53,20 @@ def test_ignoring_leaves_the_original_alone(tiny_graph):
 
 
 def test_error_is_infinite_where_the_smaller_network_does_not_run():
-    network = Function(lambda x: torch.relu(x.view(-1, 2, 4, 8, 8)).view(-1, 8, 8, 8))
+    network = Function(lambda x: torch.cat(x.view(-1, 2, 4, 8, 8).unbind(1), 1))
     graph = build_graph(network, SHAPE)
     keep = keep_mask(graph, {0: np.arange(5)})
     assert removal_error(graph, keep, torch.randn(2, *SHAPE)) == float("inf")
 
 
 def test_error_is_relative_to_the_largest_output():
-    """Twice the number of channels: with 6 of 8 kept, the output is 6/8 of what it should be."""
-    network = Function(lambda x: x * x.shape[1])
+    """With 6 of 8 kept, the output is 0, and the error all of what it should be."""
+    network = Function(lambda x: x * (x.shape[1] == 8))
     network.last.bias.data.zero_()
     graph = build_graph(network, SHAPE)
     keep = keep_mask(graph, {0: np.arange(6)})
     error = removal_error(graph, keep, torch.randn(2, *SHAPE))
-    assert error == pytest.approx(1 - 6 / 8, rel=1e-4)
+    assert error == pytest.approx(1, rel=1e-4)
 
 
 def test_frozen_groups_become_constants_in_every_count():
@@ -86,7 +86,7 @@ def test_groups_that_fail_only_together_are_frozen_with_that_reason():
         def body(self, x: Tensor) -> Tensor:
             a, b = self.a(x), self.b(x)
             count = a.shape[1] + b.shape[1]
-            return self.merge(torch.cat([a, b], 1)) + (count - 10) * (count - 9) * (count - 7)
+            return self.merge(torch.cat([a, b], 1)) + (count == 6)
 
     graph = graph_of(Together(), SHAPE)
     assert graph.free_groups == ()
