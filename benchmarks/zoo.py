@@ -76,7 +76,10 @@ def build(name: str, seed: int = SEED) -> tuple[nn.Module, tuple[int, int, int]]
 
 
 def randomise(network: nn.Module, seed: int) -> None:
-    """Draw statistics, factors and shifts: all that there is one of for each channel."""
+    """Draw statistics, factors and shifts: all that there is one of for each channel.
+
+    And weights that begin as zeros, as of ViT's head: nothing before them would show.
+    """
     draw = torch.Generator().manual_seed(seed)
     for buffer, tensor in network.named_buffers():
         if buffer.endswith("running_mean"):
@@ -84,8 +87,10 @@ def randomise(network: nn.Module, seed: int) -> None:
         elif buffer.endswith("running_var"):
             tensor.uniform_(0.5, 1.5, generator=draw)
     for path, parameter in network.named_parameters():
-        if parameter.numel() > max(parameter.shape, default=1):
-            continue  # no vector
+        if parameter.numel() > max(parameter.shape, default=1):  # no vector
+            if not parameter.any():
+                parameter.data.normal_(0, 0.02, generator=draw)
+            continue
         if path.endswith(("bias", "beta")):
             parameter.data.normal_(0, 0.2, generator=draw)
         else:

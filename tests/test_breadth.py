@@ -53,9 +53,12 @@ def test_first_of_several_outputs_is_taken_whatever_holds_it() -> None:
 def test_statistics_factors_and_shifts_are_drawn_and_weights_are_not() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
     before = network[0].weight.clone()
+    network.append(nn.Linear(4, 2))
+    nn.init.zeros_(network[3].weight)
     zoo.randomise(network, seed=0)
     assert torch.equal(network[0].weight, before)
-    for norm in network[1:]:
+    assert network[3].weight.all()  # zeros would hide all that is before them
+    for norm in network[1:3]:
         assert len(norm.weight.unique()) == len(norm.bias.unique()) == 4
         assert 0.5 <= norm.weight.min() <= norm.weight.max() <= 1.5
     assert (network[1].running_var != 1).all()
