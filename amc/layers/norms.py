@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +106,10 @@ def _norm(x: Tensor, dims: Sequence[int], keeps: bool) -> Tensor:
     return found
 
 
-# Numbers over channels, by the operator's name.
-STATISTICS: dict[str, Callable[[Tensor, Sequence[int], bool], Tensor]] = {
+# Numbers over channels, by the operator's name; the largest and the smallest with their places.
+STATISTICS: dict[str, Callable[[Tensor, Sequence[int], bool], Any]] = {
+    "max": lambda x, dims, keeps: x.max(dims[0], keeps),
+    "min": lambda x, dims, keeps: x.min(dims[0], keeps),
     "mean": lambda x, dims, keeps: x.mean(tuple(dims), keeps),
     "sum": lambda x, dims, keeps: x.sum(tuple(dims), keeps),
     "amax": _amax,
@@ -139,7 +141,7 @@ class ChannelStatistic(nn.Module):
         self.name, self.dim, self.dims, self.keeps = name, dim, tuple(dims), keeps
         self.channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return STATISTICS[self.name](x, self.dims, self.keeps)
 
 
@@ -150,10 +152,9 @@ class StatisticOfKept(nn.Module):
         super().__init__()
         self._statistic, self._kept = statistic, kept
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """Of all channels, of which only the kept count."""
-        found: Tensor = self._statistic(x.index_select(self._statistic.dim, self._kept))
-        return found
+        return self._statistic(x.index_select(self._statistic.dim, self._kept))
 
 
 class Contracted(nn.Module):

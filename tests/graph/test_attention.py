@@ -279,6 +279,8 @@ def responses(x: Tensor) -> Tensor:
         lambda x: x * torch.sigmoid(x.mean(1, keepdim=True)),
         lambda x: x - x.amax(1, keepdim=True),
         lambda x: x - x.amin(dim=1, keepdim=True),
+        lambda x: x * torch.max(x, dim=1, keepdim=True)[0].sigmoid(),
+        lambda x: x * x.min(1)[0].unsqueeze(1).sigmoid(),
         lambda x: x + x.mean((1, 2, 3), keepdim=True),
         lambda x: x / x.sum(1).unsqueeze(1).add(1.0),
         lambda x: functional.normalize(x, dim=1),
