@@ -60,6 +60,7 @@ from amc.graph.operators import (
     plain_name,
     statistic_of,
 )
+from amc.graph.outputs import gives_out
 from amc.graph.products import Product, attention_of, operands_of, product_of_node
 from amc.graph.regroup import carrier_of, regrouping_of
 from amc.layers import Layer, find_kind, kind_of, layer_at
@@ -116,7 +117,7 @@ class _Follower:
         value = node.meta.get("value")
         if node.op == "placeholder":
             return self._new_ids(value, "is an input of the network", node)
-        if node.op == "output":
+        if gives_out(node):
             self._settle_chains(node)
             self._freeze(node.all_input_nodes, "is an output of the network")
             return None
