@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from amc.export import export_onnx, read_precisions
     from amc.layers import LayerKind, register_layer
     from amc.layers.signature import Signature
-    from amc.networks import build_network, load_checkpoint
-    from amc.objectives import NamedScore, Objective, Segmentation
+    from amc.networks import SelectOutputs, build_network, load_checkpoint
+    from amc.objectives import NamedScore, Objective, Segmentation, build_objective
     from amc.problem.local import calibration_images
     from amc.problem.problem import Problem
     from amc.problem.space import SearchSpace
@@ -56,12 +56,14 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "Segmentation",
+    "SelectOutputs",
     "Signature",
     "Strategy",
     "TrainingSettings",
     "apply_policy",
     "build_data",
     "build_network",
+    "build_objective",
     "calibration_images",
     "compare",
     "export_onnx",
@@ -93,11 +95,13 @@ _HOME = {
     "Runtime": "amc.runtimes",
     "SearchSpace": "amc.problem.space",
     "Segmentation": "amc.objectives",
+    "SelectOutputs": "amc.networks",
     "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",
     "build_data": "amc.data",
     "build_network": "amc.networks",
+    "build_objective": "amc.objectives",
     "calibration_images": "amc.problem.local",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",

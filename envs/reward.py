@@ -12,7 +12,7 @@ from typing import cast
 from amc.cost.model import CostModel, operator_prices
 from amc.data import DataSet
 from amc.errors import AmcError, ConfigError
-from amc.objectives import Objective
+from amc.objectives import Objective, scores_to_maximise
 from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
 from amc.utils.packages import import_named
@@ -228,8 +228,12 @@ def build_reward(name: RewardLike) -> Reward:
         return REWARDS[name]
     if ":" in str(name):
         return Reward(name, cast(Function, import_named(name, "Reward", "function", ConfigError)))
-    near = difflib.get_close_matches(str(name), REWARDS, n=1)
+    scores = scores_to_maximise()
+    if name in scores:
+        return Reward(name, lambda outcome: outcome.evaluation.scores[name], True, name, True)
+    near = difflib.get_close_matches(str(name), [*REWARDS, *scores], n=1)
     raise ConfigError(
-        f"reward must be one of {', '.join(REWARDS)}, or package.module:function; got {name!r}."
-        + (f" Did you mean {near[0]!r}?" if near else "")
+        f"reward must be one of {', '.join(REWARDS)}, a score of the objective "
+        f"({', '.join(s for s in scores if s not in REWARDS)}), or package.module:function; got "
+        f"{name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
     )

@@ -242,7 +242,7 @@ def test_unreachable_budget_and_misfit_network_have_their_own_errors(
         find(budget={"metric": "macs", "fraction": 0.001})
     network = nn.Sequential(nn.Conv2d(3, 7, 3))
     with pytest.raises(NetworkError, match="objective=classification expects a tensor"):
-        search(network, data, None, {"metric": "macs", "fraction": 0.5})
+        search(network, data, None, {"metric": "macs", "fraction": 0.5}, objective="classification")
 
 
 def test_tensorboard_has_the_result_under_tags_of_its_own(

@@ -14,6 +14,7 @@ from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of
 from amc.cost.budget import METRICS, Budget
 from amc.errors import ArtifactError, ConfigError, PolicyError
+from amc.objectives import DEFAULT
 from amc.study import artifact
 from amc.study.apply import apply
 from amc.utils.runs import RUN_FILE, has_network, how_to_go_on
@@ -66,7 +67,7 @@ def _record(
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
             "policy": str(source.resolve()),
-            "objective": config.objective or recipe.recorded_objective(learned.settings, config),
+            "objective": _objective(config, learned),
             "decisions": decisions,
             "strengths": strengths,
             "env": env,
@@ -85,6 +86,13 @@ def _learned(device: Mapping[str, Any]) -> dict[str, Any] | None:
             f"device.name={device['name']}."
         )
     return dict(device) or None
+
+
+def _objective(config: DictConfig, learned: artifact.RunRecord) -> Any:
+    if config.objective.name is not None:
+        return recipe.objective_of(config)
+    recipe.recorded_objective(learned.settings, config)
+    return learned.settings.get("objective", DEFAULT.name)
 
 
 def _choices(source: Path, learned: artifact.RunRecord) -> dict[str, Any]:

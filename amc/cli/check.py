@@ -68,7 +68,9 @@ OPTIONS: dict[str, Kind] = {
     "integer_additions": SWITCH,
     "jobs": _AT_LEAST_1,
     "reward": TEXT,
-    "objective": or_null(TEXT),
+    "objective.name": or_null(TEXT),
+    "objective.weights": or_null(_MAPPING),
+    "objective.metric": or_null(TEXT),
     "decisions": or_null(_LIST),
     "optimize": _OBJECTIVES,
     "policy": TEXT,
@@ -101,6 +103,7 @@ OPTIONS: dict[str, Kind] = {
     "network.checkpoint": or_null(TEXT),
     "network.pretrained": SWITCH,
     "network.options": or_null(_MAPPING),
+    "network.outputs": or_null(_LIST),
     "data.name": TEXT,
     "data.root": or_null(TEXT),
     "data.seed": _SEED,
@@ -127,7 +130,7 @@ OPTIONS: dict[str, Kind] = {
 
 # Groups whose options are all listed above. What else is given (by +group.option=value) would
 # otherwise be passed over in silence. The others are checked by what takes their options.
-_CLOSED = ("network", "env", "recovery", "search")
+_CLOSED = ("network", "objective", "env", "recovery", "search")
 _OPEN = ("device", "budget")
 _BOUNDS = ("budget.fraction=", "budget.absolute=")
 

@@ -57,8 +57,9 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         "seeds": recipe.plain_list(config.seeds),
         "decisions": recipe.plain_list(config.decisions),
     }
-    names = ("threads", "objective", "reward")
-    return {**lists, **{name: config[name] for name in names}, **groups}
+    plain = {"objective": recipe.objective_of(config)}
+    plain |= {name: config[name] for name in ("threads", "reward")}
+    return {**lists, **plain, **groups}
 
 
 def _check(record: RunRecord) -> None:
@@ -70,7 +71,7 @@ def _check(record: RunRecord) -> None:
     cells_of(agents, seeds, evaluations, observation, space.other_parts)
     build_reward(settings["reward"])
     recipe.recovery_of(settings["recovery"])
-    build_objective(settings["objective"])
+    build_objective(**recipe.objective_in(settings))
 
 
 def _show(comparison: Comparison, folder: Path) -> None:

@@ -65,7 +65,7 @@ def run(config: DictConfig) -> recipe.Ended:
     check_network(source)
     check_options({"network": record.network, "data": record.data})
     check_opset(config.opset)
-    objective = build_objective(recipe.recorded_objective(record.settings, config))
+    asked = build_objective(**recipe.recorded_objective(record.settings, config))
     recipe.recorded_decisions(record.settings, config)
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
@@ -83,7 +83,7 @@ def run(config: DictConfig) -> recipe.Ended:
         compare_on=images,
         opset=config.opset,
     )
-    objective, data = matched(original, data, objective)
+    objective, data = matched(original, data, asked)
     parity = check_parity(path, compressed.module, images, data.search.labels, objective)
     plain, smaller = time_networks(
         OF_FILES,

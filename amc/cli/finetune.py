@@ -32,7 +32,7 @@ def run(config: DictConfig) -> recipe.Ended:
     record = artifact.RunRecord.read(source)
     check_options({"network": record.network, "data": record.data})
     settings = _settings(config)
-    objective = build_objective(recipe.recorded_objective(record.settings, config))
+    asked = build_objective(**recipe.recorded_objective(record.settings, config))
     recipe.recorded_decisions(record.settings, config)
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
@@ -45,7 +45,7 @@ def run(config: DictConfig) -> recipe.Ended:
     if config.restart:
         for name in (STATE_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
-    objective, data = matched(original, data, objective)
+    objective, data = matched(original, data, asked)
     named = primary_score(objective, labelled=data.is_labelled)
     reference = None if data.is_labelled else original
     test = Evaluator(data.test, data.mean, data.std, reference, objective=objective)

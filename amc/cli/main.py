@@ -278,11 +278,13 @@ def _storage_error(error: OSError) -> AmcError:
 _SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
 _OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
-    "network": {"checkpoint": None, "options": {}},
+    "network": {"checkpoint": None, "options": {}, "outputs": None},
     "data": {"seed": 0, **dict.fromkeys(("root", *DATA_OPTIONS))},
+    "objective": {"weights": None, "metric": None},
     "device": {"kind": "class", "options": {}},
     "agent": {},
 }
+_ANY = ("network", "objective")  # of these what is built says which names there are
 _IN_A_PACKAGE = re.compile(r"timm/[\w.-]+(?<!\.py)$")  # no file, though there is a slash in it
 _FUNCTIONS = {"network": "A network is", "data": "Data of yours are"}
 _NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,/-]+)")
@@ -306,7 +308,7 @@ def _offer_names(arguments: Sequence[str]) -> None:
         group, names = match[1], match[2].split(",")
         for name in names:
             known = (package_files("amc.conf") / group / f"{name}.yaml").is_file()
-            if not known and (group == "network" or ":" in name):
+            if not known and (group in _ANY or ":" in name):
                 published = {} if ":" in name or group != "network" else {"pretrained": False}
                 node = {"name": name, **published, **_OFFERED[group]}
                 folder, _, file = f"{group}/{name}".rpartition("/")

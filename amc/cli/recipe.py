@@ -20,7 +20,7 @@ from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet, build_data
 from amc.decisions import build_decision
 from amc.errors import ConfigError, NetworkError
-from amc.networks import build_network, load_checkpoint, outputs_in
+from amc.networks import SelectOutputs, build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name, images_of
 from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT, build_objective
@@ -31,7 +31,7 @@ from amc.report.tables import comparison_table
 from amc.study.artifact import RunRecord
 from amc.study.finetuning import train_base
 from amc.study.result import SearchResult
-from amc.utils.runs import as_option, functions_again
+from amc.utils.runs import as_option, code_of, functions_again
 
 log = logging.getLogger("amc")
 
@@ -93,7 +93,7 @@ def problem_of(record: RunRecord) -> Problem:
     """
     settings, options = record.settings, record.settings["search"]
     device, budget, space = options_of(record)
-    objective = build_objective(settings["objective"])
+    objective = build_objective(**objective_in(settings))
     recovery = recovery_of(settings["recovery"])
     network, data = prepared(record.network, record.data)
     return Problem(
@@ -184,6 +184,17 @@ def check_network(
 
 
 def network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool = True) -> nn.Module:
+    """The network of a config group, with its weights; of its outputs those that are chosen.
+
+    Raises:
+        NetworkError: As `amc.networks.SelectOutputs`.
+    """
+    network = _whole_network_of(options, data, trained=trained)
+    chosen = options.get("outputs")
+    return network if chosen is None else SelectOutputs(network, chosen)
+
+
+def _whole_network_of(options: Mapping[str, Any], data: DataSet, *, trained: bool) -> nn.Module:
     """The network of a config group that is checked (`check_network`), with its weights.
 
     It has an output for each class of the data, or as many as ``network.options.num_classes``, its
@@ -249,11 +260,32 @@ def recorded_network(recorded: Mapping[str, Any], config: DictConfig) -> dict[st
     return options
 
 
-def recorded_objective(settings: Mapping[str, Any], config: DictConfig) -> str:
-    """The run's objective; that of runs that do not say is the default."""
-    name = str(settings.get("objective", DEFAULT.name))
-    confirmed("objective", name, config.objective)
-    return name
+def objective_of(config: DictConfig) -> Any:
+    """The objective config group, as a run's settings keep it: its name, where that is all."""
+    options = plain(config.objective)
+    is_named_alone = options["weights"] is None and options["metric"] is None
+    return options["name"] if is_named_alone else options
+
+
+def objective_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective in a run's settings as `build_objective` takes it.
+
+    That of runs that do not say is the default, classification.
+    """
+    found = settings.get("objective", DEFAULT.name)
+    options = dict(found) if isinstance(found, Mapping) else {"name": found}
+    return {"objective": options.pop("name"), **options}
+
+
+def recorded_objective(settings: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The run's objective (`objective_in`), whose code the user names again."""
+    found, given = objective_in(settings), plain(config.objective)
+    confirmed("objective", found["objective"], given["name"])
+    confirmed("objective.metric", found.get("metric"), given["metric"])
+    if given["weights"] not in (None, found.get("weights")):
+        said = f"{found.get('weights')}, not {given['weights']}"
+        raise ConfigError(f"The run is of objective.weights {said}.")
+    return found
 
 
 def recorded_decisions(settings: Mapping[str, Any], config: DictConfig) -> list[str] | None:
@@ -300,10 +332,9 @@ def confirmed(option: str, recorded: object, given: object, again: str = "") -> 
 
 def code_again(record: RunRecord) -> str:
     """What a later command on a run needs beside it: the code of the user's that it names."""
-    settings = ("objective", "decisions")
-    named = {name: record.settings.get(name) for name in settings}
-    named = {"network": record.network.get("name"), "data": record.data.get("name"), **named}
-    return functions_again(named)
+    again = ("network", "data", "objective", "objective.metric", "decisions")
+    code = code_of({"network": record.network, "data": record.data, "settings": record.settings})
+    return functions_again({name: code[name] for name in again})
 
 
 def space_of(options: Mapping[str, Any], decisions: Sequence[str] | None = None) -> SearchSpace:

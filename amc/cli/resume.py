@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from amc.cli.check import check_options
-from amc.cli.recipe import confirmed
+from amc.cli.recipe import confirmed, objective_in
 from amc.errors import ArtifactError, ConfigError
 from amc.objectives import DEFAULT
 from amc.study.artifact import RunRecord
@@ -84,11 +84,15 @@ def read_run(folder: Path, like: Mapping[str, Any], given: Mapping[str, str]) ->
     # Earlier versions knew no others.
     settings = {"objective": DEFAULT.name, "decisions": None, **record.settings}
     for name, default in like.items():
-        if name not in settings or isinstance(default, Mapping) != _is_group(settings[name]):
+        is_damaged = isinstance(default, Mapping) != _is_group(settings.get(name))
+        if name not in settings or (is_damaged and name != "objective"):
             raise ArtifactError(f"{folder / RUN_FILE} lacks settings.{name}, or it is damaged.")
         if name in _COMPLETED:
             settings[name] = {**default, **settings[name]}
-    check_options({"network": record.network, "data": record.data, **settings})
+    objective = objective_in(settings)
+    objective["name"] = objective.pop("objective")
+    groups = {"network": record.network, "data": record.data, "objective": objective}
+    check_options({**settings, **groups})
     code = code_of({**vars(record), "settings": settings})
     again = functions_again({name: text for name, text in code.items() if name not in given})
     for option, recorded in code.items():

@@ -39,9 +39,10 @@ def run(config: DictConfig) -> recipe.Ended:
 def _settings(config: DictConfig) -> dict[str, Any]:
     groups = ("agent", "env", "recovery", "search")
     found = {name: recipe.plain(config[name]) for name in groups}
-    names = ("seed", "objective", "reward")
+    names = ("seed", "reward")
     decisions = recipe.plain_list(config.decisions)
-    return {**{name: config[name] for name in names}, "decisions": decisions, **found}
+    objective = {"objective": recipe.objective_of(config)}
+    return {**{n: config[n] for n in names}, **objective, "decisions": decisions, **found}
 
 
 def _search(

@@ -157,13 +157,16 @@ class Comparison:
 
     def _drop(self, result: CellResult) -> float | None:
         name = self.primary.name
-        return self.original.test[name] - result.test[name] if self.primary.needs_targets else None
+        if self.primary.needs_targets is False:
+            return None
+        return self.original.test[name] - result.test[name]
 
     def _said(self, level: Level) -> str:
         name, text = self.primary.name, self.primary.text
         return (
             f"test {name} {text(level.test[name])}, on the whole search split "
-            f"{text(level.search[name])}" + ("" if self.primary.needs_targets else "; no labels")
+            f"{text(level.search[name])}"
+            + ("; no labels" if self.primary.needs_targets is False else "")
         )
 
 

@@ -24,6 +24,7 @@ from amc.layers.norms import ignoring_norm
 from amc.networks import admit
 from amc.networks.autocast import WithoutAutocast
 from amc.networks.check import relative_difference
+from amc.objectives.outputs import named_tensors
 
 log = logging.getLogger("amc")
 SHOWN = 5
@@ -61,7 +62,8 @@ def graph_of(
     with torch.no_grad(), WithoutAutocast():
         _check_same_function(network, graph, images, expected)
         alone = graph.plan.module.forward(images[:1].clone())
-        difference = relative_difference(expected[:1], alone)
+        first = {name: tensor[:1] for name, tensor in named_tensors(expected).items()}
+        difference = relative_difference(first, named_tensors(alone))
     if autocast.met:
         log.warning(
             "%s switches autocast on in its forward: amc computes it in float32 throughout.",
@@ -135,7 +137,7 @@ def _check_runs_alone(network: nn.Module, images: Tensor) -> None:
 
 
 def _check_same_function(
-    network: nn.Module, graph: NetworkGraph, images: Tensor, expected: Tensor
+    network: nn.Module, graph: NetworkGraph, images: Tensor, expected: object
 ) -> None:
     """The trace was made on one image: on two others it must give what the network gives."""
     try:

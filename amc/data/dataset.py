@@ -135,7 +135,7 @@ class DataSet:
         if name not in self._loaded:
             self._loaded[name] = load()
         found = self._loaded[name]
-        return replace(found, labels=None) if self._why_aside else found
+        return replace(found, labels=None, aside=found.labels) if self._why_aside else found
 
     def fingerprint(self) -> str:
         """Changes with the images, their labels, or how they are divided and normalised.

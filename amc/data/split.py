@@ -24,17 +24,27 @@ class Split:
         images: uint8 (N, C, H, W), or float32 that the user has normalised already.
         labels: int64 (N,), or another tensor of (N, ...) for an objective that takes it; None
             where there are none, or none that count.
+        aside: Labels that do not count for the objective, as a metric of the user's may see them.
     """
 
     images: Tensor
     labels: Tensor | None
+    aside: Tensor | None = None
+
+    @property
+    def all_labels(self) -> Tensor | None:
+        """The labels, whether they count or not."""
+        return self.aside if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: Tensor) -> Split:
         """The images at ``indices``, in their order."""
-        return Split(self.images[indices], None if self.labels is None else self.labels[indices])
+        labels, aside = (
+            None if some is None else some[indices] for some in (self.labels, self.aside)
+        )
+        return Split(self.images[indices], labels, aside)
 
     def normalised(
         self,

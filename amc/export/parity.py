@@ -16,7 +16,8 @@ from amc.compress.quantization import Quantized
 from amc.errors import EvaluationError, ExportError
 from amc.export.skeleton import is_written_here
 from amc.layers import kind_of
-from amc.objectives import DEFAULT, Objective
+from amc.objectives import DEFAULT, Objective, Outputs
+from amc.objectives.outputs import by_name, each, finite_images, joined, named_tensors, outputs_of
 from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT_BITS
 from amc.utils.progress import progress_bar
@@ -76,12 +77,12 @@ def check_parity(
     with torch.inference_mode(), progress_bar("comparing", -(-len(images) // _BATCH)) as bar:
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
-            expected.append(network(batch.clone()))
-            given.append(runtime(batch))
+            expected.append(outputs_of(network(batch.clone()), len(batch)))
+            given.append(_like(expected[-1], runtime(batch), len(batch)))
             bar.advance()
-    ours, theirs = torch.cat(expected), torch.cat(given)
+    ours, theirs = joined(expected), joined(given)
     for name, scores in (("PyTorch", ours), (OF_FILES.title, theirs)):
-        if not bool(torch.isfinite(scores).all()):
+        if not bool(finite_images(scores).all()):
             raise EvaluationError(
                 f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
             )
@@ -91,14 +92,26 @@ def check_parity(
         for outputs in (ours, theirs)
     )
     same = objective.decisions(ours) == objective.decisions(theirs)
+    # Of several outputs the one that differs most, beside its own size.
+    sizes = [
+        (float((one - other).abs().max()), float(one.abs().max()))
+        for one, other in zip(by_name(ours).values(), by_name(theirs).values(), strict=True)
+    ]
+    difference, largest = max(sizes, key=lambda pair: pair[0] / max(pair[1], 1e-12))
     return Parity(
         images=len(images),
         same=float(same.double().mean()),
         torch_scores=torch_scores,
         onnx_scores=onnx_scores,
-        max_difference=float((ours - theirs).abs().max()),
-        max_score=float(ours.abs().max()),
+        max_difference=difference,
+        max_score=largest,
     )
+
+
+def _like(expected: Outputs, given: object, images: int) -> Outputs:
+    """What a file gives, by the names that the network has for it."""
+    found = outputs_of(given, images)
+    return dict(zip(expected, found.values(), strict=True)) if isinstance(found, dict) else found
 
 
 @dataclass(frozen=True)
@@ -167,12 +180,16 @@ class Comparison:
         self._images = _noise(image_shape) if images is None else _some_of(images)
         with torch.inference_mode():
             self._expected, again = (_scores(self._network, self._images) for _ in range(2))
-        if images is not None and not bool(self._expected.isfinite().all()):
+        if images is not None and not bool(finite_images(self._expected).all()):
             raise EvaluationError(
                 f"{name} was not written: PyTorch gives NaN or infinite scores. Check the "
                 "network's weights."
             )
-        if not torch.allclose(again, self._expected, _FLOOR, equal_nan=True):
+        expected = by_name(self._expected)
+        if not all(
+            torch.allclose(scores, expected[name], _FLOOR, equal_nan=True)
+            for name, scores in by_name(again).items()
+        ):
             raise ExportError(
                 f"{name} was not written: {type(network).__name__} gives other scores each time "
                 "that it is called on the same images. Take random numbers (dropout with "
@@ -186,15 +203,20 @@ class Comparison:
             ExportError: It does not, or the runtime cannot run it.
         """
         runtime = OF_FILES.load(model, name=self._name, fused=rounding.fused)
-        found, expected = runtime(self._images), self._expected
+        found, expected = named_tensors(runtime(self._images)), by_name(self._expected)
+        with torch.inference_mode(), _moved(self._network, rounding):
+            moved = by_name(_scores(self._network, self._images))
+        for (name, scores), given in zip(expected.items(), found.values(), strict=True):
+            self._compare(scores, given, moved[name], rounding)
+
+    def _compare(self, expected: Tensor, found: Tensor, moved: Tensor, rounding: Rounding) -> None:
+        """Check one output."""
         if found.shape != expected.shape:
             raise ExportError(
                 f"{self._name} was not written: for {len(expected)} images {OF_FILES.title} gives "
                 f"scores of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}. "
                 f"{rounding.causes}"
             )
-        with torch.inference_mode(), _moved(self._network, rounding):
-            moved = _scores(self._network, self._images)
         finite = (expected.isfinite() & moved.isfinite()).flatten(1).all(1)
         if not bool(finite.any()):
             return  # nothing can be compared
@@ -220,9 +242,9 @@ def _some_of(images: Tensor) -> Tensor:
     return images[torch.linspace(0, len(images) - 1, min(_COMPARED, len(images))).long()]
 
 
-def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    scores: Tensor = network(images.clone())  # a network may work in place
-    return scores.float()
+def _scores(network: nn.Module, images: Tensor) -> Outputs:
+    returned = network(images.clone())  # a network may work in place
+    return each(outputs_of(returned, len(images)), Tensor.float)
 
 
 def _size(values: Tensor) -> float:

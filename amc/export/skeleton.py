@@ -21,6 +21,7 @@ from amc.errors import ConfigError, ExportError
 from amc.graph.exportable import in_exportable_operators
 from amc.layers import Layer, ProductKind, find_kind, layer_at, product_of
 from amc.networks import admit
+from amc.objectives.outputs import leaves_of
 
 INPUT, OUTPUT = "images", "scores"
 DOMAIN, PLACEHOLDER = "amc", "Layer"
@@ -45,7 +46,7 @@ def write_skeleton(
     """Trace a network into an ONNX model whose layers are placeholders named by their paths.
 
     Returns:
-        The model, images (batch, *image_shape) -> scores (batch, classes), and its layers.
+        The model, images (batch, *image_shape) -> the network's outputs, and its layers.
 
     Raises:
         ConfigError: The opset is not one that can be written.
@@ -60,21 +61,52 @@ def write_skeleton(
     try:
         with torch.no_grad(), in_exportable_operators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network.forward(images)  # the placeholders note the shapes of their outputs
+            returned = network.forward(images)  # the placeholders note the shapes of their outputs
+            names = output_names(returned)
+            by_batch = {n: {0: "batch"} for n, t in names.items() if t.dim() and len(t) == 2}
             torch.onnx.export(
-                network,
+                network if isinstance(returned, Tensor) else _Flat(network),
                 (images,),
                 cast(Any, written),  # the annotation leaves buffers out
                 dynamo=False,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                output_names=list(names),
+                dynamic_axes={INPUT: {0: "batch"}, **by_batch},
                 custom_opsets={DOMAIN: 1},
             )
     except Exception as error:  # of many kinds: the exporter's own, and what a forward raises
         raise _not_exported(network, error, opset) from error
     return onnx.load_model_from_string(written.getvalue()), layers
+
+
+def output_names(returned: object) -> dict[str, Tensor]:
+    """What the tensors that a network returned are called in its file: identifiers.
+
+    A tensor alone is ``scores``; others have the name that they have in the network's dict or
+    dataclass, or their place, as ``output_0``; those inside of others both, ``maps_0``.
+    """
+    found: dict[str, Tensor] = {}
+    for path, part in leaves_of(returned):
+        if isinstance(part, Tensor):
+            name = re.sub(r"\W", "_", path) or OUTPUT
+            if name[0].isdigit() or name == INPUT:
+                name = f"output_{name}"
+            while name in found:
+                name += "_"
+            found[name] = part
+    return found
+
+
+class _Flat(nn.Module):
+    """Gives the tensors of a network's structure of outputs, in their order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output_names(self._network(images)).values())
 
 
 def is_written_here(module: nn.Module) -> bool:

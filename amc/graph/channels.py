@@ -32,6 +32,7 @@ from amc.graph.ids import (
 from amc.graph.mixing import FollowsMixing
 from amc.graph.moving import FollowsMoves
 from amc.graph.operators import Flow, Operator, argument, called_module, operator_of, plain_name
+from amc.graph.outputs import gives_out
 from amc.layers import find_kind, kind_of, layer_at
 from amc.layers.norms import channel_dim_of, has_one_factor, norm_groups
 
@@ -65,7 +66,7 @@ class _Follower(FollowsMoves, FollowsMixing):
         value = node.meta.get("value")
         if node.op == "placeholder":
             return self._new_ids(value, "is an input of the network", node)
-        if node.op == "output":
+        if gives_out(node):
             self._settle_chains(node)
             self._freeze(node.all_input_nodes, "is an output of the network")
             return None

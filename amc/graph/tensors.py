@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from amc.graph.operators import Flow, Operator, argument, called_module, operator_of
+from amc.graph.outputs import gives_out
 from amc.graph.types import ChannelCount, LayerInfo, OperatorInfo, TensorInfo
 from amc.layers.signature import space_of
 
@@ -54,7 +55,7 @@ class _Follower:
     def visit(self, node: fx.Node) -> None:
         """Find the tensor that a node gives: a new one, or one that is known."""
         sources = tuple(dict.fromkeys(self._place[n] for n in node.all_input_nodes if self._has(n)))
-        if node.op == "output":
+        if gives_out(node):
             for index in sources:
                 self.tensors[index] = replace(self.tensors[index], is_output=True)
             return

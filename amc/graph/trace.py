@@ -11,18 +11,21 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 from torch.fx.proxy import Attribute
 
 from amc.errors import TraceError
 from amc.graph.operators import OPERATORS, tensors_in
+from amc.graph.outputs import packed, packs
 from amc.layers.convolutions import is_transposed
 from amc.layers.kind import is_leaf
+from amc.objectives.outputs import described, named_tensors
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,11 @@ class _ValueTracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """One image tensor; further arguments of the forward keep their defaults."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+        def forward(*arguments: Any) -> Any:
+            return packed(root_fn(*arguments), partial(self.create_proxy, "call_function"))
+
+        return forward, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def create_proxy(
         self,
@@ -259,6 +266,8 @@ class _ValueTracer(fx.Tracer):
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
             value = target(*args, **kwargs)
+        if packs(target):
+            return value
         query = target if isinstance(target, str) else getattr(target, "__name__", "")
         if query not in _SHAPE_QUERIES and _reads_contents((args, kwargs), value):
             raise _Unfollowable(_CONTENTS)
@@ -336,8 +345,8 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
         example: One image, shape (1, channels, height, width).
 
     Raises:
-        TraceError: The outermost forward itself cannot be followed or run, or it does not
-            return one tensor.
+        TraceError: The outermost forward itself cannot be followed or run, or it returns no
+            tensor.
     """
     tracer = _ValueTracer(example)
     try:
@@ -354,10 +363,11 @@ def trace(network: nn.Module, example: Tensor) -> TracedNetwork:
         if node.op == "get_attr":
             node.meta.setdefault("value", operator.attrgetter(node.target)(network))
     output = next(iter(reversed(graph.nodes))).args[0]
-    if not (isinstance(output, fx.Node) and isinstance(output.meta["value"], Tensor)):
+    returned = map_arg(output, lambda node: node.meta["value"])
+    if not named_tensors(returned):
         raise TraceError(
-            f"{type(network).__name__} must return one tensor of class scores, shape (N, classes); "
-            f"it returns {_describe(output)}. Wrap it in a module that returns the scores only."
+            f"{type(network).__name__} must return a tensor of floating point (images, ...), or "
+            f"several in tuples, lists, dicts or dataclasses; it returns {described(returned)}."
         )
     # Loading a pickled graph follows its code once more: straight-line by now, for any tracer.
     graph._tracer_cls = fx.Tracer
@@ -373,11 +383,6 @@ def _remove_dead(module: fx.GraphModule) -> None:
         if not node.users and node.op not in ("output", "placeholder"):
             module.graph.erase_node(node)
     module.recompile()
-
-
-def _describe(output: Any) -> str:
-    value = output.meta["value"] if isinstance(output, fx.Node) else output
-    return f"a {type(value).__name__}"
 
 
 def _one_line(error: Exception) -> str:

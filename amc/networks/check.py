@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from amc.errors import NetworkError
-from amc.objectives import DEFAULT, Objective
+from amc.objectives import DEFAULT, Objective, accepts
+from amc.objectives.outputs import (
+    Outputs,
+    finite_images,
+    named_tensors,
+    outputs_of,
+    shapes_of,
+)
 
 # Raised by code that is wrong whatever the images' sizes.
 _CODE_ERRORS = (TypeError, AttributeError, LookupError, NameError, ImportError, NotImplementedError)
 
 
 def check_network(
-    network: nn.Module, image_shape: tuple[int, int, int], objective: Objective = DEFAULT
-) -> Tensor:
+    network: nn.Module, image_shape: tuple[int, int, int], objective: Objective | None = DEFAULT
+) -> Outputs:
     """Run one black and one noise image through the network, which is left as it was.
+
+    Args:
+        objective: None: any outputs will do.
 
     Returns:
         Its outputs.
@@ -27,15 +37,17 @@ def check_network(
         NetworkError: It rejects images of this shape, or its output is not finite or does not
             fit the objective.
     """
-    output = run_images(network, image_shape)
+    output = outputs_of(run_images(network, image_shape), 2)
     name, shape = type(network).__name__, "x".join(map(str, image_shape))
-    if not objective.fits(output, 2):
+    if objective is not None and not accepts(objective, output, 2):
+        several = [] if isinstance(output, Tensor) else list(output)
+        one = f", or one of the outputs: network.outputs=[{several[0]}]" if several else ""
         raise NetworkError(
-            f"{name} returns a tensor of shape {tuple(output.shape)} for two images of {shape}; "
+            f"{name} returns {shapes_of(output)} for two images of {shape}; "
             f"objective={objective.name} expects {objective.expected}. A network for another task "
-            "needs an objective of its own: objective=package.module:Class."
+            f"needs another objective: objective=auto finds one, or package.module:Class{one}."
         )
-    if not bool(torch.isfinite(output).all()):
+    if not bool(finite_images(output).all()):
         raise NetworkError(
             f"{name} returns NaN or infinity for images of {shape}. Check its checkpoint."
         )
@@ -44,29 +56,26 @@ def check_network(
 
 def run_images(
     network: nn.Module, image_shape: tuple[int, int, int], changes: Sequence[str] = ()
-) -> Tensor:
-    """What a network, left as it was, gives for one black and one noise image.
+) -> object:
+    """What a network, left as it was, returns for one black and one noise image.
 
     Args:
         changes: What was done to the network before, for the message: "moved to the CPU".
 
     Raises:
         NetworkError: It takes other inputs than images, rejects images of this shape, or returns
-            no tensor.
+            no tensor of an entry for each image.
     """
     _check_inputs(network)
     first = next(network.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
     images = torch.stack([torch.zeros(image_shape), noise(image_shape, 1)[0]]).to(device)
-    output = _eval_forward(network, images, changes)
-    if not isinstance(output, Tensor):
-        raise NetworkError(
-            f"{type(network).__name__} must return one tensor (images, ...), it returned "
-            f"{_described(output)}. Give amc a module that returns the outputs alone: its forward "
-            f"returns self.network(images){_access(output)}. Auxiliary outputs of a network by "
-            "name are switched off in network.options."
-        )
-    return output
+    returned = _eval_forward(network, images, changes)
+    try:
+        outputs_of(returned, len(images))
+    except NetworkError as error:
+        raise NetworkError(f"{type(network).__name__}: {error}") from None
+    return returned
 
 
 def noise(image_shape: tuple[int, int, int], count: int = 2) -> Tensor:
@@ -74,10 +83,27 @@ def noise(image_shape: tuple[int, int, int], count: int = 2) -> Tensor:
     return torch.randn(count, *image_shape, generator=torch.Generator().manual_seed(0))
 
 
-def relative_difference(expected: Tensor, given: Tensor) -> float:
-    """Largest difference, of the largest expected value; NaN where either is not finite."""
+def relative_difference(expected: object, given: object) -> float:
+    """Largest difference, of the largest expected value; NaN where either is not finite.
+
+    Of several outputs the largest, each beside its own largest value; infinite where there are
+    others.
+
+    Args:
+        expected, given: What networks returned.
+    """
+    ours, theirs = named_tensors(expected), named_tensors(given)
+    if ours.keys() != theirs.keys():
+        return float("inf")
+    found = [_difference(tensor, theirs[name]) for name, tensor in ours.items()]
+    return max(found, key=lambda error: (error != error, error))  # NaN is the most
+
+
+def _difference(expected: Tensor, given: Tensor) -> float:
     if given.shape != expected.shape:
         return float("inf")
+    if not expected.numel():
+        return 0.0
     return float((given - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
 
 
@@ -145,23 +171,3 @@ def _failed(
         f"{name} does not accept {where}: {cause}. Set data.image_size and data.channels to what "
         "it was built for."
     )
-
-
-def _described(output: object) -> str:
-    if isinstance(output, Mapping):
-        return f"{type(output).__name__} with the keys {', '.join(map(repr, output))}"
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return f"{type(output).__name__} of {len(output)}"
-    return type(output).__name__
-
-
-def _access(output: object) -> str:
-    """How to get at the first tensor of an output, as Python code."""
-    if isinstance(output, Mapping):
-        return "".join(f"[{key!r}]" for key in list(output)[:1])
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return f".{output._fields[0]}"
-    if isinstance(output, Sequence):
-        return "[0]"
-    fields: Mapping[str, object] = getattr(output, "__dict__", {})
-    return f".{next((name for name, held in fields.items() if isinstance(held, Tensor)), 'scores')}"

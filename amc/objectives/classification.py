@@ -32,7 +32,7 @@ class Classification(Objective):
     name = "classification"
     scores = (
         NamedScore("accuracy", "acc. %", is_fraction=True),
-        NamedScore("loss"),
+        NamedScore("loss", more_is_better=False),
         NamedScore("agreement", "agreement", needs_targets=False),
     )
     expected = "a tensor (images, classes): one row of class scores for each image"
@@ -42,6 +42,11 @@ class Classification(Objective):
 
     def fits(self, outputs: Tensor, images: int) -> bool:
         return outputs.dim() == 2 and len(outputs) == images
+
+    def suits(self, outputs: Tensor, targets: Tensor | None) -> bool:
+        """Where there are two scores or more, and no other targets than classes."""
+        of_classes = targets is None or (targets.dim() == 1 and not targets.is_floating_point())
+        return outputs.shape[1] > 1 and of_classes
 
     def mismatch(self, outputs: Tensor, targets: Tensor, classes: int | None = None) -> str:
         scored = outputs.shape[1]

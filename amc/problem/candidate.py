@@ -19,6 +19,7 @@ from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, kind_of, layer_at
 from amc.objectives import DEFAULT, Objective
+from amc.objectives.outputs import Outputs, each, joined, outputs_of
 from amc.recovery.batch_norm import add_drift, drifts, recalibrate
 from amc.recovery.errors import Changes, LayerErrors, layer_errors, mean_errors
 from amc.recovery.fitting import RIDGES
@@ -237,7 +238,7 @@ class Compressor:
         return self._objective.divergence(given, self._held_outputs)
 
     @cached_property
-    def _held_outputs(self) -> Tensor:
+    def _held_outputs(self) -> Outputs:
         return _outputs(self.graph.plan.module, self._held_images)
 
     @cached_property
@@ -361,11 +362,11 @@ def _refusals(refits: Sequence[Refit]) -> tuple[str, ...]:
     )
 
 
-def _outputs(module: nn.Module, images: Tensor) -> Tensor:
-    """Shape (n, ...), float64."""
+def _outputs(module: nn.Module, images: Tensor) -> Outputs:
+    """Of (n, ...), float64."""
     with torch.no_grad():
-        outputs = torch.cat([module(batch) for batch in torch.split(images, BATCH)])
-    return outputs.double()
+        batches = [outputs_of(module(b), len(b)) for b in torch.split(images, BATCH)]
+    return each(joined(batches), Tensor.double)
 
 
 def _is_clearly_less(found: Tensor, least: Tensor) -> bool:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from amc.data.split import Split
-from amc.errors import EvaluationError
-from amc.objectives import DEFAULT, Objective
+from amc.errors import EvaluationError, NetworkError
+from amc.objectives import DEFAULT, Objective, accepts
+from amc.objectives.outputs import Outputs, each, finite_images, joined, outputs_of, shapes_of
 from amc.utils.layout import laid_out
 
 BATCH = 64  # activations of 64 small images stay in the cache of a core
@@ -74,7 +75,9 @@ class Evaluator:
         self._batch, self._objective = batch, objective
         self._images = laid_out(split.normalised(mean, std), layout)
         self._targets = split.labels
+        self._labels = split.all_labels
         start = time.perf_counter()
+        self._network = reference
         self._reference = None if reference is None else self._outputs(reference)
         self._reference_s = time.perf_counter() - start
 
@@ -92,17 +95,20 @@ class Evaluator:
         """
         start = time.perf_counter()
         outputs = self._outputs(network, dtype)
-        return self._judged(outputs, start)
+        return self._judged(network, outputs, start)
 
     @cached_property
     def original(self) -> Evaluation:
         """Of the reference, which is not run once more."""
-        assert self._reference is not None
-        return self._judged(self._reference, time.perf_counter() - self._reference_s)
+        assert self._network is not None
+        start = time.perf_counter() - self._reference_s
+        return self._judged(self._network, self._reference, start)
 
-    def _judged(self, outputs: Tensor, start: float) -> Evaluation:
+    def _judged(self, network: nn.Module, outputs: Outputs, start: float) -> Evaluation:
         judged = self._objective.judge(outputs, self._targets, self._reference)
         scores = {name: float(score) for name, score in judged.items()}
+        with torch.inference_mode():
+            scores |= self._objective.measure(network, Split(self._images, self._labels))
         return Evaluation(scores, seconds=time.perf_counter() - start)
 
     def divergence(self, network: nn.Module, dtype: torch.dtype, most: int) -> float:
@@ -114,27 +120,29 @@ class Evaluator:
         assert self._reference is not None
         step = -(-len(self) // most)
         outputs = self._outputs(network, dtype, step)
-        return float(self._objective.divergence(outputs, self._reference[::step]).mean())
+        reference = each(self._reference, lambda tensor: tensor[::step])
+        return float(self._objective.divergence(outputs, reference).mean())
 
     def _outputs(
         self, network: nn.Module, dtype: torch.dtype = torch.float32, step: int = 1
-    ) -> Tensor:
+    ) -> Outputs:
         """For every ``step``-th image."""
         network.eval()
         images = self._images[::step]
         targets = None if self._targets is None else self._targets[::step]
-        found: list[Tensor] = []
+        found: list[Outputs] = []
         with torch.inference_mode():
             for start in range(0, len(images), self._batch):
                 batch = images[start : start + self._batch]
                 # A copy: networks may work in place, and these images are needed again.
                 output = network(batch.to(dtype, copy=True))
-                found.append(self._checked(output, len(batch)).float())
-        outputs = torch.cat(found)
-        if not bool(torch.isfinite(outputs).all()):
-            bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
+                found.append(each(self._checked(output, len(batch)), Tensor.float))
+        outputs = joined(found)
+        finite = finite_images(outputs)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
             raise EvaluationError(
-                f"The network returned NaN or infinite scores for {bad} of {len(outputs)} images. "
+                f"The network returned NaN or infinite scores for {bad} of {len(finite)} images. "
                 "Check its weights, and that the images are normalised as in its training "
                 "(data.mean, data.std)."
             )
@@ -143,11 +151,14 @@ class Evaluator:
             raise EvaluationError(f"The labels do not fit the network: {why}.")
         return outputs
 
-    def _checked(self, output: object, images: int) -> Tensor:
-        if isinstance(output, Tensor) and self._objective.fits(output, images):
-            return output
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    def _checked(self, returned: object, images: int) -> Outputs:
+        try:
+            outputs = outputs_of(returned, images)
+        except NetworkError as error:
+            raise EvaluationError(str(error)) from None
+        if accepts(self._objective, outputs, images):
+            return outputs
         raise EvaluationError(
-            f"The network returned {shape} for {images} images; expected "
+            f"The network returned {shapes_of(outputs)} for {images} images; expected "
             f"{self._objective.expected}."
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypedDict
 
+import torch
 from torch import nn
 
 from amc.cost.budget import Budget, BudgetLike
@@ -16,15 +18,22 @@ from amc.cost.shipped import DeviceLike, as_device
 from amc.data.dataset import DataSet, check_data
 from amc.errors import ConfigError
 from amc.networks import admit, check_network
+from amc.networks.check import run_images
 from amc.objectives import (
-    DEFAULT,
+    AUTO,
+    Automatic,
     Objective,
     ObjectiveLike,
+    Outputs,
     build_objective,
 )
+from amc.objectives.outputs import each, joined, left_out, outputs_of, shapes_of
 from amc.problem.space import SearchSpace
 from amc.recovery.settings import RecoverySettings
 from amc.utils.arguments import check_count, check_kind, check_module
+
+log = logging.getLogger("amc")
+MEASURED, BATCH = 128, 16  # images of which an objective may take the outputs' scale
 
 
 def check_problem(
@@ -43,7 +52,9 @@ def check_problem(
     return loaded, bound
 
 
-def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Objective, DataSet]:
+def matched(
+    network: nn.Module, data: DataSet, objective: Objective | Automatic
+) -> tuple[Objective, DataSet]:
     """The objective and the data as they are to an admitted network (`amc.networks.admit`).
 
     The data are without labels where those say nothing of its outputs.
@@ -51,10 +62,35 @@ def matched(network: nn.Module, data: DataSet, objective: Objective) -> tuple[Ob
     Raises:
         NetworkError: The network's outputs do not fit the objective.
     """
-    outputs = check_network(network, data.image_shape, objective)
     labels = data.train_labels
+    if isinstance(objective, Automatic):
+        outputs = check_network(network, data.image_shape, None)
+        objective = objective.chosen(outputs, labels)
+        log.info(
+            "objective=%s, as the network returns %s for two images, and the data have %s",
+            *(objective.name, shapes_of(outputs), data.labels_in_words),
+        )
+    outputs = check_network(network, data.image_shape, objective)
+    aside = left_out(run_images(network, data.image_shape))
+    if aside:
+        log.warning(
+            "Outputs that are no numbers of floating point for each image are not compared: %s.",
+            ", ".join(aside),
+        )
     why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
+    if objective.measures_outputs:
+        outputs = _outputs_on(network, data)
     return objective.fitted(outputs), data.without_labels(why) if why else data
+
+
+def _outputs_on(network: nn.Module, data: DataSet) -> Outputs:
+    """What a network gives for some calibration images, evenly spread."""
+    split = data.calibration
+    some = torch.linspace(0, len(split) - 1, min(MEASURED, len(split))).round().long()
+    images = split.take(some).normalised(data.mean, data.std)
+    with torch.no_grad():
+        batches = [outputs_of(network(x.clone()), len(x)) for x in torch.split(images, BATCH)]
+    return joined([each(batch, torch.Tensor.float) for batch in batches])
 
 
 class Problem:
@@ -76,7 +112,7 @@ class Problem:
         device: DeviceLike = "onnxruntime_cpu",
         budget: BudgetLike = 0.5,
         *,
-        objective: ObjectiveLike = DEFAULT,
+        objective: ObjectiveLike = AUTO,
         space: SearchSpace | None = None,
         recovery: RecoverySettings | None = None,
         search_images: int = 1000,
@@ -91,8 +127,9 @@ class Problem:
             device: Name of a shipped device, its options as a mapping, a loaded device; None
                 where the budget's metric needs none.
             budget: A `Budget`, its fields as a mapping, or a fraction of the original's latency.
-            objective: What outputs and labels are, and how they are judged: "classification",
-                ``package.module:Class``, or an `amc.Objective`.
+            objective: What outputs and labels are, and how they are judged: a name such as
+                "classification", ``package.module:Class``, or an `amc.Objective`; "auto": what
+                the outputs and the labels look like.
             space: What a strategy may choose.
             recovery: How a smaller network is repaired.
             search_images: Images of the search split that each evaluation runs on.

@@ -32,6 +32,7 @@ from amc.data import Split
 from amc.errors import AmcError, DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.objectives import (
+    Objective,
     identity_of,
     score_texts,
 )
@@ -105,6 +106,8 @@ class CompressionTask:
         self._store, self._recalled = store, dict[Strategy, Evaluation]()
         self.original = replace(self._evaluator.original, costs=self.strategy_costs(IDENTITY))
         asked = problem.bfloat16
+        if type(self.objective).measure is not Objective.measure:
+            asked = False  # the user's function is given images of float32
         self.bfloat16 = self._may_compute_in_bfloat16() if asked is None else asked
         self.notes = tuple(
             note for note in (self._step_note(), self._batch_note() if depends else "") if note

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from amc.graph.graph import NetworkGraph
 from amc.layers import LinearChange, OutputChange, ProductKind, kind_of
 from amc.objectives import DEFAULT, Objective
+from amc.objectives.outputs import by_name, outputs_of
 from amc.recovery.moments import check_finite
 from amc.utils.progress import progress_bar
 
@@ -137,8 +138,9 @@ def _run_backward(
             part = images[start : start + batch]
             now = slice(start, start + len(part))
             # A sum is no leaf: networks that work in place may change it.
-            outputs = module(part.clone().requires_grad_() + 0)
-            check_finite("The network's outputs", outputs)
+            outputs = outputs_of(module(part.clone().requires_grad_() + 0), len(part))
+            for output in by_name(outputs).values():
+                check_finite("The network's outputs", output)
             loss = objective.sampled_loss(outputs, generator)
             loss.backward()  # type: ignore[no-untyped-call]
             bar.advance(len(part))

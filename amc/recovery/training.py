@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ConfigError, DataError, EvaluationError, NetworkError
-from amc.objectives import DEFAULT, Objective, primary_score
+from amc.objectives import DEFAULT, NamedScore, Objective, accepts, primary_score
+from amc.objectives.outputs import Outputs, each, outputs_of, same_shapes, shapes_of
 from amc.recovery.training_batches import Batches, is_map, stream_of
 from amc.recovery.training_settings import AUGMENTATIONS, BASE_TRAINING, TrainingSettings
 from amc.recovery.training_state import (
@@ -149,6 +150,8 @@ def _train_epoch(
     judged = torch.zeros(batches.steps, dtype=torch.float64, device=device)
     first_step, all_steps = (epoch - 1) * batches.steps, run.settings.epochs * batches.steps
     learning_rate = 0.0
+    # A number of the user's own is not asked for at every step.
+    is_judged = batches.targets is not None and bool(loss.named.needs_targets)
     network.train()
     with _repeatable(stream_of(run.settings.seed, epoch), device):
         for step, (inputs, targets) in enumerate(batches.of_epoch(epoch)):
@@ -156,19 +159,19 @@ def _train_epoch(
                 return None
             learning_rate = learning_rate_at(first_step + step, all_steps, run.settings)
             with torch.autocast(device.type, run.half, enabled=run.half is not None):
-                outputs = network(inputs)
+                outputs = outputs_of(network(inputs), len(inputs))
                 value = loss(outputs, inputs, targets)
             run.step(value, learning_rate)
             losses[step] = value.detach()
-            if targets is not None:
-                judged[step] = loss.score(outputs.detach(), targets)
+            if targets is not None and is_judged:
+                judged[step] = loss.score(each(outputs, Tensor.detach), targets)
             bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
     _check_finite(losses, epoch, learning_rate)
     network.eval()
     return EpochRecord(
         epoch=epoch,
         loss=float(losses.mean()),
-        train_score=None if batches.targets is None else float(judged.mean()),
+        train_score=float(judged.mean()) if is_judged else None,
         score=None if evaluate is None else float(evaluate(network)),
         learning_rate=learning_rate,
     )
@@ -240,15 +243,15 @@ class _Loss:
         self._teacher = teacher.eval() if teacher is not None else None
         self._is_fitted = False
 
-    def __call__(self, outputs: Tensor, inputs: Tensor, targets: Tensor | None) -> Tensor:
-        if not self._objective.fits(outputs, len(inputs)):
+    def __call__(self, outputs: Outputs, inputs: Tensor, targets: Tensor | None) -> Tensor:
+        if not accepts(self._objective, outputs, len(inputs)):
             raise NetworkError(
-                f"The network returned {tuple(outputs.shape)} for {len(inputs)} images; expected "
+                f"The network returned {shapes_of(outputs)} for {len(inputs)} images; expected "
                 f"{self._objective.expected}."
             )
-        outputs = outputs.float()
+        outputs = each(outputs, Tensor.float)
         if not self._is_fitted:
-            self._fit(outputs.detach())
+            self._fit(each(outputs, Tensor.detach))
         taught = self._distilled(outputs, inputs)
         if targets is None:
             assert taught is not None
@@ -260,28 +263,33 @@ class _Loss:
         weight = self._settings.distillation_weight
         return weight * taught + (1 - weight) * labelled
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def score(self, outputs: Outputs, targets: Tensor) -> Tensor:
         """What epochs are compared by, of one step."""
-        named = primary_score(self._objective, labelled=True)
-        return self._objective.judge(outputs.float(), targets, None)[named.name]
+        found = self._objective.judge(each(outputs, Tensor.float), targets, None)
+        return found[self.named.name]
 
-    def _fit(self, outputs: Tensor) -> None:
+    @property
+    def named(self) -> NamedScore:
+        """The score that epochs are compared by, where there are labels."""
+        return primary_score(self._objective, labelled=True)
+
+    def _fit(self, outputs: Outputs) -> None:
         # Once, for student and teacher alike: asking at every step would make a GPU wait.
         why = "" if self._targets is None else self._objective.mismatch(outputs, self._targets)
         if why:
             raise NetworkError(f"The labels do not fit the network: {why}.")
         self._objective, self._is_fitted = self._objective.fitted(outputs), True
 
-    def _distilled(self, outputs: Tensor, inputs: Tensor) -> Tensor | None:
+    def _distilled(self, outputs: Outputs, inputs: Tensor) -> Tensor | None:
         """The loss by the teacher; None where it does not count."""
         if self._teacher is None or self._settings.distillation_weight == 0:
             return None
         with torch.no_grad():  # not inference_mode: the loss keeps the targets for its gradient
-            taught = self._teacher(inputs).float()
-        if taught.shape != outputs.shape:
+            taught = each(outputs_of(self._teacher(inputs), len(inputs)), Tensor.float)
+        if not same_shapes(taught, outputs):
             raise NetworkError(
-                f"The teacher must return what the network returns, {tuple(outputs.shape)}, got "
-                f"{tuple(taught.shape)}. Distil from the network that this one was made of."
+                f"The teacher must return what the network returns, {shapes_of(outputs)}, got "
+                f"{shapes_of(taught)}. Distil from the network that this one was made of."
             )
         return self._objective.teacher_loss(outputs, taught, self._settings.temperature)
 

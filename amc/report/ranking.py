@@ -175,7 +175,7 @@ def _columns(primary: NamedScore) -> tuple[_Column, ...]:
 
     spread = _spread if primary.is_fraction else _number
     tested: _Column = ("test", primary.heading, lambda row: spread(row, test))
-    if not primary.needs_targets:
+    if primary.needs_targets is False:
         return (_SEEDS, tested, *_OTHERS)
     drop = "points" if primary.is_fraction else ""
     return (

@@ -174,7 +174,7 @@ def to_csv(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> str:
         for column in _score_columns([score])
     ]
     numbers = [*(name for _, name in shown), *costs]
-    compared = [name for score, name in shown if score.needs_targets]
+    compared = [name for score, name in shown if score.needs_targets is not False]
     compared += [name for name in costs if name != "measured_spread_ms"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -190,8 +190,9 @@ def _known_columns(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) 
         return [c for c in columns if any(row.number(c.field) is not None for row in rows)]
 
     shown = [score for score in scores if score.heading]
-    labelled = known(_score_columns([score for score in shown if score.needs_targets]))
-    return [*(labelled or known(_score_columns(shown))), *known(_COSTS)]
+    if known(_score_columns([score for score in shown if score.needs_targets])):
+        shown = [score for score in shown if score.needs_targets is not False]
+    return [*known(_score_columns(shown)), *known(_COSTS)]
 
 
 def _in_one_line(cell: list[str]) -> str:

@@ -97,7 +97,7 @@ class OnnxRuntime(Runtime):
 class OnnxNetwork(nn.Module):
     """An ONNX file, or a model that is none yet, called like a network.
 
-    Input (N, channels, height, width) float32 on the CPU, output (N, classes).
+    Input (N, channels, height, width) float32 on the CPU; of several outputs a dict by name.
     """
 
     def __init__(
@@ -125,10 +125,12 @@ class OnnxNetwork(nn.Module):
         called = name or ("the network" if isinstance(file, onnx.ModelProto) else file)
         self._session = open_session(model, called, threads=threads, fused=fused)
         self._input = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def forward(self, images: Tensor) -> Tensor:
-        (scores,) = self._session.run(None, {self._input: images.contiguous().numpy()})
-        return torch.from_numpy(scores)
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        given = self._session.run(None, {self._input: images.contiguous().numpy()})
+        found = dict(zip(self._outputs, map(torch.from_numpy, given), strict=True))
+        return found if len(found) > 1 else found[self._outputs[0]]
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

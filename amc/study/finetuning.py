@@ -14,7 +14,14 @@ from amc.data.dataset import DataSet, check_data
 from amc.errors import NetworkError
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
-from amc.objectives import DEFAULT, Objective, ObjectiveLike, build_objective, primary_score
+from amc.objectives import (
+    AUTO,
+    DEFAULT,
+    Objective,
+    ObjectiveLike,
+    build_objective,
+    primary_score,
+)
 from amc.problem.evaluate import Evaluator
 from amc.problem.problem import matched
 from amc.recovery.training import (
@@ -38,7 +45,7 @@ def finetune(
     data: DataSet,
     *,
     settings: TrainingSettings,
-    objective: ObjectiveLike = DEFAULT,
+    objective: ObjectiveLike = AUTO,
     folder: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:

@@ -37,8 +37,15 @@ def describe(task: CompressionTask) -> str:
         texts = score_texts(objective, task.original.scores, labelled=True)
         lines.append(f"original: {texts} on the search images")
     else:
-        lost, counts = (primary_score(objective, labelled=which).name for which in (True, False))
-        lines.append(f"no {lost} without labels ({data.why_unlabelled}): {counts} counts")
+        lost, counts = (primary_score(objective, labelled=which) for which in (True, False))
+        if lost.needs_targets:
+            why = data.why_unlabelled
+            lines.append(f"no {lost.name} without labels ({why}): {counts.name} counts")
+        elif counts.needs_targets is None:
+            texts = score_texts(objective, task.original.scores, labelled=False)
+            lines.append(f"original: {texts} on the search images")
+        else:
+            lines.append(f"{counts.name} with the original's outputs counts, labels do not")
     lines += objective.notes
     return "\n".join(lines)
 
@@ -49,12 +56,13 @@ def introduce(task: CompressionTask) -> None:
     for note in (task.data.shortage, *task.notes):
         if note:
             log.warning("%s", note)
-    if task.data.has_other_labels:
+    named = primary_score(task.objective, labelled=True)
+    if task.data.has_other_labels and named.needs_targets:
         log.warning(
             "The labels are left aside: %s. For %s give a network whose outputs are of the labels "
             "(for the last classes that have no image, the data's class_names).",
             task.data.why_unlabelled,
-            primary_score(task.objective, labelled=True).name,
+            named.name,
         )
     doubt = task.objective.doubt(task.original.scores)
     if doubt:

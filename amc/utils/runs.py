@@ -120,10 +120,12 @@ def resume_command(folder: Path) -> str:
 
 def code_of(record: Mapping[str, Any]) -> dict[str, object]:
     """Option -> name, of all in a run's record that may be a function or a class of the user's."""
+    objective = _inside(record, "settings", "objective")
     found = {
         "network": _inside(record, "network", "name"),
         "data": _inside(record, "data", "name"),
-        "objective": _inside(record, "settings", "objective"),
+        "objective": objective if not isinstance(objective, dict) else objective.get("name"),
+        "objective.metric": objective.get("metric") if isinstance(objective, dict) else None,
         "decisions": _inside(record, "settings", "decisions"),
         "reward": _inside(record, "settings", "reward"),
         "device.name": _inside(record, "device", "name"),

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from amc.objectives import Images
+
 CLASSES = 10
 
 
@@ -78,3 +80,30 @@ def dense() -> nn.Module:
             nn.Conv2d(16, 2, 1),
         )  # fmt: skip
     return network.eval()
+
+
+class Heads(nn.Module):
+    """Digits (N, 3, 32, 32) -> raw maps of two scales by name, and what is decided from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 4, 1)
+        self.neck = nn.Conv2d(16, 16, 3, 2, 1)
+        self.boxes, self.scores = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        high = self.stem(x).relu()
+        scores = self.scores(self.neck(high).relu())
+        return {"boxes": self.boxes(high), "scores": scores, "found": scores.argmax(1)}
+
+
+def heads() -> nn.Module:
+    """A detector's raw maps."""
+    return Heads()
+
+
+def brightest(network: nn.Module, split: Images) -> float:
+    """A metric of `heads`: the mean of the highest score, of images that have their labels."""
+    assert split.labels is not None
+    assert len(split.labels) == len(split.images)
+    return float(network(split.images)["scores"].amax((1, 2, 3)).mean())

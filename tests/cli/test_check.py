@@ -82,7 +82,8 @@ def test_other_values_are_refused_with_what_was_expected(
         ("recovery.imags", "Did you mean recovery.images?"),
         (
             "network.qqq",
-            "Known: network.checkpoint, network.name, network.options, network.pretrained.",
+            "Known: network.checkpoint, network.name, network.options, network.outputs, "
+            "network.pretrained.",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def _refused(arguments: tuple[str, ...], said: str, capsys: Output) -> None:
         ("env.weight_bits=[4]", "leave no pair that the device prices"),
         ("recovery.images=1", "recovery.images must be at least 2, got 1"),
         ("recovery.importance=size", "recovery.importance must be one of surgeon, magnitude"),
-        ("objective=reward", "objective must be one of classification, or package.module:Class"),
+        ("objective=reward", "objective must be one of auto, classification, "),
     ],
 )
 def test_a_search_reads_no_data_before_its_options_are_checked(
@@ -63,7 +63,7 @@ def test_a_network_without_weights_is_refused_before_its_data_are_read(capsys: O
         ("augment=[turn]", "Unknown augmentation ['turn']"),
         ("checkpoint=none.pt", "none.pt. Check network.checkpoint."),
         ("network=resnet20", "The run is of network 'tests.cli.nets:tiny', not 'resnet20'"),
-        ("objective=my:Task", "The run is of objective 'classification', not 'my:Task'."),
+        ("objective=my:Task", "The run is of objective 'auto', not 'my:Task'."),
     ],
 )
 def test_a_training_reads_no_data_before_its_options_are_checked(
@@ -76,7 +76,7 @@ def test_a_training_reads_no_data_before_its_options_are_checked(
     ("argument", "said"),
     [
         ("opset=99", "opset must be 13 to 20, got 99"),
-        ("objective=my:Task", "The run is of objective 'classification', not 'my:Task'."),
+        ("objective=my:Task", "The run is of objective 'auto', not 'my:Task'."),
         ("checkpoint=none.pt", "none.pt. Check network.checkpoint."),
     ],
 )
@@ -94,7 +94,7 @@ def test_an_export_reads_no_data_before_its_options_are_checked(
         ("+env.min_preserve_ratio=2", "env.min_preserve_ratio must be in (0, 1], got 2"),
         ("+env.weight_bits=[4]", "leave no pair that the device prices"),
         ("optimize=energy", "optimize must be one of reward"),
-        ("objective=energy", "objective must be one of classification, or package"),
+        ("objective=energy", "objective must be one of auto, classification, "),
     ],
 )
 def test_a_policy_is_applied_to_no_data_before_its_options_are_checked(

@@ -140,7 +140,7 @@ def test_resume_null_is_a_new_search(asked: list[dict[str, Any]]) -> None:
         ((), "is the code 'tests.cli.nets:tiny'. amc calls no code that only a file"),
         (("network=lenet_5",), "The run is of network 'tests.cli.nets:tiny', not 'lenet_5'"),
         ((NETWORK, "reward=haq"), "The run is of reward"),
-        ((NETWORK, "objective=my.task:Mine"), "The run is of objective 'classification', not 'my"),
+        ((NETWORK, "objective=my.task:Mine"), "The run is of objective 'auto', not 'my"),
     ],
 )
 def test_what_cannot_stand_beside_resume_is_said(

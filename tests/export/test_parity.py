@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.errors import CalibrationError, EvaluationError, ExportError, NetworkError
+from amc.errors import CalibrationError, EvaluationError, ExportError
 from amc.export import check_parity, export_onnx
 from amc.export.parity import _noise
 from amc.runtimes import OnnxNetwork
@@ -154,7 +154,7 @@ def test_network_that_is_not_finite_on_the_images_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_network_of_several_outputs_is_not_written(tmp_path: Path) -> None:
+def test_network_of_several_outputs_is_written_with_all_of_them(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -164,8 +164,12 @@ def test_network_of_several_outputs_is_not_written(tmp_path: Path) -> None:
             y = self.conv(x).flatten(1)
             return y, y + 1
 
-    with pytest.raises(NetworkError, match=r"Two must return one tensor.*returned tuple of 2"):
-        export_onnx(Two(), SHAPE, tmp_path / "model.onnx")
+    network, images = Two().eval(), torch.rand(3, *SHAPE)
+    export_onnx(network, SHAPE, tmp_path / "model.onnx")
+    found = OnnxNetwork(tmp_path / "model.onnx")(images)
+    assert list(found) == ["output_0", "output_1"]
+    for given, expected in zip(found.values(), network(images), strict=True):
+        assert torch.allclose(given, expected, atol=1e-5)
 
 
 def test_images_to_compare_on_must_be_of_the_networks_shape(

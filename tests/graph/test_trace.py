@@ -132,16 +132,15 @@ def test_network_whose_only_layers_are_opaque_is_an_error_with_the_reason():
         graph_of(network, SHAPE)
 
 
-def test_network_that_returns_several_tensors_is_an_error():
-    class Two(TinyNet):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            scores = super().forward(x)
-            return scores, scores
+def test_network_that_returns_no_numbers_is_an_error():
+    class Decided(TinyNet):
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return super().forward(x).argmax(1), None
 
-    with pytest.raises(NetworkError, match=r"must return one tensor.*returned tuple of 2"):
-        graph_of(Two(), SHAPE)
-    with pytest.raises(TraceError, match=r"one tensor of class scores.*returns a tuple"):
-        build_graph(Two(), SHAPE)
+    with pytest.raises(NetworkError, match=r"must return a tensor of floating.*returned tuple of"):
+        graph_of(Decided(), SHAPE)
+    with pytest.raises(TraceError, match=r"must return a tensor of floating.*returns tuple of 2"):
+        build_graph(Decided(), SHAPE)
 
 
 def test_branch_on_the_batch_size_is_an_error_not_a_wrong_network():

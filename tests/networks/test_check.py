@@ -39,13 +39,18 @@ def test_output_that_is_no_list_of_scores_is_refused():
         check_network(nn.Conv2d(3, 4, 3), SHAPE)
 
 
-def test_output_that_is_no_tensor_is_refused():
+def test_several_outputs_are_refused_where_the_objective_takes_one():
     class Two(nn.Module):
         def forward(self, x):
             return x, x
 
-    with pytest.raises(NetworkError, match=r"must return one tensor.*returned tuple"):
+    said = (
+        r"Two returns 2 tensors \(0 \(2, 3, 8, 8\), 1 \(2, 3, 8, 8\)\) for two images of 3x8x8; "
+        r"objective=classification expects .*objective=auto finds one, .*network\.outputs=\[0\]"
+    )
+    with pytest.raises(NetworkError, match=said):
         check_network(Two(), SHAPE)
+    assert list(check_network(Two(), SHAPE, None)) == ["0", "1"]
 
 
 def test_output_that_is_not_finite_is_refused():
@@ -58,15 +63,18 @@ def test_output_that_is_not_finite_is_refused():
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        (lambda x: (x, x), r"returned tuple of 2\. .*self\.network\(images\)\[0\]"),
-        (lambda x: {"out": x, "aux": x}, r"keys 'out', 'aux'\. .*\(images\)\['out'\]"),
-        (lambda x: SimpleNamespace(loss=None, logits=x), r"SimpleNamespace.*\(images\)\.logits"),
-        (lambda x: Outputs(x, None), r"Outputs of 2\. .*\(images\)\.logits"),
-        (lambda x: None, r"returned NoneType"),
+        (lambda x: SimpleNamespace(logits=x), r"returned SimpleNamespace"),
+        (lambda x: Outputs(x.argmax(1), None), r"returned Outputs of 2"),
+        (lambda x: x.argmax(1), r"returned a tensor of shape \(2, 8, 8\) and type torch.int64"),
+        (lambda x: None, r"Other: a network must return a tensor .*this one returned NoneType"),
+        (
+            lambda x: {"scores": x, "anchors": torch.ones(9, 4)},
+            r"output 'anchors' has shape \(9, 4\) for 2 images; .*network\.outputs=\[scores\]",
+        ),
     ],
-    ids=["tuple", "dict", "object", "named tuple", "nothing"],
+    ids=["object", "decisions", "integers", "nothing", "anchors"],
 )
-def test_output_of_another_form_is_told_how_to_be_unpacked(output, said):
+def test_output_that_cannot_be_compared_is_refused(output, said):
     class Other(nn.Module):
         def forward(self, x):
             return output(x)

@@ -17,6 +17,9 @@ from amc.objectives import (
     score_texts,
 )
 from amc.objectives.classification import Classification
+from amc.objectives.embedding import Embedding
+from amc.objectives.maps import Maps
+from amc.objectives.regression import Regression
 from docs.examples.dense_labels import DenseLabels
 
 
@@ -30,7 +33,7 @@ def test_a_name_an_objective_and_a_class_lead_to_an_objective() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("detection", "one of classification, segmentation, or package.module:Class; got 'det"),
+        ("detection", "maps, or package.module:Class; got 'detection'"),
         ("reward", "What a sweeper optimises is the option optimize"),
         ("no_such_module:Class", "Objective 'no_such_module:Class': cannot import module"),
         ("amc.objectives:Missing", "has no class 'Missing'"),
@@ -65,12 +68,11 @@ def test_scores_have_names_of_their_own(names: tuple[str, ...]) -> None:
         build_objective(Odd())
 
 
-@pytest.mark.parametrize(("needs", "what"), [(True, "no targets"), (False, "targets")])
-def test_there_are_scores_with_and_without_targets(needs: bool, what: str) -> None:
+def test_there_is_a_score_without_targets() -> None:
     class Odd(DenseLabels):
-        scores = (NamedScore("mean_iou", needs_targets=needs),)
+        scores = (NamedScore("mean_iou"),)
 
-    with pytest.raises(ConfigError, match=f"must have a score that needs {what}, got mean_iou"):
+    with pytest.raises(ConfigError, match="must have a score that needs no targets, got mean_iou"):
         build_objective(Odd())
 
 
@@ -95,7 +97,14 @@ def test_an_objective_without_a_repr_stands_for_its_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "shape"), [(Classification(), (1, 3)), (DenseLabels(), (1, 3, 2, 2))]
+    ("objective", "shape"),
+    [
+        (Classification(), (1, 3)),
+        (DenseLabels(), (1, 3, 2, 2)),
+        (Maps(), (1, 3, 2, 2)),
+        (Regression(scales={"": (torch.zeros(3, 1), torch.tensor([[1.0], [2.0], [0.5]]))}), (1, 3)),
+        (Embedding(), (1, 3)),
+    ],
 )
 def test_squared_gradients_of_the_sampled_loss_estimate_the_divergence(
     objective: Objective, shape: tuple[int, ...]

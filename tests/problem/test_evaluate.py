@@ -100,10 +100,10 @@ def test_too_few_classes_are_named():
 @pytest.mark.parametrize(
     ("function", "returned"),
     [
-        (lambda x: x, r"\(2, 1, 1, 1\)"),
-        (lambda x: x.flatten(), r"\(2,\)"),
-        (lambda x: x[:1].flatten(1), r"\(1, 1\)"),
-        (lambda x: (x, x), "tuple"),
+        (lambda x: x, r"a tensor of shape \(2, 1, 1, 1\)"),
+        (lambda x: x.flatten(), r"a tensor of shape \(2,\)"),
+        (lambda x: x[:1].flatten(1), r"a tensor of shape \(1, 1\)"),
+        (lambda x: (x, x), r"2 tensors \(0 \(2, 1, 1, 1\), 1 \(2, 1, 1, 1\)\)"),
     ],
 )
 def test_output_must_be_one_row_of_scores_for_each_image(function, returned):
