@@ -25,6 +25,7 @@ of its own. What fails is a row with what was said; a package that is not instal
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import json
 import subprocess
@@ -45,7 +46,6 @@ from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.compress.verify import graph_of, removal_error
 from amc.cost.account import count_macs
 from amc.cost.prices import operator_prices
-from amc.errors import NetworkError
 from amc.export import check_parity, export_onnx
 from amc.graph.operators import tensors_in
 from amc.graph.plan import NetworkGraph
@@ -61,27 +61,6 @@ COLUMNS = (
     *("seconds", "removed = ignored", "ONNX", "half", "torch-pruning", "not followed", "error"),
 )
 HALF = 0.5
-
-
-class FirstOutput(nn.Module):
-    """The first tensor that a network of several outputs returns."""
-
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.keys: list[Any] = []  # found beforehand: nothing can be asked while tracing
-        with torch.no_grad():
-            given = network(images)
-        while not isinstance(given, Tensor):
-            self.keys.append(next(iter(given)) if isinstance(given, Mapping) else 0)
-            given = given[self.keys[-1]]
-
-    def forward(self, x: Tensor) -> Tensor:
-        given = self.network(x)
-        for key in self.keys:
-            given = given[key]
-        first: Tensor = given
-        return first
 
 
 def free_shares(graph: NetworkGraph) -> tuple[float, float, float]:
@@ -161,15 +140,7 @@ def measure(name: str) -> dict[str, object]:
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(SEED))
     expected = count_macs(network, shape)[""]
     start = time.perf_counter()
-    try:
-        graph = graph_of(network, shape)
-    except NetworkError as error:
-        if "return" not in str(error):
-            raise
-        network = FirstOutput(network, images).eval()
-        start = time.perf_counter()
-        graph = graph_of(network, shape)
-        row["image"] = f"{shape[1]} (first output)"
+    graph = graph_of(network, shape)
     row["layers"], row["seconds"] = len(graph.layers), f"{time.perf_counter() - start:.1f}"
     macs, both, one = free_shares(graph)
     row |= {
@@ -184,7 +155,7 @@ def measure(name: str) -> dict[str, object]:
     masks = list(strategies(graph))
     worst = max(removal_error(graph, keep, images) for keep in masks)
     row["removed = ignored"] = f"{worst:.0e}"
-    row["half"] = _gone(count_macs(half(graph), shape)[""], int(macs))  # of what is returned
+    row["half"] = _gone(count_macs(half(graph), shape)[""], int(macs))
     row["ONNX"] = exported(graph, masks[0], images)
     return row
 
@@ -263,11 +234,26 @@ def row_of(name: str, part: Callable[[str], dict[str, object]] = measure) -> dic
         return {"network": name, "error": _first_line(error)}
 
 
-def row_by_both(name: str, seconds: float) -> dict[str, object]:
-    """A row of the table, each part from a process of its own."""
+def row_by_both(
+    name: str, seconds: float, known: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """A row of the table, each part from a process of its own.
+
+    Args:
+        known: What torch_pruning was found to do with some networks: it is not asked again.
+    """
     row = in_a_process(["--row", name], name, seconds)
+    if known is not None and name in known:
+        return row | {"torch-pruning": known[name]}
     other = in_a_process(["--rival", name], name, seconds)
     return row | {"torch-pruning": other.get("torch-pruning", other.get("error"))}
+
+
+def known_cells(path: Path) -> dict[str, object]:
+    """What an earlier CSV says of torch_pruning, by network."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("torch-pruning")]
+    return {row["network"]: row["torch-pruning"] for row in rows}
 
 
 def in_a_process(options: Sequence[str], name: str, seconds: float) -> dict[str, object]:
@@ -293,6 +279,9 @@ def main() -> None:
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--seconds", type=float, default=900, help="for each network")
+    parser.add_argument(
+        "--known", type=Path, help="an earlier CSV: torch-pruning's cells of it stay"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--rival", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -300,9 +289,10 @@ def main() -> None:
         found = row_of(given.row) if given.row else row_of(given.rival, rival)
         print(json.dumps(found))
         return
+    known = known_cells(given.known) if given.known else None
     rows = []
     for name in given.networks:
-        rows.append(row_by_both(name, given.seconds))
+        rows.append(row_by_both(name, given.seconds, known))
         print(rows[-1], flush=True)
     print_table(rows, COLUMNS)
     print(write_csv("breadth", [row | provenance(SEED) for row in rows]))

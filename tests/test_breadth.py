@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amc.compress.verify import graph_of
 from amc.cost.account import count_macs
 from benchmarks import breadth, zoo
-from benchmarks.breadth import FirstOutput, free_shares, half, rival, row_of, streams
+from benchmarks.breadth import free_shares, half, rival, row_of, streams
 
 SHAPE = (3, 8, 8)
 
@@ -39,15 +39,16 @@ def test_free_shares_and_streams_by_hand() -> None:
     assert streams(graph) == "1/1"
 
 
-def test_first_of_several_outputs_is_taken_whatever_holds_it() -> None:
+def test_network_of_several_outputs_is_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     class Several(Residual):
         def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:  # type: ignore[override]
-            return {"scores": super().forward(x)}, x
+            return {"scores": super().forward(x)}, x.mean((2, 3))
 
-    network, images = Several().eval(), torch.randn(1, *SHAPE)
-    first = FirstOutput(network, images).eval()
-    assert torch.equal(first(images), network(images)[0]["scores"])
-    assert len(graph_of(first, SHAPE).layers) == 3
+    monkeypatch.setattr(breadth, "build", lambda name: (Several().eval(), SHAPE))
+    row = row_of("package/several")
+    assert (row["layers"], row["macs ratio"], row["image"]) == (3, "1.0000", 8)
+    assert float(str(row["removed = ignored"])) < 1e-5
+    assert float(str(row["ONNX"])) < 1e-5
 
 
 def test_statistics_factors_and_shifts_are_drawn_and_weights_are_not() -> None:

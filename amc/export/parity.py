@@ -17,6 +17,7 @@ from amc.errors import EvaluationError, ExportError
 from amc.export.skeleton import is_written_here
 from amc.layers import kind_of
 from amc.objectives import DEFAULT, Objective, Outputs
+from amc.objectives.maps import Maps
 from amc.objectives.outputs import by_name, each, finite_images, joined, named_tensors, outputs_of
 from amc.runtimes import OF_FILES
 from amc.strategy import FLOAT_BITS
@@ -54,7 +55,7 @@ def check_parity(
     network: nn.Module,
     images: Tensor,
     labels: Tensor | None,
-    objective: Objective = DEFAULT,
+    objective: Objective | None = None,
     *,
     threads: int = 1,
 ) -> Parity:
@@ -65,7 +66,8 @@ def check_parity(
         network: On the CPU; it is left in evaluation mode.
         images: Normalised, (n, channels, height, width).
         labels: (n, ...), if there are any.
-        objective: What outputs are judged by.
+        objective: What outputs are judged by; None: class scores (n, classes) as such, and other
+            outputs as raw maps.
 
     Raises:
         EvaluationError: One of them gives scores that are not finite.
@@ -87,6 +89,8 @@ def check_parity(
                 f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
             )
 
+    if objective is None:
+        objective = DEFAULT if isinstance(ours, Tensor) and ours.dim() == 2 else Maps()
     torch_scores, onnx_scores = (
         {name: float(score) for name, score in objective.judge(outputs, labels, None).items()}
         for outputs in (ours, theirs)

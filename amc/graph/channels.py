@@ -31,7 +31,16 @@ from amc.graph.ids import (
 )
 from amc.graph.mixing import FollowsMixing
 from amc.graph.moving import FollowsMoves
-from amc.graph.operators import Flow, Operator, argument, called_module, operator_of, plain_name
+from amc.graph.operators import (
+    FILLED,
+    FILLED_LIKE,
+    Flow,
+    Operator,
+    argument,
+    called_module,
+    operator_of,
+    plain_name,
+)
 from amc.graph.outputs import gives_out
 from amc.layers import find_kind, kind_of, layer_at
 from amc.layers.norms import channel_dim_of, has_one_factor, norm_groups
@@ -76,7 +85,7 @@ class _Follower(FollowsMoves, FollowsMixing):
             return None
         self._settle_chains(node)
         inputs, name = self._inputs(node), plain_name(self._module, node)
-        if not inputs:
+        if not inputs or name in FILLED:
             return self._new_ids(value, f"meets a tensor made by {name} ({node.name})", node)
         return self._dispatch(node, name, inputs, value)
 
@@ -89,6 +98,8 @@ class _Follower(FollowsMoves, FollowsMixing):
             self._cost(node, known.price, first, value)
             if known.is_nothing:  # the same values: still a rearrangement of its origin
                 return IdTensor(first.ids, node, first.origin, first.positions)
+            return IdTensor(first.ids, node)
+        if name in FILLED_LIKE:
             return IdTensor(first.ids, node)
         if flow is Flow.ELEMENTWISE:
             return self._visit_elementwise(node, known, inputs, value)

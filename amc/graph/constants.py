@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from amc.graph.operators import Flow, operator_of
+from amc.graph.operators import FILLED, Flow, operator_of
 
-_NEW = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 _OF_DESCRIPTION = ("device", "dtype", "is_cuda", "layout", "requires_grad")
 
 
@@ -29,6 +28,8 @@ def fold_shapes(module: fx.GraphModule) -> None:
     fixed = _from_shapes(module.graph, of_batch)
     number = 0
     for node in list(module.graph.nodes):
+        if node.target == "type_as" and len(node.args) == 2:
+            _write_cast(node)
         if isinstance(node.meta.get("value"), Tensor):
             computes = operator_of(module, node).flow in (Flow.ELEMENTWISE, Flow.PRODUCT)
             if computes:
@@ -97,13 +98,18 @@ def _from_shapes(graph: fx.Graph, of_batch: set[fx.Node]) -> set[fx.Node]:
             if asks or of_shape or (inputs and found.issuperset(inputs)):
                 found.add(node)
             continue
-        if node.target in _NEW:
+        if node.target in FILLED:
             inputs = [source for source in inputs if source is not node.args[0]]
             if found.issuperset(inputs):
                 found.add(node)
         elif inputs and found.issuperset(inputs):
             found.add(node)
     return found
+
+
+def _write_cast(node: fx.Node) -> None:
+    """``x.type_as(y)``: to the type that y has."""
+    node.target, node.args = "to", (node.args[0], node.meta["value"].dtype)
 
 
 def _write_numbers(node: fx.Node, of_batch: set[fx.Node]) -> None:

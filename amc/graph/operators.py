@@ -195,6 +195,10 @@ OPERATORS: dict[str, Operator] = {
     ),
 }
 
+# What is given a tensor for its type alone, or its type and shape.
+FILLED = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+FILLED_LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")
+
 _UNKNOWN = Operator(Flow.UNKNOWN)
 
 PRICED = PRODUCTS | {op.price for op in OPERATORS.values() if op.price is not None}

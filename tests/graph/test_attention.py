@@ -284,6 +284,7 @@ def responses(x: Tensor) -> Tensor:
         lambda x: x + x.mean((1, 2, 3), keepdim=True),
         lambda x: x / x.sum(1).unsqueeze(1).add(1.0),
         lambda x: functional.normalize(x, dim=1),
+        lambda x: x * x.mean(1, keepdim=True).type_as(x),
     ],
 )
 def test_number_over_channels_counts_the_kept_ones(function):
