@@ -130,7 +130,7 @@ def main() -> None:
         rows.append({"network": options.network} | row | provenance(0))
     shown = [column for column in rows[0] if column == "network" or column.endswith((" s", "size"))]
     print_table(rows, ["images", *shown])
-    print(write_csv(f"episode-{options.network}", rows))
+    print(write_csv(f"episode-{options.network.replace('/', '-')}", rows))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m benchmarks.preparation --network resnet56 --checkpoint file.safetensors \\
         --root cifar10 --search-every 10
     python -m benchmarks.preparation --network resnet50 --synthetic 224
+    python -m benchmarks.preparation --network timm/deit_tiny_patch16_224 --synthetic 96
 
 Tracing, moments, removal paths, errors of single decisions, the program's allocation; under a MACs
 budget, as other budgets add a table that is measured once for all networks. With --synthetic,
@@ -74,7 +75,7 @@ def main() -> None:
     rows = [{"network": options.network, **row, **provenance(0)} for row in rows]
     print_table(rows, ["network", "part", "seconds", "peak GiB", "threads"])
     size = f"-{options.synthetic}" if options.synthetic else ""
-    print(write_csv(f"preparation-{options.network}{size}", rows))
+    print(write_csv(f"preparation-{options.network.replace('/', '-')}{size}", rows))
 
 
 if __name__ == "__main__":

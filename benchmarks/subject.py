@@ -11,7 +11,7 @@ from torch import nn
 from amc.data import DataSet, build_data
 from amc.networks import build_network, load_checkpoint
 from amc.study.finetuning import train_base
-from benchmarks import real_network
+from benchmarks import real_network, zoo
 
 CLASSES = 10  # of synthetic images
 
@@ -59,6 +59,8 @@ def build(name: str, shape: tuple[int, int, int]) -> nn.Module:
     """A network by its name, with random weights unless it is EfficientNet-lite0."""
     if name == "efficientnet_lite0":
         return real_network.build(shape[1])
+    if name.partition("/")[0] in ("ultralytics", "facenet_pytorch"):  # no network of amc's
+        return zoo.build(name)[0]
     return build_network(name, num_classes=CLASSES, image_shape=shape).eval()
 
 
@@ -70,6 +72,8 @@ def _synthetic(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
     torch.manual_seed(0)
     network = build(options.network, shape)
     with torch.no_grad():
-        classes = network(torch.zeros(1, *shape)).shape[1]
-    labels = torch.randint(classes, (options.number,), generator=draw)
+        given = network(torch.zeros(1, *shape))
+    if not (isinstance(given, torch.Tensor) and given.dim() == 2):
+        return network, DataSet.from_tensors(images)  # no class scores
+    labels = torch.randint(given.shape[1], (options.number,), generator=draw)
     return network, DataSet.from_tensors(images, labels)
