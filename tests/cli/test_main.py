@@ -463,7 +463,7 @@ def test_help_says_what_the_options_mean(capsys: Output) -> None:
 def test_help_lists_the_groups_of_the_command_alone(capsys: Output) -> None:
     assert amc("search", "--help", "device=roofline_phone") == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^  network +custom, lenet_300_100, .*vision\n +also the name", shown, re.M)
+    assert re.search(r"^  network +adder_resnet20, custom, .*vision\n +also the name", shown, re.M)
     assert "package.module:function that returns your torch.nn.Module" in shown
     assert "roofline_phone: A model, not a measurement: one big core" in shown
     assert "Hydra" not in shown
