@@ -24,13 +24,16 @@ _ARGUMENTS = (
 )
 
 
-def expand_attention(module: fx.GraphModule) -> None:
+def expand_attention(module: fx.GraphModule) -> frozenset[int]:
     """Write attention out, in place.
 
     Args:
         module: A graph whose nodes' ``meta["value"]`` hold their values on a batch of one.
+
+    Returns:
+        ``id`` of the parameters that layers were made of: nothing reads them any more.
     """
-    graph = module.graph
+    graph, before = module.graph, {id(parameter) for parameter in module.parameters()}
     for node in list(graph.nodes):
         called = called_module(module, node)
         if type(called) is nn.MultiheadAttention:
@@ -41,6 +44,7 @@ def expand_attention(module: fx.GraphModule) -> None:
         if node.target is functional.normalize:
             _write_normalisation(module, node)
     module.recompile()
+    return frozenset(before - {id(parameter) for parameter in module.parameters()})
 
 
 def _write_scale(node: fx.Node) -> None:

@@ -68,9 +68,9 @@ def build_graph(network: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     """
     root = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     traced = trace(root, _example(image_shape))
-    expand_attention(traced.module)
+    written_out = expand_attention(traced.module)
     fold_shapes(traced.module)
-    computed = canonicalise(traced.module)
+    computed = canonicalise(traced.module) | written_out
     flow = follow_channels(traced.module)
     if not flow.layers:
         reasons = "; ".join(f"{path} {why}" for path, why in traced.opaque.items())

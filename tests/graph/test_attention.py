@@ -161,6 +161,7 @@ def test_multi_head_attention_is_its_layers(batch_first):
     names = [layer.name for layer in graph.layers]
     assert names == ["patches", "attention.in_proj", "attention.out_proj", "head"]
     assert sizes(graph) == {"patches": 16, "attention.in_proj": 4, "attention.in_proj[1]": 4}
+    assert graph.unused == {}
     assert error_of_half(graph) < TOLERANCE / 10
 
 
@@ -183,6 +184,7 @@ def test_attention_across_two_tensors_has_three_layers():
     assert sizes(graph) == {"patches": 16, "attention.q_proj": 4, "attention.v_proj": 4} | {
         "attention.out_proj": 16
     }
+    assert graph.unused == {}
     assert error_of_half(graph) < TOLERANCE / 10
 
 
