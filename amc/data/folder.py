@@ -23,7 +23,28 @@ TRAIN, VALIDATION, TEST = "train", "val", "test"
 MASK_FOLDERS = ("images", "masks")  # what `amc.data.masks` reads
 
 
-class FolderSource:
+class FilesOfFolder:
+    """What sources of image files share: images of one shape, which the first decides."""
+
+    _options: DataOptions
+    _train: list[ImageFile]
+
+    @cached_property
+    def _reader(self) -> ImageReader:
+        return reader_of(self._train, self._options)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(channels, height, width)."""
+        return self._reader.shape
+
+    @property
+    def train_count(self) -> int:
+        """Of all images but the test's."""
+        return len(self._train)
+
+
+class FolderSource(FilesOfFolder):
     """Images of a folder, in the order of class name, then file name; decoded when asked for.
 
     A class's images may lie in folders of its own. A folder that holds images and no folders of
@@ -51,18 +72,6 @@ class FolderSource:
         else:
             labels = _labels_of(self._train)
             self._train, self._test = without_test(root, self._train, labels, seed)
-
-    @cached_property
-    def _reader(self) -> ImageReader:
-        return reader_of(self._train, self._options)
-
-    @property
-    def image_shape(self) -> Shape:
-        return self._reader.shape
-
-    @property
-    def train_count(self) -> int:
-        return len(self._train)
 
     @cached_property
     def train_labels(self) -> Tensor | None:

@@ -11,20 +11,20 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from amc.data.files import ImageFile, ImageReader, decoded, images_below, readable
+from amc.data.files import ImageFile, decoded, images_below, readable
 from amc.data.folder import (
     MASK_FOLDERS,
     TEST,
     TRAIN,
     VALIDATION,
+    FilesOfFolder,
     appended,
     listing,
     parts_of,
-    reader_of,
     without_test,
 )
 from amc.data.options import DataOptions
-from amc.data.split import Shape, Split
+from amc.data.split import Split
 from amc.errors import DataError
 from amc.utils.files import fingerprint
 
@@ -34,7 +34,7 @@ MASK_MODES = ("L", "P", "1")  # one number a pixel
 _UNKNOWN = -1
 
 
-class MaskSource:
+class MaskSource(FilesOfFolder):
     """``images/*`` and ``masks/*`` of the same name but for the ending, in the order of the names.
 
     Below the folder itself, or below train, val and test in it: those of val are for search;
@@ -87,18 +87,6 @@ class MaskSource:
             stray = next(iter(masks.values())).path
             raise DataError(f"{stray} has no image in {folder / IMAGES}. Add it, or remove it.")
         return images
-
-    @cached_property
-    def _reader(self) -> ImageReader:
-        return reader_of(self._train, self._options)
-
-    @property
-    def image_shape(self) -> Shape:
-        return self._reader.shape
-
-    @property
-    def train_count(self) -> int:
-        return len(self._train)
 
     @cached_property
     def train_labels(self) -> Tensor:

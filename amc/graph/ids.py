@@ -72,6 +72,8 @@ def vectors_of(operands: list[IdTensor], shape: torch.Size) -> tuple[list[Ids], 
 
 def varies(ids: Tensor, dim: int) -> bool:
     """Whether ids differ along a dimension."""
+    if ids.stride(dim) == 0:  # expanded: one id, read again and again
+        return False
     return bool((ids != ids.narrow(dim, 0, 1)).any())
 
 

@@ -63,7 +63,7 @@ class FollowsMixing(Following):
         over = [dim for dim in dims if dim in sizes]
         if len(over) == 1 and sizes[over[0]] == max(sizes.values()):
             # Over all channels that there are, or over those of each head: not over a few of them.
-            return self._visit_statistic(node, name, dims, source, value)
+            return self._visit_statistic(node, name, dims, over[0], source, value)
         distinct = torch.unique(rows.flatten(1), dim=1)  # (mixed, everything else)
         for row in distinct[1:]:
             self._flow.sets.unite(distinct[0].numpy(), row.numpy())
@@ -75,13 +75,22 @@ class FollowsMixing(Following):
         return result
 
     def _visit_statistic(
-        self, node: fx.Node, name: str, dims: list[int], source: IdTensor, value: Tensor
+        self,
+        node: fx.Node,
+        name: str,
+        dims: list[int],
+        over: int,
+        source: IdTensor,
+        value: Tensor,
     ) -> Any:
-        """A mean over all channels, say: a number in which those that are removed do not count."""
+        """A mean over all channels, say: a number in which those that are removed do not count.
+
+        Args:
+            over: Which of the dimensions that it is over holds the channels.
+        """
         keeps = statistic_of(node, name)
         if name not in STATISTICS or keeps is None:
             return self._visit_unknown(node, name, value)
-        (over,) = (dim for dim in dims if varies(source.ids, dim))
         ids = self._collapse(source.ids.movedim(over, 1))
         call = StatisticCall(node, name, over, tuple(dims), keeps, ids)
         self._flow.statistics.append(call)

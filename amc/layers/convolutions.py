@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ class TransposedConvolution(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    _function: Callable[..., Tensor] = staticmethod(functional.conv_transpose2d)
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class TransposedConvolution(nn.Module):
 
     def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The same with another weight and bias."""
-        return functional.conv_transpose2d(
+        return self._function(
             x,
             exchanged(weight, self.groups),
             bias,
@@ -132,18 +133,7 @@ class TransposedConvolution(nn.Module):
 class TransposedConvolution1d(TransposedConvolution):
     """The same of `nn.ConvTranspose1d`; its weight is (outputs, inputs / groups, length)."""
 
-    def transposed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """With another weight and bias."""
-        return functional.conv_transpose1d(
-            x,
-            exchanged(weight, self.groups),
-            bias,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.groups,
-            self.dilation,
-        )
+    _function = staticmethod(functional.conv_transpose1d)
 
 
 class Transposed(ProductKind[TransposedConvolution]):
