@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,16 @@ def test_foreign_package_is_named_on_the_first_use_from_python(
     monkeypatch.delitem(vars(amc), "profile", raising=False)
     with pytest.raises(ConfigError, match="Python's package 'envs' is"):
         amc.profile  # noqa: B018
+
+
+def test_everything_that_is_imported_or_read_is_among_the_packages() -> None:
+    """What is not named is left out of a wheel, and only a checkout works."""
+    with (HOME / "pyproject.toml").open("rb") as file:
+        named = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    modules = [
+        path.parent for room in ("amc", "agents", "envs") for path in HOME.glob(f"{room}/**/*.py")
+    ]
+    options = [path.parent for path in HOME.glob("conf/**/*.yaml")]
+    folders = {str(folder.relative_to(HOME)).replace("/", ".") for folder in modules}
+    configs = {"amc." + str(folder.relative_to(HOME)).replace("/", ".") for folder in options}
+    assert folders | configs == named
