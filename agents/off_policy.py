@@ -32,6 +32,7 @@ from agents.settings import check_settings, choice, count, is_number, number, se
 from agents.snapshot import restore_snapshot, take_snapshot
 from agents.state import AgentState, Checkpoints, Forgetful, generator_state, restore_generator
 from agents.trial import OnTrial, SearchResult, Trial
+from agents.trust import NO_PRIOR, prior_of
 from amc.errors import ConfigError
 from amc.utils.documents import NUMBER, SWITCH, is_count, or_null
 
@@ -44,6 +45,9 @@ _RECORDED = {
     "critic_loss": "train/critic_loss",
     "entropy_weight": "train/ent_coef",
 }
+
+
+_ESTIMATED = ("program", "all")  # of the warm starts: they allocate by estimates
 
 
 class SeparateRates(OffPolicyAlgorithm):
@@ -69,6 +73,10 @@ def _is_warmup(value: Any) -> bool:
     return is_count(value) or (is_number(value) and 0 <= value < 1)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _is_hidden(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(map(is_count, value))
 
@@ -92,6 +100,8 @@ class OffPolicySearcher(ABC):
     Attributes:
         warm_start: Of `agents.episode.WARM_STARTS`.
         anchor: "program" (`envs.prior.PriorEnv`) or "none".
+        prior: What corrects the estimated errors before any evaluation: "shipped" (the policy that
+            comes with amc), "none", or the folder of a training (`agents.trust`).
         wander: Standard deviation of the warm-up's departures from the prior action.
         noise_share: Fraction of an episode's steps that noise touches.
         elite_share: Fraction of the learning episodes that explore around the best walk so far.
@@ -112,6 +122,7 @@ class OffPolicySearcher(ABC):
 
     warm_start: str = choice("all", *WARM_STARTS)
     anchor: str = choice("program", "program", "none")
+    prior: str = setting(NO_PRIOR, _is_text, "shipped, none, or the folder of a training")
     wander: float = number(0.3, 0, above=True)
     noise_share: float = number(0.3, 0, 1, above=True)
     elite_share: float = number(0.15, 0, 1)
@@ -163,7 +174,7 @@ class OffPolicySearcher(ABC):
             ConfigError: As `search`.
         """
         check_search(evaluations, seed)
-        run = _Run(self, anchored(env, self.anchor), evaluations, seed)
+        run = _Run(self, anchored(self._believed(env), self.anchor), evaluations, seed)
         past, state = checkpoints.load()
         if state is not None:
             run.restore(state, past)
@@ -178,6 +189,21 @@ class OffPolicySearcher(ABC):
             after=lambda trial: checkpoints.note(trial, run.state),
         )
         return SearchResult(self.name, trials, run.policy())
+
+    def _believed(self, env: CompressionEnv) -> CompressionEnv:
+        """The environment, its estimates corrected by what other networks taught."""
+        policy = prior_of(self.prior) if self._goes_by_estimates else None
+        return env if policy is None else env.corrected(policy.correct)
+
+    @property
+    def _goes_by_estimates(self) -> bool:
+        return self.anchor == "program" or self.belief_share > 0 or self.warm_start in _ESTIMATED
+
+    @property
+    def prior_id(self) -> str | None:
+        """Of the policy that it begins with; None: of none."""
+        policy = prior_of(self.prior) if self._goes_by_estimates else None
+        return None if policy is None else policy.id
 
     @abstractmethod
     def build(self, arguments: Mapping[str, Any]) -> SeparateRates:

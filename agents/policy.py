@@ -100,20 +100,19 @@ class Policy:
         """Check at how much of its strength the policy is to be tried.
 
         Raises:
-            PolicyError: Not different numbers in [0, 1], or no number; or other than 1 without an
-                anchor.
+            PolicyError: As the function `check_strengths`; or other than 1 without an anchor.
         """
-        fit = isinstance(strengths, (list, tuple)) and all(map(_is_strength, strengths))
-        if not fit or not strengths or len({*strengths}) < len(strengths):
-            raise PolicyError(
-                "strengths must be a list of different numbers from 0 (the program's advice) to 1 "
-                f"(what was learned), at least one, got {strengths!r}."
-            )
+        check_strengths(strengths)
         if self.anchor == "none" and any(strength != 1 for strength in strengths):
             raise PolicyError(
                 "strengths weakens departures from the program's advice, and this policy was "
                 f"learned with agent.anchor=none: leave it out, or give [1], got {strengths!r}."
             )
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """What the environment that it walks is to observe."""
+        return self.observation_names
 
     def check_features(self) -> None:
         """Check that there is a feature for everything that the policy observes.
@@ -207,6 +206,20 @@ class Policy:
             for i, layer in enumerate(self.layers)
             for part, tensor in zip(("weight", "bias"), layer, strict=True)
         }
+
+
+def check_strengths(strengths: Sequence[float]) -> None:
+    """Check at how much of its strength a policy is to be tried.
+
+    Raises:
+        PolicyError: Not different numbers in [0, 1], or no number.
+    """
+    fit = isinstance(strengths, (list, tuple)) and all(map(_is_strength, strengths))
+    if not fit or not strengths or len({*strengths}) < len(strengths):
+        raise PolicyError(
+            "strengths must be a list of different numbers from 0 (the program's advice) to 1 "
+            f"(what was learned), at least one, got {strengths!r}."
+        )
 
 
 def check_observations(learned: Sequence[str], seen: Sequence[str]) -> None:

@@ -46,8 +46,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_settings(owner: str, settings: Any) -> None:
+def check_settings(owner: str, settings: Any, group: str = "agent") -> None:
     """Check every field made by :func:`setting`.
+
+    Args:
+        group: Of options that they are.
 
     Raises:
         ConfigError: A value that its field does not accept.
@@ -56,7 +59,7 @@ def check_settings(owner: str, settings: Any) -> None:
         value = getattr(settings, field.name)
         if not field.metadata["accepts"](value):
             raise ConfigError(
-                f"agent.{field.name} of {owner} must be {field.metadata['expected']}, "
+                f"{group}.{field.name} of {owner} must be {field.metadata['expected']}, "
                 f"got {value!r}. The default is {field.default!r}."
             )
 

@@ -10,7 +10,7 @@ from amc.errors import BudgetError
 from amc.strategy import Strategy
 
 if TYPE_CHECKING:
-    from agents.policy import Policy
+    from agents.policies import AnyPolicy
     from amc.problem.evaluate import Evaluation
 
 
@@ -67,7 +67,7 @@ class SearchResult:
 
     searcher: str
     trials: list[Trial]
-    policy: Policy | None = None
+    policy: AnyPolicy | None = None
     soft: bool = False
 
     @property

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
+    from agents.policies import load_policy
     from agents.policy import Policy
+    from agents.trust import TrustPolicy
     from amc.api import apply_policy, compare, finetune, load_compressed, profile, search
     from amc.comparison.comparison import Comparison
     from amc.compress.quantization import Quantized
@@ -60,6 +62,7 @@ __all__ = [
     "Signature",
     "Strategy",
     "TrainingSettings",
+    "TrustPolicy",
     "apply_policy",
     "build_data",
     "build_network",
@@ -70,6 +73,7 @@ __all__ = [
     "finetune",
     "load_checkpoint",
     "load_compressed",
+    "load_policy",
     "profile",
     "read_precisions",
     "register_layer",
@@ -99,12 +103,14 @@ _HOME = {
     "Signature": "amc.layers.signature",
     "Strategy": "amc.strategy",
     "TrainingSettings": "amc.recovery.training",
+    "TrustPolicy": "agents.trust",
     "build_data": "amc.data",
     "build_network": "amc.networks",
     "build_objective": "amc.objectives",
     "calibration_images": "amc.problem.local",
     "export_onnx": "amc.export",
     "load_checkpoint": "amc.networks",
+    "load_policy": "agents.policies",
     "read_precisions": "amc.export",
     "register_layer": "amc.layers",
 }

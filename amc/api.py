@@ -8,7 +8,9 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from agents.policies import AnyPolicy, load_policy
 from agents.policy import Policy
+from agents.trust import NO_PRIOR, SHIPPED, TrustPolicy
 from amc.comparison.cells import cells_of
 from amc.comparison.comparison import Comparison
 from amc.comparison.comparison import compare as compare_on
@@ -30,7 +32,13 @@ from amc.study.finetuning import finetune
 from amc.study.result import SearchResult
 from amc.study.search import AgentLike, SearchSettings
 from amc.study.search import search as search_problem
-from amc.utils.arguments import check_folder, check_image_shape, check_kind, check_module
+from amc.utils.arguments import (
+    check_count,
+    check_folder,
+    check_image_shape,
+    check_kind,
+    check_module,
+)
 from amc.utils.interrupt import said_on_interrupt
 from envs.reward import DEFAULT_REWARD, RewardLike
 
@@ -161,13 +169,14 @@ def compare(
 
 
 def apply_policy(
-    policy: Policy,
+    policy: AnyPolicy | str | Path,
     network: nn.Module,
     data: DataSet,
     device: DeviceLike = DEFAULT_DEVICE,
     budget: BudgetLike = 0.5,
     *,
     strengths: Sequence[float] | None = None,
+    refine: int = 0,
     folder: str | Path | None = None,
     store: bool | str | Path = True,
     **problem: Unpack[ProblemOptions],
@@ -178,10 +187,14 @@ def apply_policy(
     and the best of these walks on the search images is the result; its notes say which.
 
     Args:
+        policy: "shipped", the one that comes with amc; the folder of a training or of a search;
+            or itself.
         network, data, device, budget, problem: As in `search`.
         strengths: Fractions of the policy's departures from the program's advice, in [0, 1]; each
             costs one evaluation. None: `agents.policy.STRENGTHS`, or 1 for a policy that departs
             from no advice.
+        refine: Evaluations of a search that goes on from there; 0: none. It begins with the
+            policy's corrections, where it is of that kind and comes from a folder.
         folder, store: As in `search`.
 
     Raises:
@@ -189,9 +202,17 @@ def apply_policy(
             strengths.
         AmcError: As `search`.
     """
-    check_kind(
-        "policy", policy, Policy, "amc.Policy.load(run_folder) reads one.", error=PolicyError
-    )
+    prior = NO_PRIOR
+    if isinstance(policy, (str, Path)):
+        loaded = load_policy(policy)
+        prior = str(policy) if isinstance(loaded, TrustPolicy) else NO_PRIOR
+        policy = loaded
+    if not isinstance(policy, (Policy, TrustPolicy)):
+        raise PolicyError(
+            f"policy must be a policy, {SHIPPED!r} or the folder of one, got {policy!r}. "
+            "amc.load_policy(run_folder) reads one."
+        )
+    check_count("refine", refine, least=0)
     check_folder(folder)
     asked = Problem(network, data, device, budget, **problem)
     if strengths is None:
@@ -199,7 +220,7 @@ def apply_policy(
     policy.check_strengths(strengths)
     policy.check_features()
     place = None if folder is None else Path(folder)
-    return apply(policy, asked, strengths, folder=place, store=store)
+    return apply(policy, asked, strengths, folder=place, store=store, refine=refine, prior=prior)
 
 
 def profile(

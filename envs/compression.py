@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from envs.observation import (
 )
 from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
 from envs.surrogate import Surrogate
+from envs.trust import Trust
 from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
@@ -126,6 +128,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self._informed = is_informed(self.observation_names)
         self.costs, self._evaluate, self._original = costs, evaluate, original
         self._errors = errors
+        self._uncorrected: CompressionEnv | None = None
         if self._informed:
             self.check_informed("env.observation")
         self.task: CompressionTask | None = None
@@ -154,6 +157,11 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     @property
     def reward_name(self) -> str:
         return self._reward.name
+
+    @property
+    def whole_reward(self) -> float:
+        """Reward of the original network."""
+        return self._rewarded(self._original, IDENTITY, self.costs.original)
 
     @property
     def is_soft(self) -> bool:
@@ -291,10 +299,27 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     def knapsack_strategies(self) -> list[Strategy]:
         """The allocation of least estimated error: see `envs.knapsack.knapsack_strategy`.
 
+        Where errors are corrected, that of the errors as they were estimated too.
+
         Raises:
             ConfigError: No errors are known.
         """
-        return [self._allocated]
+        before = [] if self._uncorrected is None else self._uncorrected.knapsack_strategies()
+        return list(dict.fromkeys([self._allocated, *before]))
+
+    def corrected(self, correct: Callable[[Trust], LayerErrors]) -> CompressionEnv:
+        """The same walk, with estimated errors as a policy corrects them (`envs.trust`).
+
+        Raises:
+            ConfigError: No errors are known.
+        """
+        errors = self.check_informed("agent.prior")
+        other = copy.copy(self)
+        for name in ("errors", "look_ahead", "_estimates", "_allocated"):
+            vars(other).pop(name, None)
+        other._errors = lambda: correct(Trust(self.costs, errors))
+        other._uncorrected, other._walk = self, None
+        return other
 
     @cached_property
     def _allocated(self) -> Strategy:
@@ -307,7 +332,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             ConfigError: No errors are known, or the original has no finite reward.
         """
         errors = self.check_informed("agent.belief_share")
-        whole = self._rewarded(self._original, IDENTITY, self.costs.original)
+        whole = self.whole_reward
         if not math.isfinite(whole):
             raise ConfigError(
                 "agent.belief_share compares rewards with the original network's, which must be a "

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import hydra
 from omegaconf import DictConfig
 
+from agents.policies import AnyPolicy, load_policy
 from agents.policy import DESCRIPTION_FILE, Policy
+from agents.trust import NO_PRIOR, SHIPPED, TrustPolicy, folder_of
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of
+from amc.cli.search import settings_of
 from amc.cost.budget import METRICS, Budget
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.objectives import DEFAULT
@@ -26,9 +30,11 @@ def run(config: DictConfig) -> recipe.Ended:
     """Read the policy, walk, write, show."""
     objectives = objectives_of(config.optimize)
     folder = recipe.run_folder()
-    source = Path(config.policy).expanduser()
-    learned = artifact.RunRecord.read(source)
+    source = folder_of(config.policy)
+    if config.policy != SHIPPED:
+        artifact.RunRecord.read(source)
     policy = _policy(source)
+    learned = _learned_by(policy, source, config)
     strengths = policy.strengths if config.strengths is None else list(config.strengths)
     policy.check_strengths(strengths)
     policy.check_features()
@@ -37,9 +43,30 @@ def run(config: DictConfig) -> recipe.Ended:
     recipe.options_of(record)
     record.write(folder)
     check_options({"data": record.data})
-    result = apply(policy, recipe.problem_of(record), strengths, folder=folder, store=True)
+    result = apply(
+        policy,
+        recipe.problem_of(record),
+        strengths,
+        folder=folder,
+        store=True,
+        refine=config.refine,
+        prior=str(config.policy) if isinstance(policy, TrustPolicy) else NO_PRIOR,
+        seed=config.seed,
+    )
     recipe.show(result, folder)
     return recipe.Ended(objective=value_of(result, objectives))
+
+
+def _learned_by(policy: AnyPolicy, source: Path, config: DictConfig) -> artifact.RunRecord:
+    """The run whose options hold where none are given.
+
+    A policy that corrects estimates was learned over many tasks: what a search would take.
+    """
+    if isinstance(policy, Policy):
+        return artifact.RunRecord.read(source)
+    metric = config.budget.metric
+    default = hydra.compose("search", [] if metric is None else [f"budget.metric={metric}"])
+    return recipe.record_of("search", default, settings_of(default))
 
 
 def _record(
@@ -66,7 +93,9 @@ def _record(
         device=device or {},
         budget={"metric": budget.metric, "fraction": budget.fraction, "absolute": budget.absolute},
         settings={
-            "policy": str(source.resolve()),
+            "policy": SHIPPED if config.policy == SHIPPED else str(source.resolve()),
+            "refine": config.refine,
+            "seed": config.seed,
             "objective": _objective(config, learned),
             "decisions": decisions,
             "strengths": strengths,
@@ -107,7 +136,7 @@ def _choices(source: Path, learned: artifact.RunRecord) -> dict[str, Any]:
     return dict(env)
 
 
-def _policy(source: Path) -> Policy:
+def _policy(source: Path) -> AnyPolicy:
     if not (source / DESCRIPTION_FILE).is_file():
         raise PolicyError(
             f"{source} holds no policy ({DESCRIPTION_FILE}): its agent learns none (uniform, "
@@ -115,7 +144,7 @@ def _policy(source: Path) -> Policy:
             "agent=ddpg, td3 or sac and more evaluations."
             f"{'' if has_network(source) else how_to_go_on(source)}"
         )
-    return Policy.load(source)
+    return load_policy(source)
 
 
 def _budget(given: Mapping[str, Any], learned: Mapping[str, Any]) -> Budget:

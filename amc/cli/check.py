@@ -13,6 +13,7 @@ from amc.errors import ConfigError
 from amc.utils.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 
+SHIPPED = "shipped"  # the policy that comes with amc, and is in no run's folder
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 
 
@@ -75,6 +76,7 @@ OPTIONS: dict[str, Kind] = {
     "optimize": _OBJECTIVES,
     "policy": TEXT,
     "strengths": or_null(_FRACTIONS),
+    "refine": _AT_LEAST_0,
     "run": TEXT,
     "output": or_null(TEXT),
     "todo": or_null(TEXT),
@@ -92,6 +94,19 @@ OPTIONS: dict[str, Kind] = {
     "warmup_fraction": NUMBER,
     "distillation_weight": NUMBER,
     "temperature": NUMBER,
+    "tasks": _LIST,
+    "runs": _LIST,
+    "start": TEXT,
+    "episodes": _AT_LEAST_0,
+    "rounds": _AT_LEAST_1,
+    "noise": NUMBER,
+    "recall": SWITCH,
+    "store": SWITCH,
+    "fit.actors": _AT_LEAST_1,
+    "fit.hidden": _AT_LEAST_1,
+    "fit.steps": _AT_LEAST_1,
+    "fit.learning_rate": NUMBER,
+    "fit.restraint": NUMBER,
     "search.evaluations": _AT_LEAST_1,
     "search.images": _AT_LEAST_1,
     "search.bfloat16": or_null(SWITCH),
@@ -130,7 +145,7 @@ OPTIONS: dict[str, Kind] = {
 
 # Groups whose options are all listed above. What else is given (by +group.option=value) would
 # otherwise be passed over in silence. The others are checked by what takes their options.
-_CLOSED = ("network", "objective", "env", "recovery", "search")
+_CLOSED = ("network", "objective", "env", "recovery", "search", "fit")
 _OPEN = ("device", "budget")
 _BOUNDS = ("budget.fraction=", "budget.absolute=")
 
@@ -172,7 +187,7 @@ def check_folders(config: Mapping[str, Any]) -> None:
     """
     for key in ("run", "policy"):
         given = config.get(key, MISSING)
-        if given == MISSING:
+        if given == MISSING or (key == "policy" and given == SHIPPED):
             continue
         folder = Path(given).expanduser()
         check_run_folder(folder)

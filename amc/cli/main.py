@@ -11,12 +11,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,6 +26,7 @@ from amc import __version__
 from amc.cli.check import check_folders, check_options, check_overrides
 from amc.cli.explain import explanations
 from amc.cli.mistakes import said_by_hydra
+from amc.cli.offered import offer_names
 from amc.cli.optimize import (
     OBJECTIVE_COMMANDS,
     check_directions,
@@ -36,9 +35,8 @@ from amc.cli.optimize import (
     objectives_of,
 )
 from amc.cli.unbegun import has_begun, remove_unbegun
-from amc.data.options import OF_ALL as DATA_OPTIONS
 from amc.errors import AmcError, ConfigError
-from amc.utils.packages import as_module, check_packages
+from amc.utils.packages import check_packages
 from amc.utils.runs import RESUMED, RUN_FILE, resume_command
 
 if TYPE_CHECKING:
@@ -50,6 +48,7 @@ Recipe = Callable[[DictConfig], "Ended"]
 COMMANDS = {
     "search": "find a smaller network within a budget",
     "compare": "searchers beside each other, over seeds",
+    "train": "learn a policy over many networks, budgets and devices",
     "apply": "compress a network by a learned policy, without a search",
     "finetune": "train the compressed network of a run",
     "export": "write the compressed network of a run as ONNX, check and time it",
@@ -130,7 +129,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     start = hydra.main(version_base="1.3", config_path="pkg://amc.conf", config_name=command)(job)
     try:
         check_packages()
-        _offer_names(arguments)
+        offer_names(arguments)
         if command in RESUMED and any(a.startswith("resume=") for a in arguments):
             from amc.cli.resume import place_of_resumed  # brings torch; --help can do without
 
@@ -277,42 +276,6 @@ def _storage_error(error: OSError) -> AmcError:
 
 _SPECIAL = frozenset("'\"\\[]{}(),$")
 _OVERRIDE = re.compile(r"~|[^-][^=]*=")
-_OFFERED: dict[str, dict[str, Any]] = {  # group -> its options, beside the name
-    "network": {"checkpoint": None, "options": {}, "outputs": None},
-    "data": {"seed": 0, **dict.fromkeys(("root", *DATA_OPTIONS))},
-    "objective": {"weights": None, "metric": None},
-    "device": {"kind": "class", "options": {}},
-    "agent": {},
-}
-_ANY = ("network", "objective")  # of these what is built says which names there are
-_IN_A_PACKAGE = re.compile(r"timm/[\w.-]+(?<!\.py)$")  # no file, though there is a slash in it
-_FUNCTIONS = {"network": "A network is", "data": "Data of yours are"}
-_NAMED = re.compile(rf"({'|'.join(_OFFERED)})=([\w.:,/-]+)")
-
-
-def _offer_names(arguments: Sequence[str]) -> None:
-    """Make a group of every name on the command line that conf/ has none for.
-
-    So ``network=resnet18`` and ``agent=package.module:Class`` need no file.
-    """
-    for argument in arguments:
-        option, _, name = argument.partition("=")
-        is_named = option in _OFFERED and not (option == "network" and _IN_A_PACKAGE.match(name))
-        module = as_module(name) if is_named else None
-        if module is not None and (option == "network" or ":" in name):
-            kind = f"{_FUNCTIONS.get(option)} a function, package.module:function"
-            if option not in _FUNCTIONS:
-                kind = f"Of {option}s of yours, amc takes the class, package.module:Class"
-            raise ConfigError(f"{option}={name} names a file. {kind}: {option}={module}.")
-    for match in filter(None, map(_NAMED.fullmatch, arguments)):
-        group, names = match[1], match[2].split(",")
-        for name in names:
-            known = (package_files("amc.conf") / group / f"{name}.yaml").is_file()
-            if not known and (group in _ANY or ":" in name):
-                published = {} if ":" in name or group != "network" else {"pretrained": False}
-                node = {"name": name, **published, **_OFFERED[group]}
-                folder, _, file = f"{group}/{name}".rpartition("/")
-                ConfigStore.instance().store(name=file, group=folder, node=node, package=group)
 
 
 def _quoted(override: str) -> str:

@@ -23,20 +23,21 @@ def run(config: DictConfig) -> recipe.Ended:
     objectives = objectives_of(config.optimize)
     if config.resume is None:
         folder = recipe.run_folder()
-        record = recipe.record_of("search", config, _settings(config))
+        record = recipe.record_of("search", config, settings_of(config))
         record.write(folder)
         return _search(record, folder, objectives)
     folder = Path(config.resume).expanduser()
     overrides = (text.partition("=") for text in HydraConfig.get().overrides.task)
     given = {name: value for name, _, value in overrides}
-    record = read_run(folder, _settings(config), given)
+    record = read_run(folder, settings_of(config), given)
     if journal.is_finished(folder):
         print(f"{folder} is finished: nothing to resume, its results are there")
         return recipe.Ended()
     return _search(record, folder, objectives, resume=True, resume_force=config.resume_force)
 
 
-def _settings(config: DictConfig) -> dict[str, Any]:
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The settings of a search, as its record keeps them."""
     groups = ("agent", "env", "recovery", "search")
     found = {name: recipe.plain(config[name]) for name in groups}
     names = ("seed", "reward")

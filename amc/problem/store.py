@@ -139,6 +139,20 @@ class EvaluationStore:
                     return Evaluation(read(*scores), seconds=float(seconds))
         return None
 
+    def all(self, task_key: str) -> list[tuple[Strategy, Evaluation]]:
+        """Every strategy of a task that was evaluated, in an order of their own.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        query = "SELECT strategy, scores, seconds FROM scores WHERE task = ? ORDER BY strategy"
+        with self._database.explaining():
+            rows = self._database.rows(query, task_key) if "scores" in self._tables else []
+            return [
+                (Strategy.from_json(strategy), Evaluation(self._read(scores), seconds=float(taken)))
+                for strategy, scores, taken in rows
+            ]
+
     def _read(self, text: str) -> dict[str, float]:
         found = {"scores": parse_json(text, self._wrong)}
         check_fields(found, {"scores": object_of(TEXT)}, self._wrong)

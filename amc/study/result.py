@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from agents import searcher as searchers
-from agents.policy import Policy
+from agents.policies import AnyPolicy
 from agents.searcher import Trial
 from agents.trial import eligible
 from amc.compress.network import CompressedNetwork
@@ -49,7 +49,7 @@ class SearchResult:
     comparison: list[ComparisonRow]
     notes: list[str]
     trials: list[Trial]
-    policy: Policy | None
+    policy: AnyPolicy | None
     task: CompressionTask
     compressed: CompressedNetwork
     best_reward: float

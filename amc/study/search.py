@@ -143,6 +143,7 @@ class Study:
         """The settings that the outcome depends on, all defaults filled in."""
         return {
             "agent": settings_of(self._searcher),
+            "prior": getattr(self._searcher, "prior_id", None),
             "evaluations": self._settings.evaluations,
             "seed": self._settings.seed,
             "reward": self.env.reward_name,

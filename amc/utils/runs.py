@@ -20,7 +20,7 @@ TRAINING_FILE = "training.safetensors"
 FINETUNE_FOLDER = "finetune"
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
-RESUMED = ("search", "compare")
+RESUMED = ("search", "compare", "train")
 """Commands whose runs go on with ``resume=``."""
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
 
@@ -79,6 +79,8 @@ def how_to_go_on(folder: Path) -> str:
             " It holds a comparison, which keeps no networks: amc search finds one with the agent "
             "of your choice."
         )
+    if kind == "train":
+        return " It holds a training, whose policy amc apply and amc search take."
     if kind == "apply":
         return " The policy was not applied to its end: the same amc apply starts it again."
     if (folder / JOURNAL_FILE).is_file():

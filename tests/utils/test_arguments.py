@@ -120,8 +120,8 @@ def test_compare_names_the_argument_of_the_wrong_kind(data: amc.DataSet) -> None
 
 
 def test_a_policy_is_loaded_first(data: amc.DataSet) -> None:
-    with pytest.raises(PolicyError, match=r"amc.Policy, got 'run'. amc\.Policy\.load"):
-        amc.apply_policy("run", build(), data)
+    with pytest.raises(PolicyError, match=r"of one, got 7\. amc\.load_policy\(run_folder\) reads"):
+        amc.apply_policy(7, build(), data)  # type: ignore[arg-type]
 
 
 def test_settings_of_finetuning_are_its_own_class(data: amc.DataSet) -> None:

@@ -1,0 +1,243 @@
+"""How far the estimated errors of a layer's decisions are to be trusted.
+
+Errors are estimated without an evaluation, and are wrong in much the same way in all networks: for
+few channels removed and for many, early and late, in wide groups and narrow ones. So what is
+learned on some networks is a factor on the errors of others, from what any network's layers have
+in common; the knapsack turns the corrected errors into a strategy. An action is, for one layer,
+the logarithms of four factors: of the error of removing few of its channels, more, and many
+(the `PIECES` of a group's error, `envs.surrogate`), and of the errors of its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from amc.cost.model import CostModel
+from amc.graph.types import LayerInfo
+from amc.recovery.errors import LayerErrors
+from envs.knapsack import knapsack_strategy
+from envs.levels import nearest_level
+from envs.surrogate import PIECES, pieces
+
+FloatArray = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float32]
+
+TRUST_PARTS = ("error_few_removed", "error_more_removed", "error_most_removed", "error_options")
+REACH = 20.0  # the largest factor, and 1 / the smallest: actions of 1 and -1
+LOW, HIGH = -3.0, 3.0  # of features
+LEAST = 1e-7  # nats; an error below it is taken for it
+
+
+@dataclass(frozen=True)
+class TrustView:
+    """One layer, beside its network, the budget and what the knapsack makes of the estimates.
+
+    Errors are logarithms (base 10) of nats; those of single layers and groups beside the
+    network's median, as only their ratios decide anything.
+
+    Attributes:
+        layer: The layer.
+        layers: How many the network has.
+        size: Channels that it decides; 0 if none.
+        producers: Layers that produce those channels: more than one in residual streams.
+        before, share: Multiply-adds or time of all layers before it, and its own / the total.
+        removal: Error at a quarter, half and three quarters of the channels removed.
+        previous, following: Error at half of the layers that decide before and after.
+        options: Error of the option that changes most.
+        typical: Median error of all groups at half, in nats.
+        expected: What the knapsack's strategy is estimated to lose, in nats.
+        part: Of that, this layer's.
+        fraction: Logarithm (base 2) of the bound / the original's cost.
+        advised_ratio, advised_option: What the knapsack decides: fraction of the channels kept;
+            0 for the option that changes most, 1 for that which changes least.
+        chooses: Whether there is more than one option.
+    """
+
+    layer: LayerInfo
+    layers: int
+    size: int
+    producers: int
+    before: float
+    share: float
+    removal: tuple[float, float, float]
+    previous: float
+    following: float
+    options: float
+    typical: float
+    expected: float
+    part: float
+    fraction: float
+    advised_ratio: float
+    advised_option: float
+    chooses: bool
+
+
+TRUST_FEATURES: dict[str, Callable[[TrustView], float]] = {
+    "layer_index": lambda v: v.layer.index / max(v.layers - 1, 1),
+    "layers": lambda v: float(np.log2(v.layers)) / 8,
+    "cost_before": lambda v: v.before,
+    "cost_share": lambda v: float(np.sqrt(v.share)),
+    "group_size": lambda v: float(np.log2(1 + v.size)) / 12,
+    "out_channels": lambda v: float(np.log2(1 + v.layer.out_channels)) / 12,
+    "in_channels": lambda v: float(np.log2(1 + v.layer.in_channels)) / 12,
+    "height": lambda v: float(np.log2(1 + v.layer.signature.in_size[0])) / 8,
+    "kernel": lambda v: v.layer.signature.kernel[0] / 7,
+    "stride": lambda v: v.layer.signature.stride[0] / 4,
+    "is_depthwise": lambda v: float(v.layer.signature.is_depthwise),
+    "is_linear": lambda v: float(v.layer.signature.op == "linear"),
+    "decides_ratio": lambda v: float(v.size > 0),
+    "producers": lambda v: float(np.log2(max(v.producers, 1))) / 4,
+    "removal_error_75": lambda v: v.removal[0],
+    "removal_error_50": lambda v: v.removal[1],
+    "removal_error_25": lambda v: v.removal[2],
+    "previous_error_50": lambda v: v.previous,
+    "following_error_50": lambda v: v.following,
+    "options_error": lambda v: v.options,
+    "typical_error": lambda v: v.typical / 2,
+    "expected_error": lambda v: v.expected,
+    "expected_part": lambda v: float(np.sqrt(v.part)),
+    "budget_fraction": lambda v: v.fraction / 2,
+    "advised_ratio": lambda v: v.advised_ratio,
+    "advised_option": lambda v: v.advised_option,
+    "chooses_option": lambda v: float(v.chooses),
+}
+
+
+class Trust:
+    """The estimated errors of one network under one budget, and factors on them.
+
+    Attributes:
+        costs, errors: As given.
+    """
+
+    def __init__(self, costs: CostModel, errors: LayerErrors) -> None:
+        self.costs, self.errors = costs, errors
+        self._layers = costs.graph.layers
+        self._pieces = {
+            group.index: pieces(errors.removal[group.index]) for group in costs.graph.free_groups
+        }
+        self._decider = {group: layer.index for layer in self._layers for group in layer.decides}
+
+    # -- features -----------------------------------------------------------------------------
+
+    @cached_property
+    def observations(self) -> Array:
+        """The `TRUST_FEATURES` of every layer, shape (layers, features)."""
+        rows = [[feature(view) for feature in TRUST_FEATURES.values()] for view in self._views()]
+        return np.clip(np.array(rows, np.float32), LOW, HIGH)
+
+    def observed(self, names: Sequence[str]) -> Array:
+        """Some of the features of every layer, shape (layers, names)."""
+        known = list(TRUST_FEATURES)
+        return self.observations[:, [known.index(name) for name in names]]
+
+    def _views(self) -> list[TrustView]:
+        costs, errors, layers = self.costs, self.errors, self._layers
+        kept, options = costs.encode(self.knapsack)
+        total, full = costs.original, costs.original_costs
+        before = np.concatenate([[0.0], np.cumsum(full)]) / total
+        removal = np.array([[self._removal(layer, left) for left in (0.75, 0.5, 0.25)]
+                            for layer in layers]).reshape(len(layers), 3)  # fmt: skip
+        deciding = [layer.index for layer in layers if layer.decides]
+        typical = _median_log([removal[layer, 1] for layer in deciding])
+        halves = _log(removal[:, 1]) - typical
+        ranked = costs.choices.by_closeness
+        rank = {option: place / max(len(ranked) - 1, 1) for place, option in enumerate(ranked)}
+        most = errors.options[:, ranked[0]]
+        usual = _median_log(most)
+        lost = np.array([
+            sum(float(errors.removal[group][kept[group]]) for group in layer.decides)
+            + float(errors.options[layer.index][options[layer.index]])
+            for layer in layers
+        ])  # fmt: skip
+        expected = max(float(lost.sum()), LEAST)
+        producers = {group.index: len(group.producers) for group in costs.graph.free_groups}
+        views = []
+        for layer in layers:
+            place = deciding.index(layer.index) if layer.decides else None
+            near = (
+                (0.0, 0.0)
+                if place is None
+                else tuple(
+                    float(halves[deciding[other]]) if 0 <= other < len(deciding) else 0.0
+                    for other in (place - 1, place + 1)
+                )
+            )
+            level = nearest_level(costs, kept, layer.index)
+            views.append(
+                TrustView(
+                    layer=layer,
+                    layers=len(layers),
+                    size=sum(costs.graph.groups[group].size for group in layer.decides),
+                    producers=max((producers[group] for group in layer.decides), default=0),
+                    before=float(before[layer.index]),
+                    share=float(full[layer.index]) / total,
+                    removal=_triple(_log(removal[layer.index]) - typical, layer),
+                    previous=near[0],
+                    following=near[1],
+                    options=float(_log(most[layer.index]) - usual) if len(ranked) > 1 else 0.0,
+                    typical=typical,
+                    expected=float(_log(expected)),
+                    part=float(lost[layer.index]) / expected,
+                    fraction=float(np.log2(costs.bound / total)),
+                    advised_ratio=float(costs.level_ratios[layer.index][level]),
+                    advised_option=rank[int(options[layer.index])],
+                    chooses=len(ranked) > 1,
+                )
+            )
+        return views
+
+    def _removal(self, layer: LayerInfo, left: float) -> float:
+        """Nats lost when a layer's groups keep a fraction of their channels."""
+        found = 0.0
+        for group in layer.decides:
+            curve = self.errors.removal[group]
+            found += float(curve[max(1, round(left * (len(curve) - 1)))])
+        return found
+
+    # -- decisions ----------------------------------------------------------------------------
+
+    @cached_property
+    def knapsack(self):  # type: ignore[no-untyped-def]
+        """The strategy of the errors as estimated."""
+        return knapsack_strategy(self.costs, self.errors)
+
+    def corrected(self, actions: FloatArray | Array) -> LayerErrors:
+        """The errors times the factors that actions stand for.
+
+        Args:
+            actions: Of every layer, in [-1, 1], shape (layers, 4).
+        """
+        factors = REACH ** np.asarray(actions, np.float64)
+        removal = list(self.errors.removal)
+        for group, piece in self._pieces.items():
+            removal[group] = (factors[self._decider[group], :PIECES, None] * piece).sum(0)
+        return LayerErrors(tuple(removal), self.errors.options * factors[:, PIECES:])
+
+    def parts(self, kept: Sequence[int], options: Sequence[int]) -> FloatArray:
+        """What a strategy is estimated to lose, by layer and part, shape (layers, 4)."""
+        found = np.zeros((len(self._layers), len(TRUST_PARTS)))
+        for group, piece in self._pieces.items():
+            found[self._decider[group], :PIECES] += piece[:, kept[group]]
+        found[:, PIECES] = self.errors.options[np.arange(len(self._layers)), list(options)]
+        return found
+
+
+def _log(nats: FloatArray | float) -> FloatArray:
+    found: FloatArray = np.log10(np.maximum(nats, LEAST))
+    return found
+
+
+def _median_log(nats: Sequence[float] | FloatArray) -> float:
+    return float(np.median(_log(np.asarray(nats, np.float64)))) if len(nats) else 0.0
+
+
+def _triple(values: FloatArray, layer: LayerInfo) -> tuple[float, float, float]:
+    if not layer.decides:
+        return 0.0, 0.0, 0.0
+    return float(values[0]), float(values[1]), float(values[2])
