@@ -36,7 +36,7 @@ from envs.observation import (
     observe,
 )
 from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
-from envs.surrogate import Surrogate
+from envs.surrogate import CORRECTED, WIDTH, Surrogate
 from envs.trust import Trust
 from envs.uniform import uniform_strategies
 
@@ -339,7 +339,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
                 f"finite number: reward={self.reward_name} gives {whole!r} for {self._original}. "
                 "Choose another reward, or agent.belief_share=0."
             )
-        return Surrogate(self.costs, errors, whole)
+        width = WIDTH if self._uncorrected is None else CORRECTED
+        return Surrogate(self.costs, errors, whole, width)
 
     def prior_action(self) -> npt.NDArray[np.float64]:
         """The knapsack's advice for the next step, shape (parts,)."""

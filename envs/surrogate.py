@@ -40,6 +40,7 @@ FloatArray = npt.NDArray[np.float64]
 CUTS = (0.7, 0.4)  # of a group's channels kept: where one piece of its error ends
 PIECES = len(CUTS) + 1
 WIDTH = 1.5  # standard deviation of a factor before any evaluation
+CORRECTED = 0.5  # of one on errors that a policy has corrected: they are less far off
 LIKENESS = 0.25  # correlation of the factors of one group before any evaluation
 DEPARTURE = 0.3  # standard deviation of g, in median losses
 REACH = 0.09  # of g: root mean square over decisions of how far apart two strategies are
@@ -56,12 +57,16 @@ GENERATIONS, CHILDREN, PARENTS = 2, 24, 6  # of its search for the most expected
 class Surrogate:
     """What strategies lose, as learnt from those that were evaluated."""
 
-    def __init__(self, costs: CostModel, errors: LayerErrors, whole: float) -> None:
+    def __init__(
+        self, costs: CostModel, errors: LayerErrors, whole: float, width: float = WIDTH
+    ) -> None:
         """
         Args:
-            errors: As estimated without an evaluation.
+            errors: As estimated without an evaluation, or as a policy corrects them.
             whole: Reward of the original network.
+            width: Standard deviation of a factor before any evaluation.
         """
+        self._width = width
         self._costs, self._errors, self._whole = costs, errors, whole
         self._groups = [group.index for group in costs.graph.free_groups]
         self._pieces = [pieces(errors.removal[group]) for group in self._groups]
@@ -117,7 +122,9 @@ class Surrogate:
     def _prior(self) -> FloatArray:
         of_one_group = LIKENESS + (1 - LIKENESS) * np.eye(PIECES)
         of_groups = np.kron(np.eye(len(self._groups)), of_one_group)
-        return np.asarray(WIDTH**2 * block_diag(of_groups, np.eye(len(self._layers))), np.float64)
+        return np.asarray(
+            self._width**2 * block_diag(of_groups, np.eye(len(self._layers))), np.float64
+        )
 
     def _parts(self, choices: Sequence[Choice]) -> FloatArray:
         """Estimated errors, shape (choices, factors)."""

@@ -84,7 +84,7 @@ def run(config: DictConfig) -> recipe.Ended:
             folder=folder,
             experience=experience,
             recall=options["recall"],
-            origin=_origin(options, experience),
+            origin=_origin(options),
         )
     write_text(folder / TABLE_FILE, _csv(trained.rows))
     _show(trained, folder)
@@ -228,13 +228,10 @@ def _said(network: Mapping[str, Any]) -> str:
 # -- what is left --------------------------------------------------------------------------
 
 
-def _origin(options: Mapping[str, Any], experience: Sequence[Remembered]) -> dict[str, Any]:
+def _origin(options: Mapping[str, Any]) -> dict[str, Any]:
     """How a policy was made, for whoever opens its description."""
-    return {
-        "amc": __version__,
-        "options": {name: value for name, value in options.items() if name != "runs"},
-        "experience": sorted({task.name for task in experience}),
-    }
+    kept = {name: value for name, value in options.items() if name != "runs"}
+    return {"amc": __version__, "options": kept}
 
 
 def _csv(rows: Sequence[TaskRow]) -> str:

@@ -75,7 +75,7 @@ class SearchSettings:
         check_count("search.checkpoint_every", self.checkpoint_every)
         check_count("search.reaim", self.reaim, least=0)
         episode.check_search(self.evaluations, self.seed)
-        self.searcher()
+        getattr(self.searcher(), "prior_id", None)  # a policy that cannot be read
         build_reward(self.reward)
 
     def searcher(self) -> Searcher:

@@ -152,9 +152,12 @@ def train(
         if recall and store is not None:
             training.recall(folder / RECALLED_FILE, store)
         training.explore()
-        policy = training.learned(settings.rounds, origin or {})
+        experience = training.experience()
+        learned_from = sorted({task.name for task in experience})
+        about = {**(origin or {}), "learned_from": learned_from}
+        policy = training.learned(settings.rounds, about)
         policy.save(folder)
-        save_experience(folder, training.experience())
+        save_experience(folder, experience)
         return Trained(policy, training.rows(policy), stop.is_set())
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
+from scipy.stats import spearmanr
 
 from agents.experience import EXPERIENCE_FILE, load_experience, save_experience
 from agents.policies import load_policy
 from agents.policy import Policy
 from agents.searcher import build_searcher
-from agents.trust import TrustPolicy, prior_of
+from agents.trust import SHIPPED_FOLDER, TrustPolicy, prior_of
 from agents.trust_explore import explored
 from agents.trust_fit import FitSettings, Remembered, fitted
 from amc.errors import ConfigError, PolicyError
@@ -22,6 +24,7 @@ from tests.agents.test_policy import make_policy
 from tests.envs.made_up import losing_env, made_up_errors
 from tests.envs.test_trust import tiny_costs
 
+HOME = Path(__file__).parents[2]
 FEATURES = len(TRUST_FEATURES)
 
 
@@ -288,6 +291,34 @@ def test_experience_that_does_not_fit_is_refused(
 def test_missing_experience_is_named(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="Experience of a policy not found"):
         load_experience(tmp_path)
+
+
+# -- the one that comes with amc -------------------------------------------------------------------
+
+
+def test_shipped_policy_is_small_and_says_what_it_was_made_from():
+    policy = load_policy("shipped")
+    assert isinstance(policy, TrustPolicy)
+    assert sum(path.stat().st_size for path in SHIPPED_FOLDER.iterdir()) < 1e6
+    tasks = policy.origin["options"]["tasks"]
+    assert (
+        tasks == yaml.safe_load((HOME / "conf/experiment/shipped_policy.yaml").read_text())["tasks"]
+    )
+    names = {task.name for task in load_experience(SHIPPED_FOLDER)}
+    assert names == set(policy.origin["learned_from"])
+    assert len(names) >= len(tasks)
+
+
+def test_shipped_policy_orders_the_strategies_that_it_was_fitted_to_better_than_the_estimates():
+    policy = load_policy("shipped")
+    assert isinstance(policy, TrustPolicy)
+    better = []
+    for task in load_experience(SHIPPED_FOLDER):
+        if task.is_telling:
+            factors = REACH ** policy.act(task.observations)
+            before = spearmanr(task.parts.sum((1, 2)), task.lost)[0]
+            better.append(spearmanr((task.parts * factors).sum((1, 2)), task.lost)[0] > before)
+    assert np.mean(better) > 0.8
 
 
 # -- as a prior ------------------------------------------------------------------------------------

@@ -133,6 +133,20 @@ def test_trained_policy_is_applied_refined_and_a_prior(capsys: Output) -> None:
     assert amc("search", NETWORK, "~device", *search, *REPAIR, "hydra.run.dir=searched") == 0
 
 
+def test_shipped_policy_is_applied_without_any_run(capsys: Output) -> None:
+    options = ("network=tests.cli.nets:deeper", "budget.metric=macs", *REPAIR)
+    assert amc("apply", "policy=shipped", "hydra.run.dir=applied", *options) == 0
+    record = json.loads(Path("applied/run.json").read_text())
+    assert record["settings"]["policy"] == "shipped"
+    assert record["budget"] == {"metric": "macs", "fraction": 0.5, "absolute": None}
+    assert "Rewards: " in Path("applied/comparison.md").read_text()
+
+
+def test_prior_that_is_none_is_said_before_the_search(capsys: Output) -> None:
+    assert amc("search", NETWORK, "agent.prior=nowhere", "hydra.run.dir=out", *REPAIR) == 2
+    assert "Policy description not found: nowhere" in capsys.readouterr().err
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
