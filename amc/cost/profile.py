@@ -18,7 +18,8 @@ from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import Bits
-from amc.utils.files import cache_folder, fingerprint, read_text, write_once
+from amc.utils.files import fingerprint, read_text, write_once
+from amc.utils.machine import cache_folder
 
 log = logging.getLogger("amc")
 _LISTED = 5  # missing rows named in an error

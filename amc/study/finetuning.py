@@ -33,8 +33,9 @@ from amc.recovery.training import (
 )
 from amc.study import artifact
 from amc.utils.arguments import check_folder, check_kind, check_module
-from amc.utils.files import cache_folder, fingerprint, write_tensors
+from amc.utils.files import fingerprint, write_tensors
 from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.utils.machine import cache_folder
 
 log = logging.getLogger("amc")
 

@@ -37,15 +37,6 @@ from amc.utils.documents import (
 _fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 
-def cache_folder() -> Path:
-    """Where tables and trained base networks are kept: $AMC_CACHE, else the user's cache."""
-    explicit = os.environ.get("AMC_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "amc"
-
-
 def write_atomically(
     path: Path, write: Callable[[Path], None], move: Callable[[Path, Path], object] = Path.replace
 ) -> None:
