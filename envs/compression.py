@@ -210,7 +210,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         reward = self._finish(info) if done else 0.0
         return self._observation(), reward, done, False, info
 
-    def render(self) -> Picture | None:  # type: ignore[override] (Gymnasium's is of any frame)
+    def render(self) -> Picture | None:
         """The walk so far, (height, width, 3); None without a render mode."""
         if self.render_mode is None:
             gymnasium.logger.warn("render() draws nothing without render_mode='rgb_array'.")

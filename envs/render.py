@@ -60,8 +60,9 @@ def draw_walk(costs: CostModel, walk: WalkCosts, step: int) -> Picture:
             axes.axvspan(step - 0.5, step + 0.5, color="#eeeeee", lw=0, zorder=-1)
     cost.set_xlabel("layer, in execution order", fontsize=9)
     _draw_budget(budget, costs, walk, step)
-    canvas.draw()
-    picture: Picture = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    picture: Picture = np.asarray(pixels)[:, :, :3].copy()
     return picture
 
 
