@@ -29,6 +29,7 @@ from amc.cli.check import check_folders, check_options, check_overrides
 from amc.cli.completion import complete, is_completion, words_typed
 from amc.cli.doctor import doctor
 from amc.cli.explain import explanations
+from amc.cli.isolated import is_launched, run_isolated
 from amc.cli.mistakes import said_by_hydra
 from amc.cli.offered import offer_names
 from amc.cli.optimize import (
@@ -168,12 +169,15 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     codes: list[int] = []
 
     def job(config: DictConfig) -> float | list[float] | None:
-        code, objective = _run_job(command, config)
+        launched = is_launched()
+        code, objective = (
+            run_isolated(run_job, command, config) if launched else run_job(command, config)
+        )
         codes.append(code)
-        if code == _INTERRUPTED:
+        if code == _INTERRUPTED and not launched:
             raise KeyboardInterrupt  # ends the sweep
-        if code and _optimises():
-            raise _WithoutObjectiveError(f"job {HydraConfig.get().job.num} failed, see above")
+        if code and (launched or _optimises()):  # a launcher's processes do not share `codes`
+            raise _FailedJobError(_where_it_failed(command), code)
         return objective
 
     job.__module__ = __name__
@@ -195,8 +199,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except AmcError as error:
         return _report(error)
-    except _WithoutObjectiveError:
-        return max(codes)
+    except _FailedJobError as failed:
+        if failed.code not in codes:
+            print(failed.said, file=sys.stderr)
+        return max([*codes, failed.code])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(ConfigError(said_by_hydra(error, command, arguments)))
     except BrokenPipeError:  # nobody reads on: `amc_command` ends quietly
@@ -219,8 +225,21 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 # -- one job -------------------------------------------------------------------------------
 
 
-class _WithoutObjectiveError(Exception):
-    """A job that has nothing for a sweeper that optimises: why is printed already."""
+class _FailedJobError(Exception):
+    """A job of a sweep failed, with what is to be said, and its exit code.
+
+    Sweepers that optimise get nothing of it; launchers carry it over from the process of the job.
+    """
+
+    def __init__(self, said: str, code: int) -> None:
+        super().__init__(said, code)
+        self.said, self.code = said, code
+
+
+def _where_it_failed(command: str) -> str:
+    hydra_config = HydraConfig.get()
+    log = Path(hydra_config.runtime.output_dir) / f"{command}.log"
+    return f"job {hydra_config.job.num} failed; why is in {log}. The other jobs were not ended."
 
 
 def _optimises() -> bool:
@@ -234,7 +253,7 @@ def _sweeper() -> dict[str, object]:
     return _as_mapping(hydra_config.sweeper) if hydra_config.mode == RunMode.MULTIRUN else {}
 
 
-def _run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
+def run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
     """Run one job: its exit code, and its objective.
 
     An error ends the job, not the sweep: the other jobs' results count.

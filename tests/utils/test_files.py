@@ -181,7 +181,7 @@ def test_file_of_a_system_without_locks_is_changed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NoLocks:
-        LOCK_EX = 2
+        LOCK_EX, LOCK_NB = 2, 4
 
         def flock(self, handle: int, operation: int) -> None:
             raise OSError(errno.ENOTSUP, "Operation not supported")
