@@ -1,13 +1,14 @@
 # make demo: an environment, amc, and one search on the embedded default
 # make test: an environment, amc, and its tests
 # make check: what a change must pass: format, lint, types, import directions, tests
+# make docs: the pages and the reference as a site, in site/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test check install clean
+.PHONY: demo test check docs install clean
 
 install: $(VENV)/.installed
 
@@ -31,5 +32,9 @@ check: install
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
 
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

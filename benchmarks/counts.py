@@ -2,8 +2,8 @@
 
     python -m benchmarks.counts
 
-For every network of the README's table and all of torchvision's classification models (the two
-largest with --all), with random weights: multiply-adds beside half of what
+For every network of the table in docs/networks.md and all of torchvision's classification models
+(the two largest with --all), with random weights: multiply-adds beside half of what
 `torch.utils.flop_counter` counts, parameters beside ``parameters()``. Batch normalisation is
 counted as it runs, folded into the layer before it, so its parameters are fewer: `folded` is
 ``parameters()`` of the network with it folded by PyTorch. Parameters that the forward never reads
@@ -31,7 +31,7 @@ from benchmarks.provenance import print_table, provenance, write_csv
 
 SEED = 0
 CLASSES = 1000  # of torchvision's networks
-_OF_README = (
+_OF_TABLE = (
     *("resnet18", "densenet121", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small"),
     *("shufflenet_v2_x1_0", "mnasnet1_0", "vgg11_bn", "efficientnet_b0"),
 )
@@ -39,11 +39,11 @@ _SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 70}
 _LARGE = ("vit_h_14", "regnet_y_128gf")  # 2.5 GB of weights, and copies of them: --all
 NETWORKS = {
     **dict.fromkeys(("resnet20", "resnet56", "mobilenet_v1", "lenet_5", "lenet_300_100"), 32),
-    **dict.fromkeys(_OF_README, 224),
+    **dict.fromkeys(_OF_TABLE, 224),
     **{
         name: _SIZES.get(name, 64)
         for name in list_models(torchvision.models)
-        if name not in _OF_README
+        if name not in _OF_TABLE
     },
 }  # name -> image size, pixels: ratios do not depend on it
 

@@ -35,6 +35,7 @@ from envs.observation import (
     layer_view,
     observe,
 )
+from envs.render import Picture, draw_walk
 from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
 from envs.surrogate import CORRECTED, WIDTH, Surrogate
 from envs.trust import Trust
@@ -96,7 +97,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     The environment draws no random numbers: the same actions give the same episode.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own annotation)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own)
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         reward: RewardLike = DEFAULT_REWARD,
         observation: str | Sequence[str] | None = None,
         errors: Callable[[], LayerErrors] | None = None,
+        render_mode: str | None = None,
     ) -> None:
         """
         Args:
@@ -116,11 +118,15 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             observation: Features that the agent sees, or "plain" or "all"; None: all that are
                 known.
             errors: Gives the estimated errors of all decisions; called once, when needed.
+            render_mode: "rgb_array": `render` draws the walk (`envs.render`).
 
         Raises:
             ConfigError: A feature is unknown, or needs errors that are not given; or the reward
-                goes by a score that the original has not.
+                goes by a score that the original has not; or there is no such render mode.
         """
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}.")
+        self.render_mode = render_mode
         if observation is None and errors is None:
             observation = "plain"
         self.action_names = (RATIO, *costs.choices.parts)
@@ -203,6 +209,15 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         done = self._step == self.layers_count
         reward = self._finish(info) if done else 0.0
         return self._observation(), reward, done, False, info
+
+    def render(self) -> Picture | None:
+        """The walk so far, (height, width, 3); None without a render mode."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() draws nothing without render_mode='rgb_array'.")
+            return None
+        if self._walk is None:
+            raise gymnasium.error.ResetNeeded("Call reset() before render(): there is no walk yet.")
+        return draw_walk(self.costs, self._walk, self._step)
 
     def _choose(self, asked: npt.NDArray[np.float64]) -> tuple[int, int, bool]:
         """Ratio level and option nearest to what was asked, within the budget."""

@@ -25,11 +25,13 @@ def environment(
     reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
     costs: CostModel | None = None,
+    render_mode: str | None = None,
 ) -> CompressionEnv:
     """The walk over a task's network.
 
     Args:
         costs: With another bound than the task's.
+        render_mode: As `CompressionEnv` takes it.
     """
     return CompressionEnv(
         costs or task.costs,
@@ -38,6 +40,7 @@ def environment(
         reward,
         observation,
         lambda: task.errors,
+        render_mode,
     )
 
 
@@ -50,6 +53,7 @@ def make_env(
     reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
     store: EvaluationStore | None = None,
+    render_mode: str | None = None,
     **problem: Unpack[ProblemOptions],
 ) -> CompressionEnv:
     """What ``gymnasium.make("amc/Compression-v0", network=..., data=...)`` builds.
@@ -60,6 +64,7 @@ def make_env(
             the budget's metric needs none.
         budget: A budget, its fields, or a fraction of the original's latency.
         store: Where evaluations are looked up and remembered.
+        render_mode: "rgb_array": ``env.render()`` draws the walk.
         problem: Further arguments of `amc.problem.problem.Problem`.
 
     Returns:
@@ -79,6 +84,6 @@ def make_env(
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
     task = CompressionTask(Problem(network, data, device, budget, **problem), store)
-    env = environment(task, reward, observation)
+    env = environment(task, reward, observation, render_mode=render_mode)
     env.task = task
     return env

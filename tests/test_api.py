@@ -54,7 +54,7 @@ from amc.study.finetuning import train_base
 from amc.study.introduction import describe
 from amc.study.recorder import layer_rows
 from amc.study.result import _warmup
-from amc.utils.files import cache_folder
+from amc.utils.machine import cache_folder
 from amc.utils.measure import measure_latency
 from envs.make import environment
 from envs.reward import Outcome, Reward

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,10 @@ from rich.console import Console
 
 from amc import __version__
 from amc.cli.check import check_folders, check_options, check_overrides
+from amc.cli.completion import complete, is_completion, words_typed
+from amc.cli.doctor import doctor
 from amc.cli.explain import explanations
+from amc.cli.isolated import is_launched, run_isolated
 from amc.cli.mistakes import said_by_hydra
 from amc.cli.offered import offer_names
 from amc.cli.optimize import (
@@ -55,12 +60,30 @@ COMMANDS = {
     "profile": "measure a device's latency table for a network",
 }
 
+TOOLS = {"doctor": "what is installed here, and what is missing for what"}  # without options
 CONTINUED = ("finetune", "profile")  # by the same command once more
 LEAVING_NOTHING = ("profile",)  # in their folder: what they make goes elsewhere
 HELP = {"-h", "--help"}
 
+TITLE = f"amc {__version__}: make a trained network run faster on a given device, within a budget"
+
+FIRST = f"""\
+{TITLE}
+
+What to do first:
+
+  amc doctor        what is installed here, and what is missing for what
+  amc search        a first search: trains ResNet-20 on small images of digits, measures this
+                    machine, tries 60 strategies; some minutes, and nothing is downloaded
+  amc search network=mynet:build data=image_folder data.root=photos budget.fraction=0.5
+                    your own: build() in mynet.py returns the trained network, photos/ has
+                    train/<class>/*.jpg and test/<class>/*.jpg, or images alone
+
+All commands: amc --help
+"""
+
 USAGE = """\
-amc {version}: make a trained CNN run faster on a given device, within a budget
+{title}
 
   amc <command> [key=value ...] [-m]
 
@@ -69,6 +92,8 @@ amc {version}: make a trained CNN run faster on a given device, within a budget
   amc <command> --help     all options of a command, with their groups
   amc <command> --cfg job  the configuration that would be used
   amc <command> -m seed=0,1 budget.fraction=0.3,0.5     a sweep
+
+  amc -sc install=bash     completion, for: eval "$(amc -sc install=bash)"; fish: install=fish
 
 The first one to try:  amc search
 """
@@ -87,14 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _print_utf8()
+    if is_completion(given):
+        sys.exit(complete(given, [*COMMANDS, *TOOLS], _complete_options))
     if given and given[0] in COMMANDS:
         sys.exit(_run(given[0], given[1:]))
     if given and given[0] == "--version":
         print(f"amc {__version__}")
-    elif given and given[0] not in ("-h", "--help", "help"):
-        sys.exit(_report(ConfigError(f"Unknown command {given[0]!r}.\n\n{_usage()}")))
+    elif given and given[0] in TOOLS:
+        sys.exit(_run_tool(given[0], given[1:]))
+    elif given and given[0] not in (*HELP, "help"):
+        sys.exit(_report(ConfigError(_unknown_command(given))))
     else:
-        print(_usage())
+        print(_usage() if given else FIRST)
     sys.exit(0 if given else 2)
 
 
@@ -109,27 +138,53 @@ def _print_utf8() -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
-    return USAGE.format(version=__version__, commands="\n".join(lines))
+    lines = [f"  {name:10} {what}" for name, what in (COMMANDS | TOOLS).items()]
+    return USAGE.format(title=TITLE, commands="\n".join(lines))
+
+
+def _unknown_command(given: Sequence[str]) -> str:
+    known = [*COMMANDS, *TOOLS]
+    if _OVERRIDE.match(given[0]):
+        return f"Options come after a command: amc search {shlex.join(given)}."
+    near = difflib.get_close_matches(given[0], known, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"Unknown command {given[0]!r}. {hint}Known: {', '.join(known)}. More: amc --help."
+
+
+def _run_tool(name: str, arguments: Sequence[str]) -> int:
+    if not HELP.isdisjoint(arguments):
+        print(f"amc {name}: {TOOLS[name]}. It takes no options.")
+        return 0
+    if arguments:
+        return _report(ConfigError(f"amc {name} takes no options, got {' '.join(arguments)}."))
+    print(doctor())
+    return 0
+
+
+def _complete_options(command: str, arguments: Sequence[str]) -> int:
+    return _run(command, arguments) if command in COMMANDS else 0
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
     codes: list[int] = []
 
     def job(config: DictConfig) -> float | list[float] | None:
-        code, objective = _run_job(command, config)
+        launched = is_launched()
+        code, objective = (
+            run_isolated(run_job, command, config) if launched else run_job(command, config)
+        )
         codes.append(code)
-        if code == _INTERRUPTED:
+        if code == _INTERRUPTED and not launched:
             raise KeyboardInterrupt  # ends the sweep
-        if code and _optimises():
-            raise _WithoutObjectiveError(f"job {HydraConfig.get().job.num} failed, see above")
+        if code and (launched or _optimises()):  # a launcher's processes do not share `codes`
+            raise _FailedJobError(_where_it_failed(command), code)
         return objective
 
     job.__module__ = __name__
     start = hydra.main(version_base="1.3", config_path="pkg://amc.conf", config_name=command)(job)
     try:
         check_packages()
-        offer_names(arguments)
+        offer_names(words_typed(arguments))
         if command in RESUMED and any(a.startswith("resume=") for a in arguments):
             from amc.cli.resume import place_of_resumed  # brings torch; --help can do without
 
@@ -144,8 +199,10 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except AmcError as error:
         return _report(error)
-    except _WithoutObjectiveError:
-        return max(codes)
+    except _FailedJobError as failed:
+        if failed.code not in codes:
+            print(failed.said, file=sys.stderr)
+        return max([*codes, failed.code])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _report(ConfigError(said_by_hydra(error, command, arguments)))
     except BrokenPipeError:  # nobody reads on: `amc_command` ends quietly
@@ -168,8 +225,21 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 # -- one job -------------------------------------------------------------------------------
 
 
-class _WithoutObjectiveError(Exception):
-    """A job that has nothing for a sweeper that optimises: why is printed already."""
+class _FailedJobError(Exception):
+    """A job of a sweep failed, with what is to be said, and its exit code.
+
+    Sweepers that optimise get nothing of it; launchers carry it over from the process of the job.
+    """
+
+    def __init__(self, said: str, code: int) -> None:
+        super().__init__(said, code)
+        self.said, self.code = said, code
+
+
+def _where_it_failed(command: str) -> str:
+    hydra_config = HydraConfig.get()
+    log = Path(hydra_config.runtime.output_dir) / f"{command}.log"
+    return f"job {hydra_config.job.num} failed; why is in {log}. The other jobs were not ended."
 
 
 def _optimises() -> bool:
@@ -183,7 +253,7 @@ def _sweeper() -> dict[str, object]:
     return _as_mapping(hydra_config.sweeper) if hydra_config.mode == RunMode.MULTIRUN else {}
 
 
-def _run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
+def run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
     """Run one job: its exit code, and its objective.
 
     An error ends the job, not the sweep: the other jobs' results count.
@@ -297,7 +367,8 @@ def _called_as(command: str, arguments: Sequence[str]) -> Iterator[None]:
     # argparse wants all overrides in one piece, after the flags and their values.
     overrides = [_quoted(argument) for argument in arguments if _OVERRIDE.match(argument)]
     flags = [argument for argument in arguments if not _OVERRIDE.match(argument)]
-    sys.argv, os.environ[flag] = [f"amc {command}", *flags, *overrides], "1"
+    program = "amc" if is_completion(arguments) else f"amc {command}"
+    sys.argv, os.environ[flag] = [program, *flags, *overrides], "1"
     try:
         yield
     finally:

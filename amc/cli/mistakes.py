@@ -20,6 +20,7 @@ _PLUGINS = {
     "launcher": ("joblib", "ray", "ray_aws", "rq", "submitit_local", "submitit_slurm"),
     "sweeper": ("ax", "nevergrad", "optuna"),
 }
+_EXTRAS = ("joblib", "ray", "submitit")  # of amc's, which bring the plugin of that first word
 _PLUGIN_NOTES = {
     "optuna": " It needs Optuna 2, and the agents tpe, gp and cma_es need Optuna 4: install it "
     "into an environment of its own.",
@@ -75,7 +76,8 @@ def said_by_hydra(error: Exception, command: str, arguments: Sequence[str] = ())
 
 def _missing_plugin(kind: str, name: str) -> str:
     if name in _PLUGINS[kind]:
-        package = f"hydra-{name.partition('_')[0]}-{kind}"
+        first = name.partition("_")[0]
+        package = f"'amc-compress[{first}]'" if first in _EXTRAS else f"hydra-{first}-{kind}"
         return (
             f"hydra/{kind}={name} is in a package that is not installed: pip install {package}."
             f"{_PLUGIN_NOTES.get(name, '')}"

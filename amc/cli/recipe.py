@@ -330,9 +330,14 @@ def confirmed(option: str, recorded: object, given: object, again: str = "") -> 
         )
 
 
-def code_again(record: RunRecord) -> str:
-    """What a later command on a run needs beside it: the code of the user's that it names."""
-    again = ("network", "data", "objective", "objective.metric", "decisions")
+def code_again(record: RunRecord, *, network: bool = True) -> str:
+    """What a later command on a run needs beside it: the code of the user's that it names.
+
+    Args:
+        network: Whether its network is among that: not where it is about another one.
+    """
+    names = ("network", "data", "objective", "objective.metric", "decisions")
+    again = names if network else names[1:]
     code = code_of({"network": record.network, "data": record.data, "settings": record.settings})
     return functions_again({name: code[name] for name in again})
 

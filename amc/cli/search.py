@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from amc.cli import recipe
@@ -76,4 +78,24 @@ def _search(
     recipe.show(result, folder)
     if result.interrupted:
         print(f"the rest: {resume_command(folder)}")
+    if HydraConfig.get().mode == RunMode.RUN:  # after a sweep there are many
+        print(_next_commands(record, folder, has_policy=result.policy is not None))
     return recipe.Ended(result.interrupted, value_of(result, objectives))
+
+
+def _next_commands(record: RunRecord, folder: Path, *, has_policy: bool) -> str:
+    """What can be done with the network that was found, and with the policy that was learned."""
+    here = Path.cwd()
+    short = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    run, again = shlex.quote(str(short)), recipe.code_again(record)
+    commands = {
+        f"amc export run={run}{again}": "an ONNX file, checked and timed",
+        f"amc finetune run={run} epochs=3{again}": "train it to win accuracy back",
+    }
+    if has_policy:
+        others = recipe.code_again(record, network=False)
+        what = "another network by what was learned, without a search"
+        commands[f"amc apply policy={run} network=<name>{others}"] = what
+    width = max(map(len, commands))
+    lines = [f"  {command:{width}}   {what}" for command, what in commands.items()]
+    return "\n".join(["next:", *lines])

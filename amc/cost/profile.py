@@ -18,7 +18,9 @@ from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import Bits
-from amc.utils.files import cache_folder, fingerprint, read_text, write_once
+from amc.utils.files import fingerprint, read_text, write_once
+from amc.utils.machine import cache_folder
+from amc.utils.turns import measuring_turn
 
 log = logging.getLogger("amc")
 _LISTED = 5  # missing rows named in an error
@@ -104,9 +106,11 @@ def settled(loaded: Device | LocalSpec) -> Device | LocalSpec:
         return loaded
     path = loaded.table_path().with_suffix(".step")
     if not path.exists():
-        with loaded.sampling() as sample:
-            found = probe_step(loaded.name, sample, loaded.supported_bits)
-        write_once(path, f"{found}\n")  # another process may have found another: one for all
+        with measuring_turn(f"channel steps of {loaded.name}"):
+            if not path.exists():  # another process found it
+                with loaded.sampling() as sample:
+                    found = probe_step(loaded.name, sample, loaded.supported_bits)
+                write_once(path, f"{found}\n")  # of several machines the first: one for all
     text = read_text(path, "Channel step", TableError).strip()
     if text not in map(str, STEPS):
         raise TableError(

@@ -18,7 +18,7 @@ from amc.data.memory import MemorySource, checked_names, checked_split, tensor_s
 from amc.data.options import IMAGENET_MEAN, IMAGENET_STD, DataOptions, read_options
 from amc.data.split import Source, Split
 from amc.errors import DataError
-from amc.utils.files import cache_folder
+from amc.utils.machine import cache_folder
 
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 

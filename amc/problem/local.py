@@ -35,6 +35,7 @@ from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
 from amc.utils import measure
 from amc.utils.measure import Timing, measure_latency
 from amc.utils.progress import Bar, progress_bar
+from amc.utils.turns import measuring_turn
 
 NETWORKS = 8  # measured whole, beside the original, where the search is in float
 # Where it may choose other bits: so many in float, so many with ever more layers in other bits.
@@ -57,10 +58,24 @@ def device_for_network(
     network has a correction of its own (`amc.cost.corrections`), and another, which knows mixed
     bits, once it is searched with other bits than float. The table's is that of the first network.
 
+    What is measured here is measured by one process at a time: the others then find it.
+
     Raises:
         TableError, DeviceError, StorageError: As `device_for` and `own_correction`.
         ExportError: The network cannot be exported to the runtime that is the device.
     """
+    if not isinstance(loaded, LocalSpec):
+        return _device_for_network(loaded, graph, choices, image_shape)
+    with measuring_turn(f"prices of {loaded.name}"):
+        return _device_for_network(loaded, graph, choices, image_shape)
+
+
+def _device_for_network(
+    loaded: Device | LocalSpec,
+    graph: NetworkGraph,
+    choices: Choices,
+    image_shape: tuple[int, int, int],
+) -> Device:
     reference = reference_bits(loaded.supported_bits)
 
     def requests(some: Choices) -> list[Request]:
@@ -109,7 +124,7 @@ def with_measured(
     means = [r for r in dict.fromkeys(asked) if r in device.rows and not device.rows[r].samples]
     if not means:
         return device
-    with spec.sampling(graph.wholes) as sample:
+    with measuring_turn(f"prices of {spec.name}"), spec.sampling(graph.wholes) as sample:
         table = measure_table(means, spec.header(), spec.table_path(), sample)
     measured = {request: table.rows[request] for request in means}
     return TableDevice(device.header, {**device.rows, **measured})
@@ -152,9 +167,10 @@ def time_networks(
             compiled.append(runtime.compile(network, threads))
         if bar is not None:
             bar.advance()
-    return measure_latency(
-        compiled, image_shape, batch=batch, threads=threads, device=runtime.place, rounds=rounds
-    )
+    with measuring_turn("networks that are timed"):
+        return measure_latency(
+            compiled, image_shape, batch=batch, threads=threads, device=runtime.place, rounds=rounds
+        )
 
 
 def calibration_images(data: DataSet) -> Tensor:

@@ -26,7 +26,8 @@ from amc.strategy import Strategy
 from amc.utils.conditions import COMPUTING, machine_and_libraries, sources
 from amc.utils.database import IN_USE, Database, code_of
 from amc.utils.documents import TEXT, check_fields, object_of, parse_json
-from amc.utils.files import cache_folder, fingerprint, storage_error
+from amc.utils.files import fingerprint, storage_error
+from amc.utils.machine import cache_folder
 
 log = logging.getLogger("amc")
 

@@ -31,11 +31,11 @@ from amc.graph.whole import Whole
 from amc.quantplan.conversions import CONVERSIONS, INT8
 from amc.runtimes.onnx_model import Array, OperatorModel
 from amc.runtimes.operators import is_lone, lone_model, operator_model, output_of
-from amc.runtimes.pytorch import cpu_model
 from amc.runtimes.request import Request
 from amc.runtimes.runtime import NO_WHOLES, Runtime, Sampler
 from amc.strategy import FLOAT
 from amc.utils.files import storage_error
+from amc.utils.machine import cpu_model
 
 PROVIDER = "CPUExecutionProvider"
 _ERRORS_ONLY = 3

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -22,6 +20,7 @@ from amc.layers.signature import LAYER_OPS, MIXTURE, SCORES
 from amc.runtimes.request import ProductShape, Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
 from amc.runtimes.whole import input_shape
+from amc.utils.machine import cpu_model
 
 _SEED = 0
 _ALIGNMENT = 16  # floats: 64 bytes, a cache line
@@ -173,16 +172,6 @@ class TorchTimer:
         parts = torch.split(self._pool[: sum(padded)], padded)
         cuts = zip(parts, sizes, shapes, strict=True)
         return [part[:size].view(shape) for part, size, shape in cuts]
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def _cpu_clock(operator: nn.Module, inputs: list[Tensor], calls: int) -> float:

@@ -33,8 +33,9 @@ from amc.recovery.training import (
 )
 from amc.study import artifact
 from amc.utils.arguments import check_folder, check_kind, check_module
-from amc.utils.files import cache_folder, fingerprint, write_tensors
+from amc.utils.files import fingerprint, locked, write_tensors
 from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
+from amc.utils.machine import cache_folder
 
 log = logging.getLogger("amc")
 
@@ -138,19 +139,32 @@ def _score(
 def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
     """Train a small data set's network from scratch, once; afterwards it comes from the cache.
 
+    Of several processes one trains it, and the others wait for that.
+
     Raises:
         NetworkError: What the cache holds is damaged.
+        StorageError: The cache cannot be written.
     """
     start = [part for item in network.state_dict().items() for part in item]
     key = fingerprint(name, data.fingerprint(), repr(BASE_TRAINING), *start)
     path = cache_folder() / "networks" / f"{name}-{data.name}-{key}.safetensors"
-    if path.is_file():
-        try:
-            load_checkpoint(network, path)
-        except NetworkError as error:
-            raise NetworkError(f"{error} Remove {path}: the network is trained anew.") from error
-        return network.eval()
-    log.info("training the base network %s on %s (once; kept in %s)", name, data.name, path)
+    if not path.is_file():
+        with locked(path, f"another process trains the base network {name} on {data.name}"):
+            if not path.is_file():  # it did
+                log.info(
+                    "training the base network %s on %s (once; kept in %s)", name, data.name, path
+                )
+                _train_base(network, data, name)
+                write_tensors(path, network.state_dict())
+                return network.eval()
+    try:
+        load_checkpoint(network, path)
+    except NetworkError as error:
+        raise NetworkError(f"{error} Remove {path}: the network is trained anew.") from error
+    return network.eval()
+
+
+def _train_base(network: nn.Module, data: DataSet, name: str) -> None:
     evaluator = Evaluator(data.search, data.mean, data.std)
     named = primary_score(DEFAULT, labelled=True)
     mean, std = _normalisation(data)
@@ -165,8 +179,6 @@ def train_base(network: nn.Module, data: DataSet, name: str) -> nn.Module:
             evaluate=lambda net: evaluator(net).scores[named.name],
             description=f"training {name}",
         )
-    write_tensors(path, network.state_dict())
-    return network.eval()
 
 
 def _normalisation(data: DataSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import math
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -35,15 +37,8 @@ from amc.utils.documents import (
 
 # Not on every system: where it is missing, what several processes write is not locked.
 _fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
-
-
-def cache_folder() -> Path:
-    """Where tables and trained base networks are kept: $AMC_CACHE, else the user's cache."""
-    explicit = os.environ.get("AMC_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "amc"
+_LOOK_EVERY_S = 0.02  # whether a lock is free
+log = logging.getLogger("amc")
 
 
 def write_atomically(
@@ -115,21 +110,28 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waits: str = "", *, patience_s: float = math.inf) -> Iterator[None]:
     """Waits until no other process is inside this for the same file; for reading, then writing it.
 
     The lock is a file beside it that is gone afterwards. A process that is killed leaves no lock.
     Not to be entered again from within.
 
+    Args:
+        waits: What is said if it has to wait.
+        patience_s: How long it waits.
+
     Raises:
         StorageError: The folder cannot be written.
+        TimeoutError: It has waited so long.
     """
     lock = path.with_name(f".{path.name}.lock")
     if _fcntl is None:
         yield
         return
     try:
-        handle = _acquire(lock)
+        handle = _acquire(lock, waits, patience_s)
+    except TimeoutError:
+        raise
     except OSError as error:
         raise storage_error(path, error) from error
     try:
@@ -139,20 +141,44 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _acquire(lock: Path) -> int:
+def _acquire(lock: Path, waits: str, patience_s: float) -> int:
     lock.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + patience_s
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _fcntl.flock(handle, _fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            return handle
+            if not _is_free(handle):
+                if waits:
+                    log.info("waiting: %s", waits)
+                    waits = ""  # what waits first may meet another one in the end
+                _wait_for(handle, until)
         except BaseException:
             os.close(handle)
             raise
         if _is_at(handle, lock):
             return handle
         os.close(handle)
+
+
+def _wait_for(handle: int, until: float) -> None:
+    if math.isinf(until):
+        _fcntl.flock(handle, _fcntl.LOCK_EX)
+        return
+    while not _is_free(handle):
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _is_free(handle: int) -> bool:
+    """Whether the lock of an open file is this process's now."""
+    try:
+        _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _is_at(handle: int, path: Path) -> bool:

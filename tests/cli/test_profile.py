@@ -14,7 +14,7 @@ from amc.errors import TableError
 from amc.graph.types import Signature
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
-from amc.utils.files import cache_folder
+from amc.utils.machine import cache_folder
 from tests.cli.command import NETWORK, amc, search
 
 Output = pytest.CaptureFixture[str]

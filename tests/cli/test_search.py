@@ -13,6 +13,7 @@ from PIL import Image
 from amc import api
 from amc.cli import recipe
 from amc.cli.recipe import data_of
+from amc.cli.search import _next_commands
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import write_table
 from amc.errors import AmcError, StorageError
@@ -24,7 +25,7 @@ from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 from amc.study import recorder as recording
 from amc.study.artifact import RunRecord, read_strategy
-from tests.cli.command import search
+from tests.cli.command import NETWORK, search
 
 Output = pytest.CaptureFixture[str]
 FILES = {
@@ -133,11 +134,16 @@ def test_search_without_a_policy_leaves_no_policy_and_all_its_trials() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_output_ends_with_the_table_and_the_folder(capsys: Output) -> None:
+def test_output_ends_with_the_table_the_folder_and_the_next_commands(capsys: Output) -> None:
     assert search("agent=random", "hydra.run.dir=out") == 0
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
-    assert lines[-1] == f"written to {Path.cwd() / 'out'}"
+    assert [line.partition("   ")[0] for line in lines[-4:]] == [
+        f"written to {Path.cwd() / 'out'}",
+        "next:",
+        f"  amc export run=out {NETWORK}",
+        f"  amc finetune run=out epochs=3 {NETWORK}",
+    ]
     assert any(line.startswith("note: Measured in PyTorch on this machine") for line in lines)
     assert "best found" in shown.out
     assert "smallest reachable" in shown.err
@@ -380,3 +386,14 @@ def test_setting_of_a_class_of_ones_own_needs_a_plus(capsys: Output) -> None:
 def test_class_named_with_a_dot_is_told_of_the_colon(capsys: Output) -> None:
     assert search("agent=docs.examples.hill_climb.HillClimb") == 2
     assert "is named package.module:Name, with a colon" in capsys.readouterr().err
+
+
+def test_next_commands_name_code_again_and_apply_a_policy_to_another_network(
+    searched: Path,
+) -> None:
+    shown = _next_commands(RunRecord.read(searched), Path("/a place/run"), has_policy=True)
+    assert [line.partition("   ")[0] for line in shown.splitlines()[1:]] == [
+        f"  amc export run='/a place/run' {NETWORK}",
+        f"  amc finetune run='/a place/run' epochs=3 {NETWORK}",
+        "  amc apply policy='/a place/run' network=<name>",
+    ]

@@ -110,9 +110,11 @@ def real_env(tiny_net, data):
     return make_env(tiny_net, data, **OPTIONS)
 
 
-@pytest.mark.filterwarnings("ignore:.*(environment unwrapped|render):UserWarning")
-def test_gymnasium_accepts_the_environment(real_env):
-    check_env(real_env, skip_render_check=True)
+@pytest.mark.filterwarnings("error")
+def test_gymnasium_accepts_the_environment_and_its_pictures(tiny_net, data):
+    options = {"network": tiny_net, "data": data, **OPTIONS}
+    made = gymnasium.make("amc/Compression-v0", render_mode="rgb_array", **options)
+    check_env(made.unwrapped)
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,7 +12,6 @@ import torch
 from amc.errors import ArtifactError, NetworkError, StorageError
 from amc.utils import files
 from amc.utils.files import (
-    cache_folder,
     fingerprint,
     locked,
     read_tensors,
@@ -23,18 +22,6 @@ from amc.utils.files import (
     write_tensors,
     write_text,
 )
-
-
-def test_cache_folder_is_amcs_own_variable_before_the_users_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("AMC_CACHE", "/somewhere/amc")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/users/cache")
-    assert cache_folder() == Path("/somewhere/amc")
-    monkeypatch.delenv("AMC_CACHE")
-    assert cache_folder() == Path("/users/cache/amc")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "amc"
 
 
 def test_text_is_written_into_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
@@ -194,7 +181,7 @@ def test_file_of_a_system_without_locks_is_changed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NoLocks:
-        LOCK_EX = 2
+        LOCK_EX, LOCK_NB = 2, 4
 
         def flock(self, handle: int, operation: int) -> None:
             raise OSError(errno.ENOTSUP, "Operation not supported")
