@@ -530,7 +530,11 @@ hydra:
             "as run=<folder>.",
         ),
         ("search", "epochs=3", "amc search has no such option. What has it: amc finetune. All"),
-        ("export", "seed=3", "What has it: amc finetune, amc search. All"),
+        (
+            "export",
+            "seed=3",
+            "What has it: amc apply, amc finetune, amc search, amc train. All",
+        ),
         ("search", "evaluation=3", "no such option. Did you mean 'search.evaluations'?"),
     ],
 )
