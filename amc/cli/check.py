@@ -78,6 +78,8 @@ OPTIONS: dict[str, Kind] = {
     "strengths": or_null(_FRACTIONS),
     "refine": _AT_LEAST_0,
     "run": TEXT,
+    "runs": _LIST,
+    "cost": TEXT,
     "output": or_null(TEXT),
     "todo": or_null(TEXT),
     "todo_covers": TEXT,

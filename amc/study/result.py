@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,19 @@ from agents import searcher as searchers
 from agents.policies import AnyPolicy
 from agents.searcher import Trial
 from agents.trial import eligible
+from amc import __version__
 from amc.compress.network import CompressedNetwork
 from amc.objectives import primary_score
 from amc.problem.task import CompressionTask
 from amc.report.plots import plot_learning_curve, plot_strategy
+from amc.report.record import ResultRecord
 from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
 from amc.report.tensorboard import RESULT, EventWriter
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.finals import Conclusion
 from amc.study.recorder import layer_rows
+from amc.utils.conditions import machine_and_libraries
 from amc.utils.files import write_text
 from envs.compression import CompressionEnv
 
@@ -95,9 +99,11 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
     table = to_csv(result.comparison, result.task.objective.scores)
     write_text(folder / f"{artifact.COMPARISON_FILE}.csv", table)
     write_text(folder / f"{artifact.COMPARISON_FILE}.md", str(result))
+    record = record_of(result, env)
+    record.write(folder)
     metric = result.task.budget.metric
     plot_strategy(
-        layer_rows(result.task.costs, result.strategy),
+        record.layers,
         folder / artifact.STRATEGY_PICTURE,
         f"{type(result.task.network).__name__}: {result.task.budget}",
         cost_label=metric,
@@ -106,10 +112,52 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         [trial.reward for trial in eligible(result.trials, soft=env.is_soft)],
         folder / artifact.CURVE_PICTURE,
         title=f"{type(result.task.network).__name__}: {result.task.budget}",
-        warmup=_warmup(result.trials),
-        references=_references(result, env),
+        warmup=record.warmup,
+        references=record.levels,
         reward_label=f"reward ({env.reward_name})",
     )
+
+
+def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:
+    """What reports say of a result beside its numbers."""
+    task, costs = result.task, result.task.costs
+    layers = layer_rows(costs, result.strategy)
+    after = costs.cost(*costs.encode(result.strategy)) - sum(layer.cost_after for layer in layers)
+    before = costs.original - sum(layer.cost_before for layer in layers)
+    return ResultRecord(
+        title=f"{type(task.network).__name__}: {task.budget}",
+        about=about(task),
+        reward=env.reward_name,
+        levels=_references(result, env),
+        scores=list(task.objective.scores),
+        primary=primary_score(task.objective, labelled=task.data.is_labelled).name,
+        original=result.comparison[0].test,
+        notes=result.notes,
+        versions=versions(),
+        metric=task.budget.metric,
+        unit=task.budget.unit,
+        layers=layers,
+        elsewhere=(before, after),
+        warmup=_warmup(result.trials),
+    )
+
+
+def about(task: CompressionTask) -> dict[str, str]:
+    """What is compressed, for what, and where, in words."""
+    return {
+        "network": type(task.network).__name__,
+        "data": task.data.name,
+        "images": "x".join(map(str, task.data.image_shape)),
+        "device": task.device.name if task.device else "none",
+        "budget": str(task.budget),
+        "objective": task.objective.name,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of amc, Python, and what a result depends on."""
+    machine = {name: str(value) for name, value in machine_and_libraries().items()}
+    return {"amc": __version__, "python": platform.python_version(), **machine}
 
 
 def _warmup(trials: Sequence[Trial]) -> int:
@@ -137,14 +185,7 @@ def note_result(events: EventWriter, result: SearchResult, config: Mapping[str, 
     found = (trial.index for trial in result.trials if trial.strategy == result.strategy)
     rows = layer_rows(task.costs, result.strategy)
     events.strategy_image(next(found, len(result.trials)), rows, RESULT)
-    settings = {
-        "network": type(task.network).__name__,
-        "data": task.data.name,
-        "images": "x".join(map(str, task.data.image_shape)),
-        "device": task.device.name if task.device else "none",
-        "budget": task.budget,
-        **config,
-    }
+    settings = {**about(task), **config}
     events.text("result/table", str(result))
     events.text("configuration", settings_to_markdown(settings))
 

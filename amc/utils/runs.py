@@ -20,6 +20,8 @@ TRAINING_FILE = "training.safetensors"
 FINETUNE_FOLDER = "finetune"
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
+LEAVING_RUNS = ("search", "apply", "compare")
+"""Commands whose run folders hold results; a sweep of them ends by laying these beside each other."""
 RESUMED = ("search", "compare", "train")
 """Commands whose runs go on with ``resume=``."""
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"

@@ -38,6 +38,7 @@ FILES = {
     "learning_curve.png",
     "policy.json",
     "policy.safetensors",
+    "result.json",
     "run.json",
     "search.log",
     "strategy.json",
@@ -291,8 +292,8 @@ def test_ctrl_c_in_a_sweep_ends_it_after_writing_the_job(
 ) -> None:
     _press_ctrl_c(monkeypatch, 1)
     assert search("-m", "seed=0,1", "hydra.sweep.dir=sweep") == 130
-    assert Path("sweep/0/comparison.csv").is_file()
-    assert not Path("sweep/1").exists()
+    assert Path("sweep/0_seed-0/comparison.csv").is_file()
+    assert not Path("sweep/1_seed-1").exists()
     assert "its later jobs were not started" in capsys.readouterr().err
 
 
@@ -346,7 +347,10 @@ def test_a_sweep_over_budgets_writes_one_folder_per_job(monkeypatch: pytest.Monk
     monkeypatch.setattr("amc.cli.recipe.check_problem", _not_searched)
     assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 1
     for job, fraction in enumerate((0.5, 0.6)):
-        assert RunRecord.read(Path(f"sweep/{job}")).budget["fraction"] == fraction
+        assert (
+            RunRecord.read(Path(f"sweep/{job}_budget.fraction-{fraction}")).budget["fraction"]
+            == fraction
+        )
 
 
 def _not_searched(*_: object, **__: object) -> None:
