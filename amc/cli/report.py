@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from amc.cli import recipe
-from amc.errors import ConfigError
+from amc.comparison.reading import write_report
+from amc.errors import ConfigError, StorageError
 from amc.report.overview import overview_table, problems, summary
-from amc.report.runs import COSTS
+from amc.report.page import PAGE_FILE
+from amc.report.runs import COSTS, Overview
 from amc.study.overview import read_overview, write_overview
 
 
@@ -31,6 +34,25 @@ def run(config: DictConfig) -> recipe.Ended:
     return recipe.Ended()
 
 
+def _show_one(overview: Overview, folder: Path) -> None:
+    """The page of one run, in its folder."""
+    page = write_report(folder)
+    console = recipe.console_for_tables()
+    if overview.costs:
+        console.print(overview_table(overview))
+    for line in [*problems(overview), f"written to {page}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_missing(overview: Overview, place: Path) -> None:
+    """Pages of the runs below a folder that have none, so that the page of all can lead to them."""
+    for one in overview.runs:
+        below = one.folder.resolve().is_relative_to(place.resolve())
+        if below and one.has_result and not (one.folder / PAGE_FILE).exists():
+            with suppress(StorageError):  # it is theirs; then nothing leads there
+                write_report(one.folder)
+
+
 def show(folders: Sequence[Path], place: Path, cost: str = "measured_ms") -> None:
     """Read the runs, write their report into a folder, and print the table.
 
@@ -38,6 +60,13 @@ def show(folders: Sequence[Path], place: Path, cost: str = "measured_ms") -> Non
         AmcError: There are no runs, or the folder cannot be written.
     """
     overview = read_overview(folders)
+    alone = (
+        folders[0] if len(overview.runs) == 1 and overview.runs[0].folder == folders[0] else None
+    )
+    if alone is not None and place == alone:
+        _show_one(overview, alone)
+        return
+    _write_missing(overview, place)
     known = overview.costs
     written = write_overview(overview, place, cost if cost in known or not known else known[0])
     console = recipe.console_for_tables()

@@ -136,6 +136,17 @@ def to_markdown(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> 
     return "\n".join(lines) + "\n"
 
 
+def comparison_cells(
+    rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]
+) -> list[tuple[str, str, list[list[str]]]]:
+    """The same table turned: of each number its title, its unit, and a cell for every network."""
+    columns = _known_columns(rows, scores)
+    return [
+        (column.title, column.unit, [column.cell(row, rows[0]) for row in rows])
+        for column in columns
+    ]
+
+
 def significant(values: Sequence[float]) -> list[str]:
     """Numbers in three significant digits, in up to six where different ones would look alike."""
     for digits in range(3, 7):

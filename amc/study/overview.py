@@ -8,6 +8,7 @@ from pathlib import Path
 from amc.errors import AmcError, ArtifactError
 from amc.report.frontier import by_layers, plot_frontier, plot_strategies
 from amc.report.overview import overview_csv
+from amc.report.page import PAGE_FILE, overview_page, write_page
 from amc.report.runs import Overview, command_line
 from amc.study.reading import in_one_line, is_run, read_overrides, read_run
 from amc.utils.files import write_text
@@ -86,7 +87,7 @@ def _command(folder: Path, kind: str) -> str:
 
 
 def write_overview(overview: Overview, folder: Path, cost: str) -> list[Path]:
-    """Write the table and the pictures that there is something for; gives what was written.
+    """Write table, page, and the pictures that there is something for; gives what was written.
 
     Args:
         cost: What the picture shows scores against; one of `amc.report.runs.COSTS`.
@@ -102,4 +103,5 @@ def write_overview(overview: Overview, folder: Path, cost: str) -> list[Path]:
     if by_layers(overview):
         plot_strategies(overview, folder / STRATEGIES_PICTURE)
         written.append(folder / STRATEGIES_PICTURE)
-    return written
+    write_page(folder / PAGE_FILE, overview_page(overview, folder))
+    return [*written, folder / PAGE_FILE]

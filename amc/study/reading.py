@@ -52,23 +52,29 @@ def is_run(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in _MARKS)
 
 
-def read_run(folder: Path) -> Run:
-    """What a run folder tells; nothing that is wrong with it is raised."""
+def read_run(folder: Path, state: State | None = None) -> Run:
+    """What a run folder tells; nothing that is wrong with it is raised.
+
+    Args:
+        state: What became of the run, where its own process asks; None: as its folder looks.
+    """
     try:
-        return _read(folder)
+        return _read(folder, state)
     except OSError as error:  # no permission, or removed meanwhile
         said = in_one_line(f"{folder} cannot be read: {error.strerror or error}")
         return Run(folder, State.DAMAGED, said=said, faults=[said])
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path, known: State | None) -> Run:
     reader = _Reader(folder)
     record = reader.get(lambda: RunRecord.read(folder)) if (folder / RUN_FILE).is_file() else None
     rows = reader.get(lambda: _rows(folder, record)) or []
     overrides = reader.get(lambda: read_overrides(folder / OVERRIDES_FILE, ())) or []
     trials, evaluations = reader.get(lambda: _trials(folder)) or (Trials(), 0)
-    state, said = _state(folder, record, reader, has_result=len(rows) > 1)
-    if state != State.RUNNING:  # otherwise another process has the journal
+    state, said = known or State.DONE, ""
+    if known is None:
+        state, said = _state(folder, record, reader, has_result=len(rows) > 1)
+    if known is None and state != State.RUNNING:  # otherwise a process has the journal
         evaluations = max(evaluations, reader.get(lambda: counted(folder)) or 0)
     result = reader.get(lambda: ResultRecord.read(folder))
     has_strategy = (folder / STRATEGY_FILE).is_file()

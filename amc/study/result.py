@@ -17,13 +17,16 @@ from amc import __version__
 from amc.compress.network import CompressedNetwork
 from amc.objectives import primary_score
 from amc.problem.task import CompressionTask
+from amc.report.page import PAGE_FILE, run_page, write_page
 from amc.report.plots import plot_learning_curve, plot_strategy
 from amc.report.record import ResultRecord
+from amc.report.runs import State
 from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
 from amc.report.tensorboard import RESULT, EventWriter
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.finals import Conclusion
+from amc.study.reading import read_run
 from amc.study.recorder import layer_rows
 from amc.utils.conditions import machine_and_libraries
 from amc.utils.files import write_text
@@ -88,7 +91,7 @@ class SearchResult:
 
 
 def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
-    """Write the smaller network, the policy, the comparison and the pictures.
+    """Write the smaller network, the policy, the comparison, the pictures and the page.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -116,6 +119,8 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         references=record.levels,
         reward_label=f"reward ({env.reward_name})",
     )
+    run = read_run(folder, State.ENDED if result.interrupted else State.DONE)
+    write_page(folder / PAGE_FILE, run_page(run))
 
 
 def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:

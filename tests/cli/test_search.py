@@ -38,6 +38,7 @@ FILES = {
     "learning_curve.png",
     "policy.json",
     "policy.safetensors",
+    "report.html",
     "result.json",
     "run.json",
     "search.log",

@@ -65,7 +65,12 @@ def test_a_damaged_note_of_the_sweep_hides_nothing(tmp_path: Path) -> None:
 def test_table_and_pictures_are_written(tmp_path: Path) -> None:
     overview = read_overview([sweep(tmp_path / "s")])
     written = write_overview(overview, tmp_path / "out", "measured_ms")
-    assert [path.name for path in written] == ["report.csv", "pareto.png", "strategies.png"]
+    assert [path.name for path in written] == [
+        "report.csv",
+        "pareto.png",
+        "strategies.png",
+        "report.html",
+    ]
     assert all(path.is_file() for path in written)
     with (tmp_path / "out" / "report.csv").open(newline="") as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["seed=0", "seed=1", "seed=2"]
@@ -74,4 +79,4 @@ def test_table_and_pictures_are_written(tmp_path: Path) -> None:
 def test_runs_without_results_have_no_pictures(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "0", found=None, error="no")
     written = write_overview(read_overview([folder]), tmp_path / "out", "measured_ms")
-    assert [path.name for path in written] == ["report.csv"]
+    assert [path.name for path in written] == ["report.csv", "report.html"]
