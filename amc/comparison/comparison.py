@@ -139,8 +139,14 @@ class Comparison:
                 reward_label=f"reward ({self.reward_name})",
             )
         self._record().write(folder)
-        done = len(self.results) == len(self.cells)
-        write_report(folder, state=State.DONE if done else State.UNFINISHED)
+        write_report(folder, state=self._state)
+
+    @property
+    def _state(self) -> State:
+        """What is become of it so far."""
+        if len(self.results) + len(self.failures) < len(self.cells):
+            return State.ENDED if self.interrupted else State.RUNNING
+        return State.FAILED if self.failures else State.DONE
 
     def _record(self) -> ResultRecord:
         """What the page says beside the numbers."""

@@ -153,12 +153,14 @@ def test_runs_without_results_make_a_page_too() -> None:
 
 def _all_evil() -> list[str]:
     layer = replace(LAYERS[0], name=EVIL, others={EVIL: 1.0})
+    score = replace(RESULT.named, heading=EVIL)
     record = replace(
         RESULT,
         title=EVIL,
         about={EVIL: EVIL},
         reward=EVIL,
         levels={EVIL: 0.0},
+        scores=[score],
         notes=[EVIL],
         versions={EVIL: EVIL},
         unit=EVIL,
