@@ -39,6 +39,17 @@ def overview_table(overview: Overview) -> Table:
     return table
 
 
+def overview_markdown(overview: Overview) -> str:
+    """The same table in Markdown, and a line for each run without a result."""
+    titles = ["", "run", "state", *headings(overview)]
+    lines = [titles, ["--:", ":--", ":--", *("--:" for _ in titles[3:])]]
+    for number, (run, label) in enumerate(zip(overview.runs, overview.labels(), strict=True), 1):
+        lines.append([str(number), label, str(run.state), *cells(overview, run)])
+    rows = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in rows)
+    return table + "".join(f"\n- {line}" for line in problems(overview))
+
+
 def headings(overview: Overview) -> list[str]:
     """Of the numbers of a run."""
     primary = overview.primary

@@ -6,16 +6,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from amc.errors import AmcError, ArtifactError
-from amc.report.frontier import by_layers, plot_frontier, plot_strategies
-from amc.report.overview import overview_csv
+from amc.report.frontier import (
+    by_layers,
+    frontier_figure,
+    pixels_of,
+    plot_frontier,
+    plot_strategies,
+)
+from amc.report.overview import overview_csv, overview_markdown
 from amc.report.page import PAGE_FILE, overview_page, write_page
 from amc.report.runs import Overview, command_line
+from amc.report.tensorboard import EventWriter
 from amc.study.reading import in_one_line, is_run, read_overrides, read_run
 from amc.utils.files import write_text
 from amc.utils.runs import LEAVING_RUNS, check_run_folder
 
 TABLE_FILE = "report.csv"
 FRONTIER_PICTURE, STRATEGIES_PICTURE = "pareto.png", "strategies.png"
+_EVENTS = ".sweep"  # ends the name of the file of events that tells of all runs
 SWEEP_FILE = "multirun.yaml"
 _OVERRIDES_IN_IT = [("hydra", "overrides", which) for which in ("task", "hydra")]
 _MADE_ANYWAY = ("hydra.mode=", "hydra.sweep.dir=", "hydra.job.config.override_dirname.")
@@ -104,4 +112,16 @@ def write_overview(overview: Overview, folder: Path, cost: str) -> list[Path]:
         plot_strategies(overview, folder / STRATEGIES_PICTURE)
         written.append(folder / STRATEGIES_PICTURE)
     write_page(folder / PAGE_FILE, overview_page(overview, folder))
+    if (folder / SWEEP_FILE).is_file():
+        _note_events(overview, folder, cost)
     return [*written, folder / PAGE_FILE]
+
+
+def _note_events(overview: Overview, folder: Path, cost: str) -> None:
+    """What TensorBoard shows at a sweep's top, beside its runs; in place of what it showed."""
+    for path in folder.glob(f"events.out.tfevents.*{_EVENTS}"):
+        path.unlink(missing_ok=True)
+    with EventWriter(folder, suffix=_EVENTS) as events:
+        events.text("sweep/runs", overview_markdown(overview))
+        if overview.points(cost):
+            events.image("sweep/pareto", 0, pixels_of(frontier_figure(overview, cost)))

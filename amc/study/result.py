@@ -1,9 +1,9 @@
-"""What a search gives back, and what it leaves in the run folder and in TensorBoard."""
+"""What a search gives back, and what it leaves in the run folder."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,7 @@ from amc.report.page import PAGE_FILE, run_page, write_page
 from amc.report.plots import plot_learning_curve, plot_strategy
 from amc.report.record import ResultRecord
 from amc.report.runs import State
-from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
-from amc.report.tensorboard import RESULT, EventWriter
+from amc.report.tables import ComparisonRow, to_csv, to_markdown
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.finals import Conclusion
@@ -182,43 +181,3 @@ def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
     if tried:
         references["uniform"] = max(tried)
     return references
-
-
-def note_result(events: EventWriter, result: SearchResult, config: Mapping[str, object]) -> None:
-    """The strategy that was found as a picture, the final table and the configuration as texts."""
-    task = result.task
-    found = (trial.index for trial in result.trials if trial.strategy == result.strategy)
-    rows = layer_rows(task.costs, result.strategy)
-    events.strategy_image(next(found, len(result.trials)), rows, RESULT)
-    settings = {**about(task), **config}
-    events.text("result/table", str(result))
-    events.text("configuration", settings_to_markdown(settings))
-
-
-def note_hparams(
-    events: EventWriter,
-    result: SearchResult,
-    env: CompressionEnv,
-    agent: str,
-    seed: int,
-    more: Mapping[str, bool | int | float | str],
-) -> None:
-    """The run's row in TensorBoard's table of hyperparameters."""
-    costs, metric = result.task.costs, result.task.budget.metric
-    budget = costs.bound / costs.original
-    # TensorBoard shows five columns unasked.
-    columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
-    events.hparams(columns, _final_metrics(result, soft=env.is_soft))
-
-
-def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
-    best = result.comparison[-1]
-    named = primary_score(result.task.objective, labelled=True).name
-    found = {
-        "best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
-        f"test_{named}": best.test.get(named),
-        f"search_{named}": best.search.get(named),
-        "predicted_ms": best.predicted_ms,
-        "measured_ms": best.measured_ms,
-    }
-    return {f"final/{name}": value for name, value in found.items() if value is not None}

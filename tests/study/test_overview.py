@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amc.errors import ArtifactError
 from amc.report.runs import State
@@ -74,6 +75,20 @@ def test_table_and_pictures_are_written(tmp_path: Path) -> None:
     assert all(path.is_file() for path in written)
     with (tmp_path / "out" / "report.csv").open(newline="") as file:
         assert [row["run"] for row in csv.DictReader(file)] == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_a_sweep_has_its_picture_in_tensorboard_at_its_top_once(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "s")
+    for _ in range(2):
+        write_overview(read_overview([folder]), folder, "measured_ms")
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    events = EventAccumulator(str(folder)).Reload()
+    (picture,) = events.Images("sweep/pareto")
+    assert (picture.width, picture.height) == (1170, 650)
+    (table,) = events.Tensors("sweep/runs/text_summary")
+    said = table.tensor_proto.string_val[0].decode()
+    assert "| 1 | seed=0 | done | 88.00 | 2.00 | 2.000 | 2.50 | 0.50x | 0.25x |" in said
+    assert "- 3 seed=2: failed: no" in said
 
 
 def test_runs_without_results_have_no_pictures(tmp_path: Path) -> None:
