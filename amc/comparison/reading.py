@@ -13,7 +13,9 @@ from typing import Any
 from amc.comparison.cells import CELLS_FOLDER, strategy_of
 from amc.errors import AmcError, ArtifactError
 from amc.report.curves import Curve
-from amc.report.page import PAGE_FILE, Searchers, run_page, searchers_page, write_page
+from amc.report.page import PAGE_FILE, write_page
+from amc.report.page_of_run import run_page
+from amc.report.page_of_searchers import Searchers, searchers_page
 from amc.report.ranking import Score, rank
 from amc.report.runs import Run, State
 from amc.study.reading import in_one_line, read_run

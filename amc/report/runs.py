@@ -166,7 +166,10 @@ class Run:
 
 def command_line(kind: str, overrides: Sequence[str], *, sweep: bool = False) -> str:
     """A command as a shell takes it."""
-    return " ".join(["amc", kind, *(["-m"] if sweep else []), *map(shlex.quote, overrides)])
+    plain = (
+        override.replace("\\:", ":") for override in overrides
+    )  # as Hydra notes what it is given
+    return " ".join(["amc", kind, *(["-m"] if sweep else []), *map(shlex.quote, plain)])
 
 
 # -- beside each other ---------------------------------------------------------------------

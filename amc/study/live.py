@@ -59,7 +59,7 @@ class Live:
         except AmcError:  # it says how the run was called, and nothing else
             overrides = []
         called = command_line("search", overrides) if overrides else "amc.search(...)"
-        self._events.text("command", f"    {called}")
+        self._events.text("command", f"`{called}`")
         self._events.text("configuration", settings_to_markdown({**about(self._task), **config}))
         costs, metric = self._task.costs, self._task.budget.metric
         budget: dict[str, Value] = {"metric": metric, "budget": costs.bound / costs.original}

@@ -14,7 +14,8 @@ from amc.report.frontier import (
     plot_strategies,
 )
 from amc.report.overview import overview_csv, overview_markdown
-from amc.report.page import PAGE_FILE, overview_page, write_page
+from amc.report.page import PAGE_FILE, write_page
+from amc.report.page_of_runs import overview_page
 from amc.report.runs import Overview, command_line
 from amc.report.tensorboard import EventWriter
 from amc.study.reading import in_one_line, is_run, read_overrides, read_run

@@ -17,7 +17,8 @@ from amc import __version__
 from amc.compress.network import CompressedNetwork
 from amc.objectives import primary_score
 from amc.problem.task import CompressionTask
-from amc.report.page import PAGE_FILE, run_page, write_page
+from amc.report.page import PAGE_FILE, write_page
+from amc.report.page_of_run import run_page
 from amc.report.plots import plot_learning_curve, plot_strategy
 from amc.report.record import ResultRecord
 from amc.report.runs import State

@@ -128,7 +128,7 @@ def test_tensorboard_has_the_command_that_makes_the_run_again(searched: Path) ->
     events = EventAccumulator(str(searched)).Reload()
     (command,) = events.Tensors("command/text_summary")
     said = command.tensor_proto.string_val[0].decode()
-    assert said.strip().startswith("amc search network=tests.cli.nets:tiny data=digits")
+    assert said.startswith("`amc search network=tests.cli.nets:tiny data=digits")
 
 
 def test_a_search_leaves_its_page(searched: Path) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from amc.report.page import Searchers, overview_page, run_page, searchers_page, tiles, write_page
+from amc.report.page import write_page
+from amc.report.page_of_run import run_page, tiles
+from amc.report.page_of_runs import overview_page
+from amc.report.page_of_searchers import Searchers, searchers_page
 from amc.report.ranking import Score, rank
 from amc.report.runs import Overview, Run, State, Trials
 from tests.report import browser

@@ -131,7 +131,9 @@ def test_states_are_counted() -> None:
 
 
 def test_a_command_is_written_as_a_shell_takes_it() -> None:
-    written = command_line("search", ["seed=0,1", "data.root=my photos"], sweep=True)
-    assert written == "amc search -m seed=0,1 'data.root=my photos'"
+    written = command_line(
+        "search", ["seed=0,1", "data.root=my photos", "network=a\\:b"], sweep=True
+    )
+    assert written == "amc search -m seed=0,1 'data.root=my photos' network=a:b"
     assert replace(run(), overrides=["seed=1"]).command == "amc search seed=1"
     assert run().command == ""
