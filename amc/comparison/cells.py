@@ -27,10 +27,10 @@ from amc.utils.documents import (
     or_null,
 )
 from amc.utils.files import read_document, write_text
+from amc.utils.runs import CELLS_FOLDER
 from envs.observation import feature_names
 
 FORMAT_VERSION = 3  # 3: the scores of any objective
-CELLS_FOLDER = "cells"
 _TRACEBACK = "traceback.txt"  # beside what a search found: where one failed
 _LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
 

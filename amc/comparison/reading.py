@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from amc.comparison.cells import CELLS_FOLDER, strategy_of
+from amc.comparison.cells import strategy_of
 from amc.errors import AmcError, ArtifactError
 from amc.report.curves import Curve
 from amc.report.page import PAGE_FILE, write_page
@@ -21,6 +21,7 @@ from amc.report.runs import Run, State
 from amc.study.reading import in_one_line, read_run
 from amc.utils.documents import Fault, fault
 from amc.utils.files import read_text
+from amc.utils.runs import CELLS_FOLDER
 
 SCORES_FILE, CURVES_FILE = "comparison.csv", "curves.csv"
 _MOST_STRATEGIES = 40

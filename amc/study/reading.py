@@ -26,10 +26,12 @@ from amc.study.journal import counted, is_finished
 from amc.utils.documents import fault
 from amc.utils.files import read_text
 from amc.utils.runs import (
+    CELLS_FOLDER,
     JOURNAL_FILE,
     LEAVING_RUNS,
     RESUMED,
     RUN_FILE,
+    SEARCH_AGAIN,
     STRATEGY_FILE,
     resume_command,
 )
@@ -41,7 +43,6 @@ OVERRIDES_FILE = ".hydra/overrides.yaml"
 _LOGS = tuple(f"{command}.log" for command in LEAVING_RUNS)
 _MARKS = (RUN_FILE, JOURNAL_FILE, OVERRIDES_FILE, *_LOGS, f"{artifact.COMPARISON_FILE}.csv")
 _ERROR = re.compile(r"^\[[^]]*\]\[amc\.run_log\]\[ERROR\] - (.*?)(?=^\[\d{4}-|\Z)", re.M | re.S)
-_CELLS = "cells/*.json"
 _LONGEST = 1000  # characters of what is said of a run
 _QUOTING = re.compile(r"[\s'\"\\]")
 _NAMES = ("name", "metric")  # of a group's options: what stands for the group
@@ -68,20 +69,22 @@ def read_run(folder: Path, state: State | None = None) -> Run:
 def _read(folder: Path, known: State | None) -> Run:
     reader = _Reader(folder)
     record = reader.get(lambda: RunRecord.read(folder)) if (folder / RUN_FILE).is_file() else None
-    rows = reader.get(lambda: _rows(folder, record)) or []
+    kind = record.kind if record else _kind(folder)
+    rows = reader.get(lambda: _rows(folder)) or [] if kind != "compare" else []
     overrides = reader.get(lambda: read_overrides(folder / OVERRIDES_FILE, ())) or []
     trials, evaluations = reader.get(lambda: _trials(folder)) or (Trials(), 0)
+    result = reader.get(lambda: ResultRecord.read(folder))
     state, said = known or State.DONE, ""
     if known is None:
-        state, said = _state(folder, record, reader, has_result=len(rows) > 1)
+        cells = _cells_asked(record, result) if kind == "compare" else None
+        state, said = _state(folder, record, reader, cells, has_result=len(rows) > 1)
     if known is None and state != State.RUNNING:  # otherwise a process has the journal
         evaluations = max(evaluations, reader.get(lambda: counted(folder)) or 0)
-    result = reader.get(lambda: ResultRecord.read(folder))
     has_strategy = (folder / STRATEGY_FILE).is_file()
     return Run(
         folder=folder,
         state=state,
-        kind=record.kind if record else _kind(folder),
+        kind=kind,
         said=said,
         overrides=overrides,
         options=_options(record, overrides),
@@ -122,17 +125,30 @@ def in_one_line(text: str) -> str:
 
 
 def _kind(folder: Path) -> str:
+    """The command of a run that does not say it: refused before it began, or made from Python."""
+    if (folder / CELLS_FOLDER).is_dir():
+        return "compare"
     return next((c for c in LEAVING_RUNS if (folder / f"{c}.log").is_file()), "")
 
 
 def _state(
-    folder: Path, record: RunRecord | None, reader: _Reader, *, has_result: bool
+    folder: Path,
+    record: RunRecord | None,
+    reader: _Reader,
+    cells: int | None,
+    *,
+    has_result: bool,
 ) -> tuple[State, str]:
-    """What became of a run, and what is to be said of it where it has no result."""
+    """What became of a run, and what is to be said of it where it has no result.
+
+    Args:
+        cells: Of a comparison, how many searches it was to have.
+    """
     if is_worked_in(folder):
         return State.RUNNING, ""
-    if record is not None and record.kind == "compare":
-        finished: bool | None = _has_all_cells(folder, record)
+    finished: bool | None
+    if cells is not None:
+        finished = len(list((folder / CELLS_FOLDER).glob("*.json"))) >= cells > 0
     else:
         try:
             finished = is_finished(folder)
@@ -148,23 +164,27 @@ def _state(
     failed = reader.get(lambda: _error(folder))
     if failed:
         return State.FAILED, failed
-    if record is None and not (folder / JOURNAL_FILE).is_file():
+    if record is None and cells is None and not (folder / JOURNAL_FILE).is_file():
         return State.UNFINISHED, "ended before it began"
     return State.UNFINISHED, _how_to_go_on(folder, record)
 
 
 def _how_to_go_on(folder: Path, record: RunRecord | None) -> str:
     if record is None:
-        return "ended without a result; amc.search(..., folder=..., resume=True) goes on with it"
+        call = SEARCH_AGAIN if (folder / JOURNAL_FILE).is_file() else "the same call"
+        return f"ended without a result; {call} goes on with it"
     if record.kind not in RESUMED:
         return "ended without a result: the same command starts it again"
     return f"ended without a result; {in_one_line(resume_command(folder))} goes on with it"
 
 
-def _has_all_cells(folder: Path, record: RunRecord) -> bool:
-    agents, seeds = (record.settings.get(name) for name in ("agents", "seeds"))
-    asked = len(agents) * len(seeds) if isinstance(agents, list) and isinstance(seeds, list) else 0
-    return len(list(folder.glob(_CELLS))) >= asked > 0
+def _cells_asked(record: RunRecord | None, result: ResultRecord | None) -> int:
+    """How many searches a comparison was to have; 0 where it does not say."""
+    if result is not None:
+        return sum(len(seeds) for seeds in result.asked.values())
+    settings = record.settings if record is not None else {}
+    agents, seeds = (settings.get(name) for name in ("agents", "seeds"))
+    return len(agents) * len(seeds) if isinstance(agents, list) and isinstance(seeds, list) else 0
 
 
 def _error(folder: Path) -> str:
@@ -178,9 +198,9 @@ def _error(folder: Path) -> str:
     return in_one_line(lines[-1] if is_traceback else " ".join(lines))
 
 
-def _rows(folder: Path, record: RunRecord | None) -> Sequence[Any]:
+def _rows(folder: Path) -> Sequence[Any]:
     path = folder / f"{artifact.COMPARISON_FILE}.csv"
-    if not path.is_file() or (record is not None and record.kind == "compare"):
+    if not path.is_file():
         return []
     return from_csv(read_text(path, "Comparison"), fault(str(path), ArtifactError))
 

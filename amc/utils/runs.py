@@ -18,6 +18,7 @@ STRUCTURE_FILE = "compressed.json"
 WEIGHTS_FILE = "compressed.safetensors"
 TRAINING_FILE = "training.safetensors"
 FINETUNE_FOLDER = "finetune"
+CELLS_FOLDER = "cells"  # of a comparison: its searches
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
 LEAVING_RUNS = ("search", "apply", "compare")

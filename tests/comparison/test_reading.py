@@ -56,6 +56,16 @@ def test_its_page_is_written_again_from_its_folder(tmp_path: Path) -> None:
     assert "UNFINISHED" not in page
 
 
+def test_a_comparison_that_a_program_made_is_known_by_its_searches(tmp_path: Path) -> None:
+    folder = comparison(tmp_path / "c")
+    (folder / "run.json").unlink()
+    run = read_run(folder)
+    assert (run.kind, run.state, run.faults) == ("compare", State.DONE, [])
+    assert "is best" in write_report(folder).read_text()
+    (folder / "cells" / "random-seed0.json").unlink()
+    assert read_run(folder).said == "ended without a result; the same call goes on with it"
+
+
 def test_of_a_search_the_page_of_a_run_is_written(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "0")
     assert "Before and after" in write_report(folder).read_text()
