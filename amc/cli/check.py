@@ -97,7 +97,6 @@ OPTIONS: dict[str, Kind] = {
     "distillation_weight": NUMBER,
     "temperature": NUMBER,
     "tasks": _LIST,
-    "runs": _LIST,
     "start": TEXT,
     "episodes": _AT_LEAST_0,
     "rounds": _AT_LEAST_1,

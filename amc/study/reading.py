@@ -33,6 +33,7 @@ from amc.utils.runs import (
     RUN_FILE,
     SEARCH_AGAIN,
     STRATEGY_FILE,
+    kind_of,
     resume_command,
 )
 from amc.utils.working import is_worked_in
@@ -49,8 +50,11 @@ _NAMES = ("name", "metric")  # of a group's options: what stands for the group
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one of a run, whatever became of it."""
-    return any((folder / mark).is_file() for mark in _MARKS)
+    """Whether a folder is one of a run that is reported, whatever became of it."""
+    if not any((folder / mark).is_file() for mark in _MARKS):
+        return False
+    kind = kind_of(folder)
+    return kind is None or kind in LEAVING_RUNS
 
 
 def read_run(folder: Path, state: State | None = None) -> Run:

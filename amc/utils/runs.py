@@ -22,7 +22,7 @@ CELLS_FOLDER = "cells"  # of a comparison: its searches
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
 LEAVING_RUNS = ("search", "apply", "compare")
-"""Commands whose run folders hold results; a sweep of them ends by laying these beside each other."""
+"""Commands that leave networks or scores, by which a sweep's end lays its runs beside each other."""
 RESUMED = ("search", "compare", "train")
 """Commands whose runs go on with ``resume=``."""
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
@@ -167,6 +167,12 @@ def functions_again(named: Mapping[str, object]) -> str:
 def as_option(value: object) -> str:
     """A value as the command line takes it."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def kind_of(folder: Path) -> str | None:
+    """The command that a run's folder is of; None where it does not say."""
+    kind = _record(folder).get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def _inside(record: Mapping[str, Any], group: str, key: str) -> object:

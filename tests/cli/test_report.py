@@ -32,7 +32,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
             if path.name not in ("search.log", "run.json"):
                 path.rename(folder / path.name)
         shutil.rmtree(made)
-        record_of("search", config, search_recipe._settings(config)).write(folder)
+        record_of("search", config, search_recipe.settings_of(config)).write(folder)
         return Ended()
 
     monkeypatch.setattr(search_recipe, "run", run)

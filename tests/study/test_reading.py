@@ -202,6 +202,8 @@ def test_what_makes_a_folder_one_of_a_run(tmp_path: Path) -> None:
     assert not is_run(tmp_path)
     (tmp_path / "search.log").write_text("")
     assert is_run(tmp_path)
+    record("train").write(tmp_path)  # a policy is learned, no network found
+    assert not is_run(tmp_path)
 
 
 def test_a_strangers_text_becomes_one_short_line_without_control_characters() -> None:
