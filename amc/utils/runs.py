@@ -22,7 +22,7 @@ CELLS_FOLDER = "cells"  # of a comparison: its searches
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
 LEAVING_RUNS = ("search", "apply", "compare")
-"""Commands that leave networks or scores, by which a sweep's end lays its runs beside each other."""
+"""Commands whose runs are reported: a sweep of them ends by laying its runs beside each other."""
 RESUMED = ("search", "compare", "train")
 """Commands whose runs go on with ``resume=``."""
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
