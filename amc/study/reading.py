@@ -43,7 +43,9 @@ Found = TypeVar("Found")
 OVERRIDES_FILE = ".hydra/overrides.yaml"
 _LOGS = tuple(f"{command}.log" for command in LEAVING_RUNS)
 _MARKS = (RUN_FILE, JOURNAL_FILE, OVERRIDES_FILE, *_LOGS, f"{artifact.COMPARISON_FILE}.csv")
-_ERROR = re.compile(r"^\[[^]]*\]\[amc\.run_log\]\[ERROR\] - (.*?)(?=^\[\d{4}-|\Z)", re.M | re.S)
+_ERROR = re.compile(
+    r"^\[[^]]*\]\[amc(?:\.run_log)?\]\[ERROR\] - (.*?)(?=^\[\d{4}-|\Z)", re.M | re.S
+)
 _LONGEST = 1000  # characters of what is said of a run
 _QUOTING = re.compile(r"[\s'\"\\]")
 _NAMES = ("name", "metric")  # of a group's options: what stands for the group

@@ -115,6 +115,13 @@ def test_a_job_that_was_refused_before_it_began_is_known_by_its_log(tmp_path: Pa
     assert (run.state, run.kind, run.said) == (State.FAILED, "search", "seed must be a number")
 
 
+def test_a_job_whose_process_was_killed_is_failed_by_the_word_of_who_waited(tmp_path: Path) -> None:
+    log = "[2026-01-02 03:04:05,678][amc][ERROR] - job 0: its process died (SIGKILL)\n"
+    (tmp_path / "search.log").write_text(log)
+    run = read_run(tmp_path)
+    assert (run.state, run.said) == (State.FAILED, "job 0: its process died (SIGKILL)")
+
+
 def test_a_job_that_left_nothing_ended_before_it_began(tmp_path: Path) -> None:
     (tmp_path / "search.log").write_text("")
     run = read_run(tmp_path)
