@@ -199,9 +199,9 @@ def _run(command: str, arguments: Sequence[str]) -> int:
             arguments = folders_as_option(arguments)
         if command in LEAVING_RUNS:
             arguments = [*arguments, *names_of_jobs(arguments)]
-        with _called_as(command, arguments), answered(_report) as failed:
+        with _called_as(command, arguments), answered(_report) as unsaid:
             start()
-        codes += failed
+        codes += unsaid
     except KeyboardInterrupt:
         if not codes:
             print("interrupted by Ctrl-C before anything began", file=sys.stderr)
