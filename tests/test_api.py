@@ -252,7 +252,7 @@ def test_tensorboard_has_the_result_under_tags_of_its_own(
     monkeypatch.setattr(
         EventWriter,
         "strategy_image",
-        lambda _, index, rows, tag="strategy": pictures.append((index, rows, tag)),
+        lambda _, index, rows, tag, title: pictures.append((index, rows, tag)),
     )
     result = find(folder=tmp_path / "run")
     index, rows, tag = pictures[-1]

@@ -12,7 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +39,12 @@ from amc.cli.optimize import (
     directions_of,
     objectives_of,
 )
+from amc.cli.sweep import REPORT, answered, folders_as_option, names_of_jobs
 from amc.cli.unbegun import has_begun, remove_unbegun
 from amc.errors import AmcError, ConfigError
 from amc.utils.packages import check_packages
-from amc.utils.runs import RESUMED, RUN_FILE, resume_command
+from amc.utils.runs import LEAVING_RUNS, RESUMED, RUN_FILE, resume_command
+from amc.utils.working import working_in
 
 if TYPE_CHECKING:
     from amc.cli.recipe import Ended
@@ -58,6 +60,7 @@ COMMANDS = {
     "finetune": "train the compressed network of a run",
     "export": "write the compressed network of a run as ONNX, check and time it",
     "profile": "measure a device's latency table for a network",
+    "report": "one table, one page of runs: of a sweep, or of any folders",
 }
 
 TOOLS = {"doctor": "what is installed here, and what is missing for what"}  # without options
@@ -92,6 +95,7 @@ USAGE = """\
   amc <command> --help     all options of a command, with their groups
   amc <command> --cfg job  the configuration that would be used
   amc <command> -m seed=0,1 budget.fraction=0.3,0.5     a sweep
+  amc report <folders>     runs beside each other: a sweep's ends with it
 
   amc -sc install=bash     completion, for: eval "$(amc -sc install=bash)"; fish: install=fish
 
@@ -191,8 +195,13 @@ def _run(command: str, arguments: Sequence[str]) -> int:
             arguments = [*arguments, *place_of_resumed(arguments, command)]
         if command in OBJECTIVE_COMMANDS:
             arguments = [*arguments, *directions_for_optuna(arguments)]
-        with _called_as(command, arguments):
+        if command == REPORT:
+            arguments = folders_as_option(arguments)
+        if command in LEAVING_RUNS:
+            arguments = [*arguments, *names_of_jobs(arguments)]
+        with _called_as(command, arguments), answered(_report) as unsaid:
             start()
+        codes += unsaid
     except KeyboardInterrupt:
         if not codes:
             print("interrupted by Ctrl-C before anything began", file=sys.stderr)
@@ -264,7 +273,7 @@ def run_job(command: str, config: DictConfig) -> tuple[int, float | list[float] 
     may_remove = _is_single_and_new(folder)
     interrupted, objective = False, None
     try:
-        code, objective = _outcome(command, config)
+        code, objective = _outcome(command, config, folder)
     except KeyboardInterrupt:
         code, interrupted = _INTERRUPTED, True
     begun = has_begun(folder, command)
@@ -293,7 +302,9 @@ def _how_to_go_on(command: str, config: DictConfig, begun: Path | None) -> str:
     return "the same command starts it again"
 
 
-def _outcome(command: str, config: DictConfig) -> tuple[int, float | list[float] | None]:
+def _outcome(
+    command: str, config: DictConfig, folder: Path
+) -> tuple[int, float | list[float] | None]:
     """Exit code and objective of one job.
 
     Raises:
@@ -305,7 +316,8 @@ def _outcome(command: str, config: DictConfig) -> tuple[int, float | list[float]
         check_overrides(HydraConfig.get().overrides.task)
         check_directions(command, objectives_of(config.get("optimize", [])), _sweeper())
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
-        interrupted, objective = recipe(config)
+        with working_in(folder) if command in LEAVING_RUNS else nullcontext():
+            interrupted, objective = recipe(config)
     except AmcError as error:
         return _report(error), None
     except OmegaConfBaseException as error:

@@ -382,10 +382,17 @@ def recovery_of(options: Mapping[str, Any]) -> RecoverySettings:
     return RecoverySettings(**options)
 
 
+class _Terminal(Console):
+    """One whose reader may go away: that ends a command quietly, as it does without tables."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def console_for_tables() -> Console:
     """The terminal; where there is none, lines long enough for a table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    console = _Terminal()
+    return console if console.is_terminal else _Terminal(width=120)
 
 
 def show(result: SearchResult, folder: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from amc.utils.runs import JOURNAL_FILE, RUN_FILE
+from amc.utils.working import WORKING_FILE
 
 _HYDRA_FOLDER = ".hydra"
 
@@ -50,4 +51,4 @@ def _stop_logging_into(folder: Path) -> None:
 
 
 def _unbegun_names(command: str) -> set[str]:
-    return {_HYDRA_FOLDER, RUN_FILE, JOURNAL_FILE, f"{command}.log"}
+    return {_HYDRA_FOLDER, RUN_FILE, JOURNAL_FILE, WORKING_FILE, f"{command}.log"}

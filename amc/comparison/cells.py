@@ -27,10 +27,10 @@ from amc.utils.documents import (
     or_null,
 )
 from amc.utils.files import read_document, write_text
+from amc.utils.runs import CELLS_FOLDER
 from envs.observation import feature_names
 
 FORMAT_VERSION = 3  # 3: the scores of any objective
-CELLS_FOLDER = "cells"
 _TRACEBACK = "traceback.txt"  # beside what a search found: where one failed
 _LABEL = re.compile(r"[\w.+-]+")  # it is part of a file's name
 
@@ -143,9 +143,7 @@ def read_cell(folder: Path, cell: Cell, conditions: Mapping[str, str]) -> CellRe
     path = _path(folder, cell.entry.label, cell.seed, "json")
     if not path.exists():
         return None
-    document = read_document(
-        path, "Cell of the comparison", "amc-cell", FORMAT_VERSION, _FIELDS, advice=_ADVICE
-    )
+    document = _document(path)
     try:
         found, then = _result_of(document), document["conditions"]
     except (ValueError, StrategyError) as error:
@@ -157,6 +155,21 @@ def read_cell(folder: Path, cell: Cell, conditions: Mapping[str, str]) -> CellRe
             "in another folder, or as the first time."
         )
     return found
+
+
+def strategy_of(path: Path) -> Strategy:
+    """The strategy in the file of a cell, whatever it was searched under.
+
+    Raises:
+        AmcError: The file is damaged.
+    """
+    return Strategy.from_json(json.dumps(_document(path)["strategy"]), str(path))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return read_document(
+        path, "Cell of the comparison", "amc-cell", FORMAT_VERSION, _FIELDS, advice=_ADVICE
+    )
 
 
 def write_traceback(folder: Path, cell: Cell, text: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from amc.comparison.bench import Bench, Failure, Level, attempt, limited_threads
 from amc.comparison.cells import AgentLike, Cell, CellResult, cells_of, read_cell, write_traceback
+from amc.comparison.reading import CURVES_FILE, SCORES_FILE, write_report
 from amc.objectives import (
     NamedScore,
     primary_score,
@@ -26,7 +27,10 @@ from amc.report.ranking import (
     ranking_markdown,
     scores_csv,
 )
+from amc.report.record import ResultRecord
+from amc.report.runs import State
 from amc.study.introduction import introduce
+from amc.study.result import about, versions
 from amc.utils.files import write_text
 from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.utils.progress import progress_bar
@@ -35,8 +39,7 @@ from envs.reward import DEFAULT_REWARD, RewardLike
 
 log = logging.getLogger("amc")
 
-REPORT_FILE, SCORES_FILE = "comparison.md", "comparison.csv"
-CURVES_FILE, PICTURE_FILE = "curves.csv", "curves.png"
+REPORT_FILE, PICTURE_FILE = "comparison.md", "curves.png"
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Comparison:
         original, uniform: What the agents are measured against.
         named: The objective's scores.
         primary: Of these, what the agents are ranked by.
+        about: What was compressed, for what, where.
         results: Of the searches that ended, in the order in which they were asked for.
         failures: Of those that could not be done.
         interrupted: Whether Ctrl-C was pressed.
@@ -62,6 +66,7 @@ class Comparison:
     uniform: Level
     named: Sequence[NamedScore]
     primary: NamedScore
+    about: Mapping[str, str] = field(default_factory=dict)
     results: list[CellResult] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
@@ -110,7 +115,7 @@ class Comparison:
         self.results.sort(key=lambda found: order[found.label, found.seed])
 
     def write(self, folder: Path) -> None:
-        """Write the table, the numbers, the curves and their picture.
+        """Write the table, the numbers, the curves and their picture, and a page of all.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -133,6 +138,33 @@ class Comparison:
                 levels=self.levels,
                 reward_label=f"reward ({self.reward_name})",
             )
+        self._record().write(folder)
+        write_report(folder, state=self._state)
+
+    @property
+    def _state(self) -> State:
+        """What is become of it so far."""
+        if len(self.results) + len(self.failures) < len(self.cells):
+            return State.ENDED if self.interrupted else State.RUNNING
+        return State.FAILED if self.failures else State.DONE
+
+    def _record(self) -> ResultRecord:
+        """What the page says beside the numbers."""
+        asked: dict[str, list[int]] = {}
+        for cell in self.cells:
+            asked.setdefault(cell.entry.label, []).append(cell.seed)
+        return ResultRecord(
+            title=self.title,
+            about=self.about,
+            reward=self.reward_name,
+            levels=self.levels,
+            scores=list(self.named),
+            primary=self.primary.name,
+            original=self.original.test,
+            notes=self.notes,
+            versions=versions(),
+            asked=asked,
+        )
 
     def _score(self, result: CellResult) -> Score:
         level = self.uniform.reward
@@ -238,6 +270,7 @@ def _begin(bench: Bench, cells: Sequence[Cell]) -> Comparison:
         uniform=bench.uniform(),
         named=task.objective.scores,
         primary=primary_score(task.objective, labelled=task.data.is_labelled),
+        about=about(task),
     )
 
 

@@ -201,11 +201,19 @@ def ranking_table(rows: Sequence[RankingRow], primary: NamedScore) -> Table:
 
 def ranking_markdown(rows: Sequence[RankingRow], primary: NamedScore) -> str:
     """The same table in Markdown."""
+    titles, cells = ranking_cells(rows, primary)
+    lines = [["agent", *titles], [":--", *("--:" for _ in titles)]]
+    lines += [[agent, *numbers] for agent, numbers in cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def ranking_cells(
+    rows: Sequence[RankingRow], primary: NamedScore
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The same table in its parts: titles, and of every agent its name and its cells."""
     columns = _columns(primary)
     titles = [f"{title} {unit}".rstrip() for title, unit, _ in columns]
-    lines = [["agent", *titles], [":--", *("--:" for _ in titles)]]
-    lines += [[row.agent, *(cell(row) for _, _, cell in columns)] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return titles, [(row.agent, [cell(row) for _, _, cell in columns]) for row in rows]
 
 
 def never_better_than_uniform(rows: Sequence[RankingRow]) -> list[str]:

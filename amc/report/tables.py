@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from amc.objectives import NamedScore
+from amc.utils.documents import Fault
 
 MISSING = "\N{EN DASH}"
 
@@ -134,6 +136,17 @@ def to_markdown(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> 
     return "\n".join(lines) + "\n"
 
 
+def comparison_cells(
+    rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]
+) -> list[tuple[str, str, list[list[str]]]]:
+    """The same table turned: of each number its title, its unit, and a cell for every network."""
+    columns = _known_columns(rows, scores)
+    return [
+        (column.title, column.unit, [column.cell(row, rows[0]) for row in rows])
+        for column in columns
+    ]
+
+
 def significant(values: Sequence[float]) -> list[str]:
     """Numbers in three significant digits, in up to six where different ones would look alike."""
     for digits in range(3, 7):
@@ -183,6 +196,39 @@ def to_csv(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> str:
         ratios = [_exact_ratio(row.number(name), rows[0].number(name)) for name in compared]
         writer.writerow([row.name, *map(row.number, numbers), *ratios])
     return text.getvalue()
+
+
+def from_csv(text: str, wrong: Fault) -> list[ComparisonRow]:
+    """The rows that `to_csv` wrote.
+
+    Raises:
+        AmcError: It is no such table.
+    """
+    try:
+        lines = list(csv.DictReader(io.StringIO(text), strict=True))
+        rows = [_row_of({k: v for k, v in line.items() if v}) for line in lines]
+    except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as cause:
+        raise wrong(f"is no table of amc's: {type(cause).__name__}: {cause}") from cause
+    if not rows:
+        raise wrong("holds no network")
+    return rows
+
+
+_COUNTS = ("macs", "params", "size_bytes")
+
+
+def _row_of(line: Mapping[str, str]) -> ComparisonRow:
+    """A line of the CSV file, of which what is not known is left out."""
+    read = {name: float(text) for name, text in line.items() if name != "name"}
+    numbers = {name: number for name, number in read.items() if math.isfinite(number)}
+    scores: dict[str, dict[str, float]] = {"test": {}, "search": {}}
+    for name, number in numbers.items():
+        split, _, score = name.partition("_")
+        if split in scores and not name.endswith("_ratio"):
+            scores[split][score] = number
+    costs = {f.name for f in fields(ComparisonRow)} & numbers.keys()
+    known = {name: round(n) if name in _COUNTS else n for name in costs for n in [numbers[name]]}
+    return ComparisonRow(line["name"], **scores, **known)  # type: ignore[arg-type]
 
 
 def _known_columns(rows: Sequence[ComparisonRow], scores: Sequence[NamedScore]) -> list[_Column]:

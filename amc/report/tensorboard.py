@@ -1,4 +1,4 @@
-"""TensorBoard events of a search: scalars and pictures per episode, one HPARAMS row per run."""
+"""TensorBoard events: scalars and pictures per episode, one HPARAMS row per run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Image = npt.NDArray[np.uint8]
 Value = bool | int | float | str
 
 # Tags: the IMAGES tab sorts by them, and opens each on its last picture.
-RESULT, TRIED = "result/strategy", "strategy"
+RESULT, BEST, TRIED = "result/strategy", "result/best_so_far", "strategy"
 _MOST_LABELLED = 60  # layers; more of them get cells without text
 
 
@@ -38,15 +38,16 @@ class EventWriter:
         StorageError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, first: int | None = None) -> None:
+    def __init__(self, folder: Path, first: int | None = None, suffix: str = "") -> None:
         """
         Args:
             first: Episode that a resumed run goes on with; what the folder's earlier events say
                 of it and of later ones no longer counts. None: a run that starts.
+            suffix: Of the file's name.
         """
         self.folder = folder
         try:
-            self._writer: Any = SummaryWriter(str(folder), purge_step=first)
+            self._writer: Any = SummaryWriter(str(folder), purge_step=first, filename_suffix=suffix)
         except OSError as error:
             raise storage_error(folder, error) from error
         except UnicodeEncodeError as error:
@@ -56,6 +57,7 @@ class EventWriter:
                 "PYTHONUTF8=1."
             ) from error
         self._strips: dict[tuple[object, ...], StrategyStrip] = {}  # by what is on them
+        self._session_end: Any = None
 
     def episode(self, index: int, scalars: Mapping[str, float]) -> None:
         """Scalars of episode ``index``, under their own names; non-finite ones are left out."""
@@ -67,31 +69,39 @@ class EventWriter:
         """A picture, uint8 of shape (height, width, 3)."""
         self._writer.add_image(tag, pixels, index, dataformats="HWC")
 
-    def strategy_image(self, index: int, rows: Sequence[LayerRow], tag: str = TRIED) -> None:
+    def strategy_image(
+        self, index: int, rows: Sequence[LayerRow], tag: str = TRIED, title: str = ""
+    ) -> None:
         """The strategy of episode ``index`` as a strip: layers by (channels kept, bits)."""
         others = tuple(rows[0].others)
         key = len(rows), *others
         if key not in self._strips:
             self._strips[key] = StrategyStrip(len(rows), others)
-        self.image(tag, index, self._strips[key].pixels(rows))
+        self.image(tag, index, self._strips[key].pixels(rows, title))
 
     def text(self, tag: str, markdown: str, index: int = 0) -> None:
         """A text for the TEXT tab, which shows Markdown."""
         self._writer.add_text(tag, markdown, index)
 
-    def hparams(self, hparams: Mapping[str, Value], metrics: Mapping[str, float]) -> None:
-        """Make the run a row of the HPARAMS tab: what it was started with, what it reached.
+    def begin_hparams(self, hparams: Mapping[str, Value], metrics: Sequence[str]) -> None:
+        """Make the run a row of the HPARAMS tab: what it is started with, what it will reach.
 
         Written into the run's own folder. (``SummaryWriter.add_hparams`` would make a folder
-        below it, and the tab would list that as another run.) Non-finite metrics are left out;
-        TensorBoard shows True and False as 1 and 0.
+        below it, and the tab would list that as another run.) TensorBoard shows True and False as
+        1 and 0.
+
+        Args:
+            metrics: Tags of scalars; the row shows the last value of each, as it is written.
         """
-        reached = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        file_writer = self._writer._get_file_writer()
         summaries: Any = torch_summary.hparams  # untyped in torch
-        for summary in summaries(dict(hparams), dict.fromkeys(reached, 0.0)):
-            file_writer.add_summary(summary)
-        self.episode(0, reached)
+        *begin, self._session_end = summaries(dict(hparams), dict.fromkeys(metrics, 0.0))
+        for summary in begin:
+            self._writer._get_file_writer().add_summary(summary)
+
+    def end_hparams(self) -> None:
+        """Say that the run of `begin_hparams` came to its end."""
+        if self._session_end is not None:
+            self._writer._get_file_writer().add_summary(self._session_end)
 
     def flush(self) -> None:
         """Put what was noted on the disk: a run may be killed at any moment."""
@@ -126,8 +136,9 @@ class StrategyStrip:
         width = max(4.0, 1.9 + 0.3 * layers)
         scales = [_KEPT, _BITS, *([_Scale(tuple(others), "", {0: "0", 1: "1"})] if others else [])]
         lines = [len(scale.lines) for scale in scales]
-        size = width, 1.0 + 0.4 * sum(lines)
+        size = width, 1.25 + 0.4 * sum(lines)
         figure = Figure(figsize=size, dpi=90, layout="constrained")
+        self._title = figure.suptitle(" ", fontsize=8, parse_math=False)
         canvas: Any = FigureCanvasAgg(figure)  # its drawing is untyped
         self._canvas = canvas
         axes = figure.subplots(len(scales), 1, sharex=True, height_ratios=lines)
@@ -139,8 +150,9 @@ class StrategyStrip:
         self._canvas.draw()
         figure.set_layout_engine("none")  # what was laid out stays
 
-    def pixels(self, rows: Sequence[LayerRow]) -> Image:
+    def pixels(self, rows: Sequence[LayerRow], title: str = "") -> Image:
         """A strategy, one row per layer; uint8 of shape (height, width, 3)."""
+        self._title.set_text(title)
         kept = [100 * row.channels_after / row.channels_before for row in rows]
         bits = [[row.weight_bits for row in rows], [row.activation_bits for row in rows]]
         self._kept.show([kept], [[f"{value:.0f}" for value in kept]])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.trial import Trial
-from amc.errors import ArtifactError
+from amc.errors import ArtifactError, StorageError
 from amc.problem.evaluate import Evaluation
 from amc.strategy import Strategy
 from amc.study import artifact
@@ -307,14 +307,31 @@ def is_finished(folder: Path) -> bool:
         ArtifactError: The journal is damaged.
         StorageError: Another process runs the search.
     """
-    path = folder / JOURNAL_FILE
-    if not path.is_file():  # of a version that kept no journal, or killed before it began
+    if not (folder / JOURNAL_FILE).is_file():  # of an earlier version, or of one that did not begin
         return (folder / f"{artifact.COMPARISON_FILE}.csv").is_file()
-    database = Database(path, _TABLES, _ADVICE, busy_s=_BUSY_S)
+    return bool(_looked_up(folder, "SELECT 1 FROM about WHERE name = 'finished'"))
+
+
+def counted(folder: Path) -> int:
+    """How many evaluations the journal of a run folder holds; 0 where another process has it.
+
+    Raises:
+        ArtifactError: The journal is damaged.
+    """
+    if not (folder / JOURNAL_FILE).is_file():
+        return 0
     try:
-        if not database.check_schema():  # killed while it was made
-            return False
-        return bool(database.rows("SELECT 1 FROM about WHERE name = 'finished'"))
+        found = _looked_up(folder, "SELECT count(*) FROM trials")
+    except StorageError:
+        return 0
+    return int(found[0][0]) if found else 0
+
+
+def _looked_up(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    """Rows of a journal that no process has; none of one that was killed while it was made."""
+    database = Database(folder / JOURNAL_FILE, _TABLES, _ADVICE, busy_s=_BUSY_S)
+    try:
+        return database.rows(query) if database.check_schema() else []
     finally:
         database.close()
 

@@ -7,22 +7,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agents.searcher import Trial
 from amc.cost.model import CostModel
 from amc.decisions import numbers_of, parts_of
 from amc.problem.task import CompressionTask
 from amc.report.plots import LayerRow
-from amc.report.tensorboard import EventWriter
 from amc.strategy import FLOAT, Strategy
 from amc.study import artifact
 from amc.study.journal import Journal
 from amc.utils.progress import Bar
 
+if TYPE_CHECKING:
+    from amc.study.live import Live
+
 log = logging.getLogger("amc")
 
 _WRITE_EVERY = 10  # evaluations between two writings of the trials
-_IMAGES = 20  # strategy images over a search, beside those of new bests
 
 
 class Recorder:
@@ -36,7 +38,7 @@ class Recorder:
         self,
         task: CompressionTask,
         folder: Path | None,
-        events: EventWriter | None,
+        live: Live | None,
         evaluations: int,
         stop: threading.Event,
         journal: Journal,
@@ -48,7 +50,7 @@ class Recorder:
             soft: Whether the reward prices the cost itself: the best may exceed the budget.
         """
         self._soft = soft
-        self._task, self._folder, self._events, self._stop = task, folder, events, stop
+        self._task, self._folder, self._live, self._stop = task, folder, live, stop
         self._journal = journal
         self._evaluations = evaluations
         self._best: Trial | None = None
@@ -89,13 +91,10 @@ class Recorder:
             "evaluation_seconds": evaluation.seconds,
         }
         self._rows.append({"evaluation": trial.index, **scalars})
-        if self._events is not None and new:
-            self._events.episode(trial.index, scalars)
-            if better or trial.index % max(1, self._evaluations // _IMAGES) == 0:
-                self._events.strategy_image(
-                    trial.index, layer_rows(self._task.costs, trial.strategy)
-                )
-            self._events.flush()
+        if self._live is not None and new:
+            self._live.trial(trial, scalars, better=better, evaluations=self._evaluations)
+        elif self._live is not None:
+            self._live.seen(trial)
         if new and (better or trial.index % _WRITE_EVERY == 0):
             self._write()
 

@@ -1,8 +1,9 @@
-"""What a search gives back, and what it leaves in the run folder and in TensorBoard."""
+"""What a search gives back, and what it leaves in the run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,22 @@ from agents import searcher as searchers
 from agents.policies import AnyPolicy
 from agents.searcher import Trial
 from agents.trial import eligible
+from amc import __version__
 from amc.compress.network import CompressedNetwork
 from amc.objectives import primary_score
 from amc.problem.task import CompressionTask
+from amc.report.page import PAGE_FILE, write_page
+from amc.report.page_of_run import run_page
 from amc.report.plots import plot_learning_curve, plot_strategy
-from amc.report.tables import ComparisonRow, settings_to_markdown, to_csv, to_markdown
-from amc.report.tensorboard import RESULT, EventWriter
+from amc.report.record import ResultRecord
+from amc.report.runs import State
+from amc.report.tables import ComparisonRow, to_csv, to_markdown
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.finals import Conclusion
+from amc.study.reading import read_run
 from amc.study.recorder import layer_rows
+from amc.utils.conditions import machine_and_libraries
 from amc.utils.files import write_text
 from envs.compression import CompressionEnv
 
@@ -84,7 +91,7 @@ class SearchResult:
 
 
 def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
-    """Write the smaller network, the policy, the comparison and the pictures.
+    """Write the smaller network, the policy, the comparison, the pictures and the page.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -95,9 +102,11 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
     table = to_csv(result.comparison, result.task.objective.scores)
     write_text(folder / f"{artifact.COMPARISON_FILE}.csv", table)
     write_text(folder / f"{artifact.COMPARISON_FILE}.md", str(result))
+    record = record_of(result, env)
+    record.write(folder)
     metric = result.task.budget.metric
     plot_strategy(
-        layer_rows(result.task.costs, result.strategy),
+        record.layers,
         folder / artifact.STRATEGY_PICTURE,
         f"{type(result.task.network).__name__}: {result.task.budget}",
         cost_label=metric,
@@ -106,10 +115,54 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
         [trial.reward for trial in eligible(result.trials, soft=env.is_soft)],
         folder / artifact.CURVE_PICTURE,
         title=f"{type(result.task.network).__name__}: {result.task.budget}",
-        warmup=_warmup(result.trials),
-        references=_references(result, env),
+        warmup=record.warmup,
+        references=record.levels,
         reward_label=f"reward ({env.reward_name})",
     )
+    run = read_run(folder, State.ENDED if result.interrupted else State.DONE)
+    write_page(folder / PAGE_FILE, run_page(run))
+
+
+def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:
+    """What reports say of a result beside its numbers."""
+    task, costs = result.task, result.task.costs
+    layers = layer_rows(costs, result.strategy)
+    after = costs.cost(*costs.encode(result.strategy)) - sum(layer.cost_after for layer in layers)
+    before = costs.original - sum(layer.cost_before for layer in layers)
+    return ResultRecord(
+        title=f"{type(task.network).__name__}: {task.budget}",
+        about=about(task),
+        reward=env.reward_name,
+        levels=_references(result, env),
+        scores=list(task.objective.scores),
+        primary=primary_score(task.objective, labelled=task.data.is_labelled).name,
+        original=result.comparison[0].test,
+        notes=result.notes,
+        versions=versions(),
+        metric=task.budget.metric,
+        unit=task.budget.unit,
+        layers=layers,
+        elsewhere=(before, after),
+        warmup=_warmup(result.trials),
+    )
+
+
+def about(task: CompressionTask) -> dict[str, str]:
+    """What is compressed, for what, and where, in words."""
+    return {
+        "network": type(task.network).__name__,
+        "data": task.data.name,
+        "images": "x".join(map(str, task.data.image_shape)),
+        "device": task.device.name if task.device else "none",
+        "budget": str(task.budget),
+        "objective": task.objective.name,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of amc, Python, and what a result depends on."""
+    machine = {name: str(value) for name, value in machine_and_libraries().items()}
+    return {"amc": __version__, "python": platform.python_version(), **machine}
 
 
 def _warmup(trials: Sequence[Trial]) -> int:
@@ -129,50 +182,3 @@ def _references(result: SearchResult, env: CompressionEnv) -> dict[str, float]:
     if tried:
         references["uniform"] = max(tried)
     return references
-
-
-def note_result(events: EventWriter, result: SearchResult, config: Mapping[str, object]) -> None:
-    """The strategy that was found as a picture, the final table and the configuration as texts."""
-    task = result.task
-    found = (trial.index for trial in result.trials if trial.strategy == result.strategy)
-    rows = layer_rows(task.costs, result.strategy)
-    events.strategy_image(next(found, len(result.trials)), rows, RESULT)
-    settings = {
-        "network": type(task.network).__name__,
-        "data": task.data.name,
-        "images": "x".join(map(str, task.data.image_shape)),
-        "device": task.device.name if task.device else "none",
-        "budget": task.budget,
-        **config,
-    }
-    events.text("result/table", str(result))
-    events.text("configuration", settings_to_markdown(settings))
-
-
-def note_hparams(
-    events: EventWriter,
-    result: SearchResult,
-    env: CompressionEnv,
-    agent: str,
-    seed: int,
-    more: Mapping[str, bool | int | float | str],
-) -> None:
-    """The run's row in TensorBoard's table of hyperparameters."""
-    costs, metric = result.task.costs, result.task.budget.metric
-    budget = costs.bound / costs.original
-    # TensorBoard shows five columns unasked.
-    columns = {"agent": agent, "seed": seed, "metric": metric, "budget": budget, **more}
-    events.hparams(columns, _final_metrics(result, soft=env.is_soft))
-
-
-def _final_metrics(result: SearchResult, *, soft: bool) -> dict[str, float]:
-    best = result.comparison[-1]
-    named = primary_score(result.task.objective, labelled=True).name
-    found = {
-        "best_reward": max(trial.reward for trial in eligible(result.trials, soft=soft)),
-        f"test_{named}": best.test.get(named),
-        f"search_{named}": best.search.get(named),
-        "predicted_ms": best.predicted_ms,
-        "measured_ms": best.measured_ms,
-    }
-    return {f"final/{name}": value for name, value in found.items() if value is not None}

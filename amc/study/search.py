@@ -21,13 +21,14 @@ from amc.problem.problem import Problem
 from amc.problem.space import SearchSpace
 from amc.problem.store import open_store
 from amc.problem.task import CompressionTask
-from amc.report.tensorboard import EventWriter
+from amc.report.tensorboard import EventWriter, Value
 from amc.strategy import Strategy
 from amc.study import artifact
 from amc.study.checkpoint import CheckpointFile
 from amc.study.finals import Conclusion, conclude
 from amc.study.introduction import introduce
 from amc.study.journal import Journal, origin_of
+from amc.study.live import Live
 from amc.study.reaim import (
     Aim,
     check_reaim,
@@ -37,7 +38,7 @@ from amc.study.reaim import (
     tightened_bound,
 )
 from amc.study.recorder import Recorder
-from amc.study.result import SearchResult, note_hparams, note_result, write_run
+from amc.study.result import SearchResult, write_run
 from amc.utils import blas
 from amc.utils.arguments import check_count
 from amc.utils.files import write_text
@@ -161,12 +162,12 @@ class Study:
             log.info("resuming after %d evaluations", recorded)
         return EventWriter(self._folder, recorded + 1 if recorded else None)
 
-    def run(self, events: EventWriter | None) -> SearchResult:
+    def run(self, live: Live | None) -> SearchResult:
         """Search, leg after leg, and conclude."""
         asked, journal = self._settings.evaluations, self._journal
         aim = Aim.resumed(self.task.costs, self._checkpoint, journal.aims, asked)
         while True:
-            found, recorder = self._leg(aim, events)
+            found, recorder = self._leg(aim, live)
             bound = self._recorded_bound(aim.leg, found)
             if bound is None:
                 with recorder.kept():
@@ -183,13 +184,13 @@ class Study:
         result.notes += self._aiming_notes(result.trials)
         return result
 
-    def _leg(self, aim: Aim, events: EventWriter | None) -> tuple[searchers.SearchResult, Recorder]:
+    def _leg(self, aim: Aim, live: Live | None) -> tuple[searchers.SearchResult, Recorder]:
         """Walk until the leg's evaluations are spent, or Ctrl-C."""
         settings, searcher = self._settings, self._searcher
         env = environment(self.task, settings.reward, settings.observation, aim.costs)
         until = evaluations_until(aim.leg, settings.evaluations)
         recorder = Recorder(
-            self.task, self._folder, events, until, self._stop, self._journal, soft=env.is_soft
+            self.task, self._folder, live, until, self._stop, self._journal, soft=env.is_soft
         )
         with recorder.kept(), progress_bar(f"searching ({searcher.name})", until) as bar:
             on_trial = recorder.watch(bar)
@@ -279,12 +280,15 @@ def search(
         with stop_on_interrupt() as stop:
             study = Study(task, settings, journal, folder, stop, force=resume_force)
             with study.events() as events:
-                result = study.run(events)
+                live = None if events is None else Live(events, task)
+                if live is not None and folder is not None:
+                    columns: dict[str, Value] = {"agent": agent, "seed": settings.seed, **hparams}
+                    live.begin(folder, study.config, columns)
+                result = study.run(live)
                 if folder is not None:
                     write_run(folder, result, study.env)
-                if events is not None:
-                    note_result(events, result, study.config)
-                    note_hparams(events, result, study.env, agent, settings.seed, hparams)
+                if live is not None:
+                    live.end(result)
         study.end(result)
     return result
 

@@ -18,8 +18,11 @@ STRUCTURE_FILE = "compressed.json"
 WEIGHTS_FILE = "compressed.safetensors"
 TRAINING_FILE = "training.safetensors"
 FINETUNE_FOLDER = "finetune"
+CELLS_FOLDER = "cells"  # of a comparison: its searches
 NETWORK_FILES = (STRATEGY_FILE, STRUCTURE_FILE, WEIGHTS_FILE)
 
+LEAVING_RUNS = ("search", "apply", "compare")
+"""Commands whose runs are reported: a sweep of them ends by laying its runs beside each other."""
 RESUMED = ("search", "compare", "train")
 """Commands whose runs go on with ``resume=``."""
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
@@ -164,6 +167,12 @@ def functions_again(named: Mapping[str, object]) -> str:
 def as_option(value: object) -> str:
     """A value as the command line takes it."""
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def kind_of(folder: Path) -> str | None:
+    """The command that a run's folder is of; None where it does not say."""
+    kind = _record(folder).get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def _inside(record: Mapping[str, Any], group: str, key: str) -> object:

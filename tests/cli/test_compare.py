@@ -41,6 +41,8 @@ FILES = {
     "comparison.md",
     "curves.csv",
     "curves.png",
+    "report.html",
+    "result.json",
     "run.json",
 }
 

@@ -55,8 +55,10 @@ def test_a_job_that_is_killed_takes_no_other_with_it(
     networks = "network=own:killed,tests.cli.nets:tiny"
     given = ("-m", f"hydra/launcher={name}", setting, networks, "hydra.sweep.dir=sweep", *JOBS)
     assert amc("search", *given) == 1
-    assert [f for f in NETWORK_FILES if not Path("sweep", "1", f).is_file()] == []
-    said = Path("sweep/0/search.log").read_text()
+    assert [
+        f for f in NETWORK_FILES if not Path("sweep", "1_network-tests.cli.nets-tiny", f).is_file()
+    ] == []
+    said = Path("sweep/0_network-own-killed/search.log").read_text()
     assert "job 0: its process died (SIGKILL): most often memory ran out." in said
     assert "job 0 failed; why is in" in capfd.readouterr().err
 

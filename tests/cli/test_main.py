@@ -308,10 +308,10 @@ def test_a_failing_job_of_a_sweep_leaves_the_others_and_makes_the_exit_code_2(
     capsys: Output,
 ) -> None:
     assert search("-m", "budget.fraction=5,0.6", "hydra.sweep.dir=sweep") == 2
-    assert not Path("sweep/0/strategy.json").exists()
-    assert "already met" in Path("sweep/0/search.log").read_text()
+    assert not Path("sweep/0_budget.fraction-5/strategy.json").exists()
+    assert "already met" in Path("sweep/0_budget.fraction-5/search.log").read_text()
     for name in ("strategy.json", "compressed.safetensors", "comparison.csv"):
-        assert Path("sweep/1", name).is_file()
+        assert Path("sweep/1_budget.fraction-0.6", name).is_file()
     assert capsys.readouterr().err.count("error: budget.fraction=5 is already met") == 1
 
 

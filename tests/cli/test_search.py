@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amc import api
 from amc.cli import recipe
@@ -38,12 +40,19 @@ FILES = {
     "learning_curve.png",
     "policy.json",
     "policy.safetensors",
+    "report.html",
+    "result.json",
     "run.json",
     "search.log",
     "strategy.json",
     "strategy.png",
     "trials.csv",
 }
+
+
+def _result_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "comparison.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _result_of(folder: Path) -> dict[str, list[str]]:
@@ -74,6 +83,59 @@ def test_search_has_a_row_for_every_evaluation_and_three_to_compare(searched: Pa
     assert [row["evaluation"] for row in trials] == ["1", "2", "3"]
     assert all(float(row["cost/latency_ms"]) > 0 for row in trials)
     assert list(_result_of(searched)) == ["original", "uniform", "best found"]
+
+
+def test_tensorboard_shows_the_search_by_the_names_that_its_users_know(searched: Path) -> None:
+    events = EventAccumulator(str(searched)).Reload()
+    tags = events.Tags()
+    assert {"result/strategy", "result/best_so_far", "strategy"} == set(tags["images"])
+    assert {"reward", "best_reward", "rollout/ep_rew_mean", "time/fps"} <= set(tags["scalars"])
+    rewards = [event.value for event in events.Scalars("reward")]
+    means = [event.value for event in events.Scalars("rollout/ep_rew_mean")]
+    assert means == pytest.approx([np.mean(rewards[: n + 1]) for n in range(3)])
+    steps = [event.value for event in events.Scalars("time/total_timesteps")]
+    assert steps == [3, 6, 9]  # a step for each of three layers
+    assert {event.value for event in events.Scalars("rollout/ep_len_mean")} == {3}
+
+
+def test_the_row_of_a_run_in_tensorboard_is_live_and_ends_with_what_was_measured(
+    searched: Path,
+) -> None:
+    events = EventAccumulator(str(searched)).Reload()
+    content = events.PluginTagToContent("hparams")
+    assert set(content) == {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+    original, _, best = _result_rows(searched)
+    for tag, value in (
+        ("result/speed_up", float(original["measured_ms"]) / float(best["measured_ms"])),
+        ("result/size_ratio", float(best["size_bytes"]) / float(original["size_bytes"])),
+        (
+            "result/accuracy_lost",
+            float(original["test_accuracy"]) - float(best["test_accuracy"]),
+        ),
+    ):
+        shown = events.Scalars(tag)
+        assert len(shown) >= 2, tag  # of the best so far, and of the result
+        assert shown[0].step <= 3
+        assert shown[-1].step == 4
+        assert shown[-1].value == pytest.approx(value), tag
+
+
+def test_tensorboard_has_the_command_that_makes_the_run_again(searched: Path) -> None:
+    events = EventAccumulator(str(searched)).Reload()
+    (command,) = events.Tensors("command/text_summary")
+    said = command.tensor_proto.string_val[0].decode()
+    assert said.startswith("`amc search network=tests.cli.nets:tiny data=digits")
+
+
+def test_a_search_leaves_its_page(searched: Path) -> None:
+    page = (searched / "report.html").read_text()
+    assert "as fast as the original" in page
+    assert "amc search network=tests.cli.nets:tiny" in page
+    assert "evaluations</p>" not in page  # nothing says that it is not at its end
 
 
 def test_run_record_holds_what_the_search_was_asked(searched: Path) -> None:
@@ -291,8 +353,8 @@ def test_ctrl_c_in_a_sweep_ends_it_after_writing_the_job(
 ) -> None:
     _press_ctrl_c(monkeypatch, 1)
     assert search("-m", "seed=0,1", "hydra.sweep.dir=sweep") == 130
-    assert Path("sweep/0/comparison.csv").is_file()
-    assert not Path("sweep/1").exists()
+    assert Path("sweep/0_seed-0/comparison.csv").is_file()
+    assert not Path("sweep/1_seed-1").exists()
     assert "its later jobs were not started" in capsys.readouterr().err
 
 
@@ -346,7 +408,10 @@ def test_a_sweep_over_budgets_writes_one_folder_per_job(monkeypatch: pytest.Monk
     monkeypatch.setattr("amc.cli.recipe.check_problem", _not_searched)
     assert search("-m", "budget.fraction=0.5,0.6", "hydra.sweep.dir=sweep") == 1
     for job, fraction in enumerate((0.5, 0.6)):
-        assert RunRecord.read(Path(f"sweep/{job}")).budget["fraction"] == fraction
+        assert (
+            RunRecord.read(Path(f"sweep/{job}_budget.fraction-{fraction}")).budget["fraction"]
+            == fraction
+        )
 
 
 def _not_searched(*_: object, **__: object) -> None:

@@ -36,7 +36,8 @@ from tests.conftest import TINY_CLASSES, TINY_SHAPE
 
 Find = Callable[..., Comparison]
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
-FILES = {"cells", "comparison.csv", "comparison.md", "curves.csv", "curves.png"}
+TABLES = {"comparison.csv", "comparison.md", "curves.csv", "curves.png"}
+FILES = {"cells", *TABLES, "report.html", "result.json"}
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,9 @@ def test_strategy_of_many_layers_is_an_image_too() -> None:
 def test_run_is_one_row_of_the_hparams_tab_in_its_own_folder(tmp_path: Path) -> None:
     hparams = {"budget.fraction": 0.5, "seed": 3, "agent": "ddpg", "bits": True}
     with EventWriter(tmp_path) as writer:
-        writer.hparams(hparams, {"result/reward": 0.75, "result/broken": float("nan")})
+        writer.begin_hparams(hparams, ["result/reward"])
+        writer.episode(7, {"result/reward": 0.75})
+        writer.end_hparams()
     assert [path.is_file() for path in tmp_path.iterdir()] == [True]
     accumulator = events(tmp_path)
     stored = session_start(accumulator).hparams
@@ -127,6 +129,25 @@ def test_run_is_one_row_of_the_hparams_tab_in_its_own_folder(tmp_path: Path) -> 
         "_hparams_/session_start_info",
         "_hparams_/session_end_info",
     }
+
+
+def test_a_run_has_its_row_before_it_ends(tmp_path: Path) -> None:
+    with EventWriter(tmp_path) as writer:
+        writer.begin_hparams({"agent": "ddpg"}, ["result/reward"])
+        writer.episode(1, {"result/reward": 0.5})
+        writer.flush()
+        accumulator = events(tmp_path)
+        assert session_start(accumulator).hparams["agent"].string_value == "ddpg"
+        assert accumulator.Scalars("result/reward")[-1].value == 0.5
+        assert "_hparams_/session_end_info" not in accumulator.PluginTagToContent("hparams")
+
+
+def test_a_strip_says_what_it_is_of() -> None:
+    strip = StrategyStrip(2)
+    named = strip.pixels(ROWS, "evaluation 3: the best so far")
+    rows = (named != strip.pixels(ROWS)).any(-1).any(1).nonzero()[0]
+    assert len(rows)
+    assert rows.max() < 0.25 * len(named)  # above all else
 
 
 def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
