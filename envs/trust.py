@@ -20,6 +20,7 @@ import numpy.typing as npt
 from amc.cost.model import CostModel
 from amc.graph.types import LayerInfo
 from amc.recovery.errors import LayerErrors
+from amc.strategy import Strategy
 from envs.knapsack import knapsack_strategy
 from envs.levels import nearest_level
 from envs.surrogate import PIECES, pieces
@@ -137,73 +138,78 @@ class Trust:
         return self.observations[:, [known.index(name) for name in names]]
 
     def _views(self) -> list[TrustView]:
-        costs, errors, layers = self.costs, self.errors, self._layers
+        costs, layers = self.costs, self._layers
         kept, options = costs.encode(self.knapsack)
-        total, full = costs.original, costs.original_costs
-        before = np.concatenate([[0.0], np.cumsum(full)]) / total
-        removal = np.array([[self._removal(layer, left) for left in (0.75, 0.5, 0.25)]
-                            for layer in layers]).reshape(len(layers), 3)  # fmt: skip
-        deciding = [layer.index for layer in layers if layer.decides]
-        typical = _median_log([removal[layer, 1] for layer in deciding])
-        halves = _log(removal[:, 1]) - typical
+        full = costs.original_costs / costs.original
+        before = np.concatenate([[0.0], np.cumsum(full)])
+        removal, typical = self._removal_errors()
         ranked = costs.choices.by_closeness
         rank = {option: place / max(len(ranked) - 1, 1) for place, option in enumerate(ranked)}
-        most = errors.options[:, ranked[0]]
-        usual = _median_log(most)
-        lost = np.array([
-            sum(float(errors.removal[group][kept[group]]) for group in layer.decides)
-            + float(errors.options[layer.index][options[layer.index]])
-            for layer in layers
-        ])  # fmt: skip
+        most = _log(self.errors.options[:, ranked[0]])
+        lost = self.parts(kept.tolist(), options.tolist()).sum(1)
         expected = max(float(lost.sum()), LEAST)
+        near = self._near(removal[:, 1])
         producers = {group.index: len(group.producers) for group in costs.graph.free_groups}
         views = []
         for layer in layers:
-            place = deciding.index(layer.index) if layer.decides else None
-            near = (
-                (0.0, 0.0)
-                if place is None
-                else tuple(
-                    float(halves[deciding[other]]) if 0 <= other < len(deciding) else 0.0
-                    for other in (place - 1, place + 1)
-                )
-            )
-            level = nearest_level(costs, kept, layer.index)
+            place = layer.index
+            few, half, many = removal[place].tolist()
+            level = nearest_level(costs, kept, place)
             views.append(
                 TrustView(
                     layer=layer,
                     layers=len(layers),
                     size=sum(costs.graph.groups[group].size for group in layer.decides),
                     producers=max((producers[group] for group in layer.decides), default=0),
-                    before=float(before[layer.index]),
-                    share=float(full[layer.index]) / total,
-                    removal=_triple(_log(removal[layer.index]) - typical, layer),
-                    previous=near[0],
-                    following=near[1],
-                    options=float(_log(most[layer.index]) - usual) if len(ranked) > 1 else 0.0,
+                    before=float(before[place]),
+                    share=float(full[place]),
+                    removal=(few, half, many),
+                    previous=near[place][0],
+                    following=near[place][1],
+                    options=float(most[place] - np.median(most)) if len(ranked) > 1 else 0.0,
                     typical=typical,
                     expected=float(_log(expected)),
-                    part=float(lost[layer.index]) / expected,
-                    fraction=float(np.log2(costs.bound / total)),
-                    advised_ratio=float(costs.level_ratios[layer.index][level]),
-                    advised_option=rank[int(options[layer.index])],
+                    part=float(lost[place]) / expected,
+                    fraction=float(np.log2(costs.bound / costs.original)),
+                    advised_ratio=float(costs.level_ratios[place][level]),
+                    advised_option=rank[int(options[place])],
                     chooses=len(ranked) > 1,
                 )
             )
         return views
 
-    def _removal(self, layer: LayerInfo, left: float) -> float:
-        """Nats lost when a layer's groups keep a fraction of their channels."""
-        found = 0.0
-        for group in layer.decides:
-            curve = self.errors.removal[group]
-            found += float(curve[max(1, round(left * (len(curve) - 1)))])
+    def _removal_errors(self) -> tuple[FloatArray, float]:
+        """Logarithms of the errors when layers keep 0.75, 0.5, 0.25 of what they decide.
+
+        Returns:
+            Shape (layers, 3), beside the median at half, 0 where a layer decides nothing; and that
+            median.
+        """
+        found = np.zeros((len(self._layers), 3))
+        deciding = [layer for layer in self._layers if layer.decides]
+        for layer in deciding:
+            curves = [self.errors.removal[group] for group in layer.decides]
+            for place, left in enumerate((0.75, 0.5, 0.25)):
+                nats = sum(curve[max(1, round(left * (len(curve) - 1)))] for curve in curves)
+                found[layer.index, place] = _log(nats)
+        rows = [layer.index for layer in deciding]
+        typical = float(np.median(found[rows, 1])) if rows else 0.0
+        found[rows] -= typical
+        return found, typical
+
+    def _near(self, halves: FloatArray) -> list[tuple[float, float]]:
+        """What the deciding layers before and after each deciding layer lose at half."""
+        found = [(0.0, 0.0)] * len(self._layers)
+        deciding = [layer.index for layer in self._layers if layer.decides]
+        padded = [0.0, *halves[deciding].tolist(), 0.0]
+        for place, layer in enumerate(deciding):
+            found[layer] = padded[place], padded[place + 2]
         return found
 
     # -- decisions ----------------------------------------------------------------------------
 
     @cached_property
-    def knapsack(self):  # type: ignore[no-untyped-def]
+    def knapsack(self) -> Strategy:
         """The strategy of the errors as estimated."""
         return knapsack_strategy(self.costs, self.errors)
 
@@ -231,13 +237,3 @@ class Trust:
 def _log(nats: FloatArray | float) -> FloatArray:
     found: FloatArray = np.log10(np.maximum(nats, LEAST))
     return found
-
-
-def _median_log(nats: Sequence[float] | FloatArray) -> float:
-    return float(np.median(_log(np.asarray(nats, np.float64)))) if len(nats) else 0.0
-
-
-def _triple(values: FloatArray, layer: LayerInfo) -> tuple[float, float, float]:
-    if not layer.decides:
-        return 0.0, 0.0, 0.0
-    return float(values[0]), float(values[1]), float(values[2])
