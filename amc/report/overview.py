@@ -60,17 +60,21 @@ def headings(overview: Overview) -> list[str]:
 
 
 def cells(overview: Overview, run: Run) -> list[str]:
-    """The numbers of a run under `headings`; a dash for what is not known."""
+    """The numbers of a run under `headings`; a dash for what is not known.
+
+    Of a run with another objective than most: not its scores, which mean something else.
+    """
     primary = overview.primary
     if primary is None:
         return []
-    if not run.has_result or run.primary != primary:
+    if not run.has_result:
         return [MISSING] * len(headings(overview))
     scale, digits = (100, ".2f") if primary.is_fraction else (1, ".3g")
     faster, measured = run.faster, run.found.measured_ms
+    alike = run.primary == primary
     return [
-        _number(run.score(run.found), scale, digits),
-        _number(run.lost, scale, digits),
+        _number(run.score(run.found) if alike else None, scale, digits),
+        _number(run.lost if alike else None, scale, digits),
         _number(measured, 1, ".3f"),
         MISSING if faster is None else f"{faster[1]:.2f}{' p' if faster[0] == 'predicted' else ''}",
         *(_number(run.share(cost), 1, ".2f", "x") for cost in ("macs", "size_bytes")),

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from amc.objectives import NamedScore
 from amc.report.overview import overview_csv, overview_table, problems, summary
 from amc.report.runs import Overview, Run, State
+from amc.report.tables import MISSING
+from tests.report.folders import FOUND, ORIGINAL, RESULT
 from tests.report.test_runs import at, run
 
 FAILED = Run(Path("2"), State.FAILED, "search", "no [red]price[/]", options={"seed": "2"})
@@ -72,3 +75,13 @@ def test_runs_without_any_result_make_a_table_and_a_csv() -> None:
     overview = Overview("s", [FAILED])
     assert any("failed" in line for line in printed(overview))
     assert len(overview_csv(overview).splitlines()) == 2
+
+
+def test_a_run_with_another_objective_has_its_costs_and_no_score() -> None:
+    iou = NamedScore("mean_iou", "IoU", is_fraction=True)
+    rows = [replace(ORIGINAL, test={"mean_iou": 0.6}), replace(FOUND, test={"mean_iou": 0.5})]
+    record = replace(RESULT, scores=[iou], primary="mean_iou")
+    other = replace(run("5", seed="5"), rows=rows, record=record)
+    overview = replace(OVERVIEW, runs=[*OVERVIEW.runs, other])
+    (line,) = (line.split() for line in printed(overview) if "seed=5" in line)
+    assert line[2:] == ["done", MISSING, MISSING, "2.000", "2.50", "0.50x", "0.25x"]
