@@ -65,7 +65,7 @@ def _learned_by(policy: AnyPolicy, source: Path, config: DictConfig) -> artifact
     if isinstance(policy, Policy):
         return artifact.RunRecord.read(source)
     metric = config.budget.metric
-    default = hydra.compose("search", [] if metric is None else [f"budget.metric={metric}"])
+    default = hydra.compose("search", [f"budget={metric}"] if metric in METRICS else [])
     return recipe.record_of("search", default, settings_of(default))
 
 

@@ -36,7 +36,7 @@ from amc.report.tables import significant
 from amc.study.artifact import RunRecord
 from amc.study.train import Source, TaskRow, Trained, TrainSettings, train
 from amc.utils.files import write_text
-from amc.utils.runs import RUN_FILE
+from amc.utils.runs import RUN_FILE, resume_command
 
 TABLE_FILE = "tasks.csv"
 _SEVERAL = {"name": "several"}  # networks and data: the tasks say which
@@ -252,4 +252,5 @@ def _show(trained: Trained, folder: Path) -> None:
         console.print(table)
     if trained.interrupted:
         console.print("ended early by Ctrl-C: the policy is of what was evaluated until then")
+        console.print(f"the rest: {resume_command(folder)}", highlight=False, soft_wrap=True)
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)

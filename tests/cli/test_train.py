@@ -94,6 +94,28 @@ def test_killed_training_ends_as_it_would_have(monkeypatch: pytest.MonkeyPatch) 
     assert ids[0] == ids[1]
 
 
+def test_ctrl_c_ends_with_a_policy_and_says_what_does_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    from amc.study.train import _Training
+
+    explore, done = _Training._explore, []
+
+    def interrupted(self: _Training, *arguments: object) -> None:
+        explore(self, *arguments)  # type: ignore[arg-type]
+        done.append(0)
+        if len(done) == 25:
+            self._stop.set()
+
+    monkeypatch.setattr(_Training, "_explore", interrupted)
+    assert train("recall=false") == 0
+    said = capsys.readouterr().out
+    assert "ended early by Ctrl-C" in said
+    assert "the rest: amc train resume=" in said
+    assert isinstance(load_policy("out"), TrustPolicy)
+    assert len(done) == 25
+
+
 def test_what_the_store_remembers_is_learned_from_and_stays_the_same_for_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
