@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from envs.compression import CompressionEnv
 
 # Diagnostic -> what Stable-Baselines3 records it as.
-_RECORDED = {
+RECORDED = {
     "actor_loss": "train/actor_loss",
     "critic_loss": "train/critic_loss",
     "entropy_weight": "train/ent_coef",
@@ -357,7 +357,7 @@ class _Run:
             self._model.train(gradient_steps=updates, batch_size=self._searcher.batch_size)
         self._learned = True
         recorded = self._logger.name_to_value
-        losses = {name: float(recorded[key]) for name, key in _RECORDED.items() if key in recorded}
+        losses = {name: float(recorded[key]) for name, key in RECORDED.items() if key in recorded}
         self._logger.dump()  # has no outputs: forgets what was recorded
         return losses
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents.policy import DESCRIPTION_FILE, Policy
+from agents.policy import Policy
 from agents.trust import FORMAT_VERSION, TrustPolicy, folder_of
+from agents.weights import DESCRIPTION_FILE
 from amc.errors import PolicyError
 from amc.utils.documents import fault, parse_json
 from amc.utils.files import read_text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,17 @@ from torch.nn.functional import linear
 
 from agents.episode import Array, anchored, run_episode
 from agents.trial import Trial
+from agents.weights import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    check_constants,
+    read_weights,
+    shapes_of,
+    weights_id,
+)
 from amc.errors import PolicyError
 from amc.utils.documents import Kind, is_count, shown
-from amc.utils.files import fingerprint, read_document, read_tensors, write_tensors, write_text
+from amc.utils.files import read_document, write_tensors, write_text
 from envs.observation import FEATURES
 
 if TYPE_CHECKING:
@@ -29,10 +36,8 @@ FORMAT_VERSION = 2  # 2: anchor
 ACTION_NAMES = ("preserve_ratio", "weight_bits", "activation_bits")  # then other decisions
 ANCHORS = ("program", "none")
 STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # at which an anchored policy is tried on another network
-DESCRIPTION_FILE = "policy.json"
-WEIGHTS_FILE = "policy.safetensors"
 
-# What this version computes. Another value in a file means another network.
+# What this version computes.
 _CONSTANTS = {
     "action_range": [-1, 1],
     "activation": "relu",
@@ -164,7 +169,7 @@ class Policy:
             "action_names": list(self.action_names),
             **_CONSTANTS,
             "layer_sizes": self.layer_sizes,
-            "weights": _weights_id(tensors),
+            "weights": weights_id(tensors),
         }
         write_tensors(folder / WEIGHTS_FILE, tensors, {"format": FORMAT})
         write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2) + "\n")
@@ -180,14 +185,7 @@ class Policy:
         path = folder / DESCRIPTION_FILE
         description = _read_description(path)
         names, sizes = description["observation_names"], description["layer_sizes"]
-        weights_path = folder / WEIGHTS_FILE
-        tensors = read_tensors(weights_path, "Policy weights", PolicyError)
-        _check_tensors(weights_path, tensors, sizes)
-        if _weights_id(tensors) != description["weights"]:
-            raise PolicyError(
-                f"{path} describes other weights than those in {weights_path}: the files are from "
-                "different policies, or one was changed. Copy both from the same run."
-            )
+        tensors = read_weights(folder, shapes_of("layers", sizes), description["weights"])
         layers = tuple(
             (tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"])
             for i in range(len(sizes) - 1)
@@ -244,10 +242,6 @@ def check_observations(learned: Sequence[str], seen: Sequence[str]) -> None:
     )
 
 
-def _weights_id(tensors: dict[str, Tensor]) -> str:
-    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
-
-
 def _is_strength(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
@@ -280,11 +274,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     document = read_document(
         path, "Policy description", FORMAT, FORMAT_VERSION, _FIELDS, PolicyError, advice
     )
-    for key, constant in _CONSTANTS.items():
-        if document.get(key) != constant:
-            raise PolicyError(
-                f"{path}: {key!r} must be {constant!r}, got {shown(document.get(key))}."
-            )
+    check_constants(path, document, _CONSTANTS)
     names, sizes = document["observation_names"], document["layer_sizes"]
     actions = len(document["action_names"])
     if len(sizes) < 2 or (sizes[0], sizes[-1]) != (len(names), actions):
@@ -293,20 +283,3 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{actions} (action_names), got {shown(sizes)}."
         )
     return document
-
-
-def _check_tensors(path: Path, tensors: dict[str, Tensor], sizes: list[int]) -> None:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-        shapes |= {f"layers.{i}.weight": (outputs, inputs), f"layers.{i}.bias": (outputs,)}
-    if tensors.keys() != shapes.keys():
-        raise PolicyError(f"{path} must hold {sorted(shapes)}, got {sorted(tensors)}.")
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            raise PolicyError(
-                f"{path}: {name} must be float32 of shape {shape}, got {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}."
-            )
-        if not bool(np.isfinite(tensor.numpy()).all()):
-            raise PolicyError(f"{path}: {name} holds values that are not finite.")

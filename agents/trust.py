@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +23,18 @@ from torch.nn.functional import linear
 from agents.episode import checked_reward
 from agents.policy import check_strengths
 from agents.trial import Trial
+from agents.weights import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    check_constants,
+    read_weights,
+    shapes_of,
+    weights_id,
+)
 from amc.errors import PolicyError
 from amc.recovery.errors import LayerErrors
 from amc.utils.documents import OBJECT, Kind, is_count, shown
-from amc.utils.files import fingerprint, read_document, read_tensors, write_tensors, write_text
+from amc.utils.files import read_document, write_tensors, write_text
 from envs.knapsack import knapsack_strategy
 from envs.trust import REACH, TRUST_FEATURES, TRUST_PARTS, Trust
 
@@ -42,8 +48,6 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 FORMAT = "amc-policy"
 FORMAT_VERSION = 3  # 3: corrections of estimated errors; 2 and before: `agents.policy.Policy`
-DESCRIPTION_FILE = "policy.json"
-WEIGHTS_FILE = "policy.safetensors"
 SHIPPED, NO_PRIOR = "shipped", "none"
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
 STRENGTHS = (1.0, 0.5, 0.0)  # at which it is tried on a network: 0 is the knapsack's own strategy
@@ -149,7 +153,7 @@ class TrustPolicy:
             **_CONSTANTS,
             "actors": len(self.actors),
             "layer_sizes": self.layer_sizes,
-            "weights": _weights_id(tensors),
+            "weights": weights_id(tensors),
             "origin": dict(self.origin),
         }
         write_tensors(folder / WEIGHTS_FILE, tensors, {"format": FORMAT})
@@ -165,15 +169,11 @@ class TrustPolicy:
         """
         path = folder / DESCRIPTION_FILE
         description = _read_description(path)
-        weights_path = folder / WEIGHTS_FILE
-        tensors = read_tensors(weights_path, "Policy weights", PolicyError)
         sizes, actors = description["layer_sizes"], description["actors"]
-        check_tensors(weights_path, tensors, _shapes(actors, sizes))
-        if _weights_id(tensors) != description["weights"]:
-            raise PolicyError(
-                f"{path} describes other weights than those in {weights_path}: the files are from "
-                "different policies, or one was changed. Copy both from the same run."
-            )
+        shapes: dict[str, tuple[int, ...]] = {}
+        for actor in range(actors):
+            shapes |= shapes_of(str(actor), sizes)
+        tensors = read_weights(folder, shapes, description["weights"])
         return cls(
             tuple(
                 tuple(
@@ -189,7 +189,7 @@ class TrustPolicy:
     @property
     def id(self) -> str:
         """Changes with anything that it computes."""
-        return _weights_id(self._tensors())
+        return weights_id(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -205,7 +205,6 @@ def folder_of(policy: str) -> Path:
     return SHIPPED_FOLDER if policy == SHIPPED else Path(policy).expanduser()
 
 
-@cache
 def prior_of(name: str) -> TrustPolicy | None:
     """What a search believes before it evaluates anything: "shipped", "none", or of a folder.
 
@@ -221,42 +220,6 @@ def _run(actor: Layers, seen: Tensor) -> Array:
         seen = linear(seen, hidden_weight, hidden_bias).relu()
     action: Array = linear(seen, weight, bias).tanh().numpy()
     return action
-
-
-def _shapes(actors: int, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for actor in range(actors):
-        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-            shapes |= {
-                f"{actor}.{i}.weight": (outputs, inputs),
-                f"{actor}.{i}.bias": (outputs,),
-            }
-    return shapes
-
-
-def _weights_id(tensors: Mapping[str, Tensor]) -> str:
-    return fingerprint(*(part for name in sorted(tensors) for part in (name, tensors[name])))
-
-
-def check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Check the weights of a policy.
-
-    Raises:
-        PolicyError: They are not finite numbers of float32 in these shapes.
-    """
-    if tensors.keys() != shapes.keys():
-        raise PolicyError(f"{path} must hold {sorted(shapes)}, got {sorted(tensors)}.")
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            raise PolicyError(
-                f"{path}: {name} must be float32 of shape {shape}, got {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}."
-            )
-        if not bool(np.isfinite(tensor.numpy()).all()):
-            raise PolicyError(f"{path}: {name} holds values that are not finite.")
 
 
 def _is_names(value: Any) -> bool:
@@ -286,11 +249,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     document = read_document(
         path, "Policy description", FORMAT, FORMAT_VERSION, _FIELDS, PolicyError, advice
     )
-    for key, constant in _CONSTANTS.items():
-        if document.get(key) != constant:
-            raise PolicyError(
-                f"{path}: {key!r} must be {constant!r}, got {shown(document.get(key))}."
-            )
+    check_constants(path, document, _CONSTANTS)
     names, sizes = document["observation_names"], document["layer_sizes"]
     unknown = [name for name in names if name not in TRUST_FEATURES]
     if unknown:

@@ -10,8 +10,9 @@ import hydra
 from omegaconf import DictConfig
 
 from agents.policies import AnyPolicy, load_policy
-from agents.policy import DESCRIPTION_FILE, Policy
+from agents.policy import Policy
 from agents.trust import NO_PRIOR, SHIPPED, TrustPolicy, folder_of
+from agents.weights import DESCRIPTION_FILE
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of

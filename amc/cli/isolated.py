@@ -61,6 +61,7 @@ def run_isolated(run: Run, command: str, config: DictConfig) -> Outcome:
         if not (folder / _OUTCOME).exists():
             log.error("job %s: %s", HydraConfig.get().job.num, _death(process.returncode))
             return _DIED, None
+        # Of a folder that this process made, and that no other user can read or write.
         outcome: Outcome = pickle.loads((folder / _OUTCOME).read_bytes())
         return outcome
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+from agents.off_policy import RECORDED
 from agents.trial import Trial
 from amc.errors import AmcError
 from amc.objectives import primary_score
@@ -19,12 +20,6 @@ from amc.study.reading import OVERRIDES_FILE, read_overrides
 from amc.study.recorder import layer_rows
 from amc.study.result import SearchResult, about
 
-# Stable-Baselines3's name of what agents tell of a trial: curves stand beside those of its users.
-_OF_SB3 = {
-    "actor_loss": "train/actor_loss",
-    "critic_loss": "train/critic_loss",
-    "entropy_weight": "train/ent_coef",
-}
 _WINDOW = 100  # episodes of a mean, as in Stable-Baselines3
 _IMAGES = 20  # strategy images over a search, beside those of new bests
 _REWARD, _FASTER, _SMALLER = "result/reward", "result/speed_up", "result/size_ratio"
@@ -99,7 +94,7 @@ class Live:
         length = len(self._task.graph.layers)
         known = {
             sb3: trial.diagnostics[ours]
-            for ours, sb3 in _OF_SB3.items()
+            for ours, sb3 in RECORDED.items()
             if ours in trial.diagnostics
         }
         return {

@@ -147,7 +147,8 @@ def train(
         PolicyError: There is nothing to learn from.
         AmcError: Of a task that does not fit.
     """
-    with blas.one_thread(), stop_on_interrupt() as stop, EventWriter(folder) as events:
+    # Events of a training that was killed count no more: it walks through all of them again.
+    with blas.one_thread(), stop_on_interrupt() as stop, EventWriter(folder, 1) as events:
         training = _Training(sources, settings, reward, store, experience, events, stop)
         if recall and store is not None:
             training.recall(folder / RECALLED_FILE, store)
@@ -178,7 +179,6 @@ class _Training:
         self._before = list(experience)
         self._tasks = _tasks_of(sources, reward, store)
         self._walk = TrustEnv([task.env for task in self._tasks]) if self._tasks else None
-        self._episode = 0
 
     # -- what is seen -------------------------------------------------------------------------
 
