@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,17 +43,50 @@ class Episode:
         return len(self.actions)
 
 
-def run_episode(
-    env: CompressionEnv, choose: Choose, index: int = 1, seed: int | None = None
-) -> Episode:
+@dataclass(frozen=True)
+class Walk:
+    """A walk of T steps, which may not be evaluated yet.
+
+    Attributes:
+        observations, actions: As of an `Episode`.
+        clamped: Steps whose action the budget changed.
+        info: Of the last step.
+        reward: Of the last step; NaN where it was not evaluated.
+    """
+
+    observations: Array
+    actions: Array
+    clamped: int
+    info: Mapping[str, Any]
+    reward: float
+
+    @property
+    def strategy(self) -> Strategy:
+        strategy: Strategy = self.info["strategy"]
+        return strategy
+
+    def episode(self, index: int, evaluation: Evaluation, reward: float) -> Episode:
+        """The finished walk.
+
+        Raises:
+            EvaluationError: The reward is not a finite number.
+        """
+        trial = Trial(
+            index=index,
+            strategy=self.strategy,
+            evaluation=evaluation,
+            reward=checked_reward(reward, index, evaluation),
+            diagnostics={"clamped_steps": float(self.clamped)},
+            meets_budget=self.info["meets_budget"],
+        )
+        return Episode(self.observations, self.actions, trial)
+
+
+def walked(env: CompressionEnv, choose: Choose, seed: int | None = None) -> Walk:
     """Walk once over the layers with the actions that ``choose`` gives.
 
     Args:
-        index: Number of the evaluation, kept in the trial.
         seed: Passed to ``env.reset``; None continues the environment's random stream.
-
-    Raises:
-        EvaluationError: The reward is not a finite number.
     """
     observation, _ = env.reset(seed=seed)
     observations, clamped, terminated = [observation], 0, False
@@ -64,15 +97,23 @@ def run_episode(
         observations.append(observation)
         actions.append(info["executed_action"])
         clamped += bool(info["clamped"])
-    trial = Trial(
-        index=index,
-        strategy=info["strategy"],
-        evaluation=info["evaluation"],
-        reward=checked_reward(reward, index, info["evaluation"]),
-        diagnostics={"clamped_steps": float(clamped)},
-        meets_budget=info["meets_budget"],
-    )
-    return Episode(np.stack(observations), np.stack(actions), trial)
+    return Walk(np.stack(observations), np.stack(actions), clamped, info, reward)
+
+
+def run_episode(
+    env: CompressionEnv, choose: Choose, index: int = 1, seed: int | None = None
+) -> Episode:
+    """Walk once over the layers, to an evaluation.
+
+    Args:
+        index: Number of the evaluation, kept in the trial.
+        seed: As `walked` takes it.
+
+    Raises:
+        EvaluationError: The reward is not a finite number.
+    """
+    walk = walked(env, choose, seed)
+    return walk.episode(index, walk.info["evaluation"], walk.reward)
 
 
 def checked_reward(reward: float, index: int, evaluation: Evaluation) -> float:
@@ -146,29 +187,59 @@ def collect_trials(
     *,
     past: Sequence[Trial] = (),
     after: Callable[[Trial], None] = lambda _: None,
+    pending: Callable[[Strategy], None] = lambda _: None,
 ) -> list[Trial]:
     """Run exactly ``evaluations`` episodes, fewer only if ``on_trial`` returns False.
+
+    They run in rounds of ``env.proposals``: all walks of a round begin before the first of them is
+    evaluated and learned from. Rounds are counted from evaluation 1, wherever a search is resumed.
 
     Args:
         evaluations: Episodes; each ends with one evaluation.
         seed: Given to the environment at its first reset.
         begin: Episode number, from 1 -> how it chooses its actions.
-        learn: Called after every episode; what it returns is added to the diagnostics.
+        learn: Called after every episode, in their order; what it returns is added to the
+            diagnostics.
         past: The first trials, of a search that is resumed after them; reported again.
-        after: Called when a trial of a new episode has been reported.
+        after: Called when the last trial of a round has been reported.
+        pending: Told of each strategy that others of its round are proposed before it is evaluated.
     """
     trials: list[Trial] = []
     for trial in past:
         trials.append(trial)
         if not on_trial(trial):
             return trials
-    first = len(past) + 1
-    for index in range(first, evaluations + 1):
-        episode = run_episode(env, begin(index), index, seed if index == first else None)
-        diagnostics = {**episode.trial.diagnostics, **learn(episode)}
-        trials.append(replace(episode.trial, diagnostics=diagnostics))
-        keep_on = on_trial(trials[-1])
+    first = index = len(past) + 1
+    keep_on = True
+    while keep_on and index <= evaluations:
+        end = min(index + env.proposals - (index - 1) % env.proposals, evaluations + 1)
+        seeded = seed if index == first else None
+        for episode in _round(env, range(index, end), seeded, begin, pending):
+            diagnostics = {**episode.trial.diagnostics, **learn(episode)}
+            trials.append(replace(episode.trial, diagnostics=diagnostics))
+            keep_on &= on_trial(trials[-1])
         after(trials[-1])
-        if not keep_on:
-            break
+        index = end
     return trials
+
+
+def _round(
+    env: CompressionEnv,
+    indices: range,
+    seed: int | None,
+    begin: Callable[[int], Choose],
+    pending: Callable[[Strategy], None],
+) -> Iterator[Episode]:
+    """Episodes that all begin before the first is evaluated; alone, as Gymnasium has it."""
+    if env.proposals == 1 and env.foresee is None:
+        yield run_episode(env, begin(indices[0]), indices[0], seed)
+        return
+    walks = []
+    with env.deferring():
+        for index in indices:
+            walks.append(walked(env, begin(index), seed if index == indices[0] else None))
+            pending(walks[-1].strategy)
+    if env.foresee is not None:
+        env.foresee([walk.strategy for walk in walks])
+    for index, walk in zip(indices, walks, strict=True):
+        yield walk.episode(index, *env.evaluate(walk.strategy))

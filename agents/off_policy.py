@@ -37,6 +37,7 @@ from amc.errors import ConfigError
 from amc.utils.documents import NUMBER, SWITCH, is_count, or_null
 
 if TYPE_CHECKING:
+    from amc.strategy import Strategy
     from envs.compression import CompressionEnv
 
 # Diagnostic -> what Stable-Baselines3 records it as.
@@ -187,6 +188,7 @@ class OffPolicySearcher(ABC):
             run.learn,
             past=past,
             after=lambda trial: checkpoints.note(trial, run.state),
+            pending=run.expect,
         )
         return SearchResult(self.name, trials, run.policy())
 
@@ -265,6 +267,11 @@ class _Run:
             spread = self._searcher.wander if sigma is None else sigma
             return lambda step, _: self._disturb(actions[step], spread)
         return lambda _, observation: self._disturb(self._act(observation), sigma)
+
+    def expect(self, strategy: Strategy) -> None:
+        """Propose nothing like a strategy that is being evaluated."""
+        if self._surrogate is not None:
+            self._surrogate.expect(strategy)
 
     def learn(self, episode: Episode) -> dict[str, float]:
         """Store the episode; once the warm-up is over, update. Returns diagnostics."""

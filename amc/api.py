@@ -62,6 +62,9 @@ def search(
     resume: bool = False,
     resume_force: bool = False,
     checkpoint_every: int = 5,
+    workers: int = 0,
+    proposals: int | None = None,
+    workers_on: str = "processes",
     store: bool | str | Path = True,
     hparams: Mapping[str, bool | int | float | str] | None = None,
     **problem: Unpack[ProblemOptions],
@@ -85,6 +88,11 @@ def search(
             it ends as it would have. Where there is none yet, it starts.
         resume_force: Resume although arguments, code or machine changed.
         checkpoint_every: Evaluations between two writings of a learning agent's state.
+        workers: Processes, of one thread each, in which strategies are evaluated side by side; 0:
+            one after the other, in this process.
+        proposals: Strategies that the agent proposes before it learns from any of them; None: as
+            many as there are workers. What is found depends on it, not on the workers.
+        workers_on: "processes" of this machine, or "ray": actors of a Ray cluster.
         store: Whether evaluations are looked up and remembered, for this search and others:
             True in the user's cache, False nowhere, or a file.
         hparams: Further columns of the run's row in TensorBoard's HParams table.
@@ -96,7 +104,17 @@ def search(
     """
     check_folder(folder)
     settings = SearchSettings(
-        agent, evaluations, reward, seed, observation, final_candidates, reaim, checkpoint_every
+        agent,
+        evaluations,
+        reward,
+        seed,
+        observation,
+        final_candidates,
+        reaim,
+        checkpoint_every,
+        workers,
+        proposals,
+        workers_on,
     )
     asked = Problem(network, data, device, budget, **problem)
     if resume and folder is None:

@@ -1,11 +1,12 @@
-"""Two processes that write the store of evaluations at once, one of them killed with -9.
+"""Processes that write the store of evaluations at once, some of them killed with -9.
 
     python -m benchmarks.store --rounds 10
+    python -m benchmarks.store --rounds 1 --writers 8 --killed 3 --strategies 20000 --within 60
 
-The one that is killed writes all strategies, the survivor every other one, each in an order of
-its own. They say after every ``put`` that it is done, so that what the killed one had written is
-known. Afterwards the store must be readable, hold all that was said to be written (and at most
-the one that it had no time to speak of), each once, and every number to the bit.
+Those that are killed write all strategies, half of the survivors every other one, each in an order
+of its own. They say after every ``put`` that it is done, so that what the killed ones had written
+is known. Afterwards the store must be readable, hold all that was said to be written (and at most
+one for each that had no time to speak of it), each once, and every number to the bit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from amc.problem.evaluate import Evaluation
@@ -26,13 +27,17 @@ from amc.strategy import Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 
 TASK = "benchmark"
+Row = dict[str, object]
 
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--writers", type=int, default=2)
+    parser.add_argument("--killed", type=int, default=1, help="of the writers")
     parser.add_argument("--strategies", type=int, default=2000)
+    parser.add_argument("--within", type=float, default=0.5, help="seconds until the last kill")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -57,43 +62,52 @@ def write(path: Path, numbers: list[int], done: Connection) -> None:
     done.close()
 
 
-def killed_in_the_middle(
-    path: Path, strategies: int, kill_after_s: float, draw: random.Random
-) -> dict[str, object]:
+def killed_in_the_middle(path: Path, options: argparse.Namespace, draw: random.Random) -> Row:
     """One round; gives what the store held and what of it was wrong."""
     context = multiprocessing.get_context("fork")
     processes, ends = [], []
-    for share in (range(strategies), range(0, strategies, 2)):
-        order = draw.sample(share, len(share))
+    for writer in range(options.writers):
+        step = 1 if writer < options.killed else 1 + writer % 2
+        share = range(0, options.strategies, step)
         end, given = context.Pipe(duplex=False)
+        order = draw.sample(share, len(share))
         process = context.Process(target=write, args=(path, order, given))
         process.start()
         given.close()
         processes.append(process)
         ends.append(end)
-    said = [_read_until(ends[0], kill_after_s)]
-    processes[0].kill()
-    said[0] |= _read_until(ends[0], None)
-    said.append(_read_until(ends[1], None))
+    begun, said = time.monotonic(), [set[int]() for _ in ends]
+    moments = sorted(draw.uniform(0, options.within) for _ in range(options.killed))
+    for process, moment in zip(processes, moments, strict=False):
+        _listen(ends, said, begun + moment)
+        process.kill()
+    _listen(ends, said, None)
+    seconds = time.monotonic() - begun
     for process in processes:
         process.join()
-    return {"said": len(said[0]), "survivor": len(said[1]), **check(path, said[0] | said[1])}
+    written = sum(map(len, said))
+    return {
+        "writers": options.writers,
+        "killed after s": ", ".join(f"{moment:.2f}" for moment in moments),
+        "said": written,
+        "a second": round(written / seconds),
+        **check(path, set().union(*said)),
+    }
 
 
-def _read_until(end: Connection, seconds: float | None) -> set[int]:
-    """What a process says within so many seconds, or until it ends."""
-    said: set[int] = set()
-    stop = None if seconds is None else time.monotonic() + seconds
-    while stop is None or time.monotonic() < stop:
-        try:
-            if end.poll(0.01 if stop is not None else None):
-                said.add(end.recv())
-        except (EOFError, OSError):
-            break
-    return said
+def _listen(ends: list[Connection], said: list[set[int]], until: float | None) -> None:
+    """Take what processes say until a moment, or until all of them have ended."""
+    left = dict(zip(ends, said, strict=True))
+    while left and (until is None or time.monotonic() < until):
+        for end in wait(list(left), None if until is None else 0.01):
+            assert isinstance(end, Connection)
+            try:
+                left[end].add(end.recv())
+            except (EOFError, OSError):
+                del left[end]
 
 
-def check(path: Path, written: set[int]) -> dict[str, object]:
+def check(path: Path, written: set[int]) -> Row:
     """What is lost, doubled or changed of what was said to be written."""
     store = EvaluationStore(path)
     lost = changed = 0
@@ -119,25 +133,25 @@ def check(path: Path, written: set[int]) -> dict[str, object]:
     }
 
 
-def nothing_wrong(found: dict[str, object]) -> bool:
+def nothing_wrong(found: Row, killed: int) -> bool:
     """Whether a round lost, doubled and changed nothing."""
     clean = all(found[name] == 0 for name in ("lost", "doubled", "changed"))
-    return clean and found["file"] == "ok" and found["unsaid"] in (0, 1)
+    return clean and found["file"] == "ok" and found["unsaid"] in range(killed + 1)
 
 
 def main() -> None:
     """All rounds, the table, the CSV; exit code 1 if anything was lost, doubled or changed."""
     options = arguments()
     draw = random.Random(options.seed)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            path, after_s = Path(folder) / "evaluations.sqlite", draw.uniform(0, 0.5)
-            found = killed_in_the_middle(path, options.strategies, after_s, draw)
-            rows.append({"round": number + 1, "killed after s": f"{after_s:.3f}", **found})
+            path = Path(folder) / "evaluations.sqlite"
+            rows.append({"round": number + 1, **killed_in_the_middle(path, options, draw)})
     print_table(rows, list(rows[0]))
-    print(write_csv("store", [row | provenance(options.seed) for row in rows]))
-    sys.exit(not all(map(nothing_wrong, rows)))
+    name = "store" if options.writers == 2 else f"store-{options.writers}"
+    print(write_csv(name, [row | provenance(options.seed) for row in rows]))
+    sys.exit(not all(nothing_wrong(row, options.killed) for row in rows))
 
 
 if __name__ == "__main__":

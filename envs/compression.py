@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,7 @@ from envs.uniform import uniform_strategies
 
 Array = npt.NDArray[np.float32]
 Evaluate = Callable[[Strategy], Evaluation]
+Foresee = Callable[[Sequence[Strategy]], None]
 
 
 class CompressionEnv(gymnasium.Env[Array, Array]):
@@ -108,6 +110,9 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         observation: str | Sequence[str] | None = None,
         errors: Callable[[], LayerErrors] | None = None,
         render_mode: str | None = None,
+        *,
+        proposals: int = 1,
+        foresee: Foresee | None = None,
     ) -> None:
         """
         Args:
@@ -119,6 +124,9 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
                 known.
             errors: Gives the estimated errors of all decisions; called once, when needed.
             render_mode: "rgb_array": `render` draws the walk (`envs.render`).
+            proposals: So many strategies a searcher proposes before it learns from any of them.
+            foresee: Told of all strategies that `evaluate` is called with next, so that they can be
+                evaluated side by side.
 
         Raises:
             ConfigError: A feature is unknown, or needs errors that are not given; or the reward
@@ -149,6 +157,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         self._walk: WalkCosts | None = None
         self._prior: tuple[int, int] | None = None
         self._step = 0
+        self.proposals, self.foresee, self._deferring = proposals, foresee, False
 
     @property
     def layers_count(self) -> int:
@@ -404,9 +413,20 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
         walk = self._walk
         assert walk is not None
         info["strategy"] = self.costs.decode(walk.kept, walk.options)
-        info["evaluation"], reward = self.evaluate(info["strategy"])
         info["meets_budget"] = walk.total <= self.costs.bound
+        if self._deferring:
+            return math.nan
+        info["evaluation"], reward = self.evaluate(info["strategy"])
         return reward
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Walks inside end without an evaluation: their reward is NaN until `evaluate` gives it."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
     def evaluate(self, strategy: Strategy) -> tuple[Evaluation, float]:
         """Evaluation and reward of a strategy, without a walk: within the budget or not.

@@ -16,7 +16,7 @@ from amc.errors import ConfigError
 from amc.problem.problem import Problem, ProblemOptions
 from amc.problem.store import EvaluationStore
 from amc.problem.task import CompressionTask
-from envs.compression import CompressionEnv
+from envs.compression import CompressionEnv, Foresee
 from envs.reward import DEFAULT_REWARD, RewardLike
 
 
@@ -26,12 +26,15 @@ def environment(
     observation: str | Sequence[str] | None = None,
     costs: CostModel | None = None,
     render_mode: str | None = None,
+    *,
+    proposals: int = 1,
+    foresee: Foresee | None = None,
 ) -> CompressionEnv:
     """The walk over a task's network.
 
     Args:
         costs: With another bound than the task's.
-        render_mode: As `CompressionEnv` takes it.
+        render_mode, proposals, foresee: As `CompressionEnv` takes them.
     """
     return CompressionEnv(
         costs or task.costs,
@@ -41,6 +44,8 @@ def environment(
         observation,
         lambda: task.errors,
         render_mode,
+        proposals=proposals,
+        foresee=foresee,
     )
 
 

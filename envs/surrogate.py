@@ -75,6 +75,7 @@ class Surrogate:
         self._noted: list[Choice] = []
         self._losses: list[float] = []
         self._within: list[bool] = []  # the budget
+        self._expected = 0  # of the last noted: their losses are expected, not found
         self._known: _Posterior | None = None  # of what is noted; None: not worked out since
         self._alike: FloatArray = np.empty((0, 0))  # covariance of g between what is noted
 
@@ -84,10 +85,34 @@ class Surrogate:
         return PIECES * len(self._groups) + len(self._layers)
 
     def note(self, strategy: Strategy, reward: float) -> None:
-        """Take an evaluated strategy into account."""
-        choice = self._choice(strategy)
+        """Take an evaluated strategy into account; of what was expected, nothing."""
+        known = len(self._noted) - self._expected
+        for noted in (self._noted, self._losses, self._within):
+            del noted[known:]
+        self._alike = self._alike[:known, :known]
+        self._expected = 0
+        self._note(self._choice(strategy), self._whole - reward)
+
+    def expect(self, strategy: Strategy) -> None:
+        """Take for known, until the next is noted, that a strategy loses what is expected of it.
+
+        So what is proposed next, before it is evaluated, is another one (Ginsbourger, Le Riche &
+        Carraro 2010, section 4.2: the kriging believer; here none is believed to be the best).
+        """
+        choice, known = self._choice(strategy), self._evaluated()
+        if known is None:
+            return
+        best = min(
+            (loss for loss, within in zip(self._losses, self._within, strict=True) if within),
+            default=0.0,
+        )
+        mean, _ = self.predict([choice])
+        self._note(choice, max(float(mean[0]) * known.median, best))
+        self._expected += 1
+
+    def _note(self, choice: Choice, loss: float) -> None:
         self._noted.append(choice)
-        self._losses.append(self._whole - reward)
+        self._losses.append(loss)
         self._within.append(self._costs.cost(*choice) <= self._costs.bound)
         self._known = None
 
@@ -162,7 +187,7 @@ class Surrogate:
         places = self._places(self._noted)
         self._alike = grown(self._alike, places)
         self._known = _Posterior(
-            self._prior, parts / typical, places, self._alike, lost / median, typical
+            self._prior, parts / typical, places, self._alike, lost / median, typical, median
         )
         return self._known
 
@@ -255,6 +280,7 @@ class _Posterior:
     Attributes:
         lost: Shape (strategies,).
         typical: What the median strategy was estimated to lose, in nats.
+        median: What it lost, in the reward's unit.
     """
 
     def __init__(
@@ -265,9 +291,10 @@ class _Posterior:
         alike: FloatArray,
         lost: FloatArray,
         typical: float,
+        median: float,
     ) -> None:
         self._prior, self._parts, self._places = prior, parts, places
-        self.lost, self.typical = lost, typical
+        self.lost, self.typical, self.median = lost, typical, median
         noise = np.square(NOISE * lost.clip(0) + FLOOR)
         between = parts @ prior @ parts.T + alike
         self._solver: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from amc.errors import ConfigError
+from amc.strategy import Strategy
 from envs.action import checked_action
 from envs.compression import CompressionEnv
 from envs.knapsack import KnapsackSolver
@@ -122,11 +123,21 @@ class TrustEnv(gymnasium.Env[Array, Array]):
         return following, reward, done, False, info
 
     def _finish(self, actions: Array, info: dict[str, Any]) -> float:
-        env, (reference, lost) = self.tasks[self._task], self._references[self._task]
-        solver = KnapsackSolver(env.costs, self.trusts[self._task].corrected(actions))
+        env = self.tasks[self._task]
+        info["strategy"] = self.strategy_of(self._task, actions)
+        info["evaluation"], reward = env.evaluate(info["strategy"])
+        info["meets_budget"] = env.costs.cost_of(info["strategy"]) <= env.bound
+        return self.won(self._task, reward)
+
+    def strategy_of(self, place: int, actions: Array) -> Strategy:
+        """What the knapsack decides on a task, its errors corrected by actions, (layers, parts)."""
+        env = self.tasks[place]
+        solver = KnapsackSolver(env.costs, self.trusts[place].corrected(actions))
         best, _ = solver.descend_to_bound()
         best = solver.spend_the_rest(best)
-        info["strategy"] = env.costs.decode(best.kept, best.options)
-        info["evaluation"], reward = env.evaluate(info["strategy"])
-        info["meets_budget"] = best.cost <= env.bound
+        return env.costs.decode(best.kept, best.options)
+
+    def won(self, place: int, reward: float) -> float:
+        """What a reward on a task is worth over the knapsack's, as a part of what that loses."""
+        reference, lost = self._references[place]
         return (reward - reference) / lost

@@ -104,6 +104,15 @@ def random_images(count: int = 150) -> DataSet:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a worker computes: the same digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def tiny_net() -> nn.Module:
     """As `fixed_tiny_net`."""
     return fixed_tiny_net()

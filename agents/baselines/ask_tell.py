@@ -90,24 +90,24 @@ class _Run:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = searcher.sampler(sampling)
         self._study = optuna.create_study(sampler=sampler, direction="maximize")
-        self._asked: optuna.Trial | None = None
+        self._asked: dict[int, optuna.Trial] = {}  # by the number of its episode
 
     def begin(self, index: int) -> Choose:
         """How episode ``index``, from 1, chooses its actions."""
         if index <= len(self._first):
             return self._first[index - 1]
-        self._asked = self._ask()
+        asked = self._asked[index] = self._ask()
         actions = np.zeros(self._places.shape, np.float32)
-        actions[self._places] = [self._asked.params[name] for name in self._names]
+        actions[self._places] = [asked.params[name] for name in self._names]
         return follow(list(actions))
 
     def learn(self, episode: Episode) -> dict[str, float]:
         """Tell the sampler what the episode was worth. Returns diagnostics."""
-        if self._asked is None:
+        asked = self._asked.pop(episode.trial.index, None)
+        if asked is None:
             self._study.enqueue_trial(self._params(episode.actions))
-            self._asked = self._ask()
-        self._study.tell(self._asked, episode.trial.reward)
-        self._asked = None
+            asked = self._ask()
+        self._study.tell(asked, episode.trial.reward)
         return {"agent_seconds": self._compute.take_seconds()}
 
     def _ask(self) -> optuna.Trial:

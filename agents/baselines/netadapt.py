@@ -90,6 +90,7 @@ class _Run:
 
     def _best(self, proposed: list[WalkCosts], share: int) -> WalkCosts:
         """The proposal with the highest reward, of the known ones and ``share`` new ones."""
+        self._foresee(proposed, min(share, self.left))
         rewards: dict[int, float] = {}
         for index, reached in enumerate(proposed):
             strategy = self._costs.decode(reached.kept, reached.options)
@@ -110,6 +111,13 @@ class _Run:
                 self._note(key, trial)
             rewards[index] = self._known[key]
         return proposed[max(rewards, key=rewards.__getitem__)]
+
+    def _foresee(self, proposed: list[WalkCosts], share: int) -> None:
+        """Have the new ones evaluated side by side, where that can be done."""
+        if self._env.foresee is not None:
+            strategies = [self._costs.decode(walk.kept, walk.options) for walk in proposed]
+            new = [one for one in strategies if one.to_json() not in self._known]
+            self._env.foresee(new[:share])
 
     def _note(self, key: str, trial: Trial) -> None:
         self.trials.append(trial)

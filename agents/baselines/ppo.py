@@ -160,7 +160,8 @@ class _Run:
         shuffle, compute = map(int, np.random.SeedSequence(seed).generate_state(2))
         self._compute, self._shuffle = AgentCompute(compute), shuffle
         self._first = warm_walks(env, searcher.warm_start)
-        self._scale, self._steps = RewardScale(), list[_Step]()
+        self._scale = RewardScale()
+        self._steps: dict[int, list[_Step]] = {}  # by the number of their episode
         self._logger = Logger(folder=None, output_formats=[])
         with self._compute.running():
             self._model = searcher.build(env)
@@ -172,32 +173,36 @@ class _Run:
 
     def begin(self, index: int) -> Choose:
         """How episode ``index``, from 1, chooses its actions."""
-        return self._first[index - 1] if index <= len(self._first) else self._act
+        if index <= len(self._first):
+            return self._first[index - 1]
+        steps = self._steps[index] = []
+        return lambda step, observation: self._act(step, observation, steps)
 
     def learn(self, episode: Episode) -> dict[str, float]:
         """Keep the episode's steps; update once there are enough. Returns diagnostics."""
         reward = self._scale.normalised(episode.trial.reward)
         diagnostics: dict[str, float] = {}
-        if self._steps:
-            self._store(reward)
+        steps = self._steps.pop(episode.trial.index, None)
+        if steps is not None:
+            self._store(steps, reward)
             if self._rollout.full:
                 diagnostics = self._update()
         return diagnostics | {"agent_seconds": self._compute.take_seconds()}
 
-    def _act(self, step: int, observation: Array) -> Array:
+    def _act(self, step: int, observation: Array, steps: list[_Step]) -> Array:
         before = self._start if step == 0 else self._state
         with self._compute.running(), torch.no_grad():
             action, value, log_probability, self._state = self._policy.forward(
                 torch.as_tensor(observation)[None], before, torch.tensor([float(step == 0)])
             )
         drawn: Array = action[0].numpy()
-        self._steps.append(_Step(observation, drawn, value, log_probability, before))
+        steps.append(_Step(observation, drawn, value, log_probability, before))
         return drawn.clip(-1, 1)
 
-    def _store(self, reward: float) -> None:
-        """Move the episode's steps into the rollout; its last one is rewarded."""
-        last = len(self._steps) - 1
-        for index, step in enumerate(self._steps):
+    def _store(self, steps: list[_Step], reward: float) -> None:
+        """Move an episode's steps into the rollout; its last one is rewarded."""
+        last = len(steps) - 1
+        for index, step in enumerate(steps):
             self._rollout.add(
                 step.observation,
                 step.action,
@@ -207,7 +212,6 @@ class _Run:
                 step.log_probability,
                 lstm_states=step.state,
             )
-        self._steps.clear()
 
     def _update(self) -> dict[str, float]:
         with self._compute.running(), self._numpy_seeded():

@@ -62,6 +62,9 @@ def _search(
         options["final_candidates"],
         options["reaim"],
         options["checkpoint_every"],
+        options["workers"],
+        options["proposals"],
+        options["workers_on"],
     )
     device, budget, space = recipe.options_of(record)
     asked.check_on(device, budget.metric, space)

@@ -32,6 +32,7 @@ from amc.cli.search import settings_of
 from amc.cost.budget import DEVICE_METRICS
 from amc.errors import ArtifactError, ConfigError
 from amc.problem.store import open_store
+from amc.problem.workers import PROCESSES
 from amc.report.tables import significant
 from amc.study.artifact import RunRecord
 from amc.study.train import Source, TaskRow, Trained, TrainSettings, train
@@ -40,6 +41,7 @@ from amc.utils.runs import RUN_FILE, resume_command
 
 TABLE_FILE = "tasks.csv"
 _SEVERAL = {"name": "several"}  # networks and data: the tasks say which
+_SETTINGS = ("episodes", "rounds", "noise", "seed", "workers", "workers_on")
 _PREPARED = ("env", "recovery", "search", "decisions", "objective")
 _OWN = (
     "network",
@@ -64,7 +66,7 @@ def run(config: DictConfig) -> recipe.Ended:
         del options["resume"]
         _begin(folder, options)
     settings = TrainSettings(
-        **{name: options[name] for name in ("episodes", "rounds", "noise", "seed")},
+        **{name: options[name] for name in _SETTINGS},
         fit=FitSettings(**options["fit"]),
     )
     sources = [*_of_tasks(options["tasks"]), *_of_runs(options["runs"])]
@@ -105,7 +107,7 @@ def _begin(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def _resumed(folder: Path) -> dict[str, Any]:
-    options = dict(RunRecord.read(folder).settings)
+    options = {"workers": 0, "workers_on": PROCESSES, **RunRecord.read(folder).settings}
     code = [text for text in options.get("tasks", ()) if re.search(r"[\w.]+:\w", str(text))]
     if code:
         raise ConfigError(

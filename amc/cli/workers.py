@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any
 
 from amc.cli import recipe
@@ -23,6 +21,7 @@ from amc.comparison.cells import Cell, CellResult
 from amc.comparison.comparison import Runner
 from amc.errors import AmcError
 from amc.study.artifact import RunRecord
+from amc.utils.processes import deaf_to_ctrl_c, end_with_parent
 
 _LOOK_EVERY_S = 0.2
 
@@ -54,7 +53,7 @@ def in_parallel(record: RunRecord, jobs: int) -> Runner:
             max(1, min(jobs, len(cells))), context, _prepare, (record, done, ended)
         )
         try:
-            with _deaf_to_ctrl_c():
+            with deaf_to_ctrl_c():
                 waiting = {executor.submit(_search, cell) for cell in cells}
             yield from _outcomes(waiting, _Progress(done, advance), stop, ended)
         except BrokenProcessPool:
@@ -104,19 +103,6 @@ def _outcomes(
             waiting = {future for future in waiting if not future.cancel()}
 
 
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, which the terminal sends to all of a group.
-
-    Their parent tells them to end. A Ctrl-C meanwhile reaches the parent afterwards.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # -- in the process ------------------------------------------------------------------------
 
 _here: dict[str, Any] = {}  # bench (or error), done, ended: of the process, for all its searches
@@ -125,7 +111,7 @@ _here: dict[str, Any] = {}  # bench (or error), done, ended: of the process, for
 def _prepare(record: RunRecord, done: Any, ended: Any) -> None:
     # One bar is enough; a crash is seen anyway.
     sys.stderr = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _build(record, done, ended)
 
 
@@ -137,13 +123,6 @@ def _build(record: RunRecord, done: Any, ended: Any) -> None:
         _here["bench"] = Bench(recipe.problem_of(record), **bench_of(record))
     except Exception as error:
         _here["error"] = error
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _search(cell: Cell) -> CellResult | Failure | None:

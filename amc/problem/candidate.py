@@ -116,6 +116,11 @@ class Compressor:
         """Whether a fit to all images beats one that leaves some of them to judge it."""
         return not self.thin and len(self._repair_images) >= AMPLE
 
+    def prepare(self) -> None:
+        """Gather now what the first candidate would wait for."""
+        if self.settings.repairs_candidates:
+            _ = self._quick_reference
+
     def apply(self, strategy: Strategy) -> CompressedNetwork:
         """Build the smaller network: remove, refit, quantize, and repair it quickly.
 

@@ -57,6 +57,7 @@ class CompressionTask:
     """One network to compress: traced, calibrated, priced, and ready to evaluate strategies.
 
     Attributes:
+        problem: What it was prepared from.
         data: As they are to the network (`matched`).
         objective: What the network is for, as it is to the network.
         network: A copy of the original network (`amc.networks.admit`), in evaluation mode.
@@ -79,6 +80,7 @@ class CompressionTask:
         Raises:
             NetworkError, TraceError, DataError, DeviceError, BudgetError: What does not fit.
         """
+        self.problem = problem
         self.network, self.data = problem.network, problem.data
         self.objective, self.budget = problem.objective, problem.budget
         self._space, self._recovery = problem.space, problem.recovery
@@ -141,12 +143,29 @@ class CompressionTask:
         """
         found = self._look_up(strategy)
         if found is None:
-            start = time.perf_counter()
-            candidate = fold_batch_norm(self.graph.plan, self.compressor.apply(strategy).module)
-            found = self._run(candidate, strategy.is_float)
-            found = replace(found, seconds=time.perf_counter() - start)
+            found = self.evaluate_anew(strategy)
             self._remember(strategy, found)
         return replace(found, costs=self.strategy_costs(strategy))
+
+    def evaluate_anew(self, strategy: Strategy) -> Evaluation:
+        """As `evaluate`, whatever is remembered; without costs.
+
+        Raises:
+            EvaluationError: As `evaluate`.
+        """
+        start = time.perf_counter()
+        candidate = fold_batch_norm(self.graph.plan, self.compressor.apply(strategy).module)
+        found = self._run(candidate, strategy.is_float)
+        return replace(found, seconds=time.perf_counter() - start)
+
+    def knows(self, strategy: Strategy) -> bool:
+        """Whether `evaluate` finds what it is asked for without building a candidate."""
+        return self._look_up(strategy) is not None
+
+    def learn(self, strategy: Strategy, evaluation: Evaluation) -> None:
+        """Take what was evaluated elsewhere (`evaluate_anew`) for what it is, and remember it."""
+        self._recalled[strategy] = evaluation
+        self._remember(strategy, evaluation)
 
     def _run(self, candidate: nn.Module, is_float: bool) -> Evaluation:
         """Evaluate a candidate, which is not needed any more."""

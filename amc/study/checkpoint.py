@@ -36,7 +36,7 @@ class CheckpointFile:
             every: Trials between two writings.
         """
         self._path = folder / CHECKPOINT_FILE if folder is not None else None
-        self._journal, self._every = journal, every
+        self._journal, self._every, self._written = journal, every, 0
         if self._path is not None and not journal.trials:
             self._path.unlink(missing_ok=True)  # of a run whose journal was removed
 
@@ -56,7 +56,7 @@ class CheckpointFile:
                 f"is from after evaluation {trials}, the journal ends with "
                 f"{len(self._journal.trials)}: they are of different runs",
             )
-        misfit = partial(_SEALED.misfit, self._path)
+        misfit, self._written = partial(_SEALED.misfit, self._path), trials
         return self._journal.trials[:trials], AgentState(tensors, document["numbers"], misfit)
 
     def note(self, trial: Trial, state: Callable[[], AgentState]) -> None:
@@ -65,9 +65,9 @@ class CheckpointFile:
         Raises:
             StorageError: It cannot be written.
         """
-        if self._path is None or trial.index % self._every:
+        if self._path is None or trial.index // self._every == self._written // self._every:
             return
-        now = state()
+        now, self._written = state(), trial.index
         _SEALED.write(self._path, now.tensors, {"trials": trial.index, "numbers": now.numbers})
 
     def remove(self) -> None:

@@ -21,6 +21,7 @@ from amc.problem.problem import Problem
 from amc.problem.space import SearchSpace
 from amc.problem.store import open_store
 from amc.problem.task import CompressionTask
+from amc.problem.workers import PROCESSES, Foresee, check_workers, side_by_side
 from amc.report.tensorboard import EventWriter, Value
 from amc.strategy import Strategy
 from amc.study import artifact
@@ -70,14 +71,23 @@ class SearchSettings:
     final_candidates: int = 5
     reaim: int = 0
     checkpoint_every: int = 5
+    workers: int = 0
+    proposals: int | None = None
+    workers_on: str = PROCESSES
 
     def __post_init__(self) -> None:
+        check_workers(self.workers, self.proposals, self.workers_on)
         check_count("search.final_candidates", self.final_candidates)
         check_count("search.checkpoint_every", self.checkpoint_every)
         check_count("search.reaim", self.reaim, least=0)
         episode.check_search(self.evaluations, self.seed)
         getattr(self.searcher(), "prior_id", None)  # a policy that cannot be read
         build_reward(self.reward)
+
+    @property
+    def at_once(self) -> int:
+        """Strategies that are proposed before any of them is evaluated."""
+        return max(1, self.workers) if self.proposals is None else self.proposals
 
     def searcher(self) -> Searcher:
         """The agent, before it has learned anything."""
@@ -118,11 +128,13 @@ class Study:
         journal: Journal,
         folder: Path | None,
         stop: Event,
+        foresee: Foresee | None,
         *,
         force: bool,
     ) -> None:
         """
         Args:
+            foresee: Evaluates on workers (`amc.problem.workers.side_by_side`).
             journal: What was evaluated before; gets what is evaluated now.
             stop: Set by Ctrl-C.
             force: Resume although arguments, code or machine changed.
@@ -132,6 +144,7 @@ class Study:
         """
         self.task, self._settings, self._searcher = task, settings, settings.searcher()
         self._journal, self._folder, self._stop = journal, folder, stop
+        self._foresee = foresee
         self.env = environment(task, settings.reward, settings.observation)
         journal.begin(
             origin_of(task.fingerprints(), self.config), task.evaluation_key(), force=force
@@ -151,6 +164,7 @@ class Study:
             "observation": list(self.env.observation_names),
             "final_candidates": self._settings.final_candidates,
             "reaim": self._settings.reaim,
+            "proposals": self._settings.at_once,
         }
 
     def events(self) -> AbstractContextManager[EventWriter | None]:
@@ -187,7 +201,14 @@ class Study:
     def _leg(self, aim: Aim, live: Live | None) -> tuple[searchers.SearchResult, Recorder]:
         """Walk until the leg's evaluations are spent, or Ctrl-C."""
         settings, searcher = self._settings, self._searcher
-        env = environment(self.task, settings.reward, settings.observation, aim.costs)
+        env = environment(
+            self.task,
+            settings.reward,
+            settings.observation,
+            aim.costs,
+            proposals=settings.at_once,
+            foresee=None if self._foresee is None else self._ahead,
+        )
         until = evaluations_until(aim.leg, settings.evaluations)
         recorder = Recorder(
             self.task, self._folder, live, until, self._stop, self._journal, soft=env.is_soft
@@ -205,6 +226,10 @@ class Study:
             )
         found.soft = env.is_soft
         return found, recorder
+
+    def _ahead(self, strategies: Sequence[Strategy]) -> None:
+        assert self._foresee is not None
+        self._foresee([(self.task, strategy) for strategy in strategies])
 
     def _recorded_bound(self, leg: int, found: searchers.SearchResult) -> float | None:
         """Where the search aimed after this leg before it was resumed; None if it did not.
@@ -277,8 +302,11 @@ def search(
             artifact.remove_leftovers(folder)
         task = prepared(problem, store)
         introduce(task)
-        with stop_on_interrupt() as stop:
-            study = Study(task, settings, journal, folder, stop, force=resume_force)
+        with (
+            stop_on_interrupt() as stop,
+            side_by_side([task], settings.workers, settings.workers_on) as foresee,
+        ):
+            study = Study(task, settings, journal, folder, stop, foresee, force=resume_force)
             with study.events() as events:
                 live = None if events is None else Live(events, task)
                 if live is not None and folder is not None:

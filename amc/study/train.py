@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agents.experience import save_experience
-from agents.settings import check_settings, count, number, setting
+from agents.settings import check_settings, choice, count, number, setting
 from agents.trust import TrustPolicy
 from agents.trust_explore import explored
 from agents.trust_fit import FitSettings, Remembered, fitted
@@ -21,6 +21,7 @@ from amc.problem.evaluate import Evaluation
 from amc.problem.problem import Problem
 from amc.problem.store import EvaluationStore
 from amc.problem.task import CompressionTask
+from amc.problem.workers import KINDS, PROCESSES, check_workers, side_by_side
 from amc.report.tensorboard import EventWriter
 from amc.strategy import Strategy
 from amc.utils import blas
@@ -35,6 +36,7 @@ from envs.trust import TRUST_PARTS
 from envs.trust_env import TrustEnv
 
 RECALLED_FILE = "recalled.sqlite"
+_AHEAD = 4  # strategies for each worker
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class TrainSettings:
         rounds: In each, episodes explore around what was learned from those before.
         noise: Standard deviation of the exploration, on actions in [-1, 1].
         seed: Of exploration and fitting.
+        workers: Processes, of one thread each, in which strategies are evaluated; 0: in this one.
+        workers_on: "processes" or "ray" (`amc.problem.workers`).
         fit: How the actors are fitted.
     """
 
@@ -53,6 +57,8 @@ class TrainSettings:
     rounds: int = count(2)
     noise: float = number(0.25, 0, 1, above=True)
     seed: int = setting(0, is_whole, "a whole number from 0")
+    workers: int = setting(0, is_whole, "a whole number from 0")
+    workers_on: str = choice(PROCESSES, *KINDS)
     fit: FitSettings = field(
         default_factory=FitSettings,
         metadata={"accepts": lambda fit: isinstance(fit, FitSettings), "expected": "FitSettings"},
@@ -60,6 +66,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_settings("amc train", self, "train")
+        check_workers(self.workers, None, self.workers_on, "")
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class _Task:
     name: str
     family: str
     key: str  # of its evaluations
+    prepared: CompressionTask
     env: CompressionEnv
     rewards: dict[Strategy, float] = field(default_factory=dict)
 
@@ -227,19 +235,38 @@ class _Training:
         if self._walk is None or not settings.episodes:
             return
         each = -(-settings.episodes // settings.rounds)
-        with progress_bar("evaluating strategies", settings.episodes * len(tasks)) as bar:
+        # Enough at once that workers seldom wait for each other; what is found is the same.
+        together = max(1, -(-_AHEAD * settings.workers // len(tasks)))
+        with (
+            progress_bar("evaluating strategies", settings.episodes * len(tasks)) as bar,
+            side_by_side(
+                list(dict.fromkeys(task.prepared for task in tasks)),
+                settings.workers,
+                settings.workers_on,
+            ) as foresee,
+        ):
             for begun in range(settings.rounds):
                 policy = self.learned(begun, {}) if begun else None
-                for episode in range(begun * each, min((begun + 1) * each, settings.episodes)):
-                    for place in range(len(tasks)):
+                episodes = range(begun * each, min((begun + 1) * each, settings.episodes))
+                for first in episodes[::together]:
+                    some = range(first, min(first + together, episodes.stop))
+                    proposed = {
+                        (episode, place): self._proposed(place, episode, policy)
+                        for episode in some
+                        for place in range(len(tasks))
+                    }
+                    if foresee is not None:
+                        foresee([(tasks[p].prepared, one) for (_, p), one in proposed.items()])
+                    for (episode, place), strategy in proposed.items():
                         if self._stop.is_set():
                             return
-                        self._explore(place, episode, policy)
+                        self._explore(place, episode, strategy)
                         bar.advance(1, tasks[place].name)
 
-    def _explore(self, place: int, episode: int, policy: TrustPolicy | None) -> None:
+    def _proposed(self, place: int, episode: int, policy: TrustPolicy | None) -> Strategy:
+        """What is evaluated on a task in an episode."""
         assert self._walk is not None
-        task, observations = self._tasks[place], self._walk.trusts[place].observations
+        observations = self._walk.trusts[place].observations
         rng = np.random.default_rng([self._settings.seed, episode, place])
         around = np.zeros((len(observations), len(TRUST_PARTS)))
         if policy is not None:
@@ -247,12 +274,15 @@ class _Training:
         actions = around  # the first of a round: what is known, as it is
         if episode % -(-self._settings.episodes // self._settings.rounds):
             actions = explored(observations, around, self._settings.noise, rng)
-        self._walk.reset(options={"task": place})
-        for action in actions.astype(np.float32):
-            _, gain, _, _, info = self._walk.step(action)
-        reward = task.env.reward_of(info["strategy"], info["evaluation"])
-        task.rewards.setdefault(info["strategy"], reward)
-        self._events.episode(episode + 1, {f"won/{task.name}": gain, f"reward/{task.name}": reward})
+        return self._walk.strategy_of(place, actions.astype(np.float32))
+
+    def _explore(self, place: int, episode: int, strategy: Strategy) -> None:
+        assert self._walk is not None
+        task = self._tasks[place]
+        _, reward = task.env.evaluate(strategy)
+        task.rewards.setdefault(strategy, reward)
+        won = self._walk.won(place, reward)
+        self._events.episode(episode + 1, {f"won/{task.name}": won, f"reward/{task.name}": reward})
 
     def experience(self) -> list[Remembered]:
         """All that there is to learn from."""
@@ -330,5 +360,5 @@ def _prepared(source: Source, reward: RewardLike, store: EvaluationStore | None)
         env = environment(prepared, reward, "plain", costs)
         env.task = prepared
         budget = replace(prepared.budget, fraction=fraction)
-        found.append(_Task(f"{source.name}, {budget}", source.family, key, env))
+        found.append(_Task(f"{source.name}, {budget}", source.family, key, prepared, env))
     return found

@@ -25,6 +25,7 @@ class ToyWalk(gymnasium.Env[np.ndarray, np.ndarray]):
 
     LIMIT = 0.9
     bound = LIMIT
+    proposals, foresee = 1, None
     action_names = ("preserve_ratio", "weight_bits", "activation_bits")
 
     def __init__(self, layers_count: int = 6, target: float = 0.6) -> None:

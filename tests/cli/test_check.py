@@ -50,6 +50,8 @@ def test_fitting_values_pass(key: str, value: Any) -> None:
         ("epochs", None, "a whole number from 1"),
         ("search.images", "40", "a whole number from 1"),
         ("search.final_candidates", 0, "a whole number from 1"),
+        ("search.workers", -1, "a whole number from 0"),
+        ("search.proposals", 0, "a whole number from 1, or null"),
         ("learning_rate", "fast", "a number"),
         ("learning_rate", True, "a number"),
         ("env.channel_step", 0, "a whole number from 1, or null"),

@@ -17,6 +17,7 @@ from amc.comparison import cells, comparison
 from amc.comparison.bench import Bench, Failure
 from amc.errors import AmcError, StorageError
 from amc.study.artifact import RunRecord
+from amc.utils.processes import deaf_to_ctrl_c
 from envs.observation import FEATURES
 from tests.cli.command import NETWORK, REPAIR, amc
 
@@ -232,7 +233,7 @@ def test_processes_never_see_ctrl_c_and_their_parent_does_afterwards() -> None:
     pending: set[int] = set()
 
     def start() -> None:
-        with workers._deaf_to_ctrl_c():
+        with deaf_to_ctrl_c():
             signal.raise_signal(signal.SIGINT)
             pending.update(signal.sigpending())
 

@@ -11,11 +11,14 @@ from agents.experience import load_experience
 from agents.policies import load_policy
 from agents.trust import TrustPolicy
 from amc.cli.train import _records, _sources
+from amc.problem import workers
+from amc.problem.task import CompressionTask
 from tests.cli.command import NETWORK, REPAIR, amc
 
 Output = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("quick")
 
+forks = pytest.mark.skipif(not workers._can_fork(), reason="processes cannot be copied here")
 QUICK = ("fit.actors=2", "fit.hidden=4", "fit.steps=5", "episodes=16")
 
 
@@ -68,6 +71,25 @@ def test_training_again_is_the_same_policy_and_evaluates_nothing(
     assert isinstance(first, TrustPolicy)
     assert isinstance(again, TrustPolicy)
     assert first.id == again.id
+
+
+@forks
+@pytest.mark.usefixtures("one_thread")
+def test_workers_change_nothing_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train("recall=false", "store=false", out="alone") == 0
+    evaluated: list[object] = []
+    run = CompressionTask._run
+
+    def here(self: CompressionTask, *arguments: object) -> object:
+        evaluated.append(0)
+        return run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CompressionTask, "_run", here)
+    assert train("recall=false", "store=false", "workers=2", out="together") == 0
+    ids = [load_policy(folder).id for folder in ("alone", "together")]  # type: ignore[union-attr]
+    assert ids[0] == ids[1]
+    # In this process only the knapsack's strategy and the policy's, of each of two tasks.
+    assert len(evaluated) <= 4
 
 
 def test_killed_training_ends_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:

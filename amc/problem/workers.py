@@ -1,0 +1,252 @@
+"""Candidates of a search evaluated side by side: in processes on this machine, or on Ray.
+
+A searcher that proposes several strategies at once waits for all of them; then it learns from
+them in the order in which it proposed them. So what is found depends on how many it proposes, and
+neither on how many workers there are nor on which of them ends first.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from amc.cost.budget import Budget
+from amc.errors import ConfigError, EvaluationError
+from amc.problem.evaluate import Evaluation
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
+from amc.strategy import Strategy
+from amc.utils.arguments import check_count
+from amc.utils.processes import deaf_to_ctrl_c, end_with_parent
+
+log = logging.getLogger("amc")
+
+PROCESSES, RAY = "processes", "ray"
+MOST_DEATHS = 3  # of workers over the same candidates
+
+Foresee = Callable[[Sequence[tuple[CompressionTask, Strategy]]], None]
+"""Evaluates strategies of tasks, so that the tasks know them when they are asked."""
+
+
+class Workers(Protocol):
+    """What evaluates strategies of several tasks side by side."""
+
+    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
+        """Evaluate (task, strategy), without costs; in this order.
+
+        Raises:
+            EvaluationError: As `CompressionTask.evaluate`, or workers died of it.
+        """
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+
+
+def check_workers(workers: int, proposals: int | None, on: str, group: str = "search.") -> None:
+    """Check the options of a search on many workers.
+
+    Args:
+        group: Of the options, for messages.
+
+    Raises:
+        ConfigError: There are no such workers, or not here.
+    """
+    check_count(f"{group}workers", workers, least=0)
+    if proposals is not None:
+        check_count(f"{group}proposals", proposals)
+    if on not in KINDS:
+        raise ConfigError(f"{group}workers_on must be one of {', '.join(KINDS)}, got {on!r}.")
+    if workers and on == PROCESSES and not _can_fork():
+        raise ConfigError(
+            f"{group}workers={workers} are copies of this process, which {sys.platform} does not "
+            f"make safely. Leave it at 0, or take {group}workers_on=ray."
+        )
+    if workers and on == RAY:
+        _ray()
+
+
+@contextmanager
+def side_by_side(
+    tasks: Sequence[CompressionTask], workers: int, on: str = PROCESSES
+) -> Iterator[Foresee | None]:
+    """Gives what evaluates strategies of these tasks on workers, for as long as the context lasts.
+
+    Args:
+        workers: How many, each computing on one thread; 0: none, and nothing is given.
+    """
+    if not workers:
+        yield None
+        return
+    crew = KINDS[on](tasks, workers)
+    places = {id(task): place for place, task in enumerate(tasks)}
+
+    def foresee(asked: Sequence[tuple[CompressionTask, Strategy]]) -> None:
+        new = [item for item in dict.fromkeys(asked) if not item[0].knows(item[1])]
+        found = crew.evaluate([(places[id(task)], strategy) for task, strategy in new])
+        for (task, strategy), evaluation in zip(new, found, strict=True):
+            task.learn(strategy, evaluation)
+
+    try:
+        yield foresee
+    finally:
+        crew.close()
+
+
+# -- processes -------------------------------------------------------------------------------
+
+
+def _can_fork() -> bool:
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
+class Processes:
+    """Copies of this process, which share what it has prepared."""
+
+    def __init__(self, tasks: Sequence[CompressionTask], workers: int) -> None:
+        self._tasks, self._workers = tasks, workers
+        for task in tasks:
+            task.compressor.prepare()
+        self._before = multiprocessing.active_children()
+        self._pool = self._started()
+
+    def _started(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("fork")
+        return ProcessPoolExecutor(self._workers, context, _begin, (self._tasks,))
+
+    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
+        found: dict[int, Evaluation] = {}
+        for died in range(MOST_DEATHS + 1):
+            waiting: dict[int, Future[Evaluation]] = {}
+            try:
+                with deaf_to_ctrl_c():  # the first submission starts the processes
+                    for place in range(len(asked)):
+                        if place not in found:
+                            waiting[place] = self._pool.submit(_evaluate, *asked[place])
+                found.update({place: future.result() for place, future in waiting.items()})
+                return [found[place] for place in range(len(asked))]
+            except BrokenProcessPool:
+                ended = {place: one for place, one in waiting.items() if _has_result(one)}
+                found.update({place: future.result() for place, future in ended.items()})
+                self._pool.shutdown()
+                self._pool = self._started()
+                if died < MOST_DEATHS:
+                    log.warning(
+                        "A worker died; %d candidates are evaluated again.", len(asked) - len(found)
+                    )
+        raise EvaluationError(
+            f"Workers died {MOST_DEATHS + 1} times evaluating the same candidates: most often "
+            f"memory ran out. Use fewer than {self._workers} workers, or none to see what happens."
+        )
+
+    def close(self) -> None:
+        for process in multiprocessing.active_children():
+            if process not in self._before:
+                process.terminate()  # at nothing that anyone waits for
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _has_result(future: Future[Evaluation]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+_here: list[CompressionTask] = []  # in a worker: what it evaluates
+
+
+def _begin(tasks: Sequence[CompressionTask]) -> None:
+    end_with_parent()
+    torch.set_num_threads(1)  # threads of a copied process do not exist
+    _here[:] = tasks
+
+
+def _evaluate(place: int, strategy: Strategy) -> Evaluation:
+    return _here[place].evaluate_anew(strategy)
+
+
+# -- Ray -------------------------------------------------------------------------------------
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("workers_on=ray needs Ray: pip install 'amc-compress[ray]'.") from None
+    return ray
+
+
+class RayActors:
+    """Actors of a Ray cluster, each of which prepares the tasks once more."""
+
+    def __init__(self, tasks: Sequence[CompressionTask], workers: int) -> None:
+        self._ray = _ray()
+        from ray.util import ActorPool
+
+        self._owns = not self._ray.is_initialized()
+        if self._owns:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # containers may not change it
+            self._ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        actor = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=MOST_DEATHS)(_Actor)
+        self._problems = self._ray.put([_portable(task) for task in tasks])  # for new actors too
+        self._actors = [actor.remote(self._problems) for _ in range(workers)]
+        self._pool = ActorPool(self._actors)
+        self._check([task.evaluation_key() for task in tasks])
+
+    def _check(self, keys: list[str]) -> None:
+        """Say so where an actor's machine computes otherwise."""
+        others = self._ray.get([actor.keys.remote() for actor in self._actors])
+        if any(other != keys for other in others):
+            log.warning(
+                "Workers compute the original network's scores otherwise in their last digits "
+                "(another processor, or number of threads): the same seed may end elsewhere there."
+            )
+
+    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
+        from ray.exceptions import RayActorError
+
+        try:
+            return list(self._pool.map(lambda actor, item: actor.evaluate.remote(*item), asked))
+        except RayActorError as error:
+            raise EvaluationError(
+                f"Workers of Ray died {MOST_DEATHS + 1} times evaluating the same candidate: most "
+                f"often memory ran out. Use fewer than {len(self._actors)} workers. {error}"
+            ) from error
+
+    def close(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._owns:
+            self._ray.shutdown()
+
+
+class _Actor:
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        torch.set_num_threads(1)
+        self._tasks = [CompressionTask(problem) for problem in problems]
+
+    def keys(self) -> list[str]:
+        return [task.evaluation_key() for task in self._tasks]
+
+    def evaluate(self, place: int, strategy: Strategy) -> Evaluation:
+        return self._tasks[place].evaluate_anew(strategy)
+
+
+def _portable(task: CompressionTask) -> Problem:
+    """The problem without its device, of which an evaluation needs nothing."""
+    found = copy.copy(task.problem)  # of which the budget is no part either
+    found.device, found.budget, found.bfloat16 = None, Budget("macs", fraction=0.99), task.bfloat16
+    return found
+
+
+KINDS: dict[str, Callable[[Sequence[CompressionTask], int], Workers]] = {
+    PROCESSES: Processes,
+    RAY: RayActors,
+}

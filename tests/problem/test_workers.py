@@ -1,0 +1,254 @@
+"""One search on many workers: what it finds does not depend on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import amc
+from agents import episode
+from amc.data import DataSet
+from amc.errors import ArtifactError, ConfigError, EvaluationError
+from amc.problem import local, workers
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
+from amc.recovery.settings import RecoverySettings
+from amc.report.tensorboard import EventWriter
+from amc.strategy import IDENTITY, Strategy
+from amc.study.journal import Journal
+from amc.study.search import SearchSettings
+from amc.utils.measure import measure_latency
+from tests.conftest import fixed_tiny_net, random_images
+
+RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
+DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
+HALF = {"metric": "macs", "fraction": 0.5}
+pytestmark = pytest.mark.usefixtures("one_thread")
+forks = pytest.mark.skipif(not workers._can_fork(), reason="processes cannot be copied here")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
+    monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
+    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return fixed_tiny_net()
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    return random_images()
+
+
+@pytest.fixture
+def task(network: nn.Module, data: DataSet) -> CompressionTask:
+    return CompressionTask(Problem(network, data, None, HALF, recovery=RECOVERY, search_images=20))
+
+
+def found(network: nn.Module, data: DataSet, folder: Path | None = None, **options: Any) -> Any:
+    given = {"agent": DDPG, "evaluations": 7, "final_candidates": 1, "store": False} | options
+    given |= {"search_images": 20, "recovery": RECOVERY, "reward": "accuracy"}
+    return amc.search(network, data, None, HALF, folder=folder, **given)
+
+
+def trials(result: Any) -> list[tuple[int, str, float]]:
+    return [(t.index, t.strategy.to_json(), t.reward) for t in result.trials]
+
+
+@forks
+@pytest.mark.parametrize("agent", [DDPG, "evolution", "netadapt"])
+def test_workers_change_nothing_but_the_number_of_proposals_may(
+    network: nn.Module, data: DataSet, agent: Any
+) -> None:
+    alone = trials(found(network, data, agent=agent, proposals=3))
+    assert trials(found(network, data, agent=agent, proposals=3, workers=2)) == alone
+    assert len(alone) == 7
+
+
+def test_there_are_as_many_proposals_as_workers() -> None:
+    counts = [
+        SearchSettings("random", 4, "accuracy", **options).at_once
+        for options in ({}, {"workers": 3}, {"workers": 3, "proposals": 2})
+    ]
+    assert counts == [1, 3, 2]
+
+
+def test_walks_of_a_round_begin_before_the_first_is_evaluated(
+    network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    walked, episode_of = episode.walked, episode.Walk.episode
+    monkeypatch.setattr(episode, "walked", lambda *args: begun.append("begun") or walked(*args))
+    monkeypatch.setattr(
+        episode.Walk,
+        "episode",
+        lambda self, index, *o: begun.append(str(index)) or episode_of(self, index, *o),
+    )
+    found(network, data, proposals=3, agent="random", evaluations=4)
+    assert begun == ["begun", "begun", "begun", "1", "2", "3", "begun", "4"]
+
+
+def test_killed_search_of_several_proposals_ends_as_it_would_have(
+    network: nn.Module, data: DataSet, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"proposals": 3, "evaluations": 8, "checkpoint_every": 2}
+    whole = trials(found(network, data, tmp_path / "whole", **options))
+    append = Journal.append
+
+    def killing(self: Journal, trial: Any) -> None:
+        append(self, trial)
+        if trial.index == 5:  # the second of its round
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "append", killing)
+        with pytest.raises(KeyboardInterrupt):
+            found(network, data, tmp_path / "killed", **options)
+    resumed = found(network, data, tmp_path / "killed", resume=True, **options)
+    assert trials(resumed) == whole
+
+
+def test_other_number_of_proposals_is_another_search(
+    network: nn.Module, data: DataSet, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "finish", lambda self: None)
+        found(network, data, tmp_path, proposals=2)
+    with pytest.raises(ArtifactError, match="proposals"):
+        found(network, data, tmp_path, proposals=3, resume=True)
+
+
+# -- workers that fail -------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(task: CompressionTask, number: int) -> Iterator[Callable[[list[Strategy]], None]]:
+    with workers.side_by_side([task], number) as foresee:
+        assert foresee is not None
+        yield lambda strategies: foresee([(task, strategy) for strategy in strategies])
+
+
+def some(number: int) -> list[Strategy]:
+    return [Strategy({"conv1": 0.25 + 0.25 * place}, {}) for place in range(number)]
+
+
+@forks
+def test_candidate_of_a_worker_that_dies_is_evaluated_again(
+    task: CompressionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, died = CompressionTask.evaluate_anew, tmp_path / "died"
+
+    def dying(self: CompressionTask, strategy: Strategy) -> Any:
+        if strategy == some(2)[1] and not died.exists():
+            died.touch()
+            os._exit(9)
+        return evaluate(self, strategy)
+
+    monkeypatch.setattr(CompressionTask, "evaluate_anew", dying)
+    with evaluating(task, 2) as evaluate_all:
+        evaluate_all(some(3))
+    assert died.exists()
+    assert all(task.knows(strategy) for strategy in some(3))
+    assert task.evaluate(some(2)[1]).scores == evaluate(task, some(2)[1]).scores
+
+
+@forks
+def test_candidate_that_kills_every_worker_ends_the_search(
+    task: CompressionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompressionTask, "evaluate_anew", lambda self, strategy: os._exit(9))
+    with (
+        evaluating(task, 2) as evaluate,
+        pytest.raises(
+            EvaluationError, match=r"died 4 times .* memory ran out.*fewer than 2 workers"
+        ),
+    ):
+        evaluate([IDENTITY])
+
+
+@forks
+def test_error_of_a_worker_arrives_as_it_is(
+    task: CompressionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: CompressionTask, strategy: Strategy) -> Any:
+        raise EvaluationError("The network returned NaN.")
+
+    monkeypatch.setattr(CompressionTask, "evaluate_anew", failing)
+    with (
+        evaluating(task, 1) as evaluate,
+        pytest.raises(EvaluationError, match=r"^The network returned NaN"),
+    ):
+        evaluate([IDENTITY])
+
+
+@forks
+def test_what_is_known_or_asked_twice_is_evaluated_once(
+    task: CompressionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, count = CompressionTask.evaluate_anew, tmp_path / "count"
+
+    def counting(self: CompressionTask, strategy: Strategy) -> Any:
+        with count.open("a") as file:
+            file.write("x")
+        return evaluate(self, strategy)
+
+    monkeypatch.setattr(CompressionTask, "evaluate_anew", counting)
+    first, second = some(2)
+    with evaluating(task, 2) as evaluate_all:
+        evaluate_all([first, first])
+        evaluate_all([first, second])
+    assert count.read_text() == "xx"
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "search.workers must be at least 0, got -1"),
+        ({"proposals": 0}, "search.proposals must be at least 1, got 0"),
+        ({"workers_on": "moon"}, "search.workers_on must be one of processes, ray, got 'moon'"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(
+    network: nn.Module, data: DataSet, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        found(network, data, **options)
+
+
+def test_system_without_copies_of_processes_says_what_helps(
+    network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_can_fork", lambda: False)
+    with pytest.raises(ConfigError, match=r"workers=2 are copies.*take search.workers_on=ray"):
+        found(network, data, workers=2)
+
+
+def test_ray_that_is_not_installed_says_how_to_install_it(
+    network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'amc-compress\[ray\]'"):
+        found(network, data, workers=2, workers_on="ray")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install amc-compress[ray]")
+def test_actors_of_ray_find_the_same(network: nn.Module, data: DataSet) -> None:
+    alone = trials(found(network, data, proposals=2))
+    assert trials(found(network, data, workers=2, workers_on="ray")) == alone
