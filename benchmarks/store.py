@@ -1,7 +1,8 @@
 """Processes that write the store of evaluations at once, some of them killed with -9.
 
     python -m benchmarks.store --rounds 10
-    python -m benchmarks.store --rounds 1 --writers 8 --killed 3 --strategies 20000 --within 60
+    python -m benchmarks.store --rounds 1 --writers 8 --killed 3 --strategies 20000 --within 20
+    python -m benchmarks.store --url postgresql+psycopg://user@host/database
 
 Those that are killed write all strategies, half of the survivors every other one, each in an order
 of its own. They say after every ``put`` that it is done, so that what the killed ones had written
@@ -22,8 +23,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from amc.problem.evaluate import Evaluation
-from amc.problem.store import EvaluationStore
+from amc.problem.store import Store, open_store
 from amc.strategy import Strategy
+from amc.utils.urls import is_url
 from benchmarks.provenance import print_table, provenance, write_csv
 
 TASK = "benchmark"
@@ -34,6 +36,7 @@ def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--url", help="of a database; default: a new file")
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--killed", type=int, default=1, help="of the writers")
     parser.add_argument("--strategies", type=int, default=2000)
@@ -47,23 +50,31 @@ def strategy_of(number: int) -> Strategy:
     return Strategy({"group": 1 / (1 + number)}, {})
 
 
+def opened(where: str) -> Store:
+    """A store that is there."""
+    store = open_store(where)
+    assert store is not None
+    return store
+
+
 def evaluation_of(number: int) -> Evaluation:
     """Numbers with all their digits; every process finds the same, but for the seconds."""
     scores = {"accuracy": number / 7, "loss": 1 / (3 + number), "agreement": -0.0}
     return Evaluation(scores, seconds=time.monotonic())
 
 
-def write(path: Path, numbers: list[int], done: Connection) -> None:
+def write(where: str, task: str, numbers: list[int], done: Connection) -> None:
     """Put one evaluation after the other, and say so."""
-    store = EvaluationStore(path)
+    store = opened(where)
     for number in numbers:
-        store.put(TASK, strategy_of(number), evaluation_of(number))
+        store.put(task, strategy_of(number), evaluation_of(number))
         done.send(number)
     done.close()
 
 
-def killed_in_the_middle(path: Path, options: argparse.Namespace, draw: random.Random) -> Row:
-    """One round; gives what the store held and what of it was wrong."""
+def killed_in_the_middle(where: str, options: argparse.Namespace, draw: random.Random) -> Row:
+    """One round, on a file or a database; gives what it held and what of it was wrong."""
+    task = f"{TASK} {time.time_ns()}"  # a database may hold those of earlier rounds
     context = multiprocessing.get_context("fork")
     processes, ends = [], []
     for writer in range(options.writers):
@@ -71,7 +82,7 @@ def killed_in_the_middle(path: Path, options: argparse.Namespace, draw: random.R
         share = range(0, options.strategies, step)
         end, given = context.Pipe(duplex=False)
         order = draw.sample(share, len(share))
-        process = context.Process(target=write, args=(path, order, given))
+        process = context.Process(target=write, args=(where, task, order, given))
         process.start()
         given.close()
         processes.append(process)
@@ -91,7 +102,7 @@ def killed_in_the_middle(path: Path, options: argparse.Namespace, draw: random.R
         "killed after s": ", ".join(f"{moment:.2f}" for moment in moments),
         "said": written,
         "a second": round(written / seconds),
-        **check(path, set().union(*said)),
+        **check(where, task, set().union(*said)),
     }
 
 
@@ -107,30 +118,33 @@ def _listen(ends: list[Connection], said: list[set[int]], until: float | None) -
                 del left[end]
 
 
-def check(path: Path, written: set[int]) -> Row:
+def check(where: str, task: str, written: set[int]) -> Row:
     """What is lost, doubled or changed of what was said to be written."""
-    store = EvaluationStore(path)
+    store = opened(where)
     lost = changed = 0
     for number in written:
-        found, expected = store.get(TASK, strategy_of(number)), evaluation_of(number)
+        found, expected = store.get(task, strategy_of(number)), evaluation_of(number)
         lost += found is None
         if found is not None:
             pair = ((e.accuracy, e.loss, repr(e.agreement)) for e in (found, expected))
             changed += len(set(pair)) != 1
-    rows = len(store)
+    held = [strategy for strategy, _ in store.all(task)]
     store.close()
-    database = sqlite3.connect(path)
-    ((whole,),) = database.execute("PRAGMA integrity_check")
-    ((distinct,),) = database.execute("SELECT COUNT(DISTINCT strategy) FROM scores")
-    database.close()
     return {
-        "rows": rows,
-        "unsaid": rows - len(written) + lost,
+        "rows": len(held),
+        "unsaid": len(held) - len(written) + lost,
         "lost": lost,
-        "doubled": rows - distinct,
+        "doubled": len(held) - len(set(held)),
         "changed": changed,
-        "file": whole,
+        "file": "ok" if is_url(where) else _integrity(where),
     }
+
+
+def _integrity(file: str) -> str:
+    database = sqlite3.connect(file)
+    ((whole,),) = database.execute("PRAGMA integrity_check")
+    database.close()
+    return str(whole)
 
 
 def nothing_wrong(found: Row, killed: int) -> bool:
@@ -146,10 +160,11 @@ def main() -> None:
     rows: list[Row] = []
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "evaluations.sqlite"
-            rows.append({"round": number + 1, **killed_in_the_middle(path, options, draw)})
+            where = options.url or str(Path(folder) / "evaluations.sqlite")
+            rows.append({"round": number + 1, **killed_in_the_middle(where, options, draw)})
     print_table(rows, list(rows[0]))
     name = "store" if options.writers == 2 else f"store-{options.writers}"
+    name += f"-{options.url.partition(':')[0].partition('+')[0]}" if options.url else ""
     print(write_csv(name, [row | provenance(options.seed) for row in rows]))
     sys.exit(not all(nothing_wrong(row, options.killed) for row in rows))
 

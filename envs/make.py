@@ -14,7 +14,7 @@ from amc.cost.shipped import DeviceLike
 from amc.data import DataSet
 from amc.errors import ConfigError
 from amc.problem.problem import Problem, ProblemOptions
-from amc.problem.store import EvaluationStore
+from amc.problem.store import Store
 from amc.problem.task import CompressionTask
 from envs.compression import CompressionEnv, Foresee
 from envs.reward import DEFAULT_REWARD, RewardLike
@@ -57,7 +57,7 @@ def make_env(
     *,
     reward: RewardLike = DEFAULT_REWARD,
     observation: str | Sequence[str] | None = None,
-    store: EvaluationStore | None = None,
+    store: Store | None = None,
     render_mode: str | None = None,
     **problem: Unpack[ProblemOptions],
 ) -> CompressionEnv:

@@ -12,6 +12,7 @@ from amc.data.options import read_options
 from amc.errors import ConfigError
 from amc.utils.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
+from amc.utils.urls import has_password
 
 SHIPPED = "shipped"  # the policy that comes with amc, and is in no run's folder
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
@@ -51,6 +52,10 @@ _FEATURES: Kind = (
     "plain, all, a list of names, [name,name]",
 )
 
+_STORE: Kind = (
+    lambda value: isinstance(value, bool) or _is_text(value),
+    "true, false, a file, or the URL of a database",
+)
 _OBJECTIVES: Kind = (
     lambda value: (
         _is_objective(value)
@@ -104,7 +109,7 @@ OPTIONS: dict[str, Kind] = {
     "recall": SWITCH,
     "workers": _AT_LEAST_0,
     "workers_on": TEXT,
-    "store": SWITCH,
+    "store": _STORE,
     "fit.actors": _AT_LEAST_1,
     "fit.hidden": _AT_LEAST_1,
     "fit.steps": _AT_LEAST_1,
@@ -114,7 +119,7 @@ OPTIONS: dict[str, Kind] = {
     "search.images": _AT_LEAST_1,
     "search.bfloat16": or_null(SWITCH),
     "search.final_candidates": _AT_LEAST_1,
-    "search.store": SWITCH,
+    "search.store": _STORE,
     "search.checkpoint_every": _AT_LEAST_1,
     "search.reaim": _AT_LEAST_0,
     "search.workers": _AT_LEAST_0,
@@ -173,6 +178,11 @@ def check_options(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{group} must be a group of options, got {part!r}.")
         if name in part and part[name] != MISSING and not accepts(part[name]):
             raise ConfigError(f"{key} must be {expected}, got {part[name]!r}.")
+        if accepts is _STORE[0] and _is_text(part.get(name)) and has_password(part[name]):
+            raise ConfigError(
+                f"{key} has a password in it, and runs record their options: leave it out. Of "
+                "PostgreSQL it is taken from PGPASSWORD, or from ~/.pgpass."
+            )
     known = sorted({*OPTIONS, *_OPEN, *(key.partition(".")[0] for key in OPTIONS)})
     given = [f"{group}.{name}" for group in _CLOSED for name in config.get(group, {})]
     for key in [*config, *given]:

@@ -28,6 +28,7 @@ EXTRAS = {
     "joblib": "hydra/launcher=joblib: jobs of a sweep side by side",
     "submitit": "hydra/launcher=submitit_local, submitit_slurm: jobs of a sweep on a cluster",
     "ray": "hydra/launcher=ray: jobs of a sweep on Ray's machines",
+    "server": "search.store=<URL of a database>: evaluations shared by many machines",
     "docs": "make docs",
     "test": "make test",
     "dev": "make check",

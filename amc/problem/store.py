@@ -11,7 +11,6 @@ error before the search starts.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
@@ -22,12 +21,14 @@ from typing import Any
 
 from amc.errors import AmcError, ArtifactError, ConfigError, StorageError
 from amc.problem.evaluate import Evaluation
+from amc.problem.rows import scores_of, text_of
+from amc.problem.server import ServerStore
 from amc.strategy import Strategy
 from amc.utils.conditions import COMPUTING, machine_and_libraries, sources
 from amc.utils.database import IN_USE, Database, code_of
-from amc.utils.documents import TEXT, check_fields, object_of, parse_json
 from amc.utils.files import fingerprint, storage_error
 from amc.utils.machine import cache_folder
+from amc.utils.urls import is_url
 
 log = logging.getLogger("amc")
 
@@ -155,9 +156,7 @@ class EvaluationStore:
             ]
 
     def _read(self, text: str) -> dict[str, float]:
-        found = {"scores": parse_json(text, self._wrong)}
-        check_fields(found, {"scores": object_of(TEXT)}, self._wrong)
-        return {name: float(score) for name, score in found["scores"].items()}
+        return scores_of(text, self._wrong)
 
     def _wrong(self, said: str) -> ArtifactError:
         return self._database.damaged(f"what it holds {said}")
@@ -171,7 +170,7 @@ class EvaluationStore:
         """
         if not self.writable:
             return
-        scores = json.dumps({name: repr(float(score)) for name, score in evaluation.scores.items()})
+        scores = text_of(evaluation.scores)
         row = task_key, strategy.to_json(), scores, repr(float(evaluation.seconds))
         with self._database.transaction():
             self._database.execute(_INSERT, *row)
@@ -194,19 +193,28 @@ def _read_former(*texts: str) -> dict[str, float]:
     return {name: float(text) for name, text in named if text != _NONE}
 
 
-def open_store(store: bool | str | Path) -> EvaluationStore | None:
-    """The store of a search: True is the user's own, False none, else the file given.
+Store = EvaluationStore | ServerStore
+"""Where evaluations are remembered: a file of this machine, or a table of a database server."""
+
+
+def open_store(store: bool | str | Path) -> Store | None:
+    """The store of a search: True is the user's own, False none, else the file or URL given.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: It is none of these, or the URL of no database that can be used here.
         ArtifactError: The file is not a store of evaluations, or is damaged.
-        StorageError: A file that was given by name cannot be made or read. Where the user's own
+        StorageError: What was given by name cannot be made or read. Where the user's own
             cannot, there is none, and a warning.
     """
     if store is False:
         return None
     if store is not True and not isinstance(store, (str, os.PathLike)):
-        raise ConfigError(f"store must be true, false, or the path of a file, got {store!r}.")
+        raise ConfigError(
+            "store must be true, false, the path of a file, or the URL of a database, got "
+            f"{store!r}."
+        )
+    if is_url(store):
+        return ServerStore(str(store))
     path = default_path() if store is True else Path(store).expanduser()
     try:
         found = EvaluationStore(path)

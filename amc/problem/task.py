@@ -42,7 +42,7 @@ from amc.problem.evaluate import BATCH, Evaluation, Evaluator
 from amc.problem.local import device_for_network, with_measured
 from amc.problem.problem import Problem
 from amc.problem.space import SearchSpace
-from amc.problem.store import EvaluationStore, evaluation_code
+from amc.problem.store import Store, evaluation_code
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, IDENTITY, Option, Strategy
 from amc.utils.files import fingerprint
@@ -72,7 +72,7 @@ class CompressionTask:
         notes: What the user should know of the network.
     """
 
-    def __init__(self, problem: Problem, store: EvaluationStore | None = None) -> None:
+    def __init__(self, problem: Problem, store: Store | None = None) -> None:
         """
         Args:
             store: Where evaluations are looked up and remembered.

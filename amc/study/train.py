@@ -19,7 +19,7 @@ from agents.trust_fit import FitSettings, Remembered, fitted
 from amc.errors import AmcError, ConfigError
 from amc.problem.evaluate import Evaluation
 from amc.problem.problem import Problem
-from amc.problem.store import EvaluationStore
+from amc.problem.store import EvaluationStore, Store
 from amc.problem.task import CompressionTask
 from amc.problem.workers import KINDS, PROCESSES, check_workers, side_by_side
 from amc.report.tensorboard import EventWriter
@@ -132,7 +132,7 @@ def train(
     settings: TrainSettings,
     *,
     reward: RewardLike,
-    store: EvaluationStore | None,
+    store: Store | None,
     folder: Path,
     experience: Sequence[Remembered] = (),
     recall: bool = True,
@@ -178,7 +178,7 @@ class _Training:
         sources: Sequence[Source],
         settings: TrainSettings,
         reward: RewardLike,
-        store: EvaluationStore | None,
+        store: Store | None,
         experience: Sequence[Remembered],
         events: EventWriter,
         stop: Event,
@@ -190,7 +190,7 @@ class _Training:
 
     # -- what is seen -------------------------------------------------------------------------
 
-    def recall(self, path: Path, store: EvaluationStore) -> None:
+    def recall(self, path: Path, store: Store) -> None:
         """Take what was evaluated before, by any search; of a training begun again, what it took.
 
         Args:
@@ -335,9 +335,7 @@ class _Training:
         return rows
 
 
-def _tasks_of(
-    sources: Sequence[Source], reward: RewardLike, store: EvaluationStore | None
-) -> list[_Task]:
+def _tasks_of(sources: Sequence[Source], reward: RewardLike, store: Store | None) -> list[_Task]:
     """Every task; those of a source share what was prepared."""
     found: list[_Task] = []
     with progress_bar("preparing tasks", len(sources)) as bar:
@@ -350,7 +348,7 @@ def _tasks_of(
     return found
 
 
-def _prepared(source: Source, reward: RewardLike, store: EvaluationStore | None) -> list[_Task]:
+def _prepared(source: Source, reward: RewardLike, store: Store | None) -> list[_Task]:
     prepared = CompressionTask(source.make(), store)
     key, loosest, found = prepared.evaluation_key(), max(source.fractions), []
     for fraction in sorted(source.fractions, reverse=True):

@@ -51,6 +51,7 @@ def test_fitting_values_pass(key: str, value: Any) -> None:
         ("search.images", "40", "a whole number from 1"),
         ("search.final_candidates", 0, "a whole number from 1"),
         ("search.workers", -1, "a whole number from 0"),
+        ("search.store", 3, "true, false, a file, or the URL of a database"),
         ("search.proposals", 0, "a whole number from 1, or null"),
         ("learning_rate", "fast", "a number"),
         ("learning_rate", True, "a number"),
@@ -74,6 +75,12 @@ def test_other_values_are_refused_with_what_was_expected(
     with pytest.raises(ConfigError) as raised:
         check_options(_nested(key, value))
     assert str(raised.value) == f"{key} must be {expected}, got {value!r}."
+
+
+def test_password_would_be_recorded_and_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match=r"search.store has a password.*PGPASSWORD") as raised:
+        check_options(_nested("search.store", "mysql://me:secret@host/db"))
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_writers_of_which_some_are_killed_lose_and_double_nothing(
 ) -> None:
     path.parent.mkdir()
     options = Namespace(writers=writers, killed=killed, strategies=200, within=0.05)
-    found = killed_in_the_middle(path, options, random.Random(0))
+    found = killed_in_the_middle(str(path), options, random.Random(0))
     assert int(str(found["rows"])) >= least  # of two the survivor writes half, of eight all
     assert nothing_wrong(found, killed), found
 
@@ -256,7 +256,9 @@ def test_store_may_be_named_left_out_or_the_users_own(path: Path) -> None:
 
 
 def test_store_that_is_no_path_is_refused() -> None:
-    with pytest.raises(ConfigError, match="store must be true, false, or the path of a file, got"):
+    with pytest.raises(
+        ConfigError, match="store must be true, false, the path of a file, or"
+    ):
         open_store(3)  # type: ignore[arg-type]
 
 
