@@ -88,7 +88,13 @@ def make_env(
                 f"reward and observation it takes {', '.join(known)}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
-    task = CompressionTask(Problem(network, data, device, budget, **problem), store)
+    asked = Problem(network, data, device, budget, **problem)
+    if asked.budget.keep is not None:
+        raise ConfigError(
+            "An environment needs a bound, and budget.keep is to find one (amc.search): give a "
+            "fraction or an absolute one."
+        )
+    task = CompressionTask(asked, store)
     env = environment(task, reward, observation, render_mode=render_mode)
     env.task = task
     return env

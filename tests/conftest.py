@@ -13,6 +13,7 @@ from amc.data import DataSet
 from amc.graph.graph import NetworkGraph
 from amc.problem import task
 from amc.problem.evaluate import Evaluation
+from amc.utils import turns
 
 TINY_SHAPE = (3, 8, 8)
 TINY_CLASSES = 5
@@ -23,6 +24,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test waits for what else measures on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("turns") / "measuring"
+        patch.setattr(turns, "_place", lambda: place)
         yield
 
 

@@ -158,7 +158,7 @@ OPTIONS: dict[str, Kind] = {
 # otherwise be passed over in silence. The others are checked by what takes their options.
 _CLOSED = ("network", "objective", "env", "recovery", "search", "fit")
 _OPEN = ("device", "budget")
-_BOUNDS = ("budget.fraction=", "budget.absolute=")
+_BOUNDS = ("budget.fraction=", "budget.absolute=", "budget.keep=")
 
 
 def check_options(config: Mapping[str, Any]) -> None:

@@ -358,9 +358,10 @@ def space_of(options: Mapping[str, Any], decisions: Sequence[str] | None = None)
 
 
 def budget_of(options: Mapping[str, Any]) -> Budget:
-    """The budget config group; an absolute bound takes the place of the default fraction."""
-    absolute = options.get("absolute")
-    return Budget.of({**options, "fraction": options.get("fraction") if absolute is None else None})
+    """The budget config group; another bound takes the place of the default fraction."""
+    others = [options.get(name) for name in ("absolute", "keep")]
+    fraction = options.get("fraction") if others == [None, None] else None
+    return Budget.of({**options, "fraction": fraction})
 
 
 def check_prices(objectives: Sequence[str], device: DeviceLike) -> None:

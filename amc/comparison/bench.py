@@ -22,6 +22,7 @@ from amc.problem.store import open_store
 from amc.problem.task import CompressionTask
 from amc.strategy import IDENTITY, Strategy
 from amc.study.jury import Jury
+from amc.study.keep import refuse_keep
 from amc.utils import blas
 from amc.utils.arguments import check_count
 from amc.utils.conditions import code_digests, machine_and_libraries
@@ -77,6 +78,7 @@ class Bench:
             AmcError: The network, the data, the device or the budget does not fit.
         """
         check_count("search.final_candidates", final_candidates)
+        refuse_keep(problem.budget, "a comparison")
         self._reward, self.evaluations = build_reward(reward), evaluations
         self._reward.check_scores(problem.objective, problem.data)
         self._candidates = final_candidates

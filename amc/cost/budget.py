@@ -25,18 +25,23 @@ DEVICE_METRICS = ("latency_ms", "energy_mj")
 class Budget:
     """A bound on one metric: a fraction of the original's cost, or an absolute value.
 
+    Or a bound that is to be found: the lowest at which no more than so much of the score is lost.
+
     Attributes:
         metric: One of `METRICS`.
         fraction: Of the original network's cost on the same device, in (0, 1).
-        absolute: In the metric's unit. Exactly one of the two is given.
+        absolute: In the metric's unit.
+        keep: What may be lost of the score that networks are ranked by, in the unit in which it
+            is printed: points of accuracy. Exactly one of the three is given.
 
     Raises:
-        BudgetError: Unknown metric, both or neither bound given, or a bound out of range.
+        BudgetError: Unknown metric, not one bound given, or a bound out of range.
     """
 
     metric: str = "latency_ms"
     fraction: float | None = None
     absolute: float | None = None
+    keep: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.metric, str) or self.metric not in METRICS:
@@ -45,12 +50,18 @@ class Budget:
             raise BudgetError(
                 f"budget.metric must be one of {', '.join(METRICS)}; got {self.metric!r}.{hint}"
             )
-        if (self.fraction is None) == (self.absolute is None):
+        if [self.fraction, self.absolute, self.keep].count(None) != 2:
             raise BudgetError(
-                "Give exactly one of budget.fraction (of the original's cost) and "
-                f"budget.absolute (in {METRICS[self.metric]}); "
-                f"got fraction={self.fraction}, absolute={self.absolute}."
+                "Give exactly one of budget.fraction (of the original's cost), "
+                f"budget.absolute (in {METRICS[self.metric]}) and budget.keep (points that may be "
+                f"lost); got fraction={self.fraction}, absolute={self.absolute}, keep={self.keep}."
             )
+        if self.keep is not None:
+            if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
+                raise BudgetError(f"budget.keep must be a number from 0, got {self.keep!r}.")
+            if not math.isfinite(self.keep) or self.keep < 0:
+                raise BudgetError(f"budget.keep must be a number from 0, got {self.keep!r}.")
+            return
         bound = self.fraction if self.absolute is None else self.absolute
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
             raise BudgetError(f"The budget must be a positive number, got {bound!r}.")
@@ -91,6 +102,8 @@ class Budget:
         Raises:
             BudgetError: An absolute budget that the original network already meets.
         """
+        if self.keep is not None:
+            return original
         if self.fraction is not None:
             return self.fraction * original
         assert self.absolute is not None
@@ -102,6 +115,8 @@ class Budget:
         return self.absolute
 
     def __str__(self) -> str:
+        if self.keep is not None:
+            return f"{self.metric} as low as {self.keep:g} lost of the score allows"
         if self.fraction is not None:
             return f"{self.metric} at most {self.fraction:g} of the original"
         return f"{self.metric} at most {self.absolute:g} {self.unit}"

@@ -14,6 +14,7 @@ from agents.trust import NO_PRIOR
 from amc.problem.problem import Problem
 from amc.report.tables import significant
 from amc.study.introduction import introduce
+from amc.study.keep import refuse_keep
 from amc.study.result import SearchResult, write_run
 from amc.study.search import finished, make_writable, prepared
 from amc.utils.interrupt import stop_on_interrupt
@@ -41,6 +42,7 @@ def apply(
         prior: What that search believes (`agents.off_policy.OffPolicySearcher.prior`).
         seed: Of that search.
     """
+    refuse_keep(problem.budget, "a policy")
     make_writable(folder)
     task = prepared(problem, store)
     env = environment(task, DEFAULT_REWARD, policy.observed)

@@ -11,6 +11,7 @@ from amc.problem.task import CompressionTask
 from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
 from amc.study.jury import Finalist, Jury
+from amc.study.keep import Keeping
 from amc.study.notes import notes_of
 from amc.study.reaim import TOLERANCE
 from amc.study.timing import Times, time_finalists
@@ -53,6 +54,7 @@ def conclude(
     *,
     name: str = "best found",
     measure: bool = True,
+    keeping: Keeping | None = None,
 ) -> Conclusion:
     """Rank the last candidates on the whole search split, after the full repair.
 
@@ -65,6 +67,7 @@ def conclude(
         candidates: The best trials of the search, best first.
         uniform: The uniform strategy to compare with.
         reward: What is ranked by, as in the search.
+        keeping: What is chosen by instead, where a score is to be kept.
     """
     jury = Jury(task, reward)
     task.measure_prices([uniform, *(trial.strategy for trial in candidates)])
@@ -75,7 +78,10 @@ def conclude(
     chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
     if reward.hard:
         chosen = list(_meeting(task, chosen))
-    best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
+    if keeping is None:
+        best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
+    else:
+        best = keeping.chooser(jury.original.scores)(chosen)
     even = finalists[uniform.to_json()]
     named = [
         ("original", jury.original, None),
@@ -89,6 +95,8 @@ def conclude(
     ]
     found = notes_of(task, best.strategy, rows, times)
     notes = [*task.notes, *found, *best.network.notes]
+    if keeping is not None:
+        notes.insert(0, keeping.note(best.evaluation.scores, jury.original.scores))
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
     if not _is_uniform(task, uniform):

@@ -22,9 +22,14 @@ def describe(task: CompressionTask) -> str:
     lines += [f"  not followed: {path} {reason}" for path, reason in graph.opaque.items()]
     unit, metric = task.budget.unit, task.budget.metric
     lines += [f"  {line}" for line in account(task.network, graph, metric, task.device)]
+    bound = (
+        f"{costs.bound:,.6g} {unit}, {costs.bound / costs.original:.3f} of the original's "
+        f"{costs.original:,.6g} {unit}"
+    )
+    if task.budget.keep is not None:
+        bound = f"what keeps the score, of the original's {costs.original:,.6g} {unit}"
     lines.append(
-        f"budget: {metric} at most {costs.bound:,.6g} {unit}, "
-        f"{costs.bound / costs.original:.3f} of the original's {costs.original:,.6g} {unit} "
+        f"budget: {metric} at most {bound} "
         f"(smallest reachable: {costs.floor:,.6g} {unit}, {costs.floor / costs.original:.3f} of it)"
     )
     shape = "x".join(map(str, task.data.image_shape))

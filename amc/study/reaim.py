@@ -123,37 +123,46 @@ class Aim:
         past: Sequence[Trial] = (),
         state: AgentState | None = None,
         leg: int = 0,
+        root: CostModel | None = None,
     ) -> None:
         """
         Args:
             file: Where states are written.
             past, state: What an earlier leg, or the file, ended with.
+            root: With a bound that none of a leg exceeds; None: that of this leg.
         """
-        self.costs, self.leg = costs, leg
+        self.costs, self.leg, self._root = costs, leg, root or costs
         self._file, self._past, self._state = file, past, state
         self._latest: Callable[[], AgentState | None] = lambda: state
 
     @classmethod
     def resumed(
-        cls, costs: CostModel, file: Checkpoints, bounds: Sequence[float], evaluations: int
+        cls,
+        costs: CostModel,
+        file: Checkpoints,
+        bounds: Sequence[float],
+        until: Callable[[int], int],
+        root: CostModel,
     ) -> Aim:
         """The leg that the file's state is of.
 
         Args:
             costs: With the bound of the first leg.
             bounds: Of the legs after it, as far as they are known.
-            evaluations: Of the first leg.
+            until: Leg -> the evaluations that it ends with.
+            root: With a bound that none of a leg exceeds.
         """
         past, state = file.load()
         leg = 0
-        while leg < len(bounds) and len(past) > evaluations_until(leg, evaluations):
+        while leg < len(bounds) and len(past) > until(leg):
             leg += 1
-        return cls(costs.tightened(bounds[leg - 1]) if leg else costs, file, past, state, leg)
+        aimed = root.tightened(bounds[leg - 1]) if leg else costs
+        return cls(aimed, file, past, state, leg, root)
 
     def next(self, bound: float, trials: Sequence[Trial]) -> Aim:
-        """The leg after this one, which ended with these trials, at a tighter bound."""
-        costs = self.costs.tightened(bound)
-        return Aim(costs, self._file, trials, self._latest(), self.leg + 1)
+        """The leg after this one, which ended with these trials, at another bound."""
+        costs = self._root.tightened(bound)
+        return Aim(costs, self._file, trials, self._latest(), self.leg + 1, self._root)
 
     def load(self) -> tuple[list[Trial], AgentState | None]:
         """The past, judged by this leg's bound, and the state that it ended with."""

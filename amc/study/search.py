@@ -24,11 +24,12 @@ from amc.problem.task import CompressionTask
 from amc.problem.workers import PROCESSES, Foresee, check_workers, side_by_side
 from amc.report.tensorboard import EventWriter, Value
 from amc.strategy import Strategy
-from amc.study import artifact
+from amc.study import artifact, keep
 from amc.study.checkpoint import CheckpointFile
 from amc.study.finals import Conclusion, conclude
 from amc.study.introduction import introduce
 from amc.study.journal import Journal, origin_of
+from amc.study.keep import Keeping
 from amc.study.live import Live
 from amc.study.reaim import (
     Aim,
@@ -151,6 +152,7 @@ class Study:
         )
         task.recall(journal.evaluations())
         self._checkpoint = CheckpointFile(folder, journal, settings.checkpoint_every)
+        self._keeping = None if task.budget.keep is None else Keeping.of(task)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -178,25 +180,65 @@ class Study:
 
     def run(self, live: Live | None) -> SearchResult:
         """Search, leg after leg, and conclude."""
-        asked, journal = self._settings.evaluations, self._journal
-        aim = Aim.resumed(self.task.costs, self._checkpoint, journal.aims, asked)
+        journal, costs, keeping = self._journal, self.task.costs, self._keeping
+        first = costs if keeping is None else keeping.first()
+        aim = Aim.resumed(first, self._checkpoint, journal.aims, self._until, costs)
         while True:
             found, recorder = self._leg(aim, live)
             bound = self._recorded_bound(aim.leg, found)
             if bound is None:
                 with recorder.kept():
-                    within = _within(found, self.task)
-                    end = finished(self.task, self.env, within, self._settings.final_candidates)
-                    if aim.leg < self._settings.reaim and not self._stop.is_set():
-                        bound = self._next_bound(end)
+                    bound = self._bound_that_keeps(aim, found)
+                    if bound is None:
+                        within = _within(found, self.task)
+                        end = self._end(within, aim)
+                        if keeping is None and aim.leg < self._settings.reaim:
+                            bound = None if self._stop.is_set() else self._next_bound(end)
                     if bound is None:
                         result = SearchResult.of(self.task, end.tested(self.task), within)
                         break
             aim = aim.next(bound, found.trials)
         result.interrupted = self._stop.is_set()
-        result.evaluations = evaluations_until(len(journal.aims), asked)
-        result.notes += self._aiming_notes(result.trials)
+        result.evaluations = self._asked
+        if keeping is None:
+            result.notes += self._aiming_notes(result.trials)
         return result
+
+    def _until(self, leg: int) -> int:
+        """Evaluations at the end of a leg."""
+        if self._keeping is None:
+            return evaluations_until(leg, self._settings.evaluations)
+        return keep.evaluations_until(leg, self._settings.evaluations)
+
+    @property
+    def _asked(self) -> int:
+        """Evaluations of all legs."""
+        if self._keeping is None:
+            return self._until(len(self._journal.aims))
+        return self._settings.evaluations
+
+    def _bound_that_keeps(self, aim: Aim, found: searchers.SearchResult) -> float | None:
+        """Where to look next for the cost at which the score is kept; None: nowhere."""
+        if self._keeping is None or self._stop.is_set():
+            return None
+        if aim.leg + 1 >= keep.legs_of(self._settings.evaluations):
+            return None
+        first = self._keeping.first().bound
+        bound = self._keeping.next_bound([first, *self._journal.aims], found.trials)
+        log.info("next, at most %.3f of the original's cost", bound / self.task.costs.original)
+        self._journal.aim(bound)
+        return bound
+
+    def _end(self, within: searchers.SearchResult, aim: Aim) -> Conclusion:
+        number = self._settings.final_candidates
+        if self._keeping is None:
+            return finished(self.task, self.env, within, number)
+        candidates = self._keeping.candidates(within.trials, number)
+        dearest = max(self.task.costs.cost_of(trial.strategy) for trial in candidates)
+        costs = self.task.costs.tightened(max(dearest, self.task.costs.floor))
+        env = environment(self.task, self._settings.reward, self._settings.observation, costs)
+        uniform = best_uniform(env, within.trials)
+        return conclude(self.task, candidates, uniform, env.reward, keeping=self._keeping)
 
     def _leg(self, aim: Aim, live: Live | None) -> tuple[searchers.SearchResult, Recorder]:
         """Walk until the leg's evaluations are spent, or Ctrl-C."""
@@ -209,7 +251,7 @@ class Study:
             proposals=settings.at_once,
             foresee=None if self._foresee is None else self._ahead,
         )
-        until = evaluations_until(aim.leg, settings.evaluations)
+        until = self._until(aim.leg)
         recorder = Recorder(
             self.task, self._folder, live, until, self._stop, self._journal, soft=env.is_soft
         )
@@ -290,7 +332,10 @@ def search(
 ) -> SearchResult:
     """Search a problem, and write the run: see `amc.search`."""
     settings.check_on(problem.device, problem.budget.metric, problem.space)
-    build_reward(settings.reward).check_scores(problem.objective, problem.data)
+    reward = build_reward(settings.reward)
+    reward.check_scores(problem.objective, problem.data)
+    resumable = isinstance(settings.searcher(), Resumable)
+    keep.check_keep(problem, resumable=resumable, hard=reward.hard, reaim=settings.reaim)
     make_writable(folder)
     agent = settings.searcher().name
     with (
@@ -343,14 +388,18 @@ def finished(
     name: str = "best found",
 ) -> Conclusion:
     """The end of a search: its best few repaired and ranked, beside the best uniform strategy."""
-    tried = {trial.strategy.to_json(): trial.evaluation for trial in found.trials}
+    uniform = best_uniform(env, found.trials)
+    return conclude(task, found.top(final_candidates), uniform, env.reward, name=name)
+
+
+def best_uniform(env: CompressionEnv, trials: Sequence[Trial]) -> Strategy:
+    """The uniform strategy of the highest reward; those that were tried are not tried again."""
+    tried = {trial.strategy.to_json(): trial.evaluation for trial in trials}
 
     def reward(strategy: Strategy) -> float:
         return env.reward_of(strategy, tried.get(strategy.to_json()))
 
-    # Those that the search tried are not tried again.
-    uniform = max(env.uniform_strategies()[:_UNIFORM_TRIED], key=reward)
-    return conclude(task, found.top(final_candidates), uniform, env.reward, name=name)
+    return max(env.uniform_strategies()[:_UNIFORM_TRIED], key=reward)
 
 
 def _within(found: searchers.SearchResult, task: CompressionTask) -> searchers.SearchResult:

@@ -144,7 +144,8 @@ def test_run_record_holds_what_the_search_was_asked(searched: Path) -> None:
     assert record.network["name"] == "tests.cli.nets:tiny"
     assert record.data["name"] == "digits"
     assert record.device["name"] == "roofline_phone"
-    assert record.budget == {"metric": "latency_ms", "fraction": 0.6, "absolute": None}
+    budget = {"metric": "latency_ms", "fraction": 0.6, "absolute": None, "keep": None}
+    assert record.budget == budget
     assert record.settings["search"]["evaluations"] == 3
     assert record.settings["agent"]["name"] == "ddpg"
 

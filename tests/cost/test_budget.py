@@ -35,7 +35,9 @@ def test_unknown_metric_names_the_nearest():
         Budget(None, fraction=0.5)
 
 
-@pytest.mark.parametrize("bounds", [{}, {"fraction": 0.5, "absolute": 3.0}])
+@pytest.mark.parametrize(
+    "bounds", [{}, {"fraction": 0.5, "absolute": 3.0}, {"fraction": 0.5, "keep": 1.0}]
+)
 def test_exactly_one_bound_must_be_given(bounds):
     with pytest.raises(BudgetError, match=r"exactly one of budget.fraction .* budget.absolute"):
         Budget("latency_ms", **bounds)
@@ -70,5 +72,17 @@ def test_mapping_holds_the_fields():
 
 
 def test_unknown_field_is_named():
-    with pytest.raises(BudgetError, match=r"has metric, fraction, absolute; got ratio"):
+    with pytest.raises(BudgetError, match=r"has metric, fraction, absolute, keep; got ratio"):
         Budget.of({"metric": "macs", "ratio": 0.5})
+
+
+@pytest.mark.parametrize("keep", [-1.0, float("nan"), True, "much"])
+def test_points_to_keep_must_be_a_number_from_0(keep):
+    with pytest.raises(BudgetError, match=r"budget.keep must be a number from 0, got"):
+        Budget("macs", keep=keep)
+
+
+def test_budget_that_keeps_a_score_has_the_originals_cost_as_bound():
+    budget = Budget("macs", keep=0.5)
+    assert budget.bound(123.0) == 123.0
+    assert str(budget) == "macs as low as 0.5 lost of the score allows"

@@ -256,9 +256,7 @@ def test_store_may_be_named_left_out_or_the_users_own(path: Path) -> None:
 
 
 def test_store_that_is_no_path_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match="store must be true, false, the path of a file, or"
-    ):
+    with pytest.raises(ConfigError, match="store must be true, false, the path of a file, or"):
         open_store(3)  # type: ignore[arg-type]
 
 

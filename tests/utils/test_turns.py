@@ -14,6 +14,7 @@ from amc.utils import turns
 from amc.utils.files import locked
 from amc.utils.turns import measuring_turn
 
+PLACE = turns._place  # before other tests are kept from it
 # Without amc, which takes seconds to load.
 HOLD = """
 import fcntl, os, sys, time
@@ -30,6 +31,7 @@ pytest.importorskip("fcntl", reason="no locks on this system")
 
 @pytest.fixture(autouse=True)
 def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_place", PLACE)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
