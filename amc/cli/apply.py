@@ -165,4 +165,4 @@ def _budget(given: Mapping[str, Any], learned: Mapping[str, Any]) -> Budget:
                 "(of the original's) or budget.absolute=..."
             )
         bound = learned
-    return recipe.budget_of({**bound, "metric": metric})
+    return Budget.of_options({**bound, "metric": metric})

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from amc.cli.optimize import NAMES, direction_of
+from amc.cost.budget import Budget
 from amc.data.options import read_options
 from amc.errors import ConfigError
+from amc.utils.checkpoints import check_checkpoint
 from amc.utils.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 from amc.utils.urls import has_password
@@ -209,6 +211,28 @@ def check_folders(config: Mapping[str, Any]) -> None:
         check_run_folder(folder)
         if key == "run" and ((folder / RUN_FILE).is_file() or folder.name == FINETUNE_FOLDER):
             check_network(folder)
+
+
+def check_early(config: Mapping[str, Any]) -> None:
+    """Check at once what would be found wrong after seconds of imports.
+
+    Raises:
+        NetworkError: The checkpoint is not there.
+        BudgetError: The budget cannot be.
+    """
+    network, budget = config.get("network"), config.get("budget")
+    if isinstance(network, Mapping) and not network.get("pretrained"):
+        checkpoint = network.get("checkpoint")
+        if checkpoint and checkpoint != MISSING:
+            check_checkpoint(Path(checkpoint).expanduser())
+    if isinstance(budget, Mapping) and isinstance(budget.get("metric"), str):
+        bounds = [budget.get(name) for name in ("fraction", "absolute", "keep")]
+        if bounds != [None] * 3 and not _is_left_to_a_run(budget):
+            Budget.of_options(budget)
+
+
+def _is_left_to_a_run(budget: Mapping[str, Any]) -> bool:
+    return MISSING in budget.values()
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from amc import __version__
-from amc.cli.check import check_folders, check_options, check_overrides
+from amc.cli.check import check_early, check_folders, check_options, check_overrides
 from amc.cli.completion import complete, is_completion, words_typed
 from amc.cli.doctor import doctor
 from amc.cli.explain import explanations
@@ -312,7 +312,9 @@ def _outcome(
     """
     try:
         check_options(_as_mapping(config))
+        check_given(config)
         check_folders(_as_mapping(config))
+        check_early(_as_mapping(config))
         check_overrides(HydraConfig.get().overrides.task)
         check_directions(command, objectives_of(config.get("optimize", [])), _sweeper())
         recipe: Recipe = importlib.import_module(f"amc.cli.{command}").run
@@ -332,6 +334,17 @@ def _outcome(
         print("the sweep ends here: its later jobs were not started", file=sys.stderr)
         return _INTERRUPTED, None
     return 0, objective
+
+
+def check_given(config: DictConfig) -> None:
+    """Check that options without a default were given, groups aside.
+
+    Raises:
+        omegaconf.errors.MissingMandatoryValue: One was not.
+    """
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            _ = config[key]
 
 
 def _as_mapping(config: DictConfig) -> dict[str, object]:

@@ -22,7 +22,6 @@ from amc.decisions import build_decision
 from amc.errors import ConfigError, NetworkError
 from amc.networks import SelectOutputs, build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name, images_of
-from amc.networks.checkpoint import check_checkpoint
 from amc.objectives import DEFAULT, build_objective
 from amc.problem.problem import Problem, check_problem
 from amc.problem.space import SearchSpace
@@ -31,6 +30,7 @@ from amc.report.tables import comparison_table
 from amc.study.artifact import RunRecord
 from amc.study.finetuning import train_base
 from amc.study.result import SearchResult
+from amc.utils.checkpoints import check_checkpoint
 from amc.utils.runs import as_option, code_of, functions_again
 
 log = logging.getLogger("amc")
@@ -112,7 +112,7 @@ def problem_of(record: RunRecord) -> Problem:
 def options_of(record: RunRecord) -> tuple[Device | LocalSpec | None, Budget, SearchSpace]:
     """Device, budget and search space of a record, checked together."""
     env, decisions = record.settings["env"], record.settings["decisions"]
-    space, budget = space_of(env, decisions), budget_of(record.budget)
+    space, budget = space_of(env, decisions), Budget.of_options(record.budget)
     return *check_problem(dict(record.device) or None, budget, space), space
 
 
@@ -355,13 +355,6 @@ def space_of(options: Mapping[str, Any], decisions: Sequence[str] | None = None)
         decisions=tuple(decisions or ()),
         **widths,
     )
-
-
-def budget_of(options: Mapping[str, Any]) -> Budget:
-    """The budget config group; another bound takes the place of the default fraction."""
-    others = [options.get(name) for name in ("absolute", "keep")]
-    fraction = options.get("fraction") if others == [None, None] else None
-    return Budget.of({**options, "fraction": fraction})
 
 
 def check_prices(objectives: Sequence[str], device: DeviceLike) -> None:

@@ -92,6 +92,17 @@ class Budget:
             )
         return cls(**value)
 
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Budget:
+        """A budget from options, where another bound takes the place of the default fraction.
+
+        Raises:
+            BudgetError: As `of`.
+        """
+        others = [options.get(name) for name in ("absolute", "keep")]
+        fraction = options.get("fraction") if others == [None, None] else None
+        return cls.of({**options, "fraction": fraction})
+
     @property
     def unit(self) -> str:
         return METRICS[self.metric]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amc.errors import NetworkError
 from amc.networks.torch_file import OtherTensor, StoredTensor, load_tensors, read_torch_file
+from amc.utils.checkpoints import check_checkpoint
 from amc.utils.documents import shown
 from amc.utils.files import read_tensors
 
@@ -18,20 +19,6 @@ from amc.utils.files import read_tensors
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 SHOWN = 8
 _LONGEST = 300  # characters of a key in a message
-
-
-def check_checkpoint(path: Path) -> None:
-    """Check that a checkpoint is there, and of a kind that is read; nothing of it is read.
-
-    Raises:
-        NetworkError: It is not.
-    """
-    if path.suffix not in _READERS:
-        raise NetworkError(
-            f"Checkpoint {path} must be one of {', '.join(_READERS)}, got {path.suffix!r}."
-        )
-    if not path.is_file():
-        raise NetworkError(f"Checkpoint not found: {path}. Check network.checkpoint.")
 
 
 def load_checkpoint(network: nn.Module, path: str | Path, *, ignore: Sequence[str] = ()) -> None:

@@ -151,7 +151,7 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("reward=tests.cli.nets:none", "nets.py has no function 'none'"),
         ("budget.fraction=abc", "The budget must be a positive number, got 'abc'"),
         ("budget.metric=latency", "budget.metric must be one of latency_ms"),
-        ("+budget.ms=2", "A budget has metric, fraction, absolute; got ms"),
+        ("+budget.ms=2", "A budget has metric, fraction, absolute, keep; got ms"),
         ("env.weight_bits=8", "env.weight_bits must be a list such as [8,32], or null, got 8"),
         ("env.observation=[colour]", "env.observation has unknown features ['colour']"),
         ("recovery.images=1", "recovery.images must be at least 2"),
@@ -441,18 +441,30 @@ def test_a_refused_command_does_not_remove_the_folder_it_was_called_in(tmp_path:
     assert tmp_path.is_dir()
 
 
-def test_a_run_that_is_not_there_is_told_before_torch_is_loaded() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "run=no"], "Run folder not found: no."),
+        (["export", "run=no"], "Run folder not found: no."),
+        (["apply", "policy=no"], "Run folder not found: no."),
+        (["apply"], "policy must be given: policy=<value>."),
+        (["search", "network.checkpoint=no.pt"], "Checkpoint not found: no.pt."),
+        (["search", "network.checkpoint=no.gz"], "must be one of .safetensors, .pt, .pth, got"),
+        (["search", "budget.fraction=2"], "budget.fraction=2 is already met by the original"),
+        (["compare", "budget.keep=-1"], "budget.keep must be a number from 0, got -1."),
+    ],
+)
+def test_common_mistakes_are_told_before_torch_is_loaded(arguments: list[str], said: str) -> None:
     code = (
         "import sys, amc.cli\n"
         "try: amc.cli.main(sys.argv[1:])\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
-    for arguments in (["finetune", "run=no"], ["export", "run=no"], ["apply", "policy=no"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == "2 False\n"
-        assert "error: Run folder not found: no." in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "2 False\n"
+    assert said in done.stderr
 
 
 # -- what --help adds ----------------------------------------------------------------------

@@ -25,6 +25,7 @@ from amc.cli.check import check_options
 from amc.cli.resume import read_run
 from amc.comparison.cells import Cell, CellResult, Entry, read_cell
 from amc.compress.verify import graph_of
+from amc.cost.budget import Budget
 from amc.cost.correction import Correction
 from amc.cost.corrections import own_correction
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -128,7 +129,7 @@ def _read_run(folder: Path) -> None:
         folder, {"seed": 0, "reward": "", "env": {}, "recovery": {}, "search": {}}, {}
     )
     check_options({"network": record.network, "data": record.data, "env": record.settings["env"]})
-    recipe.budget_of(record.budget)
+    Budget.of_options(record.budget)
     recipe.space_of(record.settings["env"])
     recipe.recovery_of(record.settings["recovery"])
     if record.data["name"] == "digits":
