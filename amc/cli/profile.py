@@ -15,12 +15,12 @@ from amc.cli import recipe
 from amc.compress.verify import graph_of
 from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
-from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
 from amc.cost.todo import check_covers, write_todo
+from amc.cost.unmeasured import OrderedTable
 from amc.errors import ConfigError, TableError
 from amc.problem.space import SearchSpace
 
@@ -64,7 +64,7 @@ def run(config: DictConfig) -> recipe.Ended:
 def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
     """Find out before the network is built whether there is a table to make."""
     check_table(device)
-    if isinstance(device, (TableDevice, HaqTable)) and not config.output:
+    if isinstance(device, (TableDevice, OrderedTable)) and not config.output:
         raise ConfigError(
             f"Device {device.name!r} has its prices in a file. Say where to write the table "
             "that is made of them: output=<file>.csv."

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from amc.cost.device import Device, TableDevice, TableHeader
 from amc.cost.grid import COARSE, Grid
-from amc.cost.importers.haq import HaqTable
 from amc.cost.measuring import measure_table
 from amc.cost.probe import STEPS, probe_step
+from amc.cost.unmeasured import OrderedTable
 from amc.errors import DeviceError, TableError
 from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
@@ -126,7 +126,7 @@ def check_table(device: Device | LocalSpec | None) -> None:
     Raises:
         DeviceError: It is a model, still to be measured elsewhere, or none.
     """
-    if not isinstance(device, (LocalSpec, TableDevice, HaqTable)):
+    if not isinstance(device, (LocalSpec, TableDevice, OrderedTable)):
         name = "null" if device is None else device.name
         raise DeviceError(
             f"Device {name!r} is not measured on this machine. Choose device={said_devices()}; or "

@@ -18,7 +18,6 @@ from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.device import Device, TableDevice
-from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
     Choices,
     CostModel,
@@ -28,6 +27,7 @@ from amc.cost.model import (
 )
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
+from amc.cost.unmeasured import OrderedTable
 from amc.data import Split
 from amc.errors import AmcError, DeviceError
 from amc.graph.graph import NetworkGraph
@@ -120,7 +120,7 @@ class CompressionTask:
     ) -> tuple[Device | None, Choices]:
         """The device with all prices that the walk needs, and what the walk may choose."""
         metric = self.budget.metric
-        if isinstance(device, HaqTable):  # whose rows are layers, not signatures
+        if isinstance(device, OrderedTable):  # whose rows are layers, not signatures
             device = device.for_network(self.graph)
         choices = space.choices(self.graph, metric, device)
         if metric in DEVICE_METRICS and isinstance(device, (LocalSpec, TableDevice)):
