@@ -36,7 +36,7 @@ from amc.cost.load import load_device
 from amc.cost.profile import LocalSpec, settled
 from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.shipped import shipped_device
-from amc.cost.table import read_table, todo_text, write_table
+from amc.cost.table import list_text, read_table, write_table
 from amc.cost.unmeasured import OrderedTable
 from amc.export import export_onnx, read_precisions
 from amc.graph.graph import NetworkGraph
@@ -433,7 +433,7 @@ KINDS: Mapping[str, FileKind] = {
     ),
     "list to measure": FileKind(
         "todo.csv",
-        lambda folder: write_text(folder / "todo.csv", todo_text(HEADER, _requests())),
+        lambda folder: write_text(folder / "todo.csv", list_text(HEADER, _requests())),
         lambda folder: read_table(folder / "todo.csv"),
         (line,),
     ),
