@@ -25,6 +25,7 @@ from amc.cost.model import (
     reference_bits,
     requests_for,
 )
+from amc.cost.origin import origin_note
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.cost.unmeasured import OrderedTable
@@ -111,9 +112,9 @@ class CompressionTask:
         if type(self.objective).measure is not Objective.measure:
             asked = False  # the user's function is given images of float32
         self.bfloat16 = self._may_compute_in_bfloat16() if asked is None else asked
-        self.notes = tuple(
-            note for note in (self._step_note(), self._batch_note() if depends else "") if note
-        )
+        origin = "" if self.local else origin_note(self.device)
+        batch = self._batch_note() if depends else ""
+        self.notes = tuple(note for note in (origin, self._step_note(), batch) if note)
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace
