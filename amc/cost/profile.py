@@ -10,7 +10,7 @@ from pathlib import Path
 
 from amc.cost.device import Device, TableDevice, TableHeader
 from amc.cost.grid import COARSE, Grid
-from amc.cost.measuring import measure_table
+from amc.cost.measuring import ROUNDS, measure_table
 from amc.cost.probe import STEPS, probe_step
 from amc.cost.unmeasured import OrderedTable
 from amc.errors import DeviceError, TableError
@@ -64,6 +64,11 @@ class LocalSpec:
     @property
     def converts(self) -> tuple[str, ...]:
         return self.runs_on.converts
+
+    @property
+    def rounds(self) -> int:
+        """How many samples a price is of."""
+        return 1 if self.runs_on.is_estimate else ROUNDS
 
     def sampling(self, wholes: Mapping[str, Whole] = NO_WHOLES) -> AbstractContextManager[Sampler]:
         """Gives what measures, for as long as the context lasts.
@@ -174,6 +179,7 @@ def device_for(
                 loaded.header(),
                 loaded.table_path(),
                 sample,
+                rounds=loaded.rounds,
                 progress=progress,
                 fewer=fewer,
             )

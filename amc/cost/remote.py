@@ -181,7 +181,13 @@ def described(number: int, request: Request, header: TableHeader) -> dict[str, o
 
     Args:
         number: By which the answer is known.
+        header: Says batch and threads.
     """
+    return described_in(number, request, batch=header.batch, threads=header.threads)
+
+
+def described_in(number: int, request: Request, *, batch: int, threads: int) -> dict[str, object]:
+    """As `described`, in a batch, by so many threads."""
     signature = request.signature
     return {
         "id": number,
@@ -197,8 +203,8 @@ def described(number: int, request: Request, header: TableHeader) -> dict[str, o
         "out_channels": request.out_channels,
         "weight_bits": request.bits.weight,
         "activation_bits": request.bits.activation,
-        "batch": header.batch,
-        "threads": header.threads,
+        "batch": batch,
+        "threads": threads,
     }
 
 

@@ -125,7 +125,7 @@ def with_measured(
     if not means:
         return device
     with measuring_turn(f"prices of {spec.name}"), spec.sampling(graph.wholes) as sample:
-        table = measure_table(means, spec.header(), spec.table_path(), sample)
+        table = measure_table(means, spec.header(), spec.table_path(), sample, rounds=spec.rounds)
     measured = {request: table.rows[request] for request in means}
     return TableDevice(device.header, {**device.rows, **measured})
 

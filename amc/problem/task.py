@@ -89,7 +89,8 @@ class CompressionTask:
         self.graph: NetworkGraph = graph_of(self.network, data.image_shape, admitted=True)
         if device is not None and self._space.takes_step_of(device, self.budget.metric):
             device = settled(device)
-        self.local = device if isinstance(device, LocalSpec) else None
+        self._spec = device if isinstance(device, LocalSpec) else None
+        self.local = self._spec if self._spec and not self._spec.runs_on.is_estimate else None
         self.device, choices = self._price(device, self._space)
         self._measured = self.device
         self.costs = CostModel(self.graph, choices, self.budget, self.device)
@@ -279,8 +280,8 @@ class CompressionTask:
         Raises:
             TableError, DeviceError, StorageError: As `amc.problem.local.with_measured`.
         """
-        if self.local is not None and isinstance(self._measured, TableDevice):
-            self._measured = with_measured(self._measured, self.local, self.graph, strategies)
+        if self._spec is not None and isinstance(self._measured, TableDevice):
+            self._measured = with_measured(self._measured, self._spec, self.graph, strategies)
 
     def predicted_ms(self, strategy: Strategy) -> float | None:
         """Latency by the best prices that there are; None where the device has none."""
