@@ -107,11 +107,13 @@ def answer_apart(asked: Asked, options: list[str]) -> dict[str, object]:
 def main() -> None:
     """Answer every line."""
     options = sys.argv[1:]
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Vela's own code writes there
     answered = answer_apart if hasattr(os, "fork") else answer
     from ethosu.vela import vela  # noqa: F401 - once, not in every fork
 
     for line in sys.stdin:
-        print(json.dumps(answered(json.loads(line), options)), flush=True)
+        print(json.dumps(answered(json.loads(line), options)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
