@@ -17,9 +17,9 @@ from amc.comparison.comparison import compare as compare_on
 from amc.compress.verify import graph_of
 from amc.cost.budget import BudgetLike
 from amc.cost.device import Device
-from amc.cost.importers.haq import HaqTable
 from amc.cost.profile import check_table, measured_so_far, settled
 from amc.cost.shipped import DeviceLike, as_device
+from amc.cost.unmeasured import OrderedTable
 from amc.data import DataSet
 from amc.errors import ConfigError, PolicyError
 from amc.problem.local import device_for_network
@@ -265,7 +265,7 @@ def profile(
     assert loaded is not None
     space = space or SearchSpace()
     graph = graph_of(network, image_shape)
-    if isinstance(loaded, HaqTable):
+    if isinstance(loaded, OrderedTable):
         loaded = loaded.for_network(graph)
     with said_on_interrupt(measured_so_far(loaded)):
         loaded = settled(loaded)

@@ -24,6 +24,7 @@ PACKAGE = "amc-compress"
 EXTRAS = {
     "rivals": "agent=tpe, gp, cma_es, ppo",
     "timm": "network=timm/<name>",
+    "ethos": "Arm's Ethos-U as a device: Vela's estimates",
     "openvino": "OpenVINO as a device (docs/examples/openvino_runtime.py)",
     "joblib": "hydra/launcher=joblib: jobs of a sweep side by side",
     "submitit": "hydra/launcher=submitit_local, submitit_slurm: jobs of a sweep on a cluster",

@@ -22,9 +22,9 @@ _GROUPS = {
     "data": "image_folder: data.root=<folder of train/<class>/* and test/<class>/*>; mask_folder: "
     "data.root=<folder of images/* and masks/*>; also package.module:function that returns a torch "
     "dataset or tensors",
-    "device": "torch_* and onnxruntime_cpu are measured on this machine; roofline_* are models "
-    "of devices; table, haq, netadapt, ofa read device.path; todo lists what to measure elsewhere; "
-    "custom: device.name=package.module:Class",
+    "device": "torch_* and onnxruntime_cpu are measured on this machine; ethos_* are estimated by "
+    "Arm's compiler; roofline_* are models of devices; table, haq, netadapt, ofa read device.path; "
+    "todo lists what to measure elsewhere; custom: device.name=package.module:Class",
     "budget": "the metric; how much of it: budget.fraction or budget.absolute",
     "agent": "how strategies are chosen",
 }

@@ -15,14 +15,16 @@ from amc.cli import recipe
 from amc.compress.verify import graph_of
 from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
-from amc.cost.importers.haq import HaqTable
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, check_table, settled
+from amc.cost.remote import Remote, fill_list, remote_of
 from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
-from amc.cost.todo import check_covers, write_todo
+from amc.cost.todo import check_covers, listed, todo_header, write_todo
+from amc.cost.unmeasured import OrderedTable
 from amc.errors import ConfigError, TableError
 from amc.problem.space import SearchSpace
+from amc.utils.interrupt import said_on_interrupt
 
 Shape = tuple[int, int, int]
 
@@ -33,6 +35,7 @@ _REPEATED = ("data=", "data.", "network.", "env=", "env.")
 def run(config: DictConfig) -> recipe.Ended:
     """Trace, measure what is missing (or list it, or import it), say where the table is."""
     device = as_device(recipe.device_of(config))
+    remote = _remote(config)
     if config.todo:
         _check_list(config)
     else:
@@ -44,7 +47,7 @@ def run(config: DictConfig) -> recipe.Ended:
         recipe.plain(config.network), recipe.plain(config.data), trained=False
     )
     if config.todo and device is not None:
-        _list(config, device, network, data.image_shape, space)
+        _list(config, device, network, data.image_shape, space, remote)
         return recipe.Ended()
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
@@ -61,10 +64,22 @@ def run(config: DictConfig) -> recipe.Ended:
     return recipe.Ended()
 
 
+def _remote(config: DictConfig) -> Remote | None:
+    """The other machine that is asked for prices, if one is."""
+    if not config.remote:
+        return None
+    if not config.todo:
+        raise ConfigError(
+            "remote=<command> fills in a list: name it, todo=<file>.csv, and say what the board "
+            "is with device=todo device.name=<board>."
+        )
+    return remote_of(config.remote, config.remote_rows, float(config.remote_timeout_s))
+
+
 def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
     """Find out before the network is built whether there is a table to make."""
     check_table(device)
-    if isinstance(device, (TableDevice, HaqTable)) and not config.output:
+    if isinstance(device, (TableDevice, OrderedTable)) and not config.output:
         raise ConfigError(
             f"Device {device.name!r} has its prices in a file. Say where to write the table "
             "that is made of them: output=<file>.csv."
@@ -88,7 +103,7 @@ def _check_output(config: DictConfig) -> None:
 def _check_list(config: DictConfig) -> None:
     """Find out before the network is built whether its list can be written."""
     path = Path(config.todo).expanduser()
-    if path.exists():
+    if path.exists() and not config.remote:
         raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
     check_covers(config.todo_covers)
 
@@ -99,6 +114,7 @@ def _list(
     network: nn.Module,
     image_shape: Shape,
     space: SearchSpace,
+    remote: Remote | None,
 ) -> None:
     path = Path(config.todo).expanduser()
     graph = graph_of(network, image_shape)
@@ -106,6 +122,20 @@ def _list(
     choices = space.choices(graph, "latency_ms", device)
     reference = reference_bits(device.supported_bits)
     requests = requests_for(graph, choices, reference, fuses_of(device), converts_of(device))
+    if remote is not None:
+        header, wanted = (
+            todo_header(device, config.todo_covers),
+            listed(requests, config.todo_covers),
+        )
+        with said_on_interrupt(f"what was answered is kept in {path}"):
+            table = fill_list(path, header, wanted, remote)
+        _say(
+            f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
+            f"{table.threads} thread(s), {table.runtime}",
+            f"written to {path}",
+            _use(config, path),
+        )
+        return
     rows = write_todo(device, requests, path, covers=config.todo_covers)
     _say(
         f"{device.name}: {rows} operators to measure, batch {device.batch}, "

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from amc.cost.device import Device, TableDevice
+from amc.cost.ethos.runtime import ethos_device
 from amc.cost.importers import OPTIONS as IMPORTERS
 from amc.cost.plugins import device_of_class, local_device
 from amc.cost.profile import LocalSpec
@@ -90,6 +91,7 @@ _KINDS: dict[str, Callable[[Spec], Device | LocalSpec]] = {
     "roofline": _load_roofline,
     "table": _load_table,
     **{kind: partial(_load_runtime, kind) for kind in BUILT_IN},
+    "ethos": ethos_device,
     "todo": unmeasured_device,
     "class": device_of_class,
     **IMPORTERS,

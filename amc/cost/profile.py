@@ -10,9 +10,9 @@ from pathlib import Path
 
 from amc.cost.device import Device, TableDevice, TableHeader
 from amc.cost.grid import COARSE, Grid
-from amc.cost.importers.haq import HaqTable
-from amc.cost.measuring import measure_table
+from amc.cost.measuring import ROUNDS, measure_table
 from amc.cost.probe import STEPS, probe_step
+from amc.cost.unmeasured import OrderedTable
 from amc.errors import DeviceError, TableError
 from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
@@ -64,6 +64,11 @@ class LocalSpec:
     @property
     def converts(self) -> tuple[str, ...]:
         return self.runs_on.converts
+
+    @property
+    def rounds(self) -> int:
+        """How many samples a price is of."""
+        return 1 if self.runs_on.is_estimate else ROUNDS
 
     def sampling(self, wholes: Mapping[str, Whole] = NO_WHOLES) -> AbstractContextManager[Sampler]:
         """Gives what measures, for as long as the context lasts.
@@ -126,7 +131,7 @@ def check_table(device: Device | LocalSpec | None) -> None:
     Raises:
         DeviceError: It is a model, still to be measured elsewhere, or none.
     """
-    if not isinstance(device, (LocalSpec, TableDevice, HaqTable)):
+    if not isinstance(device, (LocalSpec, TableDevice, OrderedTable)):
         name = "null" if device is None else device.name
         raise DeviceError(
             f"Device {name!r} is not measured on this machine. Choose device={said_devices()}; or "
@@ -174,6 +179,7 @@ def device_for(
                 loaded.header(),
                 loaded.table_path(),
                 sample,
+                rounds=loaded.rounds,
                 progress=progress,
                 fewer=fewer,
             )

@@ -14,8 +14,9 @@ one row for each measured operator (`Request` and `Measurement`)::
     op,kernel_h,kernel_w,...,latency_ms,spread_ms,samples
     conv2d,3,3,...,0.25,0.01,7
 
-A file whose ``latency_ms`` cells are empty is a list of what to measure (`todo_text`); it is
-refused until all of them are filled in. docs/devices.md describes every key and column.
+A file whose ``latency_ms`` cells are empty is a list of what to measure (`list_text`, `read_list`);
+it is refused as a table until all of them are filled in. docs/devices.md describes every key and
+column.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from amc.cost.correction import KINDS, Correction, correction_text, parse_correction
@@ -173,7 +176,23 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "median_ms": _number,
 }
 _OPTIONAL_COLUMNS = ("energy_mj", "median_ms")
-_MAY_BE_EMPTY = ("latency_ms", "median_ms")  # the first in a list of what to measure
+_NO_ROWS: Mapping[Request, Measurement] = MappingProxyType({})
+# The first two in a list of what to measure.
+_MAY_BE_EMPTY = ("latency_ms", "energy_mj", "median_ms")
+
+
+@dataclass(frozen=True)
+class PartialTable:
+    """A list of what to measure, as far as it is filled in.
+
+    Attributes:
+        rows: Those that have a price.
+        empty: Line and request of those that have none.
+    """
+
+    header: TableHeader
+    rows: dict[Request, Measurement]
+    empty: list[tuple[int, Request]]
 
 
 def read_table(path: Path) -> TableDevice:
@@ -181,8 +200,26 @@ def read_table(path: Path) -> TableDevice:
 
     Raises:
         TableError: The file is missing, binary, of another version or unit, has an unknown or
-            missing key or column, a value out of its range, or two prices for one operator.
+            missing key or column, a value out of its range, two prices for one operator, or none.
             The message names the file, the line, the column and the value.
+    """
+    found = read_list(path)
+    if found.empty:
+        line, request = found.empty[0]
+        raise TableError(
+            f"{path}, line {line}, column latency_ms: expected {_EXPECTED[_number]}, the cell is "
+            f"empty ({request}). {len(found.empty)} of {len(found.empty) + len(found.rows)} rows "
+            "are still to be filled in: measure them, or leave their lines out where the search "
+            "need not ask."
+        )
+    return TableDevice(found.header, found.rows)
+
+
+def read_list(path: Path) -> PartialTable:
+    """Read a device table of which some prices may still be to be filled in.
+
+    Raises:
+        TableError: As `read_table`, but for rows without a price.
     """
     text = read_text(path, "Device table", TableError)
     lines = text.removeprefix("\ufeff").split("\n")
@@ -190,13 +227,13 @@ def read_table(path: Path) -> TableDevice:
     header = _read_header(path, lines[:length])
     reader = csv.reader(lines[length:], strict=True)
     try:
-        rows = _read_rows(path, header, length, reader)
+        found = _read_rows(path, header, length, reader)
     except csv.Error as error:
         line = length + reader.line_num
         raise TableError(f"{path}, line {line}: not a line of a CSV file: {error}.") from error
-    if not rows:
+    if not found.rows and not found.empty:
         raise TableError(f"{path} has no rows below its column names. Measure some: amc profile.")
-    return TableDevice(header, rows)
+    return found
 
 
 def write_table(device: TableDevice, path: Path) -> None:
@@ -211,25 +248,34 @@ def write_table(device: TableDevice, path: Path) -> None:
 
 def table_text(device: TableDevice) -> str:
     """A table as it stands in its file; equal tables give equal text."""
-    given = {"energy_mj"} & set(device.metrics)
-    if any(measurement.median_ms is not None for measurement in device.rows.values()):
-        given.add("median_ms")
-    columns = [column for column in _COLUMNS if column not in {*_OPTIONAL_COLUMNS} - given]
-    rows = ({**_asked(r), **_measured(m)} for r, m in device.rows.items())
-    return _text_of(device.header, columns, rows)
+    return list_text(device.header, device.rows, device.rows)
 
 
-def todo_text(header: TableHeader, requests: Iterable[Request]) -> str:
-    """A table whose prices are still to be filled in: ``latency_ms`` is empty in every row.
+def list_text(
+    header: TableHeader,
+    requests: Iterable[Request],
+    rows: Mapping[Request, Measurement] = _NO_ROWS,
+) -> str:
+    """A table of which some prices may still be to be filled in: there ``latency_ms`` is empty.
 
-    ``spread_ms`` is 0 and ``samples`` 1 until whoever measures knows better.
+    There ``spread_ms`` is 0 and ``samples`` 1 until whoever measures knows better.
+
+    Args:
+        requests: In this order.
+        rows: The prices that are known.
 
     Raises:
         TableError: The header has a value that a file cannot hold.
     """
-    columns = [column for column in _COLUMNS if column not in _OPTIONAL_COLUMNS]
-    blank = {"latency_ms": "", "spread_ms": "0", "samples": 1}
-    return _text_of(header, columns, ({**_asked(r), **blank} for r in requests))
+    measured = rows.values()
+    given = {
+        column
+        for column in _OPTIONAL_COLUMNS
+        if any(getattr(measurement, column) is not None for measurement in measured)
+    }
+    columns = [column for column in _COLUMNS if column not in {*_OPTIONAL_COLUMNS} - given]
+    written = ({**_asked(r), **(_measured(rows[r]) if r in rows else _BLANK)} for r in requests)
+    return _text_of(header, columns, written)
 
 
 def _text_of(header: TableHeader, columns: list[str], rows: Iterable[Mapping[str, object]]) -> str:
@@ -241,13 +287,16 @@ def _text_of(header: TableHeader, columns: list[str], rows: Iterable[Mapping[str
     return buffer.getvalue()
 
 
+_BLANK: dict[str, object] = {"latency_ms": "", "spread_ms": "0", "samples": 1}
+
+
 def _measured(measurement: Measurement) -> dict[str, object]:
+    optional = ((name, getattr(measurement, name)) for name in _OPTIONAL_COLUMNS)
     return {
         "latency_ms": repr(measurement.latency_ms),
         "spread_ms": repr(measurement.spread_ms),
         "samples": measurement.samples,
-        "energy_mj": repr(measurement.energy_mj),
-        "median_ms": "" if measurement.median_ms is None else repr(measurement.median_ms),
+        **{name: "" if value is None else repr(value) for name, value in optional},
     }
 
 
@@ -326,10 +375,8 @@ def _check_columns(path: Path, line: int, columns: list[str]) -> list[str]:
     return columns
 
 
-def _read_rows(
-    path: Path, header: TableHeader, length: int, reader: Any
-) -> dict[Request, Measurement]:
-    """All rows below a header of ``length`` lines."""
+def _read_rows(path: Path, header: TableHeader, length: int, reader: Any) -> PartialTable:
+    """All that is below a header of ``length`` lines."""
     rows: dict[Request, Measurement] = {}
     first_line: dict[Request, int] = {}
     empty: list[tuple[int, Request]] = []  # rows of a list that is still to be filled in
@@ -356,14 +403,7 @@ def _read_rows(
                 f"got {measurement.latency_ms}. Keep one of them."
             )
         first_line.setdefault(request, line)
-    if empty:
-        line, request = empty[0]
-        raise TableError(
-            f"{path}, line {line}, column latency_ms: expected {_EXPECTED[_number]}, the cell is "
-            f"empty ({request}). {len(empty)} of {len(empty) + len(rows)} rows are still to be "
-            "filled in: measure them, or leave their lines out where the search need not ask."
-        )
-    return rows
+    return PartialTable(header, rows, empty)
 
 
 def _check_bits(path: Path, line: int, header: TableHeader, request: Request) -> None:

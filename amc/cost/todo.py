@@ -8,7 +8,7 @@ from pathlib import Path
 from amc.cost.device import COVERS, Device, TableHeader
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec
-from amc.cost.table import todo_text
+from amc.cost.table import list_text
 from amc.errors import TableError
 from amc.runtimes.request import Request
 from amc.utils.files import write_text
@@ -51,12 +51,23 @@ def write_todo(
         StorageError: The file cannot be written.
     """
     check_covers(covers)
-    wanted = [
+    wanted = listed(requests, covers)
+    write_text(path, list_text(todo_header(device, covers), wanted))
+    return len(wanted)
+
+
+def listed(requests: Iterable[Request], covers: str) -> list[Request]:
+    """What stands in a list: of the requests those that can be timed elsewhere, each once."""
+    return [
         request
         for request in dict.fromkeys(requests)
         if not request.signature.is_whole and (covers == "all" or request.signature.is_layer)
     ]
-    header = TableHeader(
+
+
+def todo_header(device: Device | LocalSpec, covers: str) -> TableHeader:
+    """The header of the list for a device."""
+    return TableHeader(
         device=device.name,
         runtime=device.runtime,
         threads=device.threads,
@@ -68,8 +79,6 @@ def write_todo(
         fuses=fuses_of(device),
         converts=converts_of(device),
     )
-    write_text(path, todo_text(header, wanted))
-    return len(wanted)
 
 
 LISTED = tuple(covers for covers in COVERS if covers != "full_layers")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NoReturn
 
-from amc.cost.device import IntArray
+from amc.cost.device import IntArray, TableDevice
 from amc.cost.spec import Spec
 from amc.errors import DeviceError
+from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
 from amc.strategy import Bits
 from amc.utils.files import fingerprint
@@ -56,6 +58,19 @@ class UnmeasuredDevice:
 
     def fingerprint(self) -> str:
         return fingerprint(repr(self))
+
+
+@dataclass(frozen=True)
+class OrderedTable(UnmeasuredDevice, ABC):
+    """A table that knows layers by their order alone: it has prices once it has a network."""
+
+    @abstractmethod
+    def for_network(self, graph: NetworkGraph) -> TableDevice:
+        """The device that prices the layers of this network.
+
+        Raises:
+            TableError: The table is not of this network.
+        """
 
 
 def unmeasured_device(spec: Spec) -> UnmeasuredDevice:

@@ -18,7 +18,6 @@ from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.device import Device, TableDevice
-from amc.cost.importers.haq import HaqTable
 from amc.cost.model import (
     Choices,
     CostModel,
@@ -26,8 +25,10 @@ from amc.cost.model import (
     reference_bits,
     requests_for,
 )
+from amc.cost.origin import origin_note
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
+from amc.cost.unmeasured import OrderedTable
 from amc.data import Split
 from amc.errors import AmcError, DeviceError
 from amc.graph.graph import NetworkGraph
@@ -88,7 +89,8 @@ class CompressionTask:
         self.graph: NetworkGraph = graph_of(self.network, data.image_shape, admitted=True)
         if device is not None and self._space.takes_step_of(device, self.budget.metric):
             device = settled(device)
-        self.local = device if isinstance(device, LocalSpec) else None
+        self._spec = device if isinstance(device, LocalSpec) else None
+        self.local = self._spec if self._spec and not self._spec.runs_on.is_estimate else None
         self.device, choices = self._price(device, self._space)
         self._measured = self.device
         self.costs = CostModel(self.graph, choices, self.budget, self.device)
@@ -111,16 +113,16 @@ class CompressionTask:
         if type(self.objective).measure is not Objective.measure:
             asked = False  # the user's function is given images of float32
         self.bfloat16 = self._may_compute_in_bfloat16() if asked is None else asked
-        self.notes = tuple(
-            note for note in (self._step_note(), self._batch_note() if depends else "") if note
-        )
+        origin = "" if self.local else origin_note(self.device)
+        batch = self._batch_note() if depends else ""
+        self.notes = tuple(note for note in (origin, self._step_note(), batch) if note)
 
     def _price(
         self, device: Device | LocalSpec | None, space: SearchSpace
     ) -> tuple[Device | None, Choices]:
         """The device with all prices that the walk needs, and what the walk may choose."""
         metric = self.budget.metric
-        if isinstance(device, HaqTable):  # whose rows are layers, not signatures
+        if isinstance(device, OrderedTable):  # whose rows are layers, not signatures
             device = device.for_network(self.graph)
         choices = space.choices(self.graph, metric, device)
         if metric in DEVICE_METRICS and isinstance(device, (LocalSpec, TableDevice)):
@@ -278,8 +280,8 @@ class CompressionTask:
         Raises:
             TableError, DeviceError, StorageError: As `amc.problem.local.with_measured`.
         """
-        if self.local is not None and isinstance(self._measured, TableDevice):
-            self._measured = with_measured(self._measured, self.local, self.graph, strategies)
+        if self._spec is not None and isinstance(self._measured, TableDevice):
+            self._measured = with_measured(self._measured, self._spec, self.graph, strategies)
 
     def predicted_ms(self, strategy: Strategy) -> float | None:
         """Latency by the best prices that there are; None where the device has none."""

@@ -40,6 +40,8 @@ class Runtime(ABC):
             (`amc.quantplan.conversions.CONVERSIONS`).
         is_sum: Whether a network takes as long as the sum of its operators, timed one by one.
             Where it does not, some networks are timed whole, and the sum is corrected.
+        is_estimate: Whether its milliseconds are computed, for a device that is not here: one
+            sample is all that there is to know, and networks are timed elsewhere.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Runtime(ABC):
     fuses: tuple[str, ...] = ()
     converts: tuple[str, ...] = ()
     is_sum: bool = False
+    is_estimate: bool = False
 
     @abstractmethod
     def machine(self) -> str:

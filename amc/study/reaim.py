@@ -36,7 +36,8 @@ def check_reaim(
     Raises:
         ConfigError: It cannot.
     """
-    if not isinstance(device, LocalSpec) or metric != "latency_ms":
+    is_here = isinstance(device, LocalSpec) and not device.runs_on.is_estimate
+    if not is_here or metric != "latency_ms":
         raise ConfigError(
             "search.reaim compares the budget with what is measured on the device: it needs "
             f"budget=latency_ms and a device that is this machine ({', '.join(DEVICES)}), "

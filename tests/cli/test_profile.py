@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import csv
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from amc import api
 from amc.cost.device import Measurement, TableDevice, TableHeader
@@ -93,6 +95,39 @@ def test_list_for_a_board_elsewhere_is_written_once_and_never_over(capsys: Outpu
     assert amc("profile", NETWORK, *options, "todo=layers.csv") == 2
     assert "todo=layers.csv is there already" in capsys.readouterr().err
     assert Path("layers.csv").read_text() == text
+
+
+BOARD = Path(__file__).resolve().parents[2] / "examples" / "board_script.py"
+
+
+def test_board_is_asked_for_the_prices_of_a_list_by_a_command(capsys: Output) -> None:
+    """The script that comes as an example, on this machine, and once more where nothing is left."""
+    options = ("device=todo", "device.name=pi", "device.runtime=torch", "todo=layers.csv")
+    asks = f"remote='{sys.executable} {BOARD}'"
+    for _ in range(2):
+        assert amc("profile", NETWORK, *options, asks) == 0
+        said = capsys.readouterr().out
+        assert "written to layers.csv" in said
+        assert "device=table device.path=layers.csv" in said
+    table = read_table(Path("layers.csv"))
+    assert table.header.source.endswith(f"PyTorch {torch.__version__}")
+    assert {r.signature.op for r in table.rows} >= {"conv2d", "linear", "relu"}
+    assert all(row.samples == 7 and row.latency_ms > 0 for row in table.rows.values())
+
+
+def test_board_that_fails_says_where_its_answers_are_kept(capsys: Output) -> None:
+    options = ("device=todo", "todo=layers.csv", f"remote='{sys.executable} -c exit(3)'")
+    assert amc("profile", NETWORK, *options) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "it ended with exit code 3" in said
+    assert "kept in layers.csv" in said
+
+
+def test_remote_needs_a_list(capsys: Output) -> None:
+    assert amc("profile", NETWORK, "device=todo", "remote='ssh board'") == 2
+    assert "remote=<command> fills in a list: name it, todo=<file>.csv" in capsys.readouterr().err
+    assert amc("profile", NETWORK, "device=todo", "todo=a.csv", "remote=3") == 2
+    assert "remote must be" in capsys.readouterr().err
 
 
 def test_table_without_a_price_names_a_command_that_lists_it(capsys: Output) -> None:

@@ -300,7 +300,7 @@ def test_netadapt_layers_that_a_device_cannot_tell_apart_share_their_mean(tmp_pa
         (CONV | {"latency": {8: 1.0}}, "'latency': expected two integers, got 8"),
         (CONV | {"latency": {(2, 2): "x"}}, "2 -> 2 channels: expected seconds.*'x'"),
         (CONV | {"latency": {(2, 2): 0.0}}, "2 -> 2 channels: expected seconds.*got 0.0"),
-        (CONV | {"latency": {(2, 2): 1e308}}, "2 -> 2 channels: expected finite"),
+        (CONV | {"latency": {(2, 2): 1e308}}, "2 -> 2 channels: expected a positive, finite"),
         ({"latency": {}}, "there is no 'layer_type_str'"),
         ([], "expected a dictionary, got a list"),
     ],
@@ -316,6 +316,82 @@ def test_netadapt_device_is_made_from_its_options(tmp_path):
     assert (device.name, device.batch) == ("netadapt", 128)
     with pytest.raises(TableError, match="expected a mapping"):
         load_device(shipped_device("netadapt") | {"path": str(netadapt_file(tmp_path, {}))})
+
+
+def netadapt_list(tmp_path, layers, **options):
+    path = written(tmp_path, pickle.dumps(layers))
+    return load_device(shipped_device("netadapt") | {"path": str(path)} | options)
+
+
+def shapes_of(graph):
+    return [(layer.signature, layer.in_channels, layer.out_channels) for layer in graph.layers]
+
+
+def test_netadapt_list_prices_the_layers_in_their_order(tmp_path, tiny_graph):
+    shapes = shapes_of(tiny_graph)
+    layers = [{(i, o): 1000 * (n + 1), (1, 1): 7} for n, (_, i, o) in enumerate(shapes)]
+    device = netadapt_list(tmp_path, layers, ms_per_unit=1e-3, batch=1)
+    table = device.for_network(tiny_graph)
+    for n, (signature, ins, outs) in enumerate(shapes):
+        assert table.price("latency_ms", signature, ins, outs, FLOAT) == pytest.approx(n + 1)
+        assert table.rows[Request(signature, 1, 1, FLOAT)].latency_ms == pytest.approx(7e-3)
+    assert (table.batch, table.header.covers) == (1, "layers")
+    assert table.price("latency_ms", Signature("relu", in_size=(4, 4)), 6, 6, FLOAT) == 0
+
+
+def test_netadapt_list_may_write_its_channels_as_texts(tmp_path, tiny_graph):
+    pairs = [(i, o) for _, i, o in shapes_of(tiny_graph)]
+    texts = [{f"({i}, {o})": 5} for i, o in pairs]
+    by_texts = netadapt_list(tmp_path, texts, ms_per_unit=1).for_network(tiny_graph)
+    by_pairs = netadapt_list(tmp_path, [{pair: 5} for pair in pairs], ms_per_unit=1)
+    assert by_texts.rows == by_pairs.for_network(tiny_graph).rows
+
+
+def test_netadapt_list_needs_a_unit_and_a_network(tmp_path):
+    with pytest.raises(DeviceError, match=r"device\.ms_per_unit.*null.*list does not.*1e-6"):
+        netadapt_list(tmp_path, [{(1, 1): 9}])
+    with pytest.raises(DeviceError, match=r"device\.ms_per_unit must be a finite number"):
+        netadapt_list(tmp_path, [{(1, 1): 9}], ms_per_unit=0)
+    device = as_device(netadapt_list(tmp_path, [{(1, 1): 9}], ms_per_unit=1e-6))
+    with pytest.raises(DeviceError, match=r"by their order alone.*ms_per_unit=1e-06 network="):
+        device.price("latency_ms", Signature("linear"), 1, 1, FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda layers: layers[:3], r"has 3 layers, the network has 4 \(conv1 \.\.\. linear\)"),
+        (lambda layers: [*layers, {(1, 1): 1}], "has 5 layers, the network has 4"),
+        (lambda _: [], "has 0 layers"),
+        (
+            lambda layers: [{(1, 1): 1}, *layers[1:]],
+            r"layer 0 \(conv1\): no cost for .*reach 1 -> 1",
+        ),
+        (lambda layers: [7, *layers[1:]], r"layer 0 .*\{\(in, out\): cost\}, got 7"),
+        (lambda layers: [{}, *layers[1:]], r"\{\(in, out\): cost\}, got a dict"),
+        (lambda layers: [layers[0] | {3: 1}, *layers[1:]], "expected two integers, got 3"),
+        (lambda layers: [layers[0] | {"3 4": 1}, *layers[1:]], "expected two integers, got '3 4'"),
+        (lambda layers: [layers[0] | {(0, 4): 1}, *layers[1:]], "expected an integer in .*got 0"),
+        (lambda layers: [layers[0] | {(1, 1): -2}, *layers[1:]], "1 -> 1 .*expected cost.*got -2"),
+        (lambda layers: [layers[0] | {(1, 1): "x"}, *layers[1:]], "1 -> 1 channels.*got 'x'"),
+        (lambda layers: [layers[0] | {(1, 1): 1e308}, *layers[1:]], "milliseconds with 100 ms per"),
+        (lambda layers: [layers[0] | {(1, 1): 1, "(1, 1)": 2}, *layers[1:]], "there are two costs"),
+    ],
+)
+def test_list_that_is_not_of_the_network_is_refused(tmp_path, tiny_graph, change, said):
+    whole = [{(i, o): 5} for _, i, o in shapes_of(tiny_graph)]
+    device = netadapt_list(tmp_path, change(whole), ms_per_unit=100)
+    with pytest.raises(TableError, match=f"table.*{said}"):
+        device.for_network(tiny_graph)
+
+
+def test_netadapt_list_of_a_depthwise_layer_pairs_its_channels(tmp_path, mobilenet):
+    layers = [{(i, o): 5} for _, i, o in shapes_of(mobilenet)]
+    depthwise = next(layer for layer in mobilenet.layers if layer.signature.is_depthwise)
+    layers[depthwise.index][8, 16] = 5
+    device = netadapt_list(tmp_path, layers, ms_per_unit=1)
+    with pytest.raises(TableError, match=r"a depthwise layer cannot map 8 to 16 channels"):
+        device.for_network(mobilenet)
 
 
 # --- Any file at all --------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import re
 import signal
 import statistics
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -291,6 +293,34 @@ def test_samples_that_another_process_takes_meanwhile_are_kept(tmp_path):
     assert table.rows[REQUESTS[0]].samples == 4
 
 
+def _measure(path, start):
+    def sample(wanted):
+        for request in wanted:
+            time.sleep(0.002)
+            yield float(request.out_channels)
+
+    many = [Request(CONV, 3, start + outs, FLOAT) for outs in range(1, 41)]
+    measure_table(many, HEADER, path, sample, rounds=3, progress=False)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no forks on this system"
+)
+def test_two_processes_that_measure_into_one_table_leave_it_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "_WRITE_EVERY_S", 0.0)  # both write all the time
+    path, context = tmp_path / "t.csv", multiprocessing.get_context("fork")
+    processes = [context.Process(target=_measure, args=(path, start)) for start in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    rows = {r.out_channels: row for r, row in read_table(path).rows.items()}
+    assert {outs: row.latency_ms for outs, row in rows.items()} == {o: o for o in range(1, 61)}
+    assert all(row.samples == 3 for row in rows.values())
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
 def test_correction_that_another_process_writes_meanwhile_is_kept(tmp_path):
     path = tmp_path / "t.csv"
     plain = Correction((1.0,) * 4, 0.0, 9)
@@ -491,7 +521,7 @@ def test_shipped_devices_load(path):
         return  # of a file or a class of the user's, or still to be measured
     device = load_device(spec)
     assert device.name == path.stem
-    assert FLOAT in device.supported_bits
+    assert {FLOAT, Bits(8, 8)} & set(device.supported_bits)
 
 
 def shipped_rooflines():
@@ -502,10 +532,46 @@ def shipped_rooflines():
 @pytest.mark.parametrize("device", shipped_rooflines(), ids=lambda device: device.name)
 def test_shipped_rooflines_reward_fewer_channels_and_fewer_bits(device):
     layer = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(32, 32), out_size=(32, 32))
+    most = device.supported_bits[0]
     for metric in ("latency_ms", "energy_mj"):
-        full = device.price(metric, layer, 16, 16, FLOAT)
-        assert device.price(metric, layer, 8, 8, FLOAT) < full / 1.9
-        assert device.price(metric, layer, 16, 16, Bits(8, 8)) < full / 2
+        full = device.price(metric, layer, 256, 256, most)
+        assert device.price(metric, layer, 128, 128, most) < full / 1.8
+        if {FLOAT, Bits(8, 8)} <= set(device.supported_bits):
+            assert device.price(metric, layer, 256, 256, Bits(8, 8)) < full / 1.9
+
+
+# Of MobileNetV2's first 1x1 convolution at 32 -> 16 channels on 112x112 in the bits that are named:
+# multiply-adds over the peak, or bytes over the bandwidth, and the overhead. By hand.
+MACS, VALUES = 112 * 112 * 32 * 16, 112 * 112 * (32 + 16)
+BY_HAND = {
+    "roofline_jetson_tx2": (FLOAT, 32 * (4 * VALUES) / 59.7e6 + 5e-3),
+    "roofline_edge_tpu": (Bits(8, 8), 112 * 112 * 64 * 64 / 2000e6 + 1e-3),
+    "roofline_myriad_x": (FLOAT, 4 * VALUES / 25.6e6 + 10e-3),
+    "roofline_snapdragon_845": (Bits(8, 8), MACS / 22.4e6 + 2e-3),
+    "roofline_kirin_980": (Bits(8, 8), MACS / 83.2e6 + 2e-3),
+    "roofline_a12": (Bits(8, 8), VALUES / 34.1e6 + 5e-3),
+    "roofline_exynos_9820": (Bits(8, 8), VALUES / 28.8e6 + 5e-3),
+    "roofline_cortex_m7": (Bits(8, 8), MACS / 0.96e6 + 10e-3),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_devices_of_the_surveys_price_a_layer_by_their_data_sheets(name):
+    device = load_device(yaml.safe_load((CONF / f"{name}.yaml").read_text()))
+    point = Signature("conv2d", in_size=(112, 112), out_size=(112, 112))
+    bits, expected = BY_HAND[name]
+    assert device.price("latency_ms", point, 32, 16, bits) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("roofline_*.yaml")), ids=lambda path: path.stem)
+def test_roofline_says_that_it_is_a_model_and_where_each_number_comes_from(path):
+    text = path.read_text()
+    assert text.splitlines()[1].startswith("# A model, not a measurement: ")
+    assert load_device(yaml.safe_load(text)).source
+    for key in ("bandwidth_gb_s", "channel_step", "overhead_us"):
+        lines = text.splitlines()
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
+        assert "#" in lines[at] or lines[at - 1].startswith("#"), key
 
 
 def test_edge_roofline_prices_every_pair_of_low_widths():

@@ -36,7 +36,8 @@ from amc.cost.load import load_device
 from amc.cost.profile import LocalSpec, settled
 from amc.cost.samples import key_of, read_samples, write_samples
 from amc.cost.shipped import shipped_device
-from amc.cost.table import read_table, todo_text, write_table
+from amc.cost.table import list_text, read_table, write_table
+from amc.cost.unmeasured import OrderedTable
 from amc.export import export_onnx, read_precisions
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import Signature
@@ -347,6 +348,16 @@ def _make_netadapt(folder: Path) -> None:
     (folder / "lut.pkl").write_bytes(pickle.dumps(OrderedDict(conv=conv, linear=linear), 2))
 
 
+def _make_netadapt_list(folder: Path) -> None:
+    layers = [{(layer.in_channels, layer.out_channels): 9} for layer in _graph().layers]
+    (folder / "list.pkl").write_bytes(pickle.dumps(layers))
+
+
+def _netadapt_list(path: Path) -> object:
+    device = load_device(shipped_device("netadapt") | {"path": str(path), "ms_per_unit": 1.0})
+    return device.for_network(_graph()) if isinstance(device, OrderedTable) else device
+
+
 def _make_ofa(folder: Path) -> None:
     entries = {
         "Conv-input:224x224x3-output:112x112x32": {"mean": 12.5, "std": 0.1, "count": 3},
@@ -422,7 +433,7 @@ KINDS: Mapping[str, FileKind] = {
     ),
     "list to measure": FileKind(
         "todo.csv",
-        lambda folder: write_text(folder / "todo.csv", todo_text(HEADER, _requests())),
+        lambda folder: write_text(folder / "todo.csv", list_text(HEADER, _requests())),
         lambda folder: read_table(folder / "todo.csv"),
         (line,),
     ),
@@ -448,6 +459,12 @@ KINDS: Mapping[str, FileKind] = {
         "lut.pkl",
         _make_netadapt,
         lambda folder: read_netadapt(folder / "lut.pkl", _LAYERS),
+        (containers.pickled,),
+    ),
+    "NetAdapt's list": FileKind(
+        "list.pkl",
+        _make_netadapt_list,
+        lambda folder: _netadapt_list(folder / "list.pkl"),
         (containers.pickled,),
     ),
     "Once-for-All's table": FileKind(

@@ -230,7 +230,7 @@ def test_time_is_measured_for_the_batch_that_the_device_prices(
     device = RooflineDevice("small", "none", {FLOAT: 1.0}, 1.0, 0.0, channel_step=1, batch=6)
     notes = _notes(_task(tiny_net, data, device), WIDE)
     assert asked[0]["batch"] == 6
-    assert notes[0].endswith("which is not the device, batch 6.")
+    assert notes[1].endswith("which is not the device, batch 6.")
 
 
 def test_notes_say_when_fewer_macs_took_as_long(

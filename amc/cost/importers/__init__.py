@@ -6,7 +6,8 @@ kind         file                        what it has prices for
 haq          ``.npy``, HAQ               layers of one network in their order, 1 to 8 bits, at
                                          full channels
 ofa          ``.yaml``, Once-for-All     whole blocks, and a few single layers in float
-netadapt     ``.pkl``, NetAdapt          layers of one network in float, in channel steps
+netadapt     ``.pkl``, NetAdapt          layers of one network in float, in channel steps; its
+                                         shapes are told, or its layers are a list in order
 ===========  ==========================  ====================================================
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from amc.cost.device import Measurement, TableHeader
 from amc.cost.spec import Spec
 from amc.errors import TableError
+from amc.graph.graph import NetworkGraph
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT
 
@@ -44,6 +45,20 @@ def header_of(spec: Spec, path: Path, origin: str) -> TableHeader:
 
 
 HEADER_KEYS = ("name", "path", "runtime", "threads", "batch", "channel_step")
+
+
+def check_layers(found: int, graph: NetworkGraph, path: Path) -> None:
+    """Check that a table that knows layers by their order has as many as the network.
+
+    Raises:
+        TableError: It has more, or fewer.
+    """
+    layers = graph.layers
+    if found != len(layers):
+        raise TableError(
+            f"{path} has {found} layers, the network has {len(layers)} ({layers[0].name} ... "
+            f"{layers[-1].name}). Give the network that the table was made for."
+        )
 
 
 def measurements(prices: Iterable[tuple[Request, float]]) -> dict[Request, Measurement]:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from amc.cost.device import TableDevice, TableHeader
-from amc.cost.importers.common import measurements, path_of
+from amc.cost.importers.common import check_layers, measurements, path_of
 from amc.cost.spec import Spec
-from amc.cost.unmeasured import UnmeasuredDevice
+from amc.cost.unmeasured import OrderedTable
 from amc.errors import DeviceError, TableError
 from amc.graph.graph import NetworkGraph
 from amc.runtimes.request import Request
@@ -36,7 +36,7 @@ _SHAPE = f"(layers, {len(WIDTHS)}, {len(WIDTHS)})"
 
 
 @dataclass(frozen=True)
-class HaqTable(UnmeasuredDevice):
+class HaqTable(OrderedTable):
     """A table of HAQ that has not been told its network yet.
 
     Attributes:
@@ -116,12 +116,7 @@ def read_haq(
     with np.errstate(over="ignore"):  # what is no number of milliseconds is said below
         table = _array(path) * ms_per_unit  # (layers, weight bits, activation bits)
     _check(table, path, f"finite number of milliseconds with ms_per_unit={ms_per_unit:g}")
-    if len(table) != len(graph.layers):
-        raise TableError(
-            f"{path} has {len(table)} layers, the network has {len(graph.layers)} "
-            f"({graph.layers[0].name} ... {graph.layers[-1].name}). Give the network that the "
-            "table was made for."
-        )
+    check_layers(len(table), graph, path)
     sizes = graph.sizes()
     prices = [
         (
