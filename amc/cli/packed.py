@@ -24,13 +24,12 @@ from amc.export import Packed, Parity, load_packed, pack, parity_of
 from amc.export.packed.network import PARTS, PackedTensor
 from amc.objectives import Automatic, Objective
 from amc.problem.problem import matched
-from amc.strategy import IDENTITY
+from amc.strategy import FLOAT_BYTES, IDENTITY
 from amc.study.artifact import RunRecord
 from amc.utils.files import write_text
 
 PACKED_FILE, REPORT_FILE = "model.amcp", "packed.json"
 FORMAT_VERSION = 1
-_FLOAT_BYTES = 4
 
 
 def export_packed(
@@ -61,7 +60,7 @@ def export_packed(
         where=str(path),
         title="the packed file",
     )
-    whole = _FLOAT_BYTES * round(math.fsum(operator_prices(graph, IDENTITY, "params", None)))
+    whole = FLOAT_BYTES * round(math.fsum(operator_prices(graph, IDENTITY, "params", None)))
     document = _document(packed, parity, whole, seconds)
     write_text(folder / REPORT_FILE, json.dumps(document, indent=2) + "\n")
     _show(packed, parity, objective, whole, seconds)
