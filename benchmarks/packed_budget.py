@@ -77,7 +77,7 @@ def main() -> None:
             print(error)
             continue
         env = environment(task, "agreement")
-        choose = choose_at_random(rng, env.action_space.shape[0])
+        choose = choose_at_random(rng, len(env.action_names))
         for number in range(options.random):
             strategy = run_episode(env, choose).trial.strategy
             add(task, f"random {number} at {fraction:g}", strategy)

@@ -11,7 +11,24 @@ from typing import Any
 from amc.export.packed.bits import Reader, Writer
 from amc.export.packed.file import _LZMA
 
-ODD = (-1, 0, 1, 7, 255, 2**20, 2**31, 2**62, 2**70, 1.5, True, None, "", "conv1.weight", [], {})
+ODD: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    7,
+    255,
+    2**20,
+    2**31,
+    2**62,
+    2**70,
+    1.5,
+    True,
+    None,
+    "",
+    "conv1.weight",
+    [],
+    {},
+)
 
 
 def checked(body: bytes) -> bytes:

@@ -37,6 +37,8 @@ def small() -> Small:
     network = Small()
     with torch.no_grad():
         for norm in (network.bn1, network.bn2):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.uniform_(-1, 1)
             norm.running_var.uniform_(0.5, 2)
             norm.weight.uniform_(0.5, 2)
