@@ -88,10 +88,10 @@ class PackedCosts:
             self._known[key] = self._coded(self._graph.layers[layer], option)
         found = self._known[key]
         once = self._once[option.bits.weight != FLOAT_BITS]
-        factor, growth = 1.0, 0.0
-        if option != Option():  # the original is not repaired
-            at, *known = np.array(self._corrections).T
-            factor, growth = (float(np.interp(found.weight, at, values)) for values in known)
+        at, *known = np.array(self._corrections).T
+        factor, growth = (float(np.interp(found.weight, at, values)) for values in known)
+        if option == Option():  # no repair moves the original's weights
+            factor = 1.0
         return replace(found, weight=found.weight * factor, once=found.once + once, growth=growth)
 
     def correct(
