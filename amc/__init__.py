@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from agents.policies import load_policy
     from agents.policy import Policy
     from agents.trust import TrustPolicy
-    from amc.api import apply_policy, compare, finetune, load_compressed, profile, search
+    from amc.api import (
+        apply_policy,
+        compare,
+        finetune,
+        load_compressed,
+        load_packed,
+        profile,
+        save_packed,
+        search,
+    )
     from amc.comparison.comparison import Comparison
     from amc.compress.quantization import Quantized
     from amc.cost.budget import Budget
@@ -73,10 +82,12 @@ __all__ = [
     "finetune",
     "load_checkpoint",
     "load_compressed",
+    "load_packed",
     "load_policy",
     "profile",
     "read_precisions",
     "register_layer",
+    "save_packed",
     "search",
 ]
 

@@ -14,6 +14,7 @@ from agents.trust import NO_PRIOR, SHIPPED, TrustPolicy
 from amc.comparison.cells import cells_of
 from amc.comparison.comparison import Comparison
 from amc.comparison.comparison import compare as compare_on
+from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
 from amc.cost.budget import BudgetLike
 from amc.cost.device import Device
@@ -21,7 +22,9 @@ from amc.cost.profile import check_table, measured_so_far, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.cost.unmeasured import OrderedTable
 from amc.data import DataSet
-from amc.errors import ConfigError, PolicyError
+from amc.errors import ConfigError, NetworkError, PolicyError
+from amc.export import Packed, pack
+from amc.export import load_packed as read_packed
 from amc.problem.local import device_for_network
 from amc.problem.problem import Problem, ProblemOptions
 from amc.problem.space import SearchSpace
@@ -42,7 +45,16 @@ from amc.utils.arguments import (
 from amc.utils.interrupt import said_on_interrupt
 from envs.reward import DEFAULT_REWARD, RewardLike
 
-__all__ = ["apply_policy", "compare", "finetune", "load_compressed", "profile", "search"]
+__all__ = [
+    "apply_policy",
+    "compare",
+    "finetune",
+    "load_compressed",
+    "load_packed",
+    "profile",
+    "save_packed",
+    "search",
+]
 
 
 def search(
@@ -296,3 +308,62 @@ def load_compressed(
     check_image_shape(image_shape)
     check_folder(folder, optional=False)
     return artifact.rebuild_compressed(Path(folder), network, image_shape).module.eval()
+
+
+def save_packed(
+    compressed: nn.Module,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    path: str | Path,
+    *,
+    coder: str = "range",
+) -> Packed:
+    """Write a compressed network as a packed file: about as few bytes as there is information.
+
+    Numbers that are no grid's and no codebook's are rounded to 16-bit floats.
+
+    Args:
+        compressed: As `search`, `load_compressed` or `finetune` give it.
+        network: The original network; only its structure counts. Not modified.
+        image_shape: (channels, height, width) of its images.
+        coder: "range", or "huffman" for a file that amc reads without another package.
+
+    Returns:
+        What was written: its ``network.module`` is what `load_packed` gives, its ``tensors`` and
+        ``part_bytes`` say what the bytes are spent on.
+
+    Raises:
+        NetworkError: The network is none that amc made.
+        StorageError: The file cannot be written.
+        AmcError: An argument is of another kind.
+    """
+    check_module(compressed, "compressed")
+    check_module(network)
+    check_image_shape(image_shape)
+    found = CompressedNetwork.of(compressed)
+    if found is None:
+        raise NetworkError(
+            "compressed must be a network as amc.search, amc.load_compressed or amc.finetune gives "
+            f"it, got a {type(compressed).__name__}. Of others amc does not know the strategy."
+        )
+    packed = pack(found, graph_of(network, image_shape), type(network).__name__, coder=coder)
+    packed.write(Path(path))
+    return packed
+
+
+def load_packed(path: str | Path, network: nn.Module) -> nn.Module:
+    """The compressed network of a packed file, in evaluation mode, bit by bit what was written.
+
+    `amc.export_onnx` makes an ONNX file of it, as of any network.
+
+    Args:
+        network: The original network; only its structure counts. Not modified.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of another version, or no packed file.
+        StrategyError: It is of another network.
+        ConfigError: It needs a package that is not installed.
+        AmcError: An argument is of another kind.
+    """
+    check_module(network)
+    return read_packed(path, network).module

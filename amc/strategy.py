@@ -14,6 +14,7 @@ from amc.utils.documents import check_format, fault, parse_json, shown
 
 FORMAT_VERSION = 2  # 2: decisions beside channels and bits; without any it is 1
 FLOAT_BITS = 32
+FLOAT_BYTES = 4
 BIT_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
 
 

@@ -73,6 +73,8 @@ OPTIONS: dict[str, Kind] = {
     "threads": _AT_LEAST_1,
     "batch": _AT_LEAST_1,
     "opset": _AT_LEAST_1,
+    "format": TEXT,
+    "coder": TEXT,
     "integer_additions": SWITCH,
     "jobs": _AT_LEAST_1,
     "reward": TEXT,

@@ -26,6 +26,7 @@ EXTRAS = {
     "timm": "network=timm/<name>",
     "ethos": "Arm's Ethos-U as a device: Vela's estimates",
     "openvino": "OpenVINO as a device (docs/examples/openvino_runtime.py)",
+    "packed": "amc export format=packed: smaller files by a range coder",
     "joblib": "hydra/launcher=joblib: jobs of a sweep side by side",
     "submitit": "hydra/launcher=submitit_local, submitit_slurm: jobs of a sweep on a cluster",
     "ray": "hydra/launcher=ray: jobs of a sweep on Ray's machines",

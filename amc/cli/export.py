@@ -1,4 +1,4 @@
-"""``amc export``: write the compressed network of a run as ONNX, check it and time it."""
+"""``amc export``: write the compressed network of a run as a file, check it and time it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from rich.table import Table
 
 from amc.cli import recipe
 from amc.cli.check import check_options
+from amc.cli.packed import export_packed
 from amc.compress.verify import graph_of
 from amc.cost.model import operator_prices
+from amc.errors import ConfigError
 from amc.export import (
     ExportReport,
     Parity,
@@ -35,6 +37,7 @@ from amc.utils.files import write_text
 from amc.utils.measure import Share, Timing
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 
+FORMATS = ("onnx", "packed")
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
 FORMAT_VERSION = 1
 
@@ -65,6 +68,8 @@ def run(config: DictConfig) -> recipe.Ended:
     check_network(source)
     check_options({"network": record.network, "data": record.data})
     check_opset(config.opset)
+    if config.format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}.")
     asked = build_objective(**recipe.recorded_objective(record.settings, config))
     recipe.recorded_decisions(record.settings, config)
     original, data = recipe.prepared(
@@ -72,6 +77,9 @@ def run(config: DictConfig) -> recipe.Ended:
     )
     original = admit(original, data.image_shape)
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
+    if config.format == "packed":
+        export_packed(record, source / FOLDER, original, compressed, data, asked, config.coder)
+        return recipe.Ended()
     path = source / FOLDER / MODEL_FILE
     calibration = calibration_images(data) if config.integer_additions else None
     images = data.search.normalised(data.mean, data.std)

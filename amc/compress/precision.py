@@ -50,7 +50,8 @@ class Precision(Decision):
             offered: Sequence[Bits] = device.supported_bits
         else:
             every = (*LOW_BITS, FLOAT_BITS)
-            weights = self.weight_bits or (every if metric in ("bops", "size_bytes") else (32,))
+            counted = metric in ("bops", "size_bytes", "packed_bytes")
+            weights = self.weight_bits or (every if counted else (32,))
             inputs = self.activation_bits or (every if metric == "bops" else (32,))
             offered = [Bits(w, a) for w in weights for a in inputs]
         chosen = tuple(

@@ -17,6 +17,7 @@ METRICS: dict[str, str] = {
     "bops": "bit operations",
     "params": "parameters",
     "size_bytes": "bytes",
+    "packed_bytes": "bytes",
 }
 DEVICE_METRICS = ("latency_ms", "energy_mj")
 

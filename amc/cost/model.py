@@ -43,12 +43,13 @@ from amc.cost.prices import (
     states_of,
 )
 from amc.cost.states import Stated
+from amc.cost.stored import PACKED, StoredCosts, StoredPrices, stored_cost
 from amc.cost.walk import LevelCounts, LevelPrices, WalkCosts, listed
 from amc.decisions import cost_factor
 from amc.errors import BudgetError, ConfigError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelCount
-from amc.strategy import IDENTITY, Strategy, Value
+from amc.strategy import IDENTITY, Option, Strategy, Value
 
 __all__ = [
     "ROUNDING",
@@ -93,8 +94,12 @@ class CostModel:
         choices: Choices,
         budget: Budget,
         device: Device | None = None,
+        stored: StoredCosts | None = None,
     ) -> None:
         """
+        Args:
+            stored: What weights take in a file, for the metric that asks it.
+
         Raises:
             DeviceError: The metric is a device's, and there is none, or it does not price it.
             BudgetError: The budget is already met.
@@ -102,6 +107,7 @@ class CostModel:
         """
         check_metric(budget.metric, device)
         self.graph, self.choices, self.budget, self.device = graph, choices, budget, device
+        self._stored = stored
         self._set_original()
         self.level_ratios = [self._ratios(layer.decides) for layer in graph.layers]
         self.levels = [self._levels(layer.decides) for layer in graph.layers]
@@ -115,7 +121,8 @@ class CostModel:
     # -- the original and the cheapest --------------------------------------------------------
 
     def _set_original(self) -> None:
-        costs = operator_prices(self.graph, IDENTITY, self.budget.metric, self.device)
+        metric = self.budget.metric
+        costs = operator_prices(self.graph, IDENTITY, metric, self.device, self._stored)
         self.original_costs = np.array(costs[: len(self.graph.layers)])
         self.original = math.fsum(costs)
         if not self.original > 0:
@@ -237,6 +244,10 @@ class CostModel:
 
     def _prices_of(self, stated: Stated, known: dict[tuple[object, ...], PriceList]) -> PriceList:
         metric, device, operator = self.budget.metric, self.device, stated.operator
+        if self._stored is not None and metric == PACKED:
+            options = self.choices.options if stated.is_optional else (Option(),)
+            of_states = [stored_cost(self._stored, operator, option) for option in options]
+            return StoredPrices(operator.signature, of_states)
         if metric not in DEVICE_METRICS:
             factors = [cost_factor(metric, option) for option in self.choices.options]
             return FormulaPrices(

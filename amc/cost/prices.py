@@ -14,16 +14,17 @@ from amc.cost import formulas
 from amc.cost.budget import DEVICE_METRICS
 from amc.cost.choices import IntArray, reference_bits
 from amc.cost.device import Device
-from amc.cost.operators import Operator
+from amc.cost.operators import Operator, operators_of
 from amc.cost.plugins import price_from, prices_from
 from amc.cost.profile import LocalSpec
 from amc.cost.states import Part, Stated, States, decoded
+from amc.cost.stored import PACKED, StoredCosts, stored_bytes, stored_cost
 from amc.decisions import cost_factor
 from amc.errors import DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import STORED, OperatorInfo, Signature
 from amc.runtimes.request import Request
-from amc.strategy import FLOAT, Bits, Strategy
+from amc.strategy import FLOAT, Bits, Option, Strategy
 
 FloatArray = npt.NDArray[np.float64]
 Formula = Callable[[Signature, int, int, Bits, bool], int]
@@ -35,7 +36,7 @@ FORMULAS: dict[str, Formula] = {
     "params": lambda s, i, o, bits, bias: formulas.params(s, i, o, bias),
     "size_bytes": formulas.size_bytes,
 }
-OF_WEIGHTS = ("params", "size_bytes")  # however often a layer is called
+OF_WEIGHTS = ("params", "size_bytes", PACKED)  # however often a layer is called
 
 
 def check_metric(metric: str, device: Device | LocalSpec | None) -> None:
@@ -94,7 +95,11 @@ def converts_of(device: object) -> tuple[str, ...]:
 
 
 def operator_prices(
-    graph: NetworkGraph, strategy: Strategy, metric: str, device: Device | None
+    graph: NetworkGraph,
+    strategy: Strategy,
+    metric: str,
+    device: Device | None,
+    stored: StoredCosts | None = None,
 ) -> list[float]:
     """What every operator costs under any strategy, asked one by one; the layers first.
 
@@ -102,11 +107,30 @@ def operator_prices(
     the device's most precise bits where it has no float. On a device that prices conversions,
     operators between layers run as the layers around them say, and conversions come last.
 
+    Args:
+        stored: What weights take in a file, for the metric that asks it.
+
     Raises:
         DeviceError, TableError: The device has no price for an operator.
     """
+    if metric == PACKED:
+        assert stored is not None
+        return _stored_prices(graph, strategy, stored)
     parts = parts_under(graph, strategy, metric, device)
     return [math.fsum(price for _, price in priced) for priced in parts]
+
+
+def _stored_prices(graph: NetworkGraph, strategy: Strategy, stored: StoredCosts) -> list[float]:
+    kept = graph.kept_counts(strategy).tolist()
+    names = [layer.name for layer in graph.layers]
+    prices = []
+    for operator in operators_of(graph):
+        option = strategy.option(names[operator.layer]) if operator.layer >= 0 else Option()
+        ins, outs = operator.inputs.count(kept), operator.outputs.count(kept)
+        is_free = operator.is_gone(kept) or operator.is_repeat
+        cost = stored_cost(stored, operator, option)
+        prices.append(0.0 if is_free else stored_bytes(cost, operator.signature, ins, outs))
+    return prices
 
 
 def parts_under(

@@ -1,19 +1,24 @@
-"""Compressed networks as ONNX files: written, read back, checked and timed."""
+"""Compressed networks as files, ONNX and packed: written, read back, checked and timed."""
 
 from amc.export.file import DEFAULT_OPSET, ExportReport, convert, export_onnx
 from amc.export.graph import precision_words
-from amc.export.parity import Parity, check_parity
+from amc.export.packed.network import Packed, load_packed, pack
+from amc.export.parity import Parity, check_parity, parity_of
 from amc.export.precision import read_precisions
 from amc.export.skeleton import check_opset
 
 __all__ = [
     "DEFAULT_OPSET",
     "ExportReport",
+    "Packed",
     "Parity",
     "check_opset",
     "check_parity",
     "convert",
     "export_onnx",
+    "load_packed",
+    "pack",
+    "parity_of",
     "precision_words",
     "read_precisions",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,19 +74,43 @@ def check_parity(
         ExportError: The runtime cannot run the file.
     """
     runtime = OF_FILES.load(path, threads=threads)
+    return parity_of(
+        network, runtime, images, labels, objective, where=str(path), title=OF_FILES.title
+    )
+
+
+def parity_of(
+    network: nn.Module,
+    other: Callable[[Tensor], object],
+    images: Tensor,
+    labels: Tensor | None,
+    objective: Objective | None = None,
+    *,
+    where: str,
+    title: str,
+) -> Parity:
+    """Run a network and what was made of it on the same images: as `check_parity`.
+
+    Args:
+        other: What was made of it; its scores are the `Parity.onnx_scores`.
+        where, title: What an error calls the file, and what runs it.
+
+    Raises:
+        EvaluationError: One of them gives scores that are not finite.
+    """
     network.eval()
     expected, given = [], []
     with torch.inference_mode(), progress_bar("comparing", -(-len(images) // _BATCH)) as bar:
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
             expected.append(outputs_of(network(batch.clone()), len(batch)))
-            given.append(_like(expected[-1], runtime(batch), len(batch)))
+            given.append(_like(expected[-1], other(batch), len(batch)))
             bar.advance()
     ours, theirs = joined(expected), joined(given)
-    for name, scores in (("PyTorch", ours), (OF_FILES.title, theirs)):
+    for name, scores in (("PyTorch", ours), (title, theirs)):
         if not bool(finite_images(scores).all()):
             raise EvaluationError(
-                f"{path}: {name} gives NaN or infinite scores. Check the network's weights."
+                f"{where}: {name} gives NaN or infinite scores. Check the network's weights."
             )
 
     if objective is None:

@@ -33,7 +33,8 @@ class SearchSpace:
             groups of no more channels than it keep multiples of its half, or of the half of that.
         drop_blocks: Whether residual blocks may go altogether.
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
-            latency and energy), 2 to 8 (for bops; for size_bytes weights only), else float.
+            latency and energy), 2 to 8 (for bops; for size_bytes and packed_bytes weights only),
+            else float.
         decisions: Others on every layer (`amc.Decision`), each itself or ``package.module:Class``.
     """
 

@@ -28,9 +28,12 @@ from amc.cost.model import (
 from amc.cost.origin import origin_note
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
+from amc.cost.stored import PACKED
 from amc.cost.unmeasured import OrderedTable
 from amc.data import Split
 from amc.errors import AmcError, DeviceError
+from amc.export import pack
+from amc.export.packed.costs import PackedCosts
 from amc.graph.graph import NetworkGraph
 from amc.objectives import (
     Objective,
@@ -68,6 +71,7 @@ class CompressionTask:
         original: Evaluation of the original network on the search images.
         reference: The original network as the graph that candidates are cut from.
         device: Prices latency; None where only formulas are needed.
+        stored: Prices a file, where it is that whose size is budgeted; else None.
         local: How a runtime on this machine is the device; None if none is.
         bfloat16: Whether candidates without quantized layers are evaluated in bfloat16.
         notes: What the user should know of the network.
@@ -93,7 +97,10 @@ class CompressionTask:
         self.local = self._spec if self._spec and not self._spec.runs_on.is_estimate else None
         self.device, choices = self._price(device, self._space)
         self._measured = self.device
-        self.costs = CostModel(self.graph, choices, self.budget, self.device)
+        self.stored: PackedCosts | None = None
+        if self.budget.metric == PACKED:
+            self.stored = PackedCosts(self.graph, choices.options, type(self.network).__name__)
+        self.costs = CostModel(self.graph, choices, self.budget, self.device, self.stored)
         self._subset = _spread(data.search, problem.search_images)
         self.compressor = Compressor(
             self.graph,
@@ -101,6 +108,10 @@ class CompressionTask:
             self._recovery.judged_on(len(self._subset), math.prod(data.image_shape[1:])),
             self.objective,
         )
+        if self.stored is not None:
+            ordered = [choices.options[place] for place in choices.by_closeness]
+            self.stored.correct(self.compressor.apply, ordered)
+            self.costs = CostModel(self.graph, choices, self.budget, self.device, self.stored)
         self.reference = self.graph.plan.module
         self._layout = fast_layout(self.reference, data.image_shape)
         depends = self.graph.batch_difference > DEPENDENT
@@ -264,7 +275,8 @@ class CompressionTask:
 
     def strategy_costs(self, strategy: Strategy) -> dict[str, float]:
         """Cost of a strategy in every metric that can be priced without measuring anything."""
-        totals = {metric: self._total(metric, strategy) for metric in FORMULAS}
+        metrics = [*FORMULAS, *([PACKED] if self.stored is not None else [])]
+        totals = {metric: self._total(metric, strategy) for metric in metrics}
         for metric in self.device.metrics if self.device is not None else ():
             try:
                 totals[metric] = self._total(metric, strategy)
@@ -294,7 +306,13 @@ class CompressionTask:
         return math.fsum(prices)
 
     def _total(self, metric: str, strategy: Strategy) -> float:
-        return math.fsum(operator_prices(self.graph, strategy, metric, self.device))
+        return math.fsum(operator_prices(self.graph, strategy, metric, self.device, self.stored))
+
+    def file_bytes(self, network: CompressedNetwork) -> int | None:
+        """What a network really takes, where it is that which is budgeted; else None."""
+        if self.stored is None:
+            return None
+        return len(pack(network, self.graph, type(self.network).__name__).content)
 
     def simulated(self, strategy: Strategy) -> tuple[Option, ...]:
         """Options of a strategy that the device has no cost for: less stored, no less time."""
@@ -318,7 +336,7 @@ class CompressionTask:
             **self._evaluated(),
             "device": self._device_id,
             "budget": repr(self.budget),
-            "search space": f"{self._space!r}{self._step_id}{self._others_id}",
+            "search space": f"{self._space!r}{self._step_id}{self._others_id}{self._stored_id}",
         }
 
     def evaluation_key(self) -> str:
@@ -363,6 +381,11 @@ class CompressionTask:
         choices = self.costs.choices
         is_lent = choices.step_of and self.budget.metric not in DEVICE_METRICS
         return f", in steps of {choices.channel_step}" if is_lent else ""
+
+    @property
+    def _stored_id(self) -> str:
+        """What prices a file, where its size is budgeted."""
+        return "" if self.stored is None else f", {self.stored.fingerprint()}"
 
     @property
     def _others_id(self) -> str:

@@ -16,7 +16,12 @@ from amc.report.runs import Run, State
 from amc.report.tables import ComparisonRow, comparison_cells
 from amc.strategy import FLOAT_BITS
 
-_NAMES = {"macs": "multiply-adds", "size_bytes": "size of the weights", "params": "parameters"}
+_NAMES = {
+    "macs": "multiply-adds",
+    "size_bytes": "size of the weights",
+    "packed_bytes": "size of the packed file",
+    "params": "parameters",
+}
 
 
 def run_page(run: Run) -> str:
@@ -64,7 +69,7 @@ def tiles(run: Run) -> list[Tile]:
         if share is not None:
             values = [row.number(cost) or 0.0 for row in (run.found, run.original)]
             more = " of ".join(readable(value) for value in values)
-            if cost == "size_bytes":
+            if cost.endswith("_bytes"):
                 more = f"{values[0] / 1e3:,.1f} of {values[1] / 1e3:,.1f} kB"
             found.append(Tile(f"{share:.2f}x", name, more))
     return found

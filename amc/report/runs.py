@@ -19,6 +19,7 @@ COSTS = {
     "macs": "multiply-adds",
     "params": "parameters",
     "size_bytes": "weights (bytes)",
+    "packed_bytes": "packed file (bytes)",
     "energy_mj": "energy (mJ)",
 }
 """What a network costs: a field of `ComparisonRow` -> what a picture calls it."""

@@ -26,6 +26,7 @@ class ComparisonRow:
         test, search: The objective's scores by name, on the test and the whole search split.
         predicted_ms: From the device's table.
         measured_ms, measured_spread_ms: On the device itself.
+        packed_bytes: Of the packed file, where its size is budgeted; the original's by prediction.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ComparisonRow:
     params: int | None = None
     size_bytes: int | None = None
     energy_mj: float | None = None
+    packed_bytes: int | None = None
 
     def number(self, name: str) -> float | None:
         """A field, or ``test_`` or ``search_`` and the name of a score; None where not known."""
@@ -89,6 +91,7 @@ _COSTS = (
     _Column("MACs", "M", "macs", 1e-6, ".2f", _ratio),
     _Column("params", "k", "params", 1e-3, ".1f", _ratio),
     _Column("size", "kB", "size_bytes", 1e-3, ".1f", _ratio),
+    _Column("packed", "kB", "packed_bytes", 1e-3, ".1f", _ratio),
     _Column("energy", "mJ", "energy_mj", 1, ".3f", _ratio),
 )
 
@@ -214,7 +217,7 @@ def from_csv(text: str, wrong: Fault) -> list[ComparisonRow]:
     return rows
 
 
-_COUNTS = ("macs", "params", "size_bytes")
+_COUNTS = ("macs", "params", "size_bytes", "packed_bytes")
 
 
 def _row_of(line: Mapping[str, str]) -> ComparisonRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agents.searcher import Trial
@@ -12,7 +12,7 @@ from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
 from amc.study.jury import Finalist, Jury
 from amc.study.keep import Keeping
-from amc.study.notes import notes_of
+from amc.study.notes import file_notes, notes_of
 from amc.study.reaim import TOLERANCE
 from amc.study.timing import Times, time_finalists
 from amc.utils.measure import Timing
@@ -94,7 +94,7 @@ def conclude(
         for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
     found = notes_of(task, best.strategy, rows, times)
-    notes = [*task.notes, *found, *best.network.notes]
+    notes = [*task.notes, *found, *file_notes(task, best), *best.network.notes]
     if keeping is not None:
         notes.insert(0, keeping.note(best.evaluation.scores, jury.original.scores))
     if best is even:
@@ -108,7 +108,10 @@ def conclude(
 
 
 def _meeting(task: CompressionTask, finalists: Sequence[Finalist]) -> Sequence[Finalist]:
-    """Those that meet a latency budget by measured prices too; all where none does."""
+    """Those that meet the budget by measured prices, or as files, too; all where none does."""
+    if task.stored is not None:
+        bound = task.costs.bound
+        return [one for one in finalists if (one.file_bytes or 0) <= bound] or finalists
     if task.budget.metric != "latency_ms":
         return finalists
     predicted = [task.predicted_ms(finalist.strategy) for finalist in finalists]
@@ -148,5 +151,13 @@ def _row(
         macs=round(costs["macs"]),
         params=round(costs["params"]),
         size_bytes=round(costs["size_bytes"]),
+        packed_bytes=_packed_bytes(costs, finalist),
         energy_mj=costs.get("energy_mj"),
     )
+
+
+def _packed_bytes(costs: Mapping[str, float], finalist: Finalist | None) -> int | None:
+    """Of a file; the original's is its price, which is its file's size."""
+    if finalist is not None:
+        return finalist.file_bytes
+    return round(costs["packed_bytes"]) if "packed_bytes" in costs else None

@@ -15,11 +15,16 @@ from envs.reward import Reward, outcome_of
 
 @dataclass(frozen=True)
 class Finalist:
-    """A kept strategy with its repaired network and its evaluation on the whole search split."""
+    """A kept strategy with its repaired network and its evaluation on the whole search split.
+
+    Attributes:
+        file_bytes: Of its packed file, where that is what is budgeted.
+    """
 
     strategy: Strategy
     network: CompressedNetwork
     evaluation: Evaluation
+    file_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Jury:
         """Repair the network of a strategy and judge it."""
         network = self._task.finish(strategy)
         found = replace(self.judge(network.module), costs=self._task.strategy_costs(strategy))
-        return Finalist(strategy, network, found)
+        return Finalist(strategy, network, found, self._task.file_bytes(network))
 
     def reward(self, strategy: Strategy, evaluation: Evaluation) -> float:
         """What is ranked by.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from amc.cost.account import unpriced_lines
-from amc.cost.model import ROUNDING
+from amc.cost.model import ROUNDING, operator_prices
 from amc.cost.profile import said_devices
 from amc.problem.task import CompressionTask
 from amc.recovery.moments import WIDEST
 from amc.report.tables import ComparisonRow
-from amc.strategy import Strategy
+from amc.strategy import FLOAT_BYTES, IDENTITY, Strategy
+from amc.study.jury import Finalist
 from amc.study.reaim import TOLERANCE, allowed_share, is_missed, measured_share
 from amc.study.timing import Times, batch_of, runtime_of
 from amc.utils.measure import Share
@@ -126,7 +128,7 @@ def _on_budget(
     measured, aim_lower = rows[-1].measured_ms, "To aim lower and go on from there: search.reaim=2"
     if is_open:
         notes[-1] += f" Whether the budget of {allowed:.2f} is met cannot be told from it."
-    elif is_missed(task, rows):
+    elif on_clock and is_missed(task, rows):
         budget = f"{allowed:.2f}" if is_share else f"{task.budget.absolute:.4g} ms"
         found = f"{measured_share(rows):.2f}" if is_share else f"{measured:.4g} ms"
         notes.append(
@@ -159,3 +161,23 @@ def _on_repair(task: CompressionTask) -> Iterator[str]:
             f"{moments.mean.shape[1]} columns; what its inputs have in common was shrunk by "
             f"{100 * moments.shrinkage:.0f} %). More help: data.calibration."
         )
+
+
+def file_notes(task: CompressionTask, best: Finalist) -> list[str]:
+    """What the packed file really takes beside what it was predicted to, and the budget."""
+    size, costs = best.file_bytes, task.costs
+    if size is None:
+        return []
+    predicted = costs.cost_of(best.strategy)
+    whole = FLOAT_BYTES * math.fsum(operator_prices(task.graph, IDENTITY, "params", None))
+    notes = [
+        f"The packed file takes {size:,} bytes, {whole / size:.1f} times less than the weights in "
+        f"float32; predicted were {predicted:,.0f} ({100 * (size / predicted - 1):+.1f} %)."
+    ]
+    if size > costs.bound:
+        notes.append(
+            f"The budget of {costs.bound:,.0f} bytes is met by prediction and missed by the file "
+            f"({size / costs.bound:.3f} of it). To aim lower and go on from there: search.reaim=2; "
+            "or lower the budget."
+        )
+    return notes

@@ -1,8 +1,9 @@
 """Aiming anew: where a budget was met by prediction and missed by measurement.
 
-A table's sum is not the time of a network. What the best network measured too much, predictions
-have to be lower by: the bound is tightened by that ratio, and the search goes on from what it has
-learnt, since what strategies lose in accuracy does not depend on the bound.
+A table's sum is not the time of a network, nor what weights take on average the size of a file.
+What the best network measured too much, predictions have to be lower by: the bound is tightened by
+that ratio, and the search goes on from what it has learnt, since what strategies lose in accuracy
+does not depend on the bound.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from agents.trial import Trial
 from amc.cost.device import Device
 from amc.cost.model import CostModel
 from amc.cost.profile import LocalSpec
+from amc.cost.stored import PACKED
 from amc.errors import ConfigError
 from amc.problem.task import CompressionTask
 from amc.report.tables import ComparisonRow
 from amc.runtimes import DEVICES
+from amc.strategy import Strategy
 
 REAIM_SHARE = 0.25  # of the evaluations asked for: what every new aim adds to them
 TOLERANCE = 0.02  # relative, of measurements: what they may exceed the budget by
@@ -37,10 +40,12 @@ def check_reaim(
         ConfigError: It cannot.
     """
     is_here = isinstance(device, LocalSpec) and not device.runs_on.is_estimate
-    if not is_here or metric != "latency_ms":
+    on_clock = is_here and metric == "latency_ms"
+    if not on_clock and metric != PACKED:
         raise ConfigError(
             "search.reaim compares the budget with what is measured on the device: it needs "
-            f"budget=latency_ms and a device that is this machine ({', '.join(DEVICES)}), "
+            f"budget=latency_ms and a device that is this machine ({', '.join(DEVICES)}), or "
+            f"budget={PACKED}, whose files are written; "
             f"got budget={metric} and {device.name if device else 'no device'}. "
             "Give those, or search.reaim=0."
         )
@@ -68,12 +73,15 @@ def allowed_share(costs: CostModel) -> float:
 
 
 def excess(task: CompressionTask, rows: Sequence[ComparisonRow]) -> float | None:
-    """What the best network measures, as a fraction of what the latency budget allows.
+    """What the best network measures, or its file takes, as a fraction of what the budget allows.
 
     A fraction of the original's latency is compared with the original measured beside it, which a
     slow minute of the machine slows as well; so many milliseconds with these. None where nothing
     was measured on the device.
     """
+    if task.stored is not None:
+        size = rows[-1].packed_bytes
+        return None if size is None else size / task.costs.bound
     if task.local is None or task.budget.metric != "latency_ms":
         return None
     if task.budget.absolute is not None:
@@ -84,13 +92,15 @@ def excess(task: CompressionTask, rows: Sequence[ComparisonRow]) -> float | None
 
 
 def is_missed(task: CompressionTask, rows: Sequence[ComparisonRow]) -> bool:
-    """Whether the best network takes longer on the device than the latency budget allows."""
+    """Whether the best network takes more than the budget allows: time on the device, or bytes."""
     found = excess(task, rows)
-    return found is not None and found > 1 + TOLERANCE
+    return found is not None and found > 1 + (TOLERANCE if task.stored is None else 0)
 
 
-def tightened_bound(task: CompressionTask, rows: Sequence[ComparisonRow]) -> float | None:
-    """What predictions must not exceed, in ms, for measurements to meet the budget.
+def tightened_bound(
+    task: CompressionTask, rows: Sequence[ComparisonRow], best: Strategy
+) -> float | None:
+    """What predictions must not exceed, in the metric's unit, for measurements to meet the budget.
 
     With the best network predicted at p, and measured at e times what the budget allows: p / e. For
     a budget of 0.6 of the original, p = 0.59 of it and 0.65 of it measured: 0.545 of it. None where
@@ -98,11 +108,15 @@ def tightened_bound(task: CompressionTask, rows: Sequence[ComparisonRow]) -> flo
     """
     if not is_missed(task, rows):
         return None
-    found, original, best = excess(task, rows), rows[0].predicted_ms, rows[-1].predicted_ms
+    found = excess(task, rows)
     assert found is not None
+    if task.stored is not None:
+        bound = task.costs.cost_of(best) / found
+        return bound if bound >= task.costs.floor else None
+    original, predicted = rows[0].predicted_ms, rows[-1].predicted_ms
     assert original is not None
-    assert best is not None
-    bound = task.costs.original * (best / original) / found
+    assert predicted is not None
+    bound = task.costs.original * (predicted / original) / found
     return bound if bound >= task.costs.floor else None
 
 

@@ -285,7 +285,7 @@ class Study:
 
     def _next_bound(self, end: Conclusion) -> float | None:
         """Where to aim after an end that misses the budget; recorded, as it came from a clock."""
-        bound = tightened_bound(self.task, end.comparison)
+        bound = tightened_bound(self.task, end.comparison, end.best.strategy)
         if bound is not None:
             log.info(
                 "measured, the budget is missed: going on with predictions of at most %.3f of the "
@@ -294,7 +294,8 @@ class Study:
             )
             self._journal.aim(bound)
         elif is_missed(self.task, end.comparison):
-            end.notes.append("Not aimed lower: no strategy is predicted to be that fast.")
+            than = "fast" if self.task.stored is None else "small"
+            end.notes.append(f"Not aimed lower: no strategy is predicted to be that {than}.")
         return bound
 
     def _aiming_notes(self, trials: Sequence[Trial]) -> list[str]:
@@ -307,9 +308,10 @@ class Study:
         ]
         if not held:
             return []
+        measured = "measured latency" if self.task.stored is None else "packed file"
         shares = ", then ".join(f"{bound / costs.original:.3f}" for bound in held)
         return [
-            f"Aimed anew, as the measured latency missed the budget of "
+            f"Aimed anew, as the {measured} missed the budget of "
             f"{costs.bound / costs.original:.3f}: predictions were held to {shares}."
         ]
 

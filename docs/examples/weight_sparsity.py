@@ -27,7 +27,7 @@ class Sparsity(amc.Decision):
     unchanged = (0.0,)
 
     def values(self, metric: str, device: object) -> Sequence[Value]:
-        counted = metric in ("macs", "bops", "size_bytes")
+        counted = metric in ("macs", "bops", "size_bytes", "packed_bytes")
         return [(fraction,) for fraction in FRACTIONS] if counted else [self.unchanged]
 
     def apply(self, layer: nn.Module, value: Value, inputs: Tensor | None) -> nn.Module:

@@ -136,7 +136,7 @@ def test_bound_is_tightened_by_what_was_measured_too_much(task: CompressionTask)
     rows = [_row(original, 2.0), _row(0.66 * original, 1.6)]
     # Predicted at 0.66 of the original and measured at 0.8 of it, with a budget of 0.7.
     assert is_missed(task, rows)
-    assert tightened_bound(task, rows) == pytest.approx(0.66 * 0.7 / 0.8 * original)
+    assert tightened_bound(task, rows, IDENTITY) == pytest.approx(0.66 * 0.7 / 0.8 * original)
 
 
 def test_budget_is_met_within_what_clocks_are_off_by(task: CompressionTask) -> None:
@@ -144,7 +144,7 @@ def test_budget_is_met_within_what_clocks_are_off_by(task: CompressionTask) -> N
     for measured, missed in ((0.71, False), (0.72, True)):
         rows = [_row(original, 1.0), _row(0.7 * original, measured)]
         assert is_missed(task, rows) is missed
-        assert (tightened_bound(task, rows) is not None) is missed
+        assert (tightened_bound(task, rows, IDENTITY) is not None) is missed
     assert not is_missed(task, [_row(original, None), _row(0.7 * original, None)])
 
 
@@ -152,10 +152,10 @@ def test_no_bound_is_below_the_cheapest_strategy(task: CompressionTask) -> None:
     original = task.costs.original
     just = 0.7 * 0.7 * original / task.costs.floor  # measured so, the floor is where to aim
     rows = [_row(original, 1.0), _row(0.7 * original, 0.9 * just)]
-    assert tightened_bound(task, rows) == pytest.approx(task.costs.floor / 0.9)
+    assert tightened_bound(task, rows, IDENTITY) == pytest.approx(task.costs.floor / 0.9)
     rows = [_row(original, 1.0), _row(0.7 * original, 1.1 * just)]
     assert is_missed(task, rows)
-    assert tightened_bound(task, rows) is None
+    assert tightened_bound(task, rows, IDENTITY) is None
 
 
 def test_tighter_costs_bound_the_walk_and_leave_the_others_alone(task: CompressionTask) -> None:
