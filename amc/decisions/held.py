@@ -38,7 +38,7 @@ def keep_only(trained: Tensor) -> Held:
     Args:
         trained: bool, of the weight's shape.
     """
-    return Held(lambda tensor: tensor * trained.to(tensor))
+    return Held(lambda tensor: tensor.masked_fill(~trained.to(tensor.device), 0))
 
 
 def tie_equal(weight: Tensor) -> Held:

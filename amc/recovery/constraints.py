@@ -37,9 +37,7 @@ class Constraints:
         for name, path, value in self._strategy.values():
             if name == "precision" or path not in called:
                 continue
-            found = decision_named(name).constrain(
-                self._module.get_submodule(path), value, share
-            )
+            found = decision_named(name).constrain(self._module.get_submodule(path), value, share)
             if found is None:
                 self._free.append((name, path, value))
             else:

@@ -136,7 +136,9 @@ class Distillation:
         shared = [size for size in ends[0] if all(size in others for others in ends)]
         # A map of one position says nothing of where it looks.
         self._inner = {
-            name: [place for place, size in enumerate(shared) if name != "at" or math.prod(size) > 1]
+            name: [
+                place for place, size in enumerate(shared) if name != "at" or math.prod(size) > 1
+            ]
             for name in inner
         }
         without = [name for name, places in self._inner.items() if not places]
@@ -152,9 +154,7 @@ class Distillation:
         ]
         self.network, self._teachers = tapped[0], tapped[1:]
 
-    def __call__(
-        self, inputs: Tensor
-    ) -> tuple[Outputs, Callable[[Outputs, Objective], Tensor]]:
+    def __call__(self, inputs: Tensor) -> tuple[Outputs, Callable[[Outputs, Objective], Tensor]]:
         """Run the network.
 
         Returns:
