@@ -171,6 +171,7 @@ OPTIONS: dict[str, Kind] = {
     "recovery.stream_correction": SWITCH,
     "recovery.rectified": SWITCH,
     "recovery.max_columns": _AT_LEAST_1,
+    "recovery.polish": _AT_LEAST_0,
 }
 
 # Groups whose options are all listed above. What else is given (by +group.option=value) would

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,14 +49,15 @@ def tie_equal(weight: Tensor) -> Held:
     2015, section 3.3), here divided by the root of their number, as LSQ does with a step: n
     weights that move together are sqrt(n) times as long a vector as one of them.
     """
-    values, which, counts = weight.detach().unique(return_inverse=True, return_counts=True)
+    found = torch.unique(weight.detach(), return_inverse=True, return_counts=True)
+    values, which, counts = cast(tuple[Tensor, Tensor, Tensor], found)
     shape, used = weight.shape, (values != 0).to(weight.dtype)
 
     def project(tensor: Tensor) -> Tensor:
         place = which.flatten().to(tensor.device)
         sums = torch.zeros(len(values), dtype=tensor.dtype, device=tensor.device)
         sums.index_add_(0, place, tensor.flatten())
-        means = sums / counts.to(tensor) * used.to(tensor)
+        means: Tensor = sums / counts.to(tensor) * used.to(tensor)
         return means[place].view(shape)
 
     return Held(project, counts.to(weight).sqrt()[which])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -113,7 +114,8 @@ class Distillation:
         self._temperature = temperature
         inner = sorted(self._weights.keys() & INNER.keys())
         members = list(teacher.members) if isinstance(teacher, Ensemble) else [teacher]
-        self.network, self._teachers = network, [member.eval() for member in members]
+        self.network = network
+        self._teachers: Sequence[nn.Module] = [member.eval() for member in members]
         self._is_inner = bool(inner)
         if inner:
             self._tap(inner, image_shape)
@@ -168,10 +170,10 @@ class Distillation:
 
         return outputs, loss
 
-    def _split(self, returned: object, images: int) -> tuple[Outputs, list[Tensor]]:
+    def _split(self, returned: Any, images: int) -> tuple[Outputs, list[Tensor]]:
         if not self._is_inner:
             return outputs_of(returned, images), []
-        given, values = returned  # type: ignore[misc]
+        given, values = returned
         return outputs_of(given, images), values
 
     def _loss(
