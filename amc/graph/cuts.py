@@ -83,32 +83,3 @@ def with_values(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     by_name = {node.name: copy for node, copy in copies.items()}
     graph.output((given, [by_name[name] for name in names]))
     return fx.GraphModule(module, graph, type(module).__name__)
-
-
-def segment(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
-    """The part of a network from one cut to a later one, which it shares its modules with.
-
-    Args:
-        end: May be the network's output.
-
-    Returns:
-        A network from the value of ``start`` to that of ``end``; None where it needs to know more
-        of the images.
-    """
-    needed, left = set[fx.Node](), [end]
-    while left:
-        node = left.pop()
-        if node is start or node in needed:
-            continue
-        if node.op == "placeholder":
-            return None
-        needed.add(node)
-        left += node.all_input_nodes
-    graph = fx.Graph()
-    copies = {start: graph.placeholder("x")}
-    for node in module.graph.nodes:
-        if node in needed and node.op != "output":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    given = end.args[0] if end.op == "output" else end
-    graph.output(fx.node.map_arg(given, copies.__getitem__))
-    return fx.GraphModule(module, graph, type(module).__name__)

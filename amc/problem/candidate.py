@@ -27,7 +27,7 @@ from amc.recovery.errors import Changes, LayerErrors, layer_errors, mean_errors
 from amc.recovery.fitting import RIDGES
 from amc.recovery.importance import RemovalPath, removal_paths
 from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_statistics
-from amc.recovery.polish import blocks_of, polish, steps_of
+from amc.recovery.polish import polish, steps_of
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.refit import MomentRefit
 from amc.recovery.sensitivity import output_sensitivities
@@ -212,7 +212,7 @@ class Compressor:
         module, notes = self._least_harmed(strategy, keep, module)
         notes += () if notes else _refusals(refits)
         if self.settings.polish:
-            module, refused = self._polished(strategy, keep, module)
+            module, refused = self._polished(strategy, module)
             notes += refused
         return replace(self._result(module, strategy, kept), notes=notes)
 
@@ -244,22 +244,20 @@ class Compressor:
         return best, notes
 
     def _polished(
-        self, strategy: Strategy, keep: KeepMask, module: fx.GraphModule
+        self, strategy: Strategy, module: fx.GraphModule
     ) -> tuple[fx.GraphModule, tuple[str, ...]]:
         """The network after a polish; as it was where that made it no better on other images."""
         polished = copy.deepcopy(module)
         images, epochs = self._repair_images, self.settings.polish
-        blocks = len(blocks_of(self.graph, polished, keep, images[:2]))
-        with progress_bar("polishing", steps_of(blocks, len(images), epochs)) as bar:
+        with progress_bar("polishing", steps_of(len(images), epochs)) as bar:
             polish(
-                self.graph,
                 polished,
-                keep,
+                self.graph.plan.module,
                 images,
                 epochs=epochs,
                 objective=self._objective,
                 constraints=Constraints(polished, strategy),
-                on_step=lambda block: bar.advance(note=block),
+                on_step=bar.advance,
             )
         if not len(self._held_images):
             return polished, ()

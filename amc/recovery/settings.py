@@ -32,8 +32,8 @@ class RecoverySettings:
             ``quick_images`` every candidate. Without it neither is.
         stream_correction: In both repairs, let each residual block repair what earlier ones broke.
         rectified: In both, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
-        polish: Passes over the repair images by gradient that kept strategies get after that, block
-            by block, without labels (`amc.recovery.polish`); 0: none.
+        polish: Passes over the repair images by gradient, without labels, that kept strategies get
+            after that (`amc.recovery.polish`); 0: none.
     """
 
     images: int = 1024

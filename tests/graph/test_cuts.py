@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from amc.graph.cuts import cuts, segment, shapes_at, stage_ends, with_values
+from amc.graph.cuts import cuts, shapes_at, stage_ends, with_values
 
 
 class Residual(nn.Module):
@@ -32,10 +32,6 @@ def traced() -> fx.GraphModule:
 IMAGES = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def named(module: fx.GraphModule) -> dict[str, fx.Node]:
-    return {node.name: node for node in module.graph.nodes}
-
-
 def test_everything_passes_through_cuts_and_nothing_inside_of_a_block_is_one() -> None:
     module = traced()
     found = [node.name for node in cuts(module, shapes_at(module, IMAGES))]
@@ -58,26 +54,3 @@ def test_values_of_nodes_are_given_out_beside_the_output_by_the_same_modules() -
     assert torch.equal(output, module(IMAGES))
     assert torch.equal(module.get_submodule("down")(relu), down)
     assert tapped.get_submodule("stem") is module.get_submodule("stem")
-
-
-def test_segments_one_after_the_other_are_the_network() -> None:
-    module = traced()
-    nodes = named(module)
-    first = segment(module, nodes["x"], nodes["relu"])
-    second = segment(module, nodes["relu"], nodes["mean"])
-    assert first is not None
-    assert second is not None
-    _, (mean,) = with_values(module, ["mean"])(IMAGES)
-    assert torch.equal(second(first(IMAGES)), mean)
-    assert {name for name, _ in first.named_parameters()} == {
-        "stem.weight", "stem.bias", "inner.weight", "inner.bias", "factor",
-    }  # fmt: skip
-
-
-def test_a_segment_that_needs_the_images_is_none() -> None:
-    module = traced()
-    nodes = named(module)
-    assert segment(module, nodes["mean"], nodes["output"]) is None  # view reads their number
-    whole = segment(module, nodes["x"], nodes["output"])
-    assert whole is not None
-    assert torch.equal(whole(IMAGES), module(IMAGES))
