@@ -77,7 +77,9 @@ class Decision(Protocol):
                 it. A decision without degrees goes all of it at once.
 
         Returns:
-            None: nothing is kept. The value is applied again after every epoch.
+            None: zeros that the weight has stay zero, and values that many weights share stay
+            shared; of a weight with neither nothing is kept, and the value is applied again after
+            every epoch.
         """
         return None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx, nn
 
 from amc.compress.network import decide
 from amc.compress.quantization import Quantized
-from amc.decisions import Held, decision_named
+from amc.decisions import Held, decision_named, keep_zeros, tie_equal
 from amc.graph.blocks import called_paths
-from amc.strategy import Strategy, Value
+from amc.strategy import FLOAT_BITS, Strategy, Value
 
 UPDATES = 100  # of what a gradual decision keeps, on the way to it
 
@@ -17,7 +18,8 @@ class Constraints:
     """Keeps a compressed network under its strategy: what was decided beside its channels.
 
     A decision says what it keeps of a weight (`amc.Decision.constrain`): gradients and weights are
-    projected to that at every step. One that says nothing is applied again after every epoch.
+    projected to that at every step. Where one says nothing, zeros and few values that the weight
+    has are kept; where it has neither, the decision is applied again after every epoch.
     """
 
     def __init__(self, module: fx.GraphModule, strategy: Strategy) -> None:
@@ -37,7 +39,8 @@ class Constraints:
         for name, path, value in self._strategy.values():
             if name == "precision" or path not in called:
                 continue
-            found = decision_named(name).constrain(self._module.get_submodule(path), value, share)
+            layer = self._module.get_submodule(path)
+            found = decision_named(name).constrain(layer, value, share) or _by_content(layer)
             if found is None:
                 self._free.append((name, path, value))
             else:
@@ -53,6 +56,16 @@ class Constraints:
     def settle(self) -> None:
         """Give the layers all that was decided for them, as it is exported."""
         decide(self._module, self._strategy)
+
+
+def _by_content(layer: nn.Module) -> Held | None:
+    """What a weight that was decided on looks like."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    is_rounded = isinstance(layer, Quantized) and layer.bits.weight != FLOAT_BITS
+    if not is_rounded and len(torch.unique(weight.detach())) <= weight.numel() // 2:
+        return tie_equal(weight)
+    return keep_zeros(weight) if bool((weight == 0).any()) else None
 
 
 def _both(one: Held, other: Held) -> Held:

@@ -26,7 +26,7 @@ from amc.recovery.constraints import Constraints, quantized_layers
 from amc.recovery.moments import BATCH
 
 STEP_IMAGES = 32
-LEARNING_RATE = 6e-4  # of Adam, falls as a cosine
+LEARNING_RATE = 4e-4  # of Adam, falls as a cosine
 STEPS_RATE = 0.02  # of it, for the steps of grids: these are as much smaller than weights
 TEMPERATURE = 4.0
 

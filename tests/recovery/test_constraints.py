@@ -54,13 +54,27 @@ class FewValues(Decision):
         return tie_equal(layer.weight)
 
 
-class Silent(Sparsity):
+class SilentZeros(Sparsity):
     """Says nothing of what training must keep."""
 
-    name = "silent"
+    name = "silent_zeros"
+    constrain = Decision.constrain  # type: ignore[assignment]
 
-    def constrain(self, *_: object) -> None:  # type: ignore[override]
-        return None
+
+class SilentValues(FewValues):
+    name = "silent_values"
+    constrain = Decision.constrain  # type: ignore[assignment]
+
+
+class Clipped(FewValues):
+    """Weights no larger than so much: what training must keep is no linear space."""
+
+    name = "clipped"
+    constrain = Decision.constrain  # type: ignore[assignment]
+
+    def apply(self, layer, value, inputs):  # type: ignore[no-untyped-def]
+        layer.weight.data = layer.weight.data.clamp(-value[0], value[0])
+        return layer
 
 
 STRATEGY = Strategy(
@@ -72,7 +86,7 @@ STRATEGY = Strategy(
 
 @pytest.fixture(autouse=True)
 def known() -> None:
-    for decision in (Sparsity(), FewValues(), Silent()):
+    for decision in (Sparsity(), FewValues(), SilentZeros(), SilentValues(), Clipped()):
         build_decision(decision)
 
 
@@ -139,17 +153,42 @@ def test_two_decisions_on_a_layer_are_both_kept() -> None:
     assert len({*after.flatten().tolist()}) == 3
 
 
-def test_a_decision_that_says_nothing_is_applied_again_after_every_epoch() -> None:
-    strategy = Strategy({}, {}, {"silent": {"conv": (0.5,)}})
+def test_of_a_decision_that_says_nothing_zeros_and_shared_values_are_kept() -> None:
+    for name, path, value in (("silent_zeros", "conv", 0.5), ("silent_values", "fc", 3.0)):
+        strategy = Strategy({}, {}, {name: {path: (value,)}})
+        before = weight_of(decided(strategy), path).clone().flatten()
+        after = weight_of(train_decided(strategy).network, path).flatten()
+        assert torch.equal(after == 0, before == 0)
+        assert not torch.equal(after, before)
+        if path == "fc":
+            assert torch.equal(after == after[:, None], before == before[:, None])
+
+
+def test_of_a_rounded_layer_only_zeros_are_kept() -> None:
+    strategy = Strategy({}, {"fc": Bits(2, 32)}, {"silent_zeros": {"fc": (0.25,)}})
+    network = decided(strategy)
+    constraints = Constraints(network, strategy)
+    constraints.update(1.0)
+    zeros = weight_of(network, "fc") == 0
+    assert zeros.any()
+    ones = torch.ones_like(weight_of(network, "fc"))
+    assert torch.equal(constraints.held["fc.weight"].gradient(ones), ones.masked_fill(zeros, 0))
+
+
+def test_what_looks_like_nothing_special_is_decided_again_after_every_epoch() -> None:
+    strategy = Strategy({}, {}, {"clipped": {"conv": (0.2,)}})
     judged: list[float] = []
 
     def evaluate(network: nn.Module) -> float:
-        judged.append(float((weight_of(network, "conv") == 0).double().mean()))
+        judged.append(float(weight_of(network, "conv").abs().max()))
         return len(judged)
 
-    after = train_decided(strategy, evaluate=evaluate).network
-    assert judged == [0.5] * 4
-    assert (weight_of(after, "conv") == 0).double().mean() == 0.5
+    start = decided(strategy)
+    with torch.no_grad():
+        start.get_submodule("conv").weight.mul_(0.9)
+    after = train_decided(strategy, replace(QUICK, learning_rate=1.0), start, evaluate=evaluate)
+    assert judged == pytest.approx([0.18, 0.2, 0.2, 0.2])
+    assert float(weight_of(after.network, "conv").abs().max()) == pytest.approx(0.2)
 
 
 # -- gradually ---------------------------------------------------------------------------------
