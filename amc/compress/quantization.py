@@ -172,6 +172,7 @@ class Quantized(Layer):
         """
         self.learns_steps = True
         self.input_zero = int(self.input_zero_point)  # once: at every step a GPU would wait
+        self._order = list(self._buffers)
         for name in self._learned():
             step = self._buffers.pop(name)
             assert step is not None
@@ -183,6 +184,7 @@ class Quantized(Layer):
             step = self._parameters.pop(name)
             assert step is not None
             self.register_buffer(name, step.detach())
+        self._buffers = {name: self._buffers[name] for name in self._order}
         self.learns_steps = False
 
     def hold_steps(self) -> None:

@@ -1,7 +1,7 @@
 """A smaller network fitted to the original's outputs by gradient, for a minute and without labels.
 
 Between the repair, which solves one layer after the other by least squares, and fine-tuning, which
-needs the training images and takes hours: all layers together learn what the original gives for the
+needs the training images and their time: all layers together learn what the original gives for the
 calibration images, softened (Hinton et al. 2015). BN statistics stay as the repair made them;
 weights and factors change, grids of few bits are learned with them
 (`amc.compress.learned_steps`), and what else was decided of weights is kept.
