@@ -80,7 +80,7 @@ class Clipped(FewValues):
 STRATEGY = Strategy(
     {},
     {"fc": Bits(3, 32)},
-    {"sparsity": {"conv": (0.75,)}, "few_values": {"fc": (3.0,)}},
+    {Sparsity.name: {"conv": (0.75,)}, "few_values": {"fc": (3.0,)}},
 )
 
 
@@ -145,7 +145,7 @@ def test_every_step_of_training_is_under_the_decisions(monkeypatch: pytest.Monke
 
 
 def test_two_decisions_on_a_layer_are_both_kept() -> None:
-    strategy = Strategy({}, {}, {"sparsity": {"fc": (0.5,)}, "few_values": {"fc": (3.0,)}})
+    strategy = Strategy({}, {}, {Sparsity.name: {"fc": (0.5,)}, "few_values": {"fc": (3.0,)}})
     network = decided(strategy)
     network.get_submodule("fc").weight.data = torch.tensor([[0.0, 1, 0, 1], [0, 2, 2, 0]]) / 4
     after = weight_of(train_decided(strategy, network=network).network, "fc")
@@ -240,7 +240,7 @@ EVERYTHING = replace(
     distillation_weight=0.5,
     distill={"kd": 1.0, "sp": 10.0},
 )
-BOTH = Strategy({}, {"fc": Bits(3, 4), "conv": Bits(4, 32)}, {"sparsity": {"conv": (0.75,)}})
+BOTH = Strategy({}, {"fc": Bits(3, 4), "conv": Bits(4, 32)}, {Sparsity.name: {"conv": (0.75,)}})
 
 
 def test_killed_training_with_all_options_resumes_to_the_same_bits(tmp_path: Path) -> None:

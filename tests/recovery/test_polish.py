@@ -107,7 +107,7 @@ def compressor(graph: NetworkGraph, polish: int) -> Compressor:
 STRATEGY = Strategy(
     {"one": 0.5, "three": 0.5},
     {"one": Bits(3, 4), "two": Bits(1, 32)},
-    {"sparsity": {"three": (0.5,)}},
+    {Sparsity.name: {"three": (0.5,)}},
 )
 
 
