@@ -472,6 +472,29 @@ def test_finetuning_leaves_the_teacher_in_its_mode_and_its_place_and_gives_a_net
     assert {tensor.device.type for tensor in student.state_dict().values()} == {"cpu"}
 
 
+def test_other_teachers_than_the_original_are_given_as_a_list(
+    data: DataSet, tiny_net: nn.Module
+) -> None:
+    settings = TrainingSettings(epochs=1, batch_size=16, distillation_weight=1.0)
+    other = copy.deepcopy(tiny_net)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+
+    def losses(teachers: list[nn.Module] | None) -> list[float]:
+        student = copy.deepcopy(tiny_net)
+        trained = api.finetune(student, tiny_net, data, settings=settings, teachers=teachers)
+        return [epoch.loss for epoch in trained.history]
+
+    assert losses(None) == losses([tiny_net])
+    assert losses([other]) != losses([tiny_net, other]) != losses(None)
+    for wrong in ([], tiny_net):
+        with pytest.raises(ConfigError, match="teachers must be a list of one network or more"):
+            losses(wrong)  # type: ignore[arg-type]
+    with pytest.raises(NetworkError, match="teachers must be"):
+        losses([tiny_net.state_dict()])  # type: ignore[list-item]
+
+
 def both_kinds(data: DataSet) -> tuple[DataSet, DataSet]:
     """The same images as pixels, and as floats that are normalised already."""
     pixels, labels = data.train.images, data.train.labels

@@ -49,6 +49,14 @@ _FRACTIONS: Kind = (
     "a list of numbers, [1,0.5,0]",
 )
 _LIST: Kind = (lambda value: isinstance(value, list), "a list, [one,another]")
+_NAMES: Kind = (
+    lambda value: _is_text(value) or _is_list_of(value, _is_text),
+    "text, or a list of texts",
+)
+_FILES: Kind = (
+    lambda value: _is_text(value) or _is_list_of(value, lambda one: one is None or _is_text(one)),
+    "text, or a list of texts and nulls",
+)
 _FEATURES: Kind = (
     lambda value: _is_text(value) or _is_list_of(value, _is_text),
     "plain, all, a list of names, [name,name]",
@@ -108,6 +116,15 @@ OPTIONS: dict[str, Kind] = {
     "warmup_fraction": NUMBER,
     "distillation_weight": NUMBER,
     "temperature": NUMBER,
+    "distill.kd": NUMBER,
+    "distill.at": NUMBER,
+    "distill.sp": NUMBER,
+    "teacher": or_null(_NAMES),
+    "teacher_checkpoint": or_null(_FILES),
+    "learned_steps": SWITCH,
+    "gradual": NUMBER,
+    "average": NUMBER,
+    "batch_norm_images": _AT_LEAST_0,
     "tasks": _LIST,
     "start": TEXT,
     "episodes": _AT_LEAST_0,
@@ -159,6 +176,7 @@ OPTIONS: dict[str, Kind] = {
     "recovery.stream_correction": SWITCH,
     "recovery.rectified": SWITCH,
     "recovery.max_columns": _AT_LEAST_1,
+    "recovery.polish": _AT_LEAST_0,
 }
 
 # Groups whose options are all listed above. What else is given (by +group.option=value) would

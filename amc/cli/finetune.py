@@ -1,11 +1,13 @@
-"""``amc finetune``: train the compressed network of a run on labels and the original's outputs."""
+"""``amc finetune``: train the compressed network of a run on labels and what a teacher gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,7 +17,7 @@ from amc import api
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
-from amc.errors import ArtifactError
+from amc.errors import ArtifactError, ConfigError
 from amc.networks import admit
 from amc.objectives import NamedScore, build_objective, primary_score
 from amc.problem.evaluate import Evaluator
@@ -24,6 +26,8 @@ from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSe
 from amc.report.tensorboard import EventWriter
 from amc.study import artifact
 from amc.utils.runs import FINETUNE_FOLDER
+
+ORIGINAL = "original"  # among the teachers: the network that was compressed
 
 
 def run(config: DictConfig) -> recipe.Ended:
@@ -34,12 +38,16 @@ def run(config: DictConfig) -> recipe.Ended:
     settings = _settings(config)
     asked = build_objective(**recipe.recorded_objective(record.settings, config))
     recipe.recorded_decisions(record.settings, config)
+    taught_by = _teacher_options(config, record.data)
     original, data = recipe.prepared(
         recipe.recorded_network(record.network, config), recipe.recorded_data(record.data, config)
     )
     original = admit(original, data.image_shape)
     if config.augment is None:
         settings = replace(settings, augment=data.augment)
+    teachers = [
+        original if options is None else recipe.network_of(options, data) for options in taught_by
+    ]
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     folder = source / FINETUNE_FOLDER
     if config.restart:
@@ -58,6 +66,7 @@ def run(config: DictConfig) -> recipe.Ended:
             data,
             settings=settings,
             objective=objective,
+            teachers=teachers or None,
             folder=folder,
             on_epoch=lambda epoch: _note(events, epoch, named.name, done),
         )
@@ -116,7 +125,40 @@ def _settings(config: DictConfig) -> TrainingSettings:
         temperature=config.temperature,
         seed=config.seed,
         augment=tuple(config.augment or ()),
+        distill=recipe.plain(config.distill),
+        learned_steps=config.learned_steps,
+        gradual=config.gradual,
+        average=config.average,
+        batch_norm_images=config.batch_norm_images,
     )
+
+
+def _teacher_options(config: DictConfig, data: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """Of the networks that are learned from, checked; None for the original.
+
+    Raises:
+        ConfigError: There are not as many checkpoints as networks.
+        NetworkError: As those of a search.
+    """
+    names, checkpoints = _listed(config.teacher), _listed(config.teacher_checkpoint)
+    if checkpoints and len(checkpoints) != len(names):
+        raise ConfigError(
+            f"teacher_checkpoint must hold as many files as teacher has networks, {len(names)}, "
+            f"got {len(checkpoints)}. A function of your own may load its weights itself."
+        )
+    found: list[dict[str, Any] | None] = []
+    for name, checkpoint in zip_longest(names, checkpoints):
+        options = {"name": name, "checkpoint": checkpoint}
+        if name != ORIGINAL:
+            recipe.check_network(options, data)
+        found.append(None if name == ORIGINAL else options)
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _note(events: EventWriter, epoch: EpochRecord, score: str, done: list[EpochRecord]) -> None:

@@ -4,7 +4,8 @@ Weights: per output channel, symmetric, the integers -(2^(b-1) - 1) .. 2^(b-1) -
 one bit means +-scale with the scale at the mean magnitude (XNOR-Net, Rastegari et al. 2016, eq. 6).
 Activations: per tensor, affine, the integers 0 .. 2^b - 1, zero exactly on the grid. Scales of few
 bits are the ones of least squared error, not of the largest value. Gradients pass straight through
-(Bengio et al. 2013), zero outside the clipping range; one bit has no such range.
+(Bengio et al. 2013), zero outside the clipping range; one bit has no such range. While a network is
+trained its grids may be learned too (`amc.compress.learned_steps`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from amc.compress.learned_steps import binary_weight, learned_rounding, mean_magnitude
 from amc.errors import ConfigError
 from amc.layers import Layer, TransposedConvolution, TransposedConvolution1d, kind_of
 from amc.layers.copies import clone_module
@@ -22,6 +24,7 @@ from amc.strategy import FLOAT_BITS, Bits
 
 # Clipping ranges tried, as fractions of the largest magnitude.
 _FRACTIONS = torch.linspace(0.2, 1.0, 33)
+SMALLEST_STEP = 1e-8  # of a grid that is learned
 
 
 def weight_scale(weight: Tensor, bits: int) -> Tensor:
@@ -36,7 +39,7 @@ def weight_scale(weight: Tensor, bits: int) -> Tensor:
     """
     rows = weight.detach().flatten(1)
     if bits == 1:
-        return rows.abs().mean(1).clamp_min(1e-12)
+        return mean_magnitude(weight)
     largest = rows.abs().amax(1).clamp_min(1e-12)
     levels = 2 ** (bits - 1) - 1
     best: Tensor = largest / levels
@@ -126,9 +129,11 @@ class Quantized(Layer):
 
     Attributes:
         twins: Class of layers -> that class.
+        learns_steps: Whether the steps of its grids are being trained.
     """
 
     twins: ClassVar[dict[type[nn.Module], type[nn.Module]]] = {}
+    learns_steps = False
     bits: Bits
     weight_scale: Tensor
     input_scale: Tensor
@@ -140,15 +145,67 @@ class Quantized(Layer):
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid."""
-        if self.bits.weight == FLOAT_BITS:
+        bits = self.bits.weight
+        if bits == FLOAT_BITS:
             return self.weight
-        return quantize_weight(self.weight, self.weight_scale, self.bits.weight)
+        if not self.learns_steps:
+            return quantize_weight(self.weight, self.weight_scale, bits)
+        if bits == 1:
+            return binary_weight(self.weight)
+        levels, steps = 2 ** (bits - 1) - 1, self.weight_scale
+        steps = steps.view(-1, *[1] * (self.weight.dim() - 1))
+        return learned_rounding(self.weight, steps, -levels, levels, self.weight[0].numel())
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """An input on its grid."""
         if self.bits.activation == FLOAT_BITS:
             return x
+        if self.learns_steps:
+            ends = -self.input_zero, 2**self.bits.activation - 1 - self.input_zero
+            return learned_rounding(x, self.input_scale, *ends, x[0].numel())
         return round_to_grid(x, self.input_scale, self.input_zero_point, self.bits.activation)
+
+    def learn_steps(self) -> None:
+        """Have the steps of the grids trained with the weights, until `fix_steps`.
+
+        Those of weights of one bit follow the weights. The zero of an input's grid stays.
+        """
+        self.learns_steps = True
+        self.input_zero = int(self.input_zero_point)  # once: at every step a GPU would wait
+        self._order = list(self._buffers)
+        for name in self._learned():
+            step = self._buffers.pop(name)
+            assert step is not None
+            self.register_parameter(name, nn.Parameter(step))
+
+    def fix_steps(self) -> None:
+        """Undo `learn_steps`: the steps are numbers of the layer again, as they are now."""
+        for name in self._learned():
+            step = self._parameters.pop(name)
+            assert step is not None
+            self.register_buffer(name, step.detach())
+        self._buffers = {name: self._buffers[name] for name in self._order}
+        self.learns_steps = False
+
+    def hold_steps(self) -> None:
+        """Keep steps that are learned away from 0, on whose other side the grid is mirrored."""
+        for name in self._learned():
+            cast(Tensor, getattr(self, name)).data.clamp_min_(SMALLEST_STEP)
+
+    def settle(self) -> None:
+        """Put the weight on its grid, in place; of one bit the grid is that of the weight now."""
+        if self.bits.weight == FLOAT_BITS:
+            return
+        with torch.no_grad():
+            if self.learns_steps and self.bits.weight == 1:
+                self.weight_scale.copy_(mean_magnitude(self.weight))
+            self.weight.copy_(self.quantized_weight())
+
+    def _learned(self) -> list[str]:
+        """Names of the steps that are learned by gradient."""
+        weight, activation = self.bits
+        names = ["weight_scale"] if weight not in (1, FLOAT_BITS) else []
+        return names + (["input_scale"] if activation != FLOAT_BITS else [])
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output."""

@@ -15,6 +15,7 @@ from amc.decisions.decision import (
     parts_of,
     value_in,
 )
+from amc.decisions.held import Held, keep_only, keep_zeros, tie_equal
 from amc.errors import ConfigError, StrategyError
 from amc.strategy import Bits, Option
 from amc.utils.packages import import_named
@@ -23,14 +24,18 @@ __all__ = [
     "Change",
     "Decision",
     "DecisionLike",
+    "Held",
     "build_decision",
     "closeness",
     "cost_factor",
     "decision_named",
+    "keep_only",
+    "keep_zeros",
     "numbers_of",
     "options_of",
     "parts_of",
     "precision",
+    "tie_equal",
     "value_in",
 ]
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from amc.decisions.held import Held
 from amc.strategy import Bits, Option, Value
 
 Change = Tensor | Callable[[Tensor], Tensor]
@@ -63,6 +64,24 @@ class Decision(Protocol):
             bits: That the layer has.
         """
         return 1.0
+
+    def constrain(self, layer: nn.Module, value: Value, share: float) -> Held | None:
+        """What training must keep of the weight of a layer, so that it stays under the value.
+
+        Called before every epoch, and oftener where the value is approached gradually: then it may
+        change the weight, as `apply` does.
+
+        Args:
+            layer: Under the value, or on the way to it.
+            share: How much of the way from `unchanged` to the value is to be gone: 1 for all of
+                it. A decision without degrees goes all of it at once.
+
+        Returns:
+            None: zeros that the weight has stay zero, and values that many weights share stay
+            shared; of a weight with neither nothing is kept, and the value is applied again after
+            every epoch.
+        """
+        return None
 
     def feature(self, number: float) -> float:
         """A number of a value as agents see it: about 0 to 1."""

@@ -32,6 +32,8 @@ class RecoverySettings:
             ``quick_images`` every candidate. Without it neither is.
         stream_correction: In both repairs, let each residual block repair what earlier ones broke.
         rectified: In both, do not aim at what a ReLU throws away (`amc.recovery.rectified`).
+        polish: Passes over the repair images by gradient, without labels, that kept strategies get
+            after that (`amc.recovery.polish`); 0: none.
     """
 
     images: int = 1024
@@ -46,13 +48,15 @@ class RecoverySettings:
     sequential: bool = True
     stream_correction: bool = True
     rectified: bool = True
+    polish: int = 0
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
             if getattr(self, name) < 2:
                 raise ConfigError(f"recovery.{name} must be at least 2, got {getattr(self, name)}.")
-        if self.quick_images < 0:
-            raise ConfigError(f"recovery.quick_images must be at least 0, got {self.quick_images}.")
+        for name in ("quick_images", "polish"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"recovery.{name} must be at least 0, got {getattr(self, name)}.")
         if self.importance not in IMPORTANCES:
             raise ConfigError(
                 f"recovery.importance must be one of {', '.join(IMPORTANCES)}, "

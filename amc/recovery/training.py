@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.errors import ConfigError, DataError, EvaluationError, NetworkError
-from amc.objectives import DEFAULT, NamedScore, Objective, accepts, primary_score
-from amc.objectives.outputs import Outputs, each, outputs_of, same_shapes, shapes_of
+from amc.errors import ConfigError, DataError, EvaluationError
+from amc.objectives import DEFAULT, Objective, primary_score
+from amc.objectives.outputs import each
+from amc.recovery.constraints import Constraints, quantized_layers, share_at
 from amc.recovery.training_batches import Batches, is_map, stream_of
+from amc.recovery.training_loss import Loss
 from amc.recovery.training_settings import AUGMENTATIONS, BASE_TRAINING, TrainingSettings
 from amc.recovery.training_state import (
     BEST_FILE,
@@ -60,6 +62,7 @@ def train(
     settings: TrainingSettings,
     objective: Objective = DEFAULT,
     teacher: nn.Module | None = None,
+    constraints: Constraints | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     checkpoint_folder: Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
@@ -72,14 +75,17 @@ def train(
     SGD with Nesterov momentum; the learning rate rises linearly, then falls as a cosine to 0.
     Of epochs of the same score the last one is the best; without ``evaluate`` simply the last.
     Runs on the device that the network is on; only parameters that require a gradient change (and
-    BN statistics).
+    BN statistics, and steps of grids). An epoch is judged and kept as the network would be used:
+    its weights averaged where they are, on their grids, under all that was decided.
 
     Args:
         images: (N, C, H, W), uint8 in 0..255 or float in 0..1.
         targets: As the objective takes them, (N, ...). None: there are none, and the teacher
             alone is learned from.
         mean, std: Of the channels of images in 0..1, shape (C,).
-        teacher: The original network, on the same device; put into eval mode, never changed.
+        teacher: The original network, or another, or an `Ensemble` of them, on the same device; put
+            into eval mode, never changed.
+        constraints: What must stay as it was decided.
         objective: What the losses are of.
         evaluate: A score on data that is not trained on.
         checkpoint_folder: Where the state is kept. A call with the same folder and the same
@@ -98,29 +104,30 @@ def train(
     """
     _check_arguments(images, targets, settings, teacher)
     batches = Batches(images, targets, mean, std, settings, device_of(network))
-    loss = _Loss(objective, settings, teacher, batches.targets)
-    identity: dict[str, Any] = {}
-    if checkpoint_folder is not None:
-        identity = identity_of_training(network, batches, objective, settings, teacher)
-    run = Run(network, settings, checkpoint_folder, identity)
-    with (
-        _layout_for_speed(network, teacher, batches),
-        progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
-    ):
-        try:
-            run.resume_or_start(evaluate)
-            bar.advance(len(run.history) * batches.steps)
-            for epoch in range(len(run.history) + 1, settings.epochs + 1):
-                record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop, bar)
-                if record is None:
-                    break
-                run.finish_epoch(record)
-                bar.advance(0, note=_note(record, objective, labelled=targets is not None))
-                if on_epoch is not None:
-                    on_epoch(record)
-        except KeyboardInterrupt:
-            pass  # as good as should_stop: what was reached is in the result and on the disk
-        return run.result()
+    with _steps_learned(network, settings):
+        loss = Loss(network, objective, settings, teacher, targets, batches.image_shape)
+        identity: dict[str, Any] = {}
+        if checkpoint_folder is not None:
+            identity = identity_of_training(network, batches, objective, settings, teacher)
+        run = Run(network, settings, constraints, batches.steps, checkpoint_folder, identity)
+        with (
+            _layout_for_speed(loss.network, teacher, batches),
+            progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
+        ):
+            try:
+                run.resume_or_start(evaluate)
+                bar.advance(len(run.history) * batches.steps)
+                for epoch in range(len(run.history) + 1, settings.epochs + 1):
+                    record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop, bar)
+                    if record is None:
+                        break
+                    run.finish_epoch(record)
+                    bar.advance(0, note=_note(record, objective, labelled=targets is not None))
+                    if on_epoch is not None:
+                        on_epoch(record)
+            except KeyboardInterrupt:
+                pass  # as good as should_stop: what was reached is in the result and on the disk
+            return run.result()
 
 
 def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
@@ -138,14 +145,14 @@ def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float
 def _train_epoch(
     run: Run,
     batches: Batches,
-    loss: _Loss,
+    loss: Loss,
     epoch: int,
     evaluate: Callable[[nn.Module], float] | None,
     should_stop: Callable[[], bool] | None,
     bar: Bar,
 ) -> EpochRecord | None:
     """One epoch and its evaluation; None when it was stopped."""
-    network, device = run.network, batches.device
+    network, device = loss.network, batches.device
     losses = torch.zeros(batches.steps, device=device)
     judged = torch.zeros(batches.steps, dtype=torch.float64, device=device)
     first_step, all_steps = (epoch - 1) * batches.steps, run.settings.epochs * batches.steps
@@ -153,14 +160,15 @@ def _train_epoch(
     # A number of the user's own is not asked for at every step.
     is_judged = batches.targets is not None and bool(loss.named.needs_targets)
     network.train()
+    run.begin_epoch(share_at(first_step, all_steps, run.settings.gradual))
     with _repeatable(stream_of(run.settings.seed, epoch), device):
         for step, (inputs, targets) in enumerate(batches.of_epoch(epoch)):
             if should_stop is not None and should_stop():
                 return None
             learning_rate = learning_rate_at(first_step + step, all_steps, run.settings)
+            run.approach(share_at(first_step + step, all_steps, run.settings.gradual))
             with torch.autocast(device.type, run.half, enabled=run.half is not None):
-                outputs = outputs_of(network(inputs), len(inputs))
-                value = loss(outputs, inputs, targets)
+                value, outputs = loss(inputs, targets)
             run.step(value, learning_rate)
             losses[step] = value.detach()
             if targets is not None and is_judged:
@@ -168,11 +176,13 @@ def _train_epoch(
             bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
     _check_finite(losses, epoch, learning_rate)
     network.eval()
+    with run.settled(batches):
+        score = None if evaluate is None else float(evaluate(run.network))
     return EpochRecord(
         epoch=epoch,
         loss=float(losses.mean()),
         train_score=float(judged.mean()) if is_judged else None,
-        score=None if evaluate is None else float(evaluate(network)),
+        score=score,
         learning_rate=learning_rate,
     )
 
@@ -225,73 +235,17 @@ def _check_arguments(
         )
 
 
-class _Loss:
-    """The objective's loss by the targets, mixed with its loss by the teacher's outputs."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        settings: TrainingSettings,
-        teacher: nn.Module | None,
-        targets: Tensor | None,
-    ) -> None:
-        """
-        Args:
-            targets: All that there are.
-        """
-        self._objective, self._settings, self._targets = objective, settings, targets
-        self._teacher = teacher.eval() if teacher is not None else None
-        self._is_fitted = False
-
-    def __call__(self, outputs: Outputs, inputs: Tensor, targets: Tensor | None) -> Tensor:
-        if not accepts(self._objective, outputs, len(inputs)):
-            raise NetworkError(
-                f"The network returned {shapes_of(outputs)} for {len(inputs)} images; expected "
-                f"{self._objective.expected}."
-            )
-        outputs = each(outputs, Tensor.float)
-        if not self._is_fitted:
-            self._fit(each(outputs, Tensor.detach))
-        taught = self._distilled(outputs, inputs)
-        if targets is None:
-            assert taught is not None
-            return taught
-        smoothing = self._settings.label_smoothing
-        labelled = self._objective.target_loss(outputs, targets, smoothing)
-        if taught is None:
-            return labelled
-        weight = self._settings.distillation_weight
-        return weight * taught + (1 - weight) * labelled
-
-    def score(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        """What epochs are compared by, of one step."""
-        found = self._objective.judge(each(outputs, Tensor.float), targets, None)
-        return found[self.named.name]
-
-    @property
-    def named(self) -> NamedScore:
-        """The score that epochs are compared by, where there are labels."""
-        return primary_score(self._objective, labelled=True)
-
-    def _fit(self, outputs: Outputs) -> None:
-        # Once, for student and teacher alike: asking at every step would make a GPU wait.
-        why = "" if self._targets is None else self._objective.mismatch(outputs, self._targets)
-        if why:
-            raise NetworkError(f"The labels do not fit the network: {why}.")
-        self._objective, self._is_fitted = self._objective.fitted(outputs), True
-
-    def _distilled(self, outputs: Outputs, inputs: Tensor) -> Tensor | None:
-        """The loss by the teacher; None where it does not count."""
-        if self._teacher is None or self._settings.distillation_weight == 0:
-            return None
-        with torch.no_grad():  # not inference_mode: the loss keeps the targets for its gradient
-            taught = each(outputs_of(self._teacher(inputs), len(inputs)), Tensor.float)
-        if not same_shapes(taught, outputs):
-            raise NetworkError(
-                f"The teacher must return what the network returns, {shapes_of(outputs)}, got "
-                f"{shapes_of(taught)}. Distil from the network that this one was made of."
-            )
-        return self._objective.teacher_loss(outputs, taught, self._settings.temperature)
+@contextmanager
+def _steps_learned(network: nn.Module, settings: TrainingSettings) -> Iterator[None]:
+    """Steps of grids as parameters; numbers of their layers again at the end."""
+    layers = quantized_layers(network) if settings.learned_steps else []
+    for layer in layers:
+        layer.learn_steps()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.fix_steps()
 
 
 @contextmanager

@@ -54,9 +54,16 @@ class Batches:
                 if targets is not None and is_map(targets):  # goes where its image's pixels go
                     generator.set_state(state)
                     targets = AUGMENTATIONS[name](targets, generator)
-            scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-            inputs = (scaled - self._mean) / self._std
-            yield laid_out(inputs, self.layout), targets
+            yield self._as_inputs(images), targets
+
+    def plain(self, count: int) -> Tensor:
+        """So many of the images at most, evenly spread and not augmented, as inputs."""
+        rows = torch.linspace(0, len(self._images) - 1, min(count, len(self._images))).long()
+        return self._as_inputs(self._images[rows.to(self._images.device)].to(self.device))
+
+    def _as_inputs(self, images: Tensor) -> Tensor:
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        return laid_out((scaled - self._mean) / self._std, self.layout)
 
     def _targets(self, rows: Tensor) -> Tensor | None:
         """Of the images of a batch, whole numbers as int64: held, they take what they were given

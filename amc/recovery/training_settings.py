@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +67,17 @@ class TrainingSettings:
         augment: Names of ``AUGMENTATIONS``, applied in this order. Where each pixel has a target of
             its own, only "flip", which mirrors both.
         mixed_precision: Autocast on CUDA; without effect on a CPU.
+        distill: What is learned of the teacher: name of ``DISTILLATIONS`` -> its weight within the
+            teacher's part of the loss.
+        learned_steps: Train the steps of grids of few bits with the weights, and binary weights
+            with their magnitude (`amc.compress.learned_steps`); else grids stay as they are.
+        gradual: Part of all steps over which decisions that have degrees (a fraction of zeros) are
+            approached from an unchanged layer: as a cubic, fast at first (Zhu & Gupta 2017, "To
+            prune, or not to prune"). 0: the network is trained as it is.
+        average: Decay for each step of the moving average of weights that epochs are judged and
+            kept by; less at first, (1 + step) / (10 + step). 0: the weights themselves.
+        batch_norm_images: Training images, not augmented, on which BN statistics are taken anew
+            before an epoch is judged and kept. 0: those of training.
 
     Raises:
         ConfigError: A value is outside its range.
@@ -84,6 +95,11 @@ class TrainingSettings:
     seed: int = 0
     augment: tuple[str, ...] = ()
     mixed_precision: bool = True
+    distill: Mapping[str, float] = field(default_factory=lambda: {"kd": 1.0})
+    learned_steps: bool = True
+    gradual: float = 0.0
+    average: float = 0.0
+    batch_norm_images: int = 0
 
     def __post_init__(self) -> None:
         for name, (holds, expected) in _RANGES.items():
@@ -93,11 +109,31 @@ class TrainingSettings:
         unknown = [name for name in self.augment if name not in AUGMENTATIONS]
         if unknown:
             raise ConfigError(f"Unknown augmentation {unknown}; known are {list(AUGMENTATIONS)}.")
+        if set(self.distill) - set(DISTILLATIONS):
+            raise ConfigError(
+                f"distill must hold weights of some of {', '.join(DISTILLATIONS)}, got "
+                f"{dict(self.distill)}."
+            )
+        weights = list(self.distill.values())
+        if not all(_is_weight(weight) for weight in weights) or not sum(weights):
+            raise ConfigError(
+                "The weights of distill must be numbers from 0, at least one above, got "
+                f"{dict(self.distill)}. distillation_weight=0 learns nothing of a teacher."
+            )
+
+
+def _is_weight(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
+
+
+DISTILLATIONS = ("kd", "at", "sp")
+"""Losses by a teacher: of outputs, attention maps, similarities of images (`training_loss`)."""
 
 
 _Range = tuple[Callable[[Any], bool], str]
 _FRACTION: _Range = (lambda value: 0 <= value <= 1, "in [0, 1]")
 _BELOW_ONE: _Range = (lambda value: 0 <= value < 1, "in [0, 1)")
+_SWITCH: _Range = (lambda value: isinstance(value, bool), "true or false")
 _POSITIVE: _Range = (lambda value: 0 < value < math.inf, "above 0")
 _COUNT: _Range = (lambda value: isinstance(value, int) and value >= 1, "a whole number above 0")
 _RANGES: dict[str, _Range] = {
@@ -110,6 +146,13 @@ _RANGES: dict[str, _Range] = {
     "warmup_fraction": _BELOW_ONE,
     "label_smoothing": _BELOW_ONE,
     "distillation_weight": _FRACTION,
+    "learned_steps": _SWITCH,
+    "gradual": _FRACTION,
+    "average": _BELOW_ONE,
+    "batch_norm_images": (
+        lambda value: isinstance(value, int) and value >= 0 and value != 1,
+        "0, or a whole number from 2",
+    ),
 }
 
 BASE_TRAINING = TrainingSettings(

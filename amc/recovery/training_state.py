@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc.decisions import Held
 from amc.errors import ArtifactError, NetworkError
 from amc.objectives import Objective, identity_of
+from amc.recovery.batch_norm import recalibrate
+from amc.recovery.constraints import Constraints, quantized_layers
 from amc.recovery.training_batches import Batches
 from amc.recovery.training_settings import TrainingSettings
 from amc.utils.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
@@ -57,7 +61,7 @@ _IS_EPOCH: Kind = (
 )
 STATE = Sealed(
     "amc-training",
-    3,  # 2: a checksum; 3: scores of any objective
+    4,  # 2: a checksum; 3: scores of any objective; 4: averages, steps of grids
     "the state of a training",
     {
         "identity": OBJECT,
@@ -96,10 +100,22 @@ class Run:
         self,
         network: nn.Module,
         settings: TrainingSettings,
+        constraints: Constraints | None,
+        steps: int,
         folder: Path | None,
         identity: dict[str, Any],
     ) -> None:
+        """
+        Args:
+            steps: Of an epoch.
+        """
         self.network, self.settings = network, settings
+        self._constraints, self._share = constraints, 1.0
+        self._held: list[tuple[nn.Parameter, Held]] = []
+        self._quantized = quantized_layers(network)
+        self._average: dict[str, Tensor] = {}
+        self._step, self._steps = 0, steps
+        self._candidate: dict[str, Tensor] = {}
         self.history: list[EpochRecord] = []
         self.half = _half_precision(device_of(network), settings)
         self._folder, self._identity = folder, identity
@@ -116,8 +132,68 @@ class Run:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for parameter, held in self._held:
+            if parameter.grad is not None:
+                parameter.grad = held.gradient(parameter.grad)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        for parameter, held in self._held:
+            parameter.data = held.project(parameter.data)
+        for layer in self._quantized:
+            layer.hold_steps()
+        self._step += 1
+        if self._average:
+            self._follow()
+
+    def begin_epoch(self, share: float) -> None:
+        """Ask anew what must be kept: so that a resumed epoch begins as this one does."""
+        if self.settings.average and not self._average:
+            self._average = _floats(self.network)
+        self._share = share
+        if self._constraints is not None:
+            self._constrain()
+
+    def approach(self, share: float) -> None:
+        """Go further on the way to what was decided (`amc.Decision.constrain`)."""
+        if self._constraints is not None and share != self._share:
+            self._share = share
+            self._constrain()
+
+    def _constrain(self) -> None:
+        assert self._constraints is not None
+        self._constraints.update(self._share)
+        held, named = self._constraints.held, dict(self.network.named_parameters())
+        self._held = [(named[name], held[name]) for name in held]
+        for parameter, kept in self._held:
+            parameter.data = kept.project(parameter.data)
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                buffer.copy_(kept.project(buffer))
+
+    def _follow(self) -> None:
+        """Move the averages a little towards the weights as they are now."""
+        decay = min(self.settings.average, (1 + self._step) / (10 + self._step))
+        for name, now in _floats(self.network).items():
+            self._average[name].lerp_(now, 1 - decay)
+
+    @contextmanager
+    def settled(self, batches: Batches) -> Iterator[None]:
+        """The network as it would be used after this epoch, which `finish_epoch` may keep."""
+        if self._constraints is not None:
+            self._constraints.end_epoch()
+        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.network.load_state_dict({**before, **self._average})
+        if self._constraints is not None:
+            self._constraints.settle()
+        for layer in self._quantized:
+            layer.settle()
+        if self.settings.batch_norm_images:
+            recalibrate(self.network, batches.plain(self.settings.batch_norm_images))
+        try:
+            yield
+            self._candidate = _copied(self.network)
+        finally:
+            self.network.load_state_dict(before)
 
     def finish_epoch(self, record: EpochRecord) -> None:
         """Remember the epoch, its weights if they are the best, and write both down."""
@@ -125,7 +201,8 @@ class Run:
         to_beat = self._best_score
         is_best = to_beat is None or record.score is None or record.score >= to_beat
         if is_best:
-            self._keep_best(record.epoch, record.score)
+            self._best, self._best_epoch = self._candidate, record.epoch
+            self._best_score = record.score
         if self._folder is not None:
             self._write_state(self._folder)
             if is_best:
@@ -138,7 +215,8 @@ class Run:
             write_tensors(self._folder / BEST_FILE, self._best)  # a kill may have come between
             return
         self.network.eval()
-        self._keep_best(0, None if evaluate is None else float(evaluate(self.network)))
+        self._best_score = None if evaluate is None else float(evaluate(self.network))
+        self._best = _copied(self.network)
 
     def result(self) -> TrainingResult:
         """Put the best weights into the network and say how it went."""
@@ -151,13 +229,10 @@ class Run:
             complete=len(self.history) == self.settings.epochs,
         )
 
-    def _keep_best(self, epoch: int, score: float | None) -> None:
-        self._best = {n: t.detach().clone() for n, t in self.network.state_dict().items()}
-        self._best_epoch, self._best_score = epoch, score
-
     def _write_state(self, folder: Path) -> None:
         tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
         tensors |= {f"best/{n}": t for n, t in self._best.items()}
+        tensors |= {f"average/{n}": t for n, t in self._average.items()}
         for name, parameter in self._trained.items():
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:  # absent without momentum, and where no gradient came
@@ -185,9 +260,13 @@ class Run:
             self._optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
                 buffer
             )
+        if self.settings.average:
+            average = _like(_floats(self.network), _under("average/", tensors), wrong)
+            self._average = {name: average[name].to(now[name].device) for name in average}
         self.network.load_state_dict(weights)
         self._best = best
         self.history = [EpochRecord(**record) for record in document["history"]]
+        self._step = len(self.history) * self._steps
         self._best_epoch = document["best_epoch"]
         self._best_score = document["best_score"]
         if document["scaler"]:
@@ -206,6 +285,15 @@ def _like(
     if odd:
         raise wrong(f"does not fit the network: {shown(odd)} is missing, or not as large there")
     return found
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _floats(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that can be averaged."""
+    return {name: t for name, t in _copied(network).items() if t.is_floating_point()}
 
 
 def _sgd(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.SGD:
@@ -241,6 +329,7 @@ def identity_of_training(
     return {
         **{field.name: getattr(settings, field.name) for field in fields(settings)},
         "augment": list(settings.augment),
+        "distill": dict(settings.distill),
         "trained parameters": [n for n, p in network.named_parameters() if p.requires_grad],
         "data": batches.fingerprint(),
         "objective": identity_of(objective),

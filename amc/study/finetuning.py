@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from amc.compress.network import CompressedNetwork, decide
+from amc.compress.network import CompressedNetwork
 from amc.data.dataset import DataSet, check_data
-from amc.errors import NetworkError
+from amc.errors import ConfigError, NetworkError
 from amc.networks import admit, load_checkpoint, unwrapped
 from amc.networks.check import run_images
 from amc.objectives import (
@@ -24,6 +24,8 @@ from amc.objectives import (
 )
 from amc.problem.evaluate import Evaluator
 from amc.problem.problem import matched
+from amc.recovery.constraints import Constraints
+from amc.recovery.distillation import Ensemble
 from amc.recovery.training import (
     BASE_TRAINING,
     EpochRecord,
@@ -47,19 +49,22 @@ def finetune(
     *,
     settings: TrainingSettings,
     objective: ObjectiveLike = AUTO,
+    teachers: Sequence[nn.Module] | None = None,
     folder: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainingResult:
     """Train a compressed network on the labels, if there are any, and the original's outputs.
 
-    Knowledge distillation (Hinton et al. 2015), quantization kept in the loop. The best epoch on
-    the search split is kept, by the objective's first score of labels or, without labels, its first
-    other; with a folder, a killed run goes on where it was, and `load_compressed` reads what came
-    of it.
+    Knowledge distillation (Hinton et al. 2015), quantization kept in the loop, and what else was
+    decided of the weights (`amc.Decision.constrain`). The best epoch on the search split is kept,
+    by the objective's first score of labels or, without labels, its first other; with a folder, a
+    killed run goes on where it was, and `load_compressed` reads what came of it.
 
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
-        original: The teacher. Not modified, nor moved.
+        original: What it was made from. Not modified, nor moved.
+        teachers: What is learned from, the mean of their outputs; not modified, nor moved. None:
+            from the original.
         settings: `TrainingSettings`, of which ``epochs`` has no usual value.
         objective: As in `search`.
         folder: Where each epoch's state is kept and, at the end, the network, if ``compressed``
@@ -85,10 +90,13 @@ def finetune(
         log.info("no labels (%s): the original alone is learned from", data.why_unlabelled)
     mean, std = _normalisation(data)
     compressed = unwrapped(compressed)
-    score = _score(compressed, teacher, data, fitted, place)
+    score = _score(teacher, data, fitted, place)
+    if teachers is not None:
+        teacher = _ensemble(teachers, data.image_shape)
     teacher = teacher.to(place)
     run_images(compressed, data.image_shape)
     student = compressed.to(place)
+    made = CompressedNetwork.of(compressed)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     try:
@@ -102,6 +110,7 @@ def finetune(
                 settings=settings,
                 objective=fitted,
                 teacher=teacher,
+                constraints=None if made is None else Constraints(made.module, made.strategy),
                 evaluate=score,
                 checkpoint_folder=None if folder is None else Path(folder),
                 on_epoch=on_epoch,
@@ -110,26 +119,30 @@ def finetune(
             )
     finally:
         compressed.cpu()
-    made = CompressedNetwork.of(compressed)
     if folder is not None and made is not None:
         artifact.write_compressed(Path(folder), made)
     return trained
 
 
+def _ensemble(teachers: Sequence[nn.Module], image_shape: tuple[int, int, int]) -> nn.Module:
+    if not isinstance(teachers, Sequence) or not teachers:
+        raise ConfigError(f"teachers must be a list of one network or more, got {teachers!r}.")
+    for teacher in teachers:
+        check_module(teacher, "teachers")
+    admitted = [admit(teacher, image_shape) for teacher in teachers]
+    return admitted[0] if len(admitted) == 1 else Ensemble(admitted)
+
+
 def _score(
-    compressed: nn.Module, teacher: nn.Module, data: DataSet, objective: Objective, place: str
+    teacher: nn.Module, data: DataSet, objective: Objective, place: str
 ) -> Callable[[nn.Module], float]:
     """What epochs are told apart by: the first score on the search split."""
     reference = None if data.is_labelled else teacher
     evaluator = Evaluator(data.search, data.mean, data.std, reference, objective=objective)
     named = primary_score(objective, labelled=data.is_labelled)
-    made = CompressedNetwork.of(compressed)
 
     def score(network: nn.Module) -> float:
-        network.cpu()
-        if made is not None:  # an epoch moves what was decided of the weights
-            decide(made.module, made.strategy)
-        found = evaluator(network)
+        found = evaluator(network.cpu())
         network.to(place)
         return found.scores[named.name]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import amc
+from amc.decisions import Held, keep_only
 from amc.strategy import Bits, Value
 
 FRACTIONS = 0.0, 0.25, 0.5, 0.75, 0.9
@@ -35,6 +36,11 @@ class Sparsity(amc.Decision):
         layer.weight.data = without_smallest(layer.weight.data, value[0])
         return layer
 
+    def constrain(self, layer: nn.Module, value: Value, share: float) -> Held:
+        """Training leaves the zeros alone; gradually, fewer weights are zero at first."""
+        assert isinstance(layer.weight, Tensor)
+        return keep_only(largest(layer.weight.detach(), share * value[0]))
+
     def change(self, layer: nn.Module, part: str, number: float, inputs: Tensor) -> Tensor:
         assert isinstance(layer.weight, Tensor)
         return without_smallest(layer.weight.detach(), number)
@@ -49,9 +55,14 @@ class Sparsity(amc.Decision):
 
 def without_smallest(weight: Tensor, fraction: float) -> Tensor:
     """A weight with so many of its numbers set to zero, those of the smallest magnitude."""
-    kept = weight.flatten().clone()
-    kept[kept.abs().argsort()[: round(fraction * len(kept))]] = 0
-    return kept.view_as(weight)
+    return weight.masked_fill(~largest(weight, fraction), 0)
+
+
+def largest(weight: Tensor, fraction: float) -> Tensor:
+    """Which numbers are left without so many of the smallest magnitude; bool, as the weight."""
+    left = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+    left[weight.flatten().abs().argsort()[: round(fraction * len(left))]] = False
+    return left.view(weight.shape)
 
 
 def toy_data(count: int = 240, size: int = 8) -> amc.DataSet:

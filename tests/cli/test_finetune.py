@@ -234,13 +234,45 @@ def test_missing_run_folder_is_named_and_not_made(capsys: Output) -> None:
         ("learning_rate=fast", "learning_rate must be a number, got 'fast'"),
         ("learning_rate=0", "learning_rate must be above 0, got 0"),
         ("distillation_weight=2", "distillation_weight must be in [0, 1], got 2"),
+        ("distill.at=much", "distill.at must be a number, got 'much'"),
+        ("distill.kd=0", "The weights of distill must be numbers from 0, at least one above"),
+        ("learned_steps=4", "learned_steps must be true or false, got 4"),
+        ("gradual=2", "gradual must be in [0, 1], got 2"),
+        ("average=1", "average must be in [0, 1), got 1"),
+        ("batch_norm_images=-1", "batch_norm_images must be a whole number from 0, got -1"),
+        ("teacher=3", "teacher must be text, or a list of texts, or null, got 3"),
+        ("teacher_checkpoint=3", "teacher_checkpoint must be text, or a list of texts and nulls"),
+        ("teacher=resnt20", "Unknown network 'resnt20'. Did you mean resnet20"),
+        ("teacher=resnet20 teacher_checkpoint=no.pt", "Checkpoint not found: no.pt"),
+        (
+            "teacher=[original,resnet20] teacher_checkpoint=a.pt",
+            "teacher_checkpoint must hold as many files as teacher has networks, 2, got 1",
+        ),
     ],
 )
 def test_a_mistaken_option_is_said_in_one_message(
     argument: str, said: str, run: Path, capsys: Output
 ) -> None:
-    assert finetune(run, argument) == 2
+    assert finetune(run, *argument.split()) == 2
     assert said in capsys.readouterr().err
+
+
+def test_other_networks_teach_with_the_original_by_several_losses(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[Any] = []
+
+    def taught(*arguments: Any, teacher: Any, **named: Any) -> TrainingResult:
+        teachers.extend(teacher.members)
+        return train(*arguments, teacher=teacher, **named)
+
+    monkeypatch.setattr("amc.study.finetuning.train", taught)
+    other = build_network("tests.cli.nets:deeper", num_classes=10, image_shape=(3, 32, 32))
+    torch.save(other.state_dict(), "other.pt")
+    options = ["teacher=[original,tests.cli.nets:deeper]", "teacher_checkpoint=[null,other.pt]"]
+    assert finetune(run, *options, "distill={kd: 0.5, sp: 100}", "average=0.9") == 0
+    assert [type(teacher).__name__ for teacher in teachers] == ["Tiny", "Tiny"]
+    assert torch.equal(teachers[1].linear.weight, other.get_submodule("linear").weight)
 
 
 def test_checkpoint_of_the_original_may_be_given_anew(run: Path, capsys: Output) -> None:

@@ -514,7 +514,7 @@ def test_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
     metadata = {"amc-training": json.dumps({"version": 99})}
     save_file({"a": torch.zeros(1)}, tmp_path / STATE_FILE, metadata)
-    with pytest.raises(ArtifactError, match=r"version 99, this amc reads 3\. Remove it"):
+    with pytest.raises(ArtifactError, match=r"version 99, this amc reads 4\. Remove it"):
         fit(tiny_net(), checkpoint_folder=tmp_path)
 
 
