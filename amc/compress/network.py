@@ -10,12 +10,13 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from amc.compress.removal import keep_mask, remove_channels
-from amc.decisions import decision_named
+from amc.decisions import Decision, decision_named
+from amc.decisions.forms import Form
 from amc.errors import StrategyError
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelGroup
-from amc.strategy import Strategy
+from amc.strategy import Strategy, Value
 
 _MADE_FROM = "amc_made_from"
 
@@ -54,6 +55,16 @@ class CompressedNetwork:
         return None if made_from is None else cls(module, *made_from)
 
 
+def forms_asked(strategy: Strategy) -> list[tuple[str, Form]]:
+    """Layer path and form, of all that decisions ask of weights.
+
+    Raises:
+        StrategyError: As `decide`.
+    """
+    asked = ((path, _found(d, path, value).form(value)) for d, path, value in strategy.values())
+    return [(path, form) for path, form in asked if form is not None]
+
+
 def decide(
     module: fx.GraphModule, strategy: Strategy, inputs: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -70,16 +81,25 @@ def decide(
     for decision, path, value in strategy.values():
         if path in called:
             owner, _, name = path.rpartition(".")
-            found = decision_named(decision)
-            if len(value) != len(found.parts):
-                raise StrategyError(
-                    f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
-                    f"{decision!r}, got {value!r}."
-                )
-            layer = found.apply(
+            layer = _found(decision, path, value).apply(
                 module.get_submodule(path), value, None if inputs is None else inputs[path]
             )
             module.get_submodule(owner)._modules[name] = layer
+
+
+def _found(decision: str, path: str, value: Value) -> Decision:
+    """The decision that gives a layer a value.
+
+    Raises:
+        StrategyError: It is unknown, or has other numbers.
+    """
+    found = decision_named(decision)
+    if len(value) != len(found.parts):
+        raise StrategyError(
+            f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
+            f"{decision!r}, got {value!r}."
+        )
+    return found
 
 
 def rebuild(

@@ -29,6 +29,7 @@ from amc.cost.model import (
 from amc.cost.prices import FORMULAS, converts_of, fuses_of
 from amc.cost.profile import LocalSpec, settled
 from amc.data import Split
+from amc.decisions import TAKEN
 from amc.errors import AmcError, DeviceError
 from amc.graph.graph import NetworkGraph
 from amc.objectives import (
@@ -316,7 +317,7 @@ class CompressionTask:
             **self._evaluated(),
             "device": self._device_id,
             "budget": repr(self.budget),
-            "search space": f"{self._space!r}{self._step_id}{self._others_id}",
+            "search space": f"{self._space!r}{self._left_out}{self._step_id}{self._others_id}",
         }
 
     def evaluation_key(self) -> str:
@@ -361,6 +362,11 @@ class CompressionTask:
         choices = self.costs.choices
         is_lent = choices.step_of and self.budget.metric not in DEVICE_METRICS
         return f", in steps of {choices.channel_step}" if is_lent else ""
+
+    @property
+    def _left_out(self) -> str:
+        """What is decided in other searches, and not in this one."""
+        return "".join(f", no {name}" for name in TAKEN if not self._space.decides(name))
 
     @property
     def _others_id(self) -> str:
