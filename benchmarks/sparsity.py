@@ -17,6 +17,8 @@ from torch import nn
 import amc
 from amc.compress.sparsity import FRACTIONS, Sparsity
 from amc.cost.budget import Budget
+from amc.decisions import build_decision
+from amc.layers import layer_at
 from amc.problem.problem import Problem
 from amc.problem.task import CompressionTask
 from amc.strategy import Strategy
@@ -58,7 +60,7 @@ class Bench:
 
     def uniform(self, decision: Sparsity, fraction: float) -> None:
         """The same fraction in every layer."""
-        decision = amc.decisions.build_decision(decision)
+        build_decision(decision)
         layers = [layer.name for layer in self._task.graph.layers]
         strategy = Strategy({}, {}, {decision.name: dict.fromkeys(layers, (fraction,))})
         self._finish(decision.name, "every layer", fraction, strategy)
@@ -106,7 +108,7 @@ class Bench:
         print(row, flush=True)
 
     def _zeros(self, network: nn.Module) -> float:
-        weights = [network.get_submodule(layer.name).weight for layer in self._task.graph.layers]
+        weights = [layer_at(network, layer.name).weight for layer in self._task.graph.layers]
         return sum(float((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 

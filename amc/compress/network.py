@@ -16,7 +16,7 @@ from amc.errors import StrategyError
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelGroup
-from amc.strategy import Strategy, Value
+from amc.strategy import FLOAT, Strategy, Value
 
 _MADE_FROM = "amc_made_from"
 
@@ -61,7 +61,10 @@ def forms_asked(strategy: Strategy) -> list[tuple[str, Form]]:
     Raises:
         StrategyError: As `decide`.
     """
-    asked = ((path, _found(d, path, value).form(value)) for d, path, value in strategy.values())
+    asked = (
+        (path, _found(strategy, name, path, value).form(value))
+        for name, path, value in strategy.values()
+    )
     return [(path, form) for path, form in asked if form is not None]
 
 
@@ -81,23 +84,29 @@ def decide(
     for decision, path, value in strategy.values():
         if path in called:
             owner, _, name = path.rpartition(".")
-            layer = _found(decision, path, value).apply(
+            layer = _found(strategy, decision, path, value).apply(
                 module.get_submodule(path), value, None if inputs is None else inputs[path]
             )
             module.get_submodule(owner)._modules[name] = layer
 
 
-def _found(decision: str, path: str, value: Value) -> Decision:
+def _found(strategy: Strategy, decision: str, path: str, value: Value) -> Decision:
     """The decision that gives a layer a value.
 
     Raises:
-        StrategyError: It is unknown, or has other numbers.
+        StrategyError: It is unknown, has other numbers, or does not suit the layer's bits.
     """
     found = decision_named(decision)
+    bits = strategy.bits.get(path, FLOAT)
     if len(value) != len(found.parts):
         raise StrategyError(
             f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
             f"{decision!r}, got {value!r}."
+        )
+    if not found.suits(value, bits):
+        raise StrategyError(
+            f"The strategy gives layer {path!r} {value!r} by {decision!r}, which does not go "
+            f"with its bits of {bits}. Leave one of the two out."
         )
     return found
 

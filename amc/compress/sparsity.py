@@ -70,6 +70,9 @@ class Sparsity(Decision):
             return [self.unchanged, (1 - self.pattern[0] / self.pattern[1],)]
         return [(fraction,) for fraction in self.fractions]
 
+    def suits(self, value: Value, bits: Bits) -> bool:
+        return bits.weight > 1  # one bit says plus or minus, and has no zero
+
     def form(self, value: Value) -> Zeros | None:
         group = 0 if self.pattern is None else self.pattern[1]
         return Zeros(value[0], group, self.by_error) if value != self.unchanged else None
@@ -84,7 +87,8 @@ class Sparsity(Decision):
 
     def change(self, layer: nn.Module, part: str, number: float, inputs: Tensor) -> Tensor:
         form, weight = self.form((number,)), layer.weight
-        assert isinstance(weight, Tensor) and form is not None
+        assert isinstance(weight, Tensor)
+        assert form is not None
         return without_smallest(weight.detach(), form)
 
     def cost_factor(self, metric: str, value: Value, bits: Bits) -> float:

@@ -16,7 +16,7 @@ from amc.decisions.decision import (
     value_in,
 )
 from amc.errors import ConfigError, StrategyError
-from amc.strategy import Bits, Option
+from amc.strategy import Bits, Option, Value
 from amc.utils.packages import import_named
 
 __all__ = [
@@ -57,7 +57,9 @@ _known: dict[str, Decision] = {}  # by name: what strategies may hold
 
 
 def build_decision(decision: DecisionLike) -> Decision:
-    """A decision by name, from ``package.module:Class``, or itself; from now on strategies may hold it.
+    """A decision by name, from ``package.module:Class``, or itself.
+
+    From now on strategies may hold it.
 
     Raises:
         ConfigError: It cannot be made, lacks something, or has the name of another.
@@ -101,7 +103,8 @@ def _registered(made: object) -> Decision:
     other = precision() if found.name == "precision" else _known.get(found.name)
     if found.name in BUILT_IN and _path_of(found) != BUILT_IN[found.name][0]:
         raise ConfigError(
-            f"{found.name!r} is a decision that comes with amc. Give {_path_of(found)} another name."
+            f"{found.name!r} is a decision that comes with amc. Give {_path_of(found)} another "
+            "name."
         )
     if other is not None and type(other).__qualname__ != type(found).__qualname__:
         raise ConfigError(
@@ -144,10 +147,11 @@ def options_of(decisions: Sequence[Decision], metric: str, device: object) -> tu
     """The product of what decisions, precision first, have on offer.
 
     Raises:
-        ConfigError: A decision offers nothing, or not tuples of as many numbers as it has parts.
+        ConfigError: A decision offers nothing, not tuples of as many numbers as it has parts, or
+            nothing that suits the bits on offer.
     """
     first, *others = decisions
-    offered = [first.values(metric, device)]
+    offered: list[Sequence[Value]] = [first.values(metric, device)]
     for decision in others:
         values = tuple(dict.fromkeys(decision.values(metric, device)))
         fit = [type(value) is tuple and len(value) == len(decision.parts) for value in values]
@@ -158,10 +162,10 @@ def options_of(decisions: Sequence[Decision], metric: str, device: object) -> tu
             )
         offered.append(values)
     found = []
-    for bits, *values in product(*offered):
+    for bits, *picked in product(*offered):
         chosen = [
             (decision, value)
-            for decision, value in zip(others, values, strict=True)
+            for decision, value in zip(others, picked, strict=True)
             if value != decision.unchanged
         ]
         if all(decision.suits(value, cast(Bits, bits)) for decision, value in chosen):

@@ -82,7 +82,7 @@ class SearchSpace:
 
     def _check_left_out(self) -> None:
         """Check that nothing is asked of what `decisions` leaves out."""
-        asked = {
+        asked: dict[str, dict[str, object]] = {
             "channels": {"env.drop_blocks": self.drop_blocks or None},
             "bits": {
                 "env.weight_bits": self.weight_bits,

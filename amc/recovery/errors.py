@@ -99,8 +99,8 @@ def layer_errors(
                     inputs = statistics.values[layer.name]
                     asked = list(decision.unchanged)
                     asked[place] = number
-                    change = former.change(layer.name, decision.form(tuple(asked)))
-                    change = change or _change(decision, module, part, number, inputs)
+                    formed = former.change(layer.name, decision.form(tuple(asked)))
+                    change = formed or _change(decision, module, part, number, inputs)
                     table.add((part, layer.index, number), {layer.name: change})
     found = table.estimate(graph, images, objective)
     removal = []

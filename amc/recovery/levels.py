@@ -13,6 +13,8 @@ Three steps, the last two in turn, of which the result of least output error is 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -68,11 +70,13 @@ def set_levels(
     found = nearest(rows, values).masked_fill(~free, 0.0)
     if gram is None or quick or rows.numel() * rows.shape[2] > MOST_SUMS:
         return found.to(weight.dtype)
-    factor = cholesky(gram.double(), RIDGE, f"the {rows.shape[2]} inputs of a layer with a codebook")
+    factor = cholesky(
+        gram.double(), RIDGE, f"the {rows.shape[2]} inputs of a layer with a codebook"
+    )
     system = factor @ factor.transpose(1, 2)
     best, least = found, _error(found - rows, system, counts)
     for _ in range(TURNS):
-        found = with_feedback(rows, gram, lambda now, values=values: nearest(now, values), free)
+        found = with_feedback(rows, gram, partial(nearest, values=values), free)
         values, found = _refitted(rows, system, counts, values, found, free)
         error = _error(found - rows, system, counts)
         if error < least:

@@ -1,4 +1,4 @@
-"""The weight of a layer as the layer may hold it: with its zeros, of its few values, on its grid."""
+"""The weight of a layer as it may hold it: with its zeros, of its few values, on its grid."""
 
 from __future__ import annotations
 

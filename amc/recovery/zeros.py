@@ -4,20 +4,19 @@ For a row w of the weight and second moments G of its inputs, the squared error 
 another row v is ``(v - w) H (v - w)^T`` with ``H = G + ridge I``. Which weights go, and what the
 others are then, are two questions:
 
-- Optimal Brain Surgeon (Hassibi & Stork 1993) asks what one weight alone costs once all others have
-  made up for it, ``w_j^2 / [H^-1]_jj``, and takes the least. Of weights that could have stood in for
-  one another it takes both.
+- Optimal Brain Surgeon (Hassibi & Stork 1993) asks what one weight alone costs once all others
+  have made up for it, ``w_j^2 / [H^-1]_jj``, and takes the least. Of weights that could have stood
+  in for one another it takes both.
 - The alternating direction method of multipliers asks for all at once (Boža 2024; ALPS, Meng et al.
   2024): in turn the v of least error that is pulled to what has the zeros, and the zeros of what
-  that and all earlier turns come to. It depends on how strong the pull is; a few are tried, and the
-  zeros of least error are taken, OBS's among them.
-- The others are then solved for exactly, as OBS does with every weight that it takes: the v of least
-  error among those that have the zeros, by conjugate gradients for all rows at once.
+  that and all earlier turns come to. It depends on how strong the pull is; a few are tried, and
+  the zeros of least error are taken, OBS's among them.
+- The others are then solved for, as OBS does with every weight that it takes: the v of least error
+  among those that have the zeros, by conjugate gradients for all rows at once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -70,13 +69,15 @@ def set_zeros(
     rows = weight.double()
     counts = rows.new_ones(rows.shape[:2]) if importance is None else importance.double()
     pulls = QUICK_PULLS if quick else PULLS
-    best, lowest = rows, math.inf
+    best, lowest = rows, torch.full_like(counts, torch.inf)
     for gone in _ways(rows, system, inverse, counts, zeros, places, pulls):
         found = without(rows, system, gone)
         lost = found - rows
-        error = float((((lost @ system) * lost).sum(2) * counts).sum())
-        if error < lowest:
-            best, lowest = found, error
+        errors = ((lost @ system) * lost).sum(2) * counts
+        # Where every row has its own number of zeros, every row takes its best.
+        better = errors < lowest if zeros.group else (errors.sum() < lowest.sum()).expand_as(errors)
+        best = torch.where(better.unsqueeze(2), found, best)
+        lowest = torch.where(better, errors, lowest)
     return best.to(weight.dtype)
 
 

@@ -100,7 +100,10 @@ def test_decision_is_found_by_module_and_class_and_known_by_name_from_then_on():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("palette", r"list of channels, bits, sparsity, .*codebook or package.module:Class, got 'palette'"),
+        (
+            "palette",
+            r"list of channels, bits, sparsity, .*codebook or package.module:Class, got 'palette'",
+        ),
         ("tests.decisions.test_decisions:Nowhere", "has no class 'Nowhere'"),
         ("tests.decisions.nowhere:Any", "cannot import module"),
         ("tests.decisions.test_decisions:NoDecision", "lacks apply, change, .*values"),
@@ -124,7 +127,9 @@ def test_decision_must_offer_values_of_its_parts(offered):
 
 
 def test_unknown_decision_of_a_strategy_is_refused_with_what_helps():
-    with pytest.raises(StrategyError, match=r"decides 'palette'.*comes with sparsity, .*decisions=\[package"):
+    with pytest.raises(
+        StrategyError, match=r"decides 'palette'.*comes with sparsity, .*decisions=\[package"
+    ):
         decision_named("palette")
 
 
