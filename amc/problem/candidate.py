@@ -29,7 +29,7 @@ from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_s
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.refit import MomentRefit
 from amc.recovery.rounding import write_weight
-from amc.recovery.sensitivity import output_sensitivities
+from amc.recovery.sensitivity import input_pulls, output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
@@ -86,7 +86,11 @@ class Compressor:
             graph, self._images[: _weighed(images)], objective=objective
         )
         self.paths: dict[int, RemovalPath] = removal_paths(
-            graph, self.statistics, self.sensitivities, self.settings.importance
+            graph,
+            self.statistics,
+            self.sensitivities,
+            self.settings.importance,
+            partial(input_pulls, graph, self._images[: _weighed(images)], objective),
         )
         self._refit = MomentRefit(graph, self.statistics.moments)
         self._drifts = drifts(graph.plan.module, self._norm_images)

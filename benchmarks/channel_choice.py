@@ -1,0 +1,69 @@
+"""What the choice of channels is worth under the same repair and the same counts.
+
+    python -m benchmarks.channel_choice --network resnet20 --checkpoint file.safetensors \\
+        --root cifar10 --search-every 10
+
+Uniform ratios, and the counts that the integer program gives by the surgeon's errors; the counts
+are the same in every row, and which channels stay differs. No gradient step anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+from amc.cost.budget import Budget
+from amc.problem.problem import Problem
+from amc.problem.task import CompressionTask
+from amc.recovery.settings import IMPORTANCES, RecoverySettings
+from amc.strategy import Strategy
+from benchmarks.provenance import print_table, provenance, write_csv
+from benchmarks.subject import add_options, subject
+from envs.knapsack import knapsack_strategy
+from envs.uniform import uniform_strategies
+
+
+def arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_options(parser)
+    parser.add_argument("--metric", default="macs")
+    parser.add_argument("--fraction", type=float, default=0.5)
+    parser.add_argument("--importances", nargs="+", default=list(IMPORTANCES))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Choose in every way, print the table, write the CSV."""
+    options = arguments()
+    network, data = subject(options)
+    budget = Budget.of({"metric": options.metric, "fraction": options.fraction})
+    rows: list[dict[str, object]] = []
+    allocations: dict[str, Strategy] = {}
+    for name in dict.fromkeys(["surgeon", *options.importances]):
+        settings = replace(RecoverySettings(), importance=name)
+        start = time.perf_counter()
+        task = CompressionTask(Problem(network, data, None, budget, recovery=settings))
+        seconds = time.perf_counter() - start
+        if not allocations:
+            allocations["uniform"] = uniform_strategies(task.costs)[0]
+            allocations["program"] = knapsack_strategy(task.costs, task.errors)
+        search, test = task.evaluator(data.search), task.evaluator(data.test)
+        original = test(task.reference).scores["accuracy"]
+        for allocation, strategy in allocations.items():
+            row: dict[str, object] = {"channels by": name, "allocation": allocation}
+            found = {"quick": task.compressor.apply(strategy), "full": task.finish(strategy)}
+            for repair, made in found.items():
+                accuracy = test(made.module).scores["accuracy"]
+                row[f"{repair} search %"] = f"{100 * search(made.module).scores['accuracy']:.2f}"
+                row[f"{repair} test %"] = f"{100 * accuracy:.2f}"
+                row[f"{repair} test drop"] = f"{100 * (original - accuracy):.2f}"
+            rows.append(row | {"prepared s": f"{seconds:.1f}"} | provenance(0))
+            print(row, flush=True)
+    print_table(rows, [key for key in rows[0] if key not in provenance(0)])
+    print(write_csv(f"channel_choice-{options.network}-{options.metric}-{options.fraction}", rows))
+
+
+if __name__ == "__main__":
+    main()
