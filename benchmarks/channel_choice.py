@@ -23,6 +23,8 @@ from benchmarks.subject import add_options, subject
 from envs.knapsack import knapsack_strategy
 from envs.uniform import uniform_strategies
 
+ALLOCATIONS = ("uniform", "program")
+
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
@@ -31,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--metric", default="macs")
     parser.add_argument("--fraction", type=float, default=0.5)
     parser.add_argument("--importances", nargs="+", default=list(IMPORTANCES))
+    parser.add_argument("--allocations", nargs="+", default=ALLOCATIONS, choices=ALLOCATIONS)
     return parser.parse_args()
 
 
@@ -41,28 +44,37 @@ def main() -> None:
     budget = Budget.of({"metric": options.metric, "fraction": options.fraction})
     rows: list[dict[str, object]] = []
     allocations: dict[str, Strategy] = {}
+    original = 0.0
     for name in dict.fromkeys(["surgeon", *options.importances]):
         settings = replace(RecoverySettings(), importance=name)
         start = time.perf_counter()
         task = CompressionTask(Problem(network, data, None, budget, recovery=settings))
         seconds = time.perf_counter() - start
+        test = task.evaluator(data.test)
         if not allocations:
-            allocations["uniform"] = uniform_strategies(task.costs)[0]
-            allocations["program"] = knapsack_strategy(task.costs, task.errors)
-        search, test = task.evaluator(data.search), task.evaluator(data.test)
-        original = test(task.reference).scores["accuracy"]
+            found = (
+                uniform_strategies(task.costs)[0],
+                knapsack_strategy(task.costs, task.errors),
+            )
+            named = dict(zip(ALLOCATIONS, found, strict=True))
+            allocations = {allocation: named[allocation] for allocation in options.allocations}
+            original = test(task.reference).scores["accuracy"]
         for allocation, strategy in allocations.items():
-            row: dict[str, object] = {"channels by": name, "allocation": allocation}
-            found = {"quick": task.compressor.apply(strategy), "full": task.finish(strategy)}
-            for repair, made in found.items():
-                accuracy = test(made.module).scores["accuracy"]
-                row[f"{repair} search %"] = f"{100 * search(made.module).scores['accuracy']:.2f}"
-                row[f"{repair} test %"] = f"{100 * accuracy:.2f}"
-                row[f"{repair} test drop"] = f"{100 * (original - accuracy):.2f}"
-            rows.append(row | {"prepared s": f"{seconds:.1f}"} | provenance(0))
+            accuracy = test(task.finish(strategy).module).scores["accuracy"]
+            row: dict[str, object] = {
+                "channels by": name,
+                "allocation": allocation,
+                "test %": f"{100 * accuracy:.2f}",
+                "test drop": f"{100 * (original - accuracy):.2f}",
+                "prepared s": f"{seconds:.1f}",
+            }
+            rows.append(row | provenance(0))
             print(row, flush=True)
+            path = write_csv(
+                f"channel_choice-{options.network}-{options.metric}-{options.fraction}", rows
+            )
     print_table(rows, [key for key in rows[0] if key not in provenance(0)])
-    print(write_csv(f"channel_choice-{options.network}-{options.metric}-{options.fraction}", rows))
+    print(path)
 
 
 if __name__ == "__main__":
