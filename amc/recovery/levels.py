@@ -68,16 +68,18 @@ def set_levels(
         mass = mass * torch.diagonal(gram.double(), dim1=1, dim2=2).unsqueeze(1)
     values = k_means(rows[free], mass[free], most)
     found = nearest(rows, values).masked_fill(~free, 0.0)
-    if gram is None or quick or rows.numel() * rows.shape[2] > MOST_SUMS:
+    if gram is None or quick:
         return found.to(weight.dtype)
     factor = cholesky(
         gram.double(), RIDGE, f"the {rows.shape[2]} inputs of a layer with a codebook"
     )
     system = factor @ factor.transpose(1, 2)
     best, least = found, _error(found - rows, system, counts)
-    for _ in range(TURNS):
+    turns = TURNS if rows.numel() * rows.shape[2] <= MOST_SUMS else 0
+    for turn in range(max(turns, 1)):
         found = with_feedback(rows, gram, partial(nearest, values=values), free)
-        values, found = _refitted(rows, system, counts, values, found, free)
+        if turn < turns:
+            values, found = _refitted(rows, system, counts, values, found, free)
         error = _error(found - rows, system, counts)
         if error < least:
             best, least = found, error

@@ -17,7 +17,7 @@ others are then, are two questions:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from amc.recovery.least_squares import cholesky
 RIDGE = 1e-3  # of the mean input energy
 PULLS = (0.1, 0.3, 1.0)  # of an input's energy, tried for a kept strategy
 QUICK_PULLS = (0.3,)
+QUICK_PRODUCTS = 5e8  # outputs * columns^2 of a layer: where more, OBS alone is quick
 TURNS = 20  # of the alternating method; more change little
 GRADUAL = 0.75  # of the turns, until all zeros are asked for
 STEPS = 50  # of conjugate gradients at most
@@ -68,7 +69,9 @@ def set_zeros(
     system, inverse = _systems(gram)
     rows = weight.double()
     counts = rows.new_ones(rows.shape[:2]) if importance is None else importance.double()
-    pulls = QUICK_PULLS if quick else PULLS
+    pulls: Sequence[float] = PULLS
+    if quick:
+        pulls = QUICK_PULLS if rows.numel() * rows.shape[2] <= QUICK_PRODUCTS else ()
     best, lowest = rows, torch.full_like(counts, torch.inf)
     for gone in _ways(rows, system, inverse, counts, zeros, places, pulls):
         found = without(rows, system, gone)
@@ -95,7 +98,7 @@ def _ways(
     counts: Tensor,
     zeros: Zeros,
     places: int,
-    pulls: tuple[float, ...],
+    pulls: Sequence[float],
 ) -> Iterator[Tensor]:
     """Which weights may go: OBS's choice, and those of the alternating method; bool, as rows."""
     alone = rows.square() / torch.diagonal(inverse, dim1=1, dim2=2).unsqueeze(1)

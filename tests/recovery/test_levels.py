@@ -5,6 +5,7 @@ import torch
 
 from amc.compress.codebook import k_means, nearest, of_few_values
 from amc.errors import CalibrationError
+from amc.recovery import levels
 from amc.recovery.levels import _refitted, set_levels
 from tests.recovery.test_zeros import correlated, error, rows
 
@@ -77,3 +78,14 @@ def test_weight_of_few_values_is_left_as_it_is():
 def test_moments_that_are_not_finite_are_refused():
     with pytest.raises(CalibrationError, match="inputs of a layer with a codebook"):
         set_levels(rows(1, 8), torch.full((1, 8, 8), torch.inf), 2)
+
+
+def test_wide_layer_has_error_feedback_with_the_values_of_k_means(monkeypatch):
+    weight, gram = rows(8, 32), correlated(32)
+    monkeypatch.setattr(levels, "MOST_SUMS", 8 * 32 * 32 - 1)
+    found = set_levels(weight, gram, 8)
+    mass = torch.diagonal(gram, dim1=1, dim2=2).unsqueeze(1).expand_as(weight)
+    assert set(found.unique().tolist()) <= set(
+        k_means(weight.flatten(), mass.flatten(), 8).tolist()
+    )
+    assert error(found, weight, gram) < error(set_levels(weight, gram, 8, quick=True), weight, gram)

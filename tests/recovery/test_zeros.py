@@ -5,6 +5,7 @@ import torch
 
 from amc.decisions.forms import Zeros
 from amc.errors import CalibrationError
+from amc.recovery import zeros as zeros_module
 from amc.recovery.zeros import set_zeros, without
 
 
@@ -117,3 +118,17 @@ def test_convolution_groups_have_moments_of_their_own():
 def test_moments_that_are_not_finite_are_refused():
     with pytest.raises(CalibrationError, match="inputs of a layer whose weights are set to zero"):
         set_zeros(torch.ones(1, 1, 4), torch.full((1, 4, 4), torch.nan), Zeros(0.5))
+
+
+def test_wide_layer_is_quick_by_the_surgeons_choice_alone(monkeypatch):
+    weight, gram = rows(8, 32), correlated(32)
+    monkeypatch.setattr(zeros_module, "QUICK_PRODUCTS", 8 * 32 * 32 - 1)
+    alone = set_zeros(weight, gram, Zeros(0.75), quick=True)
+    monkeypatch.setattr(zeros_module, "QUICK_PULLS", ())
+    monkeypatch.setattr(zeros_module, "QUICK_PRODUCTS", 8 * 32 * 32)
+    assert torch.equal(set_zeros(weight, gram, Zeros(0.75), quick=True), alone)
+    inverse = torch.diagonal(
+        torch.linalg.inv(gram[0] + 1e-3 * gram[0].trace() / 32 * torch.eye(32))
+    )
+    least = (weight[0].square() / inverse).flatten().argsort()[: 3 * 64]
+    assert (alone.flatten()[least] == 0).all()
