@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from amc.compress.forms import give_form, without_smallest
 from amc.decisions.decision import Decision
-from amc.decisions.forms import Zeros, hold
+from amc.decisions.forms import Zeros
 from amc.errors import ConfigError
 from amc.strategy import Bits, Value
 
@@ -78,11 +78,9 @@ class Sparsity(Decision):
         return Zeros(value[0], group, self.by_error) if value != self.unchanged else None
 
     def apply(self, layer: nn.Module, value: Value, inputs: Tensor | None) -> nn.Module:
-        form, weight = self.form(value), layer.weight
-        assert isinstance(weight, Tensor)
+        form = self.form(value)
         if form is not None:
-            hold(layer, form)
-            weight.data = without_smallest(weight.data, form)
+            give_form(layer, form)
         return layer
 
     def change(self, layer: nn.Module, part: str, number: float, inputs: Tensor) -> Tensor:
@@ -108,43 +106,3 @@ class Sparsity(Decision):
         if self.pattern is not None:
             return math.log2(math.comb(self.pattern[1], self.pattern[0])) / self.pattern[1]
         return -sum(p * math.log2(p) for p in (fraction, 1 - fraction) if p > 0)
-
-
-def without_smallest(weight: Tensor, zeros: Zeros) -> Tensor:
-    """A layer's weight with the smallest of its numbers at zero; shape (outputs, inputs, ...)."""
-    rows = weight.reshape(1, len(weight), -1)
-    gone = least(rows.square(), zeros, weight[0, 0].numel())
-    return rows.masked_fill(gone, 0.0).view_as(weight)
-
-
-def least(costs: Tensor, zeros: Zeros, places: int, done: float = 1.0) -> Tensor:
-    """Which weights are zero, those of the least cost; bool, of the shape of ``costs``.
-
-    Args:
-        costs: (groups, outputs / groups, columns).
-        places: Of a kernel: so many columns in turn belong to an input.
-        done: How far the zeros are asked for: the share that stays falls evenly in its logarithm
-            until 1. Of weights in turn all zeros are asked for at once.
-    """
-    if not zeros.group:
-        share = 1 - (1 - zeros.fraction) ** min(done, 1.0)
-        gone = torch.zeros(costs.numel(), dtype=torch.bool)
-        gone[costs.flatten().argsort(stable=True)[: round(share * costs.numel())]] = True
-        return gone.view(costs.shape)
-    columns, group = costs.shape[2], zeros.group
-    order = torch.arange(columns).view(-1, places).T.flatten()  # inputs of a place, then places
-    blocks = -(-columns // group)
-    room = blocks * group - columns
-    padded = nn.functional.pad(costs[:, :, order], (0, room), value=math.inf)
-    padded = padded.view(*costs.shape[:2], blocks, group)
-    ranks = padded.argsort(dim=3, stable=True).argsort(dim=3)
-    counts = torch.full((blocks, 1), _count(zeros.fraction, group))
-    counts[-1] = _count(zeros.fraction, group - room)
-    gone = torch.empty_like(costs, dtype=torch.bool)
-    gone[:, :, order] = (ranks < counts).flatten(2)[:, :, :columns]
-    return gone
-
-
-def _count(fraction: float, size: int) -> int:
-    """How many of so many weights in turn are zero; 0.5 of 4 are 2, though floats may say 1.99."""
-    return math.floor(fraction * size + 1e-9)

@@ -2,7 +2,7 @@
 
 Three steps, the last two in turn, of which the result of least output error is kept:
 
-1. k-means over the weights (`amc.compress.codebook`), each counting by the energy of its input and
+1. k-means over the weights (`amc.compress.forms`), each counting by the energy of its input and
    the importance of its output.
 2. Every weight takes a value, with error feedback, as rounding to few bits does
    (`amc.recovery.rounding`).
@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from amc.compress.codebook import k_means, nearest
+from amc.compress.forms import k_means, nearest
 from amc.recovery.feedback import with_feedback
 from amc.recovery.least_squares import cholesky
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from amc.compress.sparsity import least
+from amc.compress.forms import least
 from amc.decisions.forms import Zeros
 from amc.recovery.least_squares import cholesky
 

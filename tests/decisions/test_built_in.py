@@ -254,6 +254,15 @@ def test_strategy_whose_decisions_do_not_go_together_is_refused(compressor, stra
         compressor.apply(strategy)
 
 
+def test_order_in_which_forms_are_given_does_not_matter():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3)
+    for decision, value in ((Codebook(), 2.0), (Sparsity(), 0.5)):
+        assert decision.apply(layer, (value,), None) is layer
+    assert len(layer.weight.unique()) <= 4
+    assert share_of_zeros(layer) == 0.5
+
+
 def test_layer_holds_one_form_of_a_kind_zeros_first():
     layer = nn.Linear(2, 2)
     for form in (Levels(4), Zeros(0.5), Levels(8)):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amc.compress.codebook import k_means, nearest, of_few_values
+from amc.compress.forms import k_means, nearest, of_few_values
 from amc.errors import CalibrationError
 from amc.recovery import levels
 from amc.recovery.levels import _refitted, set_levels
