@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -119,19 +120,18 @@ def removal_paths(
         CalibrationError: The moments are not finite.
     """
     paths = {}
+    # Of Taylor alone, and once for all groups.
+    known = Known(graph, statistics, sensitivities, cache(pulls))
+    moments = statistics.moments if importance == "surgeon" else {}
     with progress_bar("ranking channels", len(graph.free_groups)) as bar:
         for group in graph.free_groups:
-            known = statistics.moments if importance == "surgeon" else {}
+            loose = _loose_costs(graph, statistics.values, moments, sensitivities, group.index)
             if importance in SCORES:
                 members = np.flatnonzero(graph.plan.unit_group == group.index)
-                scored = SCORES[importance](Known(graph, statistics, sensitivities, pulls), members)
-                loose = _loose_costs(graph, statistics.values, {}, sensitivities, group.index)
-                paths[group.index] = _scored_path(scored, loose)
-                bar.advance(note=group.name)
-                continue
-            readers = _readers(graph, known, sensitivities, group.index)
-            loose = _loose_costs(graph, statistics.values, known, sensitivities, group.index)
-            paths[group.index] = _surgeon_path(readers, loose)
+                paths[group.index] = _scored_path(SCORES[importance](known, members), loose)
+            else:
+                readers = _readers(graph, moments, sensitivities, group.index)
+                paths[group.index] = _surgeon_path(readers, loose)
             bar.advance(note=group.name)
     return paths
 

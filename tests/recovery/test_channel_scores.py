@@ -130,3 +130,17 @@ def test_channels_of_a_wide_layer_are_scored_by_channel(monkeypatch):
         assert SCORES["lasso"](wide_known, members).shape == (len(members),)
         close = SCORES["activation"](wide_known, members) / SCORES["activation"](known, members)
         assert close.tolist() == pytest.approx([1] * len(members), rel=0.3)
+
+
+def test_gradients_are_asked_for_once_and_by_taylor_alone():
+    known, _ = known_of(network())
+    asked = []
+
+    def pulls():
+        asked.append(1)
+        return known.pulls()
+
+    given = known.graph, known.statistics, known.sensitivities
+    for name in IMPORTANCES:
+        removal_paths(*given, name, pulls)
+    assert asked == [1]
