@@ -214,6 +214,15 @@ def test_pattern_holds_in_a_repaired_network_without_some_channels(compressor):
     assert (whole == 0).sum(2).unique().tolist() == [2]
 
 
+def test_one_bit_is_one_magnitude_for_each_output_after_every_repair(compressor):
+    found = compressor.repair(everywhere(Bits(1, 32)))
+    for path in LAYERS:
+        layer = found.module.get_submodule(path)
+        for row, scale in zip(layer.weight.flatten(1), layer.weight_scale, strict=True):
+            assert set(row.tolist()) <= {float(scale), -float(scale)}
+        assert torch.equal(layer.quantized_weight(), layer.weight)
+
+
 def test_network_is_built_again_with_its_zeros_and_values(compressor, tiny_graph):
     made = compressor.repair(everywhere(codebook=3.0, sparsity=0.5))
     again = rebuild(tiny_graph, made.kept, made.strategy, made.module.state_dict())
