@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_options(parser)
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.5, 0.75, 0.9])
+    parser.add_argument("--inner", type=float, nargs="*", default=[0.75])
     parser.add_argument("--chosen", type=float, nargs="*", default=[0.75, 0.9])
     parser.add_argument("--evaluations", type=int, default=0, help="of a search of what is chosen")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,12 +59,14 @@ class Bench:
         problem = Problem(self._network, self._data, None, budget, space=_space(decision))
         return CompressionTask(problem)
 
-    def uniform(self, decision: Sparsity, fraction: float) -> None:
-        """The same fraction in every layer."""
+    def uniform(self, decision: Sparsity, fraction: float, *, inner: bool = False) -> None:
+        """The same fraction in every layer; or in all but the first and the last."""
         build_decision(decision)
         layers = [layer.name for layer in self._task.graph.layers]
+        layers = layers[1:-1] if inner else layers
         strategy = Strategy({}, {}, {decision.name: dict.fromkeys(layers, (fraction,))})
-        self._finish(decision.name, "every layer", fraction, strategy)
+        where = "inner layers" if inner else "every layer"
+        self._finish(decision.name, where, fraction, strategy)
 
     def chosen(self, fraction: float) -> None:
         """As many bytes as that fraction in every layer, allocated."""
@@ -121,9 +124,12 @@ def main() -> None:
     options = arguments()
     bench = Bench(options)
     for by_error in (False, True):
-        bench.uniform(Sparsity(pattern=(2, 4), by_error=by_error), 0.5)
+        if options.fractions:
+            bench.uniform(Sparsity(pattern=(2, 4), by_error=by_error), 0.5)
         for fraction in options.fractions:
             bench.uniform(Sparsity(by_error=by_error), fraction)
+    for fraction in options.inner:
+        bench.uniform(Sparsity(), fraction, inner=True)
     for fraction in options.chosen:
         bench.chosen(fraction)
     shown = [key for key in bench.rows[0] if key not in provenance(0)]
