@@ -18,7 +18,7 @@ from amc.cost.device import Device
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data import DataSet, build_data
-from amc.decisions import build_decision
+from amc.decisions import TAKEN, build_decision
 from amc.errors import ConfigError, NetworkError
 from amc.networks import SelectOutputs, build_network, load_checkpoint, outputs_in
 from amc.networks.build import check_network_name, images_of
@@ -293,7 +293,8 @@ def recorded_decisions(settings: Mapping[str, Any], config: DictConfig) -> list[
     recorded, given = settings.get("decisions"), plain_list(config.decisions)
     confirmed("decisions", as_option(recorded), None if given is None else as_option(given))
     for decision in recorded or ():
-        build_decision(decision)
+        if decision not in TAKEN:
+            build_decision(decision)
     return recorded
 
 

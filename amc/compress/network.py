@@ -10,12 +10,13 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 
 from amc.compress.removal import keep_mask, remove_channels
-from amc.decisions import decision_named
+from amc.decisions import Decision, decision_named
+from amc.decisions.forms import Form
 from amc.errors import StrategyError
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import ChannelGroup
-from amc.strategy import Strategy
+from amc.strategy import FLOAT, Strategy, Value
 
 _MADE_FROM = "amc_made_from"
 
@@ -54,6 +55,19 @@ class CompressedNetwork:
         return None if made_from is None else cls(module, *made_from)
 
 
+def forms_asked(strategy: Strategy) -> list[tuple[str, Form]]:
+    """Layer path and form, of all that decisions ask of weights.
+
+    Raises:
+        StrategyError: As `decide`.
+    """
+    asked = (
+        (path, _found(strategy, name, path, value).form(value))
+        for name, path, value in strategy.values()
+    )
+    return [(path, form) for path, form in asked if form is not None]
+
+
 def decide(
     module: fx.GraphModule, strategy: Strategy, inputs: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -70,16 +84,31 @@ def decide(
     for decision, path, value in strategy.values():
         if path in called:
             owner, _, name = path.rpartition(".")
-            found = decision_named(decision)
-            if len(value) != len(found.parts):
-                raise StrategyError(
-                    f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
-                    f"{decision!r}, got {value!r}."
-                )
-            layer = found.apply(
+            layer = _found(strategy, decision, path, value).apply(
                 module.get_submodule(path), value, None if inputs is None else inputs[path]
             )
             module.get_submodule(owner)._modules[name] = layer
+
+
+def _found(strategy: Strategy, decision: str, path: str, value: Value) -> Decision:
+    """The decision that gives a layer a value.
+
+    Raises:
+        StrategyError: It is unknown, has other numbers, or does not suit the layer's bits.
+    """
+    found = decision_named(decision)
+    bits = strategy.bits.get(path, FLOAT)
+    if len(value) != len(found.parts):
+        raise StrategyError(
+            f"The strategy must give layer {path!r} {' and '.join(found.parts)} by "
+            f"{decision!r}, got {value!r}."
+        )
+    if not found.suits(value, bits):
+        raise StrategyError(
+            f"The strategy gives layer {path!r} {value!r} by {decision!r}, which does not go "
+            f"with its bits of {bits}. Leave one of the two out."
+        )
+    return found
 
 
 def rebuild(

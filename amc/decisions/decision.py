@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from amc.decisions.forms import Form
 from amc.decisions.held import Held
 from amc.strategy import Bits, Option, Value
 
@@ -57,11 +58,26 @@ class Decision(Protocol):
             inputs: As in `apply`.
         """
 
+    def form(self, value: Value) -> Form | None:
+        """What a layer's weight keeps to under a value, through every repair; None: nothing.
+
+        What has one is estimated by it, too, where the moments of a layer's inputs are known.
+        """
+        return None
+
+    def suits(self, value: Value, bits: Bits) -> bool:
+        """Whether a layer of these bits may have a value, another than `unchanged`."""
+        return True
+
+    def stored(self, value: Value, bits: Bits) -> Bits:
+        """The bits that a layer's weights are stored in, of one that has these bits otherwise."""
+        return bits
+
     def cost_factor(self, metric: str, value: Value, bits: Bits) -> float:
         """What a layer's cost is multiplied by, of metrics that are formulas and no device's.
 
         Args:
-            bits: That the layer has.
+            bits: That the layer has; of its weights those that they are stored in (`stored`).
         """
         return 1.0
 

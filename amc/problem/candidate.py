@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from amc.compress.network import CompressedNetwork, decide
+from amc.compress.network import CompressedNetwork, decide, forms_asked
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.cost.choices import Choices
+from amc.decisions.forms import hold
 from amc.graph.blocks import called_paths
 from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, kind_of, layer_at
@@ -30,7 +31,8 @@ from amc.recovery.moments import BATCH, CalibrationStatistics, Moments, gather_s
 from amc.recovery.polish import polish, steps_of
 from amc.recovery.reference import Reference, gather_reference
 from amc.recovery.refit import MomentRefit
-from amc.recovery.sensitivity import output_sensitivities
+from amc.recovery.rounding import write_weight
+from amc.recovery.sensitivity import input_pulls, output_sensitivities
 from amc.recovery.sequential import Refit, refit_layers
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Strategy
@@ -87,7 +89,11 @@ class Compressor:
             graph, self._images[: _weighed(images)], objective=objective
         )
         self.paths: dict[int, RemovalPath] = removal_paths(
-            graph, self.statistics, self.sensitivities, self.settings.importance
+            graph,
+            self.statistics,
+            self.sensitivities,
+            self.settings.importance,
+            partial(input_pulls, graph, self._images[: _weighed(images)], objective),
         )
         self._refit = MomentRefit(graph, self.statistics.moments)
         self._drifts = drifts(graph.plan.module, self._norm_images)
@@ -142,6 +148,7 @@ class Compressor:
                 module,
                 keep,
                 self._quick_reference,
+                sensitivities=self.sensitivities,
                 max_columns=self.settings.max_columns,
                 ridges=(THIN_RIDGE if self.thin else QUICK_RIDGE,),
                 judged={path for path, _ in self.thin},
@@ -172,8 +179,31 @@ class Compressor:
         for path, (_, shift) in fitted.items():
             if shift is not None:
                 self._refit.shift_output(module, path, shift)
+        self._bring_into_form(module, strategy, keep)
         self._decide(module, strategy)
         return module
+
+    def _bring_into_form(self, module: fx.GraphModule, strategy: Strategy, keep: KeepMask) -> None:
+        """Give layers the forms that decisions ask for, with least error by the moments.
+
+        A repair that comes after it keeps to them; what it leaves alone has them from here.
+        """
+        called = called_paths(module)
+        asked = [(path, form) for path, form in forms_asked(strategy) if path in called]
+        for path, form in asked:
+            hold(module.get_submodule(path), form)
+        for path in dict.fromkeys(path for path, _ in asked):
+            layer, units = layer_at(module, path), self.graph.plan.layers[path]
+            gram = self._refit.gram(path, keep)
+            outputs = torch.from_numpy(np.flatnonzero(keep[units.outputs]))
+            groups = 1 if gram is None else len(gram)
+            write_weight(
+                layer,
+                layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1),
+                gram,
+                importance=self.sensitivities[path][outputs].reshape(groups, -1),
+                feedback=False,
+            )
 
     def _decide(self, module: fx.GraphModule, strategy: Strategy) -> None:
         decide(module, strategy, self.statistics.values)
@@ -203,6 +233,7 @@ class Compressor:
                 module,
                 keep,
                 self._reference,
+                sensitivities=self.sensitivities,
                 max_columns=self.settings.max_columns,
                 ridges=RIDGES[:1] if self._is_ample else RIDGES,
                 judged=() if self._is_ample else None,
@@ -338,6 +369,7 @@ class Compressor:
                     choices,
                     blocks,
                     self._objective,
+                    self.sensitivities,
                 )
                 for statistics, judging in folds
             ]

@@ -15,10 +15,17 @@ from amc.cost.model import (
     choices_for,
 )
 from amc.cost.profile import LocalSpec
-from amc.decisions import Decision, DecisionLike, build_decision, options_of, parts_of
+from amc.decisions import (
+    TAKEN,
+    Decision,
+    DecisionLike,
+    build_decision,
+    options_of,
+    parts_of,
+)
 from amc.errors import ConfigError
 from amc.graph.graph import NetworkGraph
-from amc.strategy import BIT_WIDTHS, Option
+from amc.strategy import BIT_WIDTHS, FLOAT_BITS, Option
 from amc.utils.arguments import check_count
 
 
@@ -35,7 +42,9 @@ class SearchSpace:
         weight_bits, activation_bits: Widths on offer; None: what the device prices (for
             latency and energy), 2 to 8 (for bops; for size_bytes and packed_bytes weights only),
             else float.
-        decisions: Others on every layer (`amc.Decision`), each itself or ``package.module:Class``.
+        decisions: Others on every layer (`amc.Decision`), each itself, a name of
+            `amc.decisions.BUILT_IN` or ``package.module:Class``. Where "channels" or "bits" are
+            named among them, what is not named is not decided.
     """
 
     min_preserve_ratio: float = 0.1
@@ -64,17 +73,47 @@ class SearchSpace:
                 )
         if not isinstance(self.decisions, (tuple, list)):
             raise ConfigError(
-                f"decisions must be a list of package.module:Class, got {self.decisions!r}."
+                f"decisions must be a list of names or package.module:Class, got "
+                f"{self.decisions!r}."
             )
+        self._check_left_out()
         names = ["ratio", *parts_of(self.layer_decisions)]
         if len(set(names)) < len(names):
             raise ConfigError(f"decisions must be of different parts, got {', '.join(names)}.")
 
+    def _check_left_out(self) -> None:
+        """Check that nothing is asked of what `decisions` leaves out."""
+        asked: dict[str, dict[str, object]] = {
+            "channels": {"env.drop_blocks": self.drop_blocks or None},
+            "bits": {
+                "env.weight_bits": self.weight_bits,
+                "env.activation_bits": self.activation_bits,
+            },
+        }
+        for name, options in asked.items():
+            for option, value in options.items():
+                if value is not None and not self.decides(name):
+                    raise ConfigError(
+                        f"decisions={[str(d) for d in self.decisions]} leaves out {name}, and "
+                        f"{option}={value} is about them. Add {name}, or leave out the option."
+                    )
+
+    def decides(self, name: str) -> bool:
+        """Whether "channels" or "bits" are decided: named, or neither of them is."""
+        named = [taken for taken in TAKEN if taken in self.decisions]
+        return not named or name in named
+
+    @property
+    def lowest_ratio(self) -> float:
+        """`min_preserve_ratio`; 1 where channels are not decided."""
+        return self.min_preserve_ratio if self.decides("channels") else 1.0
+
     @property
     def layer_decisions(self) -> tuple[Decision, ...]:
         """What is decided for a layer beside its channels; the first is precision."""
-        others = map(build_decision, self.decisions)
-        return Precision(self.weight_bits, self.activation_bits), *others
+        others = [build_decision(d) for d in self.decisions if d not in TAKEN]
+        floats = None if self.decides("bits") else (FLOAT_BITS,)
+        return Precision(self.weight_bits or floats, self.activation_bits or floats), *others
 
     @property
     def other_parts(self) -> tuple[str, ...]:
@@ -109,7 +148,7 @@ class SearchSpace:
         return choices_for(
             graph,
             self.options(metric, device),
-            min_preserve_ratio=self.min_preserve_ratio,
+            min_preserve_ratio=self.lowest_ratio,
             drop_blocks=self.drop_blocks,
             decisions=self.layer_decisions,
             **steps,

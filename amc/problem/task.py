@@ -31,6 +31,7 @@ from amc.cost.profile import LocalSpec, settled
 from amc.cost.stored import PACKED
 from amc.cost.unmeasured import OrderedTable
 from amc.data import Split
+from amc.decisions import TAKEN
 from amc.errors import AmcError, DeviceError
 from amc.export import pack
 from amc.export.packed.costs import PackedCosts
@@ -336,7 +337,8 @@ class CompressionTask:
             **self._evaluated(),
             "device": self._device_id,
             "budget": repr(self.budget),
-            "search space": f"{self._space!r}{self._step_id}{self._others_id}{self._stored_id}",
+            "search space": f"{self._space!r}{self._left_out}{self._step_id}{self._others_id}"
+            f"{self._stored_id}",
         }
 
     def evaluation_key(self) -> str:
@@ -386,6 +388,11 @@ class CompressionTask:
     def _stored_id(self) -> str:
         """What prices a file, where its size is budgeted."""
         return "" if self.stored is None else f", {self.stored.fingerprint()}"
+
+    @property
+    def _left_out(self) -> str:
+        """What is decided in other searches, and not in this one."""
+        return "".join(f", no {name}" for name in TAKEN if not self._space.decides(name))
 
     @property
     def _others_id(self) -> str:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from amc.cost.choices import Choices
 from amc.decisions import Decision, value_in
+from amc.decisions.forms import Form
 from amc.graph.graph import NetworkGraph
-from amc.layers import Layer, OutputChange, kind_of, layer_at
+from amc.layers import Layer, LinearChange, OutputChange, kind_of, layer_at
 from amc.objectives import DEFAULT, Objective
-from amc.recovery.importance import RemovalPath
+from amc.recovery.importance import RemovalPath, absorbs_shift
 from amc.recovery.moments import CalibrationStatistics
+from amc.recovery.rounding import in_form
 from amc.recovery.sensitivity import divergences
 
 FloatArray = npt.NDArray[np.float64]
@@ -62,6 +64,7 @@ def layer_errors(
     choices: Choices,
     blocks: Mapping[int, float] | None = None,
     objective: Objective = DEFAULT,
+    sensitivities: Mapping[str, Tensor] | None = None,
 ) -> LayerErrors:
     """The errors of all decisions that a walk may take, from one backward pass.
 
@@ -72,6 +75,8 @@ def layer_errors(
         choices: With the options on offer.
         blocks: Free group index -> the divergence without the residual block that goes with it.
         objective: What divergence is.
+        sensitivities: Layer path -> nats for each unit of squared error, shape (outputs,), by
+            which weights are brought into the forms that decisions ask for.
 
     Raises:
         CalibrationError: Gradients are not finite.
@@ -84,6 +89,7 @@ def layer_errors(
     for index, counts in levels.items():
         for count in counts:
             table.add(("removal", index, count), removed(index, count))
+    former = _Former(graph, statistics, sensitivities or {})
     for layer in graph.layers:
         module = layer_at(graph.plan.module, layer.name)
         for decision in choices.decisions:
@@ -91,7 +97,10 @@ def layer_errors(
             for place, part in enumerate(decision.parts):
                 for number in {value[place] for value in values} - {decision.unchanged[place]}:
                     inputs = statistics.values[layer.name]
-                    change = _change(decision, module, part, number, inputs)
+                    asked = list(decision.unchanged)
+                    asked[place] = number
+                    formed = former.change(layer.name, decision.form(tuple(asked)))
+                    change = formed or _change(decision, module, part, number, inputs)
                     table.add((part, layer.index, number), {layer.name: change})
     found = table.estimate(graph, images, objective)
     removal = []
@@ -136,6 +145,35 @@ class _Table:
     ) -> dict[Key, float]:
         values = divergences(graph, images, self._changes, len(self._keys), objective=objective)
         return dict(zip(self._keys, values.tolist(), strict=True))
+
+
+class _Former:
+    """What bringing weights into forms does to the outputs of layers."""
+
+    def __init__(
+        self,
+        graph: NetworkGraph,
+        statistics: CalibrationStatistics,
+        sensitivities: Mapping[str, Tensor],
+    ) -> None:
+        self._graph, self._moments = graph, statistics.moments
+        self._sensitivities = sensitivities
+
+    def change(self, path: str, form: Form | None) -> LinearChange | None:
+        """Of one layer; None where nothing is asked for, or its inputs' moments are not known."""
+        moments = self._moments.get(path)
+        if form is None or moments is None or moments.places > 1:
+            return None
+        layer, centred = layer_at(self._graph.plan.module, path), absorbs_shift(self._graph, path)
+        groups = len(moments.mean)
+        rows = layer.weight.detach().reshape(groups, len(layer.weight) // groups, -1)
+        counted = self._sensitivities.get(path)
+        importance = None if counted is None else counted.reshape(groups, -1)
+        system = moments.system(centred)
+        found = in_form(layer, rows, system, importance, forms=(form,), quick=True)
+        lost = found - rows
+        shift = -(lost @ moments.mean.unsqueeze(2)).flatten() if centred else None
+        return LinearChange(lost.reshape(layer.weight.shape), shift)
 
 
 def _curve(path: RemovalPath, measured: Mapping[int, float]) -> FloatArray:

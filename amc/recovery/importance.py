@@ -15,8 +15,9 @@ along it, are found once and looked up for every candidate.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from amc.graph.graph import NetworkGraph
 from amc.layers import Layer, is_depthwise, kind_of, layer_at
+from amc.recovery.channel_scores import SCORES, Known
 from amc.recovery.least_squares import RIDGE, cholesky
 from amc.recovery.moments import CalibrationStatistics, Moments, by_channel
 from amc.utils.progress import progress_bar
@@ -100,13 +102,16 @@ def removal_paths(
     statistics: CalibrationStatistics,
     sensitivities: Mapping[str, Tensor],
     importance: str = "surgeon",
+    pulls: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> dict[int, RemovalPath]:
     """For every free group, the order in which its channels go and the error along it.
 
     Args:
         sensitivities: Layer path -> nats for each unit of squared error, shape (outputs,).
         importance: "surgeon"; or "magnitude": by the energy of the weights that read a channel,
-            inputs taken as independent, as for readers without moments.
+            inputs taken as independent, as for readers without moments; or one of `SCORES`, the
+            errors along it as by "magnitude".
+        pulls: As of `amc.recovery.channel_scores.Known`.
 
     Returns:
         Group index -> path.
@@ -115,14 +120,28 @@ def removal_paths(
         CalibrationError: The moments are not finite.
     """
     paths = {}
+    # Of Taylor alone, and once for all groups.
+    known = Known(graph, statistics, sensitivities, cache(pulls))
+    moments = statistics.moments if importance == "surgeon" else {}
     with progress_bar("ranking channels", len(graph.free_groups)) as bar:
         for group in graph.free_groups:
-            known = statistics.moments if importance == "surgeon" else {}
-            readers = _readers(graph, known, sensitivities, group.index)
-            loose = _loose_costs(graph, statistics.values, known, sensitivities, group.index)
-            paths[group.index] = _surgeon_path(readers, loose)
+            loose = _loose_costs(graph, statistics.values, moments, sensitivities, group.index)
+            if importance in SCORES:
+                members = np.flatnonzero(graph.plan.unit_group == group.index)
+                paths[group.index] = _scored_path(SCORES[importance](known, members), loose)
+            else:
+                readers = _readers(graph, moments, sensitivities, group.index)
+                paths[group.index] = _surgeon_path(readers, loose)
             bar.advance(note=group.name)
     return paths
+
+
+def _scored_path(scores: Tensor, loose: Tensor) -> RemovalPath:
+    """The least score first; what that costs as `_loose_costs` has it."""
+    order = scores.argsort(stable=True)
+    gone = loose[order].cumsum(0).numpy()
+    errors = np.concatenate([[np.inf], gone[:-1][::-1], [0.0]])
+    return RemovalPath(order.numpy(), errors)
 
 
 def _surgeon_path(readers: list[_Reader], loose: Tensor) -> RemovalPath:

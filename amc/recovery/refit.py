@@ -53,6 +53,21 @@ class MomentRefit:
         fitted = {path: self._one(path, keep) for path in paths}
         return {path: result for path, result in fitted.items() if result is not None}
 
+    def gram(self, path: str, keep: KeepMask) -> Tensor | None:
+        """Second moments (or covariance) of what a layer's kept inputs receive in the original.
+
+        Returns:
+            Shape (groups, columns, columns); None where they are not known column by column.
+        """
+        moments = self._moments.get(path)
+        if moments is None or moments.places > 1:
+            return None
+        layer = layer_at(self._graph.plan.module, path)
+        columns = column_units(layer, self._graph.plan.layers[path].inputs)
+        kept = torch.from_numpy(np.flatnonzero(keep[columns]))
+        gram = moments.system(absorbs_shift(self._graph, path))
+        return gram[:, kept][:, :, kept]
+
     def shift_output(self, module: nn.Module, path: str, shift: Tensor) -> None:
         """Add a constant to a layer's outputs: to its bias, or off the mean that follows it."""
         layer = layer_at(module, path)

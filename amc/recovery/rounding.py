@@ -1,31 +1,34 @@
-"""Rounding weights to few bits so that the errors cancel (GPTQ, Frantar et al. 2023, Algorithm 1).
-
-A column is rounded, and what that does to the output is made up for by the columns that are still
-float, as far as their inputs resemble its own. The grid is the same as for rounding to the nearest.
-"""
+"""The weight of a layer as it may hold it: with its zeros, of its few values, on its grid."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from amc.compress.quantization import Quantized, quantize_weight, weight_scale
+from amc.decisions.forms import Form, Zeros, forms_of
 from amc.layers import Layer
-from amc.recovery.least_squares import cholesky, factor_of
+from amc.recovery.feedback import with_feedback
+from amc.recovery.levels import set_levels
+from amc.recovery.zeros import set_zeros
 from amc.strategy import FLOAT_BITS
 
-RIDGE = 1e-2  # of the mean input energy (GPTQ, section 3.3)
-BLOCK = 64  # columns rounded before their errors are passed on to all others (GPTQ, section 3.2)
 
-
-def round_with_feedback(weight: Tensor, gram: Tensor, scale: Tensor, bits: int) -> Tensor:
+def round_with_feedback(
+    weight: Tensor, gram: Tensor, scale: Tensor, bits: int, kept: Tensor | None = None
+) -> Tensor:
     """Weights on their grid, with the least output error that one pass over the columns gives.
+
+    The grid is the same as for rounding to the nearest.
 
     Args:
         weight: (outputs, ...): per output, the columns of its convolution group.
         gram: Second moments (or covariance) of the inputs, (groups, columns, columns).
         scale: Step of every output's grid, shape (outputs,).
         bits: 1 to 8.
+        kept: Of the shape of ``weight``, bool: the others are zero; None: all are kept.
 
     Returns:
         Of the shape and type of ``weight``.
@@ -34,77 +37,101 @@ def round_with_feedback(weight: Tensor, gram: Tensor, scale: Tensor, bits: int) 
         CalibrationError: The moments are not finite.
     """
     groups, columns = gram.shape[:2]
-    energy = torch.diagonal(gram, dim1=1, dim2=2)
-    # The most energetic first: their errors can still be spread over many others.
-    order = torch.argsort(energy, dim=1, descending=True, stable=True)
-    left = weight.double().reshape(groups, -1, columns)
-    left = left.gather(2, order.unsqueeze(1).expand_as(left)).clone()
-    rows = order.unsqueeze(2).expand(-1, -1, columns)
-    system = gram.double().gather(1, rows)
-    system = system.gather(2, order.unsqueeze(1).expand_as(system))
-    what = f"the {columns} inputs of a layer whose weights are rounded"
-    inverse = torch.cholesky_inverse(cholesky(system, RIDGE, what))
-    factor = factor_of(inverse, what, upper=True)  # (groups, columns, columns)
-    steps = scale.double().view(groups, -1)
-    for start in range(0, columns, BLOCK):
-        block = slice(start, min(start + BLOCK, columns))
-        errors = _round_block(left[:, :, block], factor[:, block, block], steps, bits)
-        left[:, :, block.stop :] -= errors @ factor[:, block, block.stop :]
-    back = torch.argsort(order, dim=1).unsqueeze(1).expand_as(left)
-    return left.gather(2, back).reshape(weight.shape).to(weight.dtype)
+    steps, largest = scale.double().view(groups, -1), 2 ** (bits - 1) - 1
+
+    def nearest(now: Tensor) -> Tensor:
+        if bits == 1:
+            return torch.where(now >= 0, steps, -steps)
+        return (now / steps).round_().clamp_(-largest, largest).mul_(steps)
+
+    shape = groups, -1, columns
+    kept = None if kept is None else kept.reshape(shape)
+    found = with_feedback(weight.reshape(shape), gram, nearest, kept)
+    return found.reshape(weight.shape).to(weight.dtype)
 
 
-def _round_block(left: Tensor, factor: Tensor, steps: Tensor, bits: int) -> Tensor:
-    """Round a block of columns in place, column by column.
+def in_form(
+    layer: Layer,
+    weight: Tensor,
+    gram: Tensor | None,
+    importance: Tensor | None = None,
+    *,
+    forms: Sequence[Form] | None = None,
+    quick: bool = False,
+) -> Tensor:
+    """A weight as a layer's forms (`amc.decisions.forms`) have it; its grid is not looked at.
 
     Args:
-        left: (groups, outputs, block).
-        factor: (groups, block, block), upper.
-        steps: Of the outputs' grids, (groups, outputs).
+        weight: (groups, outputs / groups, columns).
+        gram: Second moments (or covariance) of its inputs, (groups, columns, columns); None: the
+            smallest weights become zero, and the others take the nearest values.
+        importance: Of each output's squared error, (groups, outputs / groups).
+        forms: Others than the layer's.
+        quick: Less is tried.
 
-    Returns:
-        What each column leaves for later ones to make up for, (groups, outputs, block).
+    Raises:
+        CalibrationError: The moments are not finite.
     """
-    errors = torch.empty_like(left)
-    largest = 2 ** (bits - 1) - 1
-    for column in range(left.shape[2]):
-        now = left[:, :, column].clone()
-        if bits == 1:
-            rounded = torch.where(now >= 0, steps, -steps)
+    kept = None
+    for form in forms_of(layer) if forms is None else forms:
+        if isinstance(form, Zeros):
+            places = layer.weight[0, 0].numel()
+            weight = set_zeros(
+                weight, gram, form, places=places, importance=importance, quick=quick
+            )
+            kept = weight != 0
         else:
-            rounded = (now / steps).round_().clamp_(-largest, largest).mul_(steps)
-        errors[:, :, column] = (now - rounded) / factor[:, column, column].unsqueeze(1)
-        row = factor[:, column, column + 1 :].unsqueeze(1)
-        left[:, :, column + 1 :] -= errors[:, :, column].unsqueeze(2) * row
-        left[:, :, column] = rounded
-    return errors
+            weight = set_levels(
+                weight, gram, form.count, kept=kept, importance=importance, quick=quick
+            )
+    return weight
 
 
-def rounded_weight(layer: Layer, weight: Tensor) -> Tensor:
-    """A weight (groups, outputs / groups, columns) as the layer would hold it."""
+def rounded_weight(layer: Layer, weight: Tensor, gram: Tensor | None = None) -> Tensor:
+    """A weight (groups, outputs / groups, columns) as the layer would hold it.
+
+    Args:
+        gram: As for `in_form`.
+    """
+    weight = in_form(layer, weight, gram, quick=True)
     if not isinstance(layer, Quantized) or layer.bits.weight == FLOAT_BITS:
         return weight
     bits, shaped = layer.bits.weight, _shaped(layer, weight)
     return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
 
 
-def write_weight(layer: Layer, weight: Tensor, gram: Tensor | None) -> None:
-    """Write a layer's weight, rounded where its bits are few.
+def write_weight(
+    layer: Layer,
+    weight: Tensor,
+    gram: Tensor | None,
+    *,
+    importance: Tensor | None = None,
+    feedback: bool = True,
+) -> None:
+    """Write a layer's weight, brought into the layer's forms and rounded where its bits are few.
 
     Args:
         weight: (groups, outputs / groups, columns).
-        gram: Of its inputs, for rounding with error feedback; None: to the nearest.
+        gram: Of its inputs; None: rounded to the nearest, and as `in_form` says.
+        importance: As for `in_form`.
+        feedback: Round with error feedback, and try all that forms are found by; else faster.
     """
-    weight = _shaped(layer, weight)
+    weight = _shaped(layer, in_form(layer, weight, gram, importance, quick=not feedback))
     if isinstance(layer, Quantized) and layer.bits.weight != FLOAT_BITS:
         layer.weight_scale = weight_scale(weight, layer.bits.weight)
         grid = layer.weight_scale, layer.bits.weight
+        kept = weight != 0 if has_zeros(layer) else None
         weight = (
             quantize_weight(weight, *grid)
-            if gram is None
-            else round_with_feedback(weight, gram, *grid)
+            if gram is None or not feedback
+            else round_with_feedback(weight, gram, *grid, kept)
         )
     layer.weight.data = weight
+
+
+def has_zeros(layer: Layer) -> bool:
+    """Whether some of a layer's weights are to stay zero."""
+    return any(isinstance(form, Zeros) for form in forms_of(layer))
 
 
 def _shaped(layer: Layer, weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.graph.graph import NetworkGraph
-from amc.layers import LinearChange, OutputChange, ProductKind, kind_of
+from amc.layers import LinearChange, OutputChange, ProductKind, is_depthwise, kind_of
 from amc.objectives import DEFAULT, Objective
 from amc.objectives.outputs import by_name, outputs_of
 from amc.recovery.moments import check_finite
@@ -104,6 +104,42 @@ def divergences(
         check_finite(f"Gradients at layer {path!r}", found)
     estimates: npt.NDArray[np.float64] = (pulls.square().mean(1) / 2).numpy()
     return estimates
+
+
+def input_pulls(
+    graph: NetworkGraph, images: Tensor, objective: Objective = DEFAULT
+) -> dict[str, Tensor]:
+    """What each input of a layer adds to the loss to first order, ``x . dL/dx`` by this layer.
+
+    Args:
+        images: As for `output_sensitivities`.
+
+    Returns:
+        Layer path -> float64, (images, inputs), of all but depthwise layers; summed over calls.
+
+    Raises:
+        CalibrationError: Outputs or gradients are not finite.
+    """
+    layers = {path: graph.plan.module.get_submodule(path) for path in graph.plan.layers}
+    found = {
+        path: torch.zeros(len(images), len(units.inputs), dtype=torch.float64)
+        for path, units in graph.plan.layers.items()
+        if not is_depthwise(layers[path])
+    }
+
+    def note(path: str, layer: nn.Module, received: Tensor, gradient: Tensor, at: slice) -> None:
+        kind, weight = kind_of(layer), layer.weight
+        assert isinstance(weight, Tensor)
+        with torch.enable_grad():
+            x = received.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(kind.apply(layer, x, weight.detach(), None), x, gradient)
+        product = (x.detach() * slope).movedim(kind.channel_dim, 1).double()
+        found[path][at] += product.flatten(2).sum(2) if product.dim() > 2 else product
+
+    _run_backward(graph, images, objective, list(found), note, "weighing inputs")
+    for path, pulls in found.items():
+        check_finite(f"Gradients at layer {path!r}", pulls)
+    return found
 
 
 def _run_backward(

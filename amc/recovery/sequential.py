@@ -11,8 +11,9 @@ away is not aimed at (`amc.recovery.rectified`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, is_depthwise, kind_of, layer_at, product_of
 from amc.layers.norms import is_batch_norm
 from amc.recovery.aims import Aim, Aims, Job
-from amc.recovery.fitting import RIDGES, Choice, Solver, Sums, choose, rescaled
+from amc.recovery.fitting import FITTED, RIDGES, Choice, Solver, Sums, choose, rescaled
 from amc.recovery.reference import Execution, Reference
 from amc.recovery.rounding import rounded_weight, write_weight
 
@@ -59,6 +60,7 @@ def refit_layers(
     keep: KeepMask,
     reference: Reference,
     *,
+    sensitivities: Mapping[str, Tensor] | None = None,
     max_columns: int = MAX_COLUMNS,
     ridges: Sequence[float] = RIDGES,
     judged: Collection[str] | None = None,
@@ -76,11 +78,14 @@ def refit_layers(
         smaller: The network with channels removed (and layers quantized).
         keep: The units that it kept.
         reference: What the original's layers give (`amc.recovery.reference.gather_reference`).
+        sensitivities: Layer path -> what a unit of squared error of each of the original's outputs
+            costs, (outputs,): which of a layer's weights become zero or share a value goes by it.
         ridges: Pulls towards the weights that the layers have, in mean input energies; each
             layer takes the one that serves best on images that a fit has not seen, and each
             output the refit, a new factor, or what it has (`amc.recovery.fitting`).
         judged: Layers of which that is asked; the others take the first ridge. None: all.
-        feedback: Round weights with error feedback; else to the nearest, which is faster.
+        feedback: Round weights with error feedback; else to the nearest, which is faster. Zeros
+            and codebooks are found more thoroughly, too.
         rectifications: How often a layer before an activation that clips is solved anew.
         on_layer: Called with the path of each layer that is done.
 
@@ -88,7 +93,16 @@ def refit_layers(
         CalibrationError: What a layer receives is not finite.
     """
     repair = _Repair(
-        graph, smaller, keep, reference, max_columns, ridges, judged, feedback, rectifications
+        graph,
+        smaller,
+        keep,
+        reference,
+        sensitivities or {},
+        max_columns,
+        ridges,
+        judged,
+        feedback,
+        rectifications,
     )
     left, done = set(graph.plan.layers), list[Refit]()
     with torch.no_grad():
@@ -116,6 +130,7 @@ class _Repair:
         smaller: fx.GraphModule,
         keep: KeepMask,
         reference: Reference,
+        sensitivities: Mapping[str, Tensor],
         max_columns: int,
         ridges: Sequence[float],
         judged: Collection[str] | None,
@@ -124,6 +139,7 @@ class _Repair:
     ) -> None:
         self._graph, self._smaller, self._keep = graph, smaller, keep
         self._reference, self._max_columns = reference, max_columns
+        self._sensitivities = sensitivities
         self._judged = frozenset(graph.plan.layers if judged is None else judged)
         self._ridges, self._feedback, self._rectifications = ridges, feedback, rectifications
         calls = (str(n.target) for n in smaller.graph.nodes if n.op == "call_module")
@@ -203,7 +219,8 @@ class _Repair:
         sums = Sums(inputs, [aim.y for aim in aims], images, judging=judging)
         choice = Choice.unjudged(now, self._ridges[0])
         if judging:
-            rounded = (lambda w: w) if span is not None else (lambda w: rounded_weight(layer, w))
+            gram = sums.gram(centred, FITTED)
+            rounded = partial(rounded_weight, layer, gram=gram) if span is None else _as_it_is
             importance = job.factors(now).squeeze(1).double().square()
             what = f"the inputs of layer {path!r}"
             choice = choose(sums, now, centred, importance, rounded, what, self._ridges)
@@ -215,7 +232,13 @@ class _Repair:
         if span is not None:
             write_weight(layer, whole + weight @ span.double(), None)
         else:
-            write_weight(layer, weight, sums.gram(centred) if self._feedback else None)
+            write_weight(
+                layer,
+                weight,
+                sums.gram(centred),
+                importance=self._importance(job, groups),
+                feedback=self._feedback,
+            )
         if centred:
             self._set_mean(job, *(means or sums.means()))
         refused = float((choice.needed & ~choice.refit).double().mean())
@@ -236,6 +259,11 @@ class _Repair:
                 sums.aim_at(self._aims.behind(job, aims, sums.outputs(weight), factor))
                 weight = solve(sums.cross(centred))
         return weight
+
+    def _importance(self, job: Job, groups: int) -> Tensor | None:
+        """Of each output's squared error, (groups, outputs / groups)."""
+        found = self._sensitivities.get(job.path)
+        return None if found is None else found[job.outputs].reshape(groups, -1)
 
     def _set_mean(self, job: Job, x_mean: Tensor, y_mean: Tensor) -> None:
         """Make the layer's output right on average, by its bias or by the mean that follows it."""
@@ -268,6 +296,10 @@ class _Repair:
             generator = self._reference.generator(batch)
             inputs.append(kind.rows(layer, seen, generator, self._reference.positions[job.path]))
         return inputs
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _mean(batches: Sequence[Tensor]) -> Tensor:

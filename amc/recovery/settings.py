@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 
 from amc.errors import ConfigError
 
-IMPORTANCES = ("surgeon", "magnitude")
+IMPORTANCES = (
+    "surgeon",
+    "magnitude",
+    "l1",
+    "l2",
+    "geometric_median",
+    "activation",
+    "taylor",
+    "lasso",
+)
 FEWEST_QUICK = 64  # images of a quick repair, if there are so many
 LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for four
 _COUNTS = ("images", "repair_images", "batch_norm_images", "error_images", "max_columns")
@@ -27,7 +36,8 @@ class RecoverySettings:
         batch_norm: Recalibrate BN statistics, of what is not repaired layer by layer.
         max_columns: Widest layer (inputs * kernel area) of which all columns are told apart; of
             a wider one the channels are.
-        importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`).
+        importance: Which channels go first: "surgeon" or "magnitude" (`removal_paths`), or one of
+            `amc.recovery.channel_scores.SCORES`.
         sequential: Repair layer by layer (`amc.recovery.sequential`): kept strategies, and with
             ``quick_images`` every candidate. Without it neither is.
         stream_correction: In both repairs, let each residual block repair what earlier ones broke.

@@ -23,8 +23,8 @@ FRACTIONS = 0.0, 0.25, 0.5, 0.75, 0.9
 class Sparsity(amc.Decision):
     """Zeros by magnitude (Han et al. 2015): the smallest weights of a layer go."""
 
-    name = "sparsity"
-    parts = ("sparsity",)
+    name = "zeros"
+    parts = ("zeros",)
     unchanged = (0.0,)
 
     def values(self, metric: str, device: object) -> Sequence[Value]:

@@ -39,8 +39,9 @@ def _refused(arguments: tuple[str, ...], said: str, capsys: Output) -> None:
         ("env.min_preserve_ratio=2", "env.min_preserve_ratio must be in (0, 1], got 2"),
         ("env.weight_bits=[9]", "env.weight_bits must be a list of widths"),
         ("env.weight_bits=[4]", "leave no pair that the device prices"),
+        ("decisions=[palette]", "list of channels, bits, sparsity, sparsity_magnitude, "),
         ("recovery.images=1", "recovery.images must be at least 2, got 1"),
-        ("recovery.importance=size", "recovery.importance must be one of surgeon, magnitude"),
+        ("recovery.importance=size", "recovery.importance must be one of surgeon, magnitude, l1, "),
         ("objective=reward", "objective must be one of auto, classification, "),
     ],
 )

@@ -27,7 +27,7 @@ from docs.examples.weight_sparsity import Sparsity
 from tests.cli.command import NETWORK, search
 from tests.cli.command import amc as command
 
-HALF = Option(Bits(8, 8), (("sparsity", (0.5,)),))
+HALF = Option(Bits(8, 8), (("zeros", (0.5,)),))
 INT8 = Bits(8, 8)
 
 
@@ -72,11 +72,11 @@ def test_option_is_the_product_of_what_decisions_offer():
 
 def test_numbers_of_an_option_stand_in_the_order_of_the_decisions():
     decisions = precision(), Sparsity()
-    assert parts_of(decisions) == ("weight_bits", "activation_bits", "sparsity")
+    assert parts_of(decisions) == ("weight_bits", "activation_bits", "zeros")
     assert numbers_of(HALF, decisions) == (8, 8, 0.5)
     assert numbers_of(Option(), decisions) == (32, 32, 0.0)
     assert [value_in(HALF, decision) for decision in decisions] == [(8, 8), (0.5,)]
-    assert str(HALF) == "8/8 sparsity=0.5"
+    assert str(HALF) == "8/8 zeros=0.5"
 
 
 def test_options_are_ranked_by_how_little_they_change(tiny_graph):
@@ -93,21 +93,24 @@ def test_options_are_ranked_by_how_little_they_change(tiny_graph):
 def test_decision_is_found_by_module_and_class_and_known_by_name_from_then_on():
     found = build_decision("docs.examples.weight_sparsity:Sparsity")
     assert isinstance(found, Sparsity)
-    assert decision_named("sparsity") is found
+    assert decision_named("zeros") is found
     assert decision_named("precision") is precision()
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("sparsity", r"list of package.module:Class, got 'sparsity'.* env.min_preserve_ratio"),
+        (
+            "palette",
+            r"list of channels, bits, sparsity, .*codebook or package.module:Class, got 'palette'",
+        ),
         ("tests.decisions.test_decisions:Nowhere", "has no class 'Nowhere'"),
         ("tests.decisions.nowhere:Any", "cannot import module"),
         ("tests.decisions.test_decisions:NoDecision", "lacks apply, change, .*values"),
         ("amc.strategy:Strategy", "cannot be made: .*preserve_ratio"),
         (Sparsity, "instance of amc.Decision, got <class"),
         (Lopsided(), r"'lopsided' must name each number .* \('one', 'other'\) for \(0.0,\)"),
-        (Namesake(), "called 'sparsity': Sparsity and Namesake"),
+        (Namesake(), "called 'zeros': Sparsity and Namesake"),
         (Bitless(), "called 'precision': Precision and Bitless"),
     ],
 )
@@ -124,15 +127,17 @@ def test_decision_must_offer_values_of_its_parts(offered):
 
 
 def test_unknown_decision_of_a_strategy_is_refused_with_what_helps():
-    with pytest.raises(StrategyError, match=r"decides 'codebook'.*decisions=\[package"):
-        decision_named("codebook")
+    with pytest.raises(
+        StrategyError, match=r"decides 'palette'.*comes with sparsity, .*decisions=\[package"
+    ):
+        decision_named("palette")
 
 
 @pytest.mark.parametrize(
     ("decisions", "message"),
     [
         ("docs.examples.weight_sparsity:Sparsity", "must be a list"),
-        ((Sparsity(), Sparsity()), "different parts, got ratio, weight_.*, sparsity, sparsity"),
+        ((Sparsity(), Sparsity()), "different parts, got ratio, weight_.*, zeros, zeros"),
     ],
 )
 def test_decisions_of_a_space_are_a_list_of_different_ones(decisions, message):
@@ -155,7 +160,7 @@ def test_option_decisions_is_part_of_what_may_be_chosen():
     env = {"min_preserve_ratio": 0.1, "channel_step": None, "weight_bits": None}
     env["activation_bits"] = None
     space = recipe.space_of(env, [NAMED])
-    assert [decision.name for decision in space.layer_decisions] == ["precision", "sparsity"]
+    assert [decision.name for decision in space.layer_decisions] == ["precision", "zeros"]
     assert recipe.space_of(env).decisions == ()
 
 
@@ -185,7 +190,7 @@ def test_search_and_export_on_the_command_line(tmp_path, monkeypatch, capsys):
     options += ("agent=random", "hydra.run.dir=run", "search.evaluations=2")
     options += ("env.min_preserve_ratio=1", "env.weight_bits=[32]")
     assert search(*options) == 0
-    assert "sparsity" in json.loads((tmp_path / "run" / "strategy.json").read_text())["others"]
+    assert "zeros" in json.loads((tmp_path / "run" / "strategy.json").read_text())["others"]
     assert command("export", "run=run", NETWORK) == 2
     assert f"add decisions=[{NAMED}]" in capsys.readouterr().err
     assert command("export", "run=run", NETWORK, f"decisions=[{NAMED}]") == 0

@@ -68,11 +68,11 @@ def test_example_is_short_and_touches_nothing():
 
 def test_search_meets_the_budget_with_zeros(result: amc.SearchResult):
     strategy = result.strategy
-    assert set(strategy.others) == {"sparsity"}
+    assert set(strategy.others) == {"zeros"}
     bytes_ = 0.0
     kept = result.task.graph.kept_counts(strategy)
     for layer in result.task.graph.layers:
-        ((fraction,)) = strategy.others["sparsity"].get(layer.name, (0.0,))
+        ((fraction,)) = strategy.others["zeros"].get(layer.name, (0.0,))
         factor = min(1, 1 - fraction + 1 / 32) if fraction else 1
         counts = layer.inputs.count(kept), layer.outputs.count(kept)
         bytes_ += factor * size_bytes(layer.signature, *counts, FLOAT, True)
@@ -83,22 +83,22 @@ def test_search_meets_the_budget_with_zeros(result: amc.SearchResult):
 
 def test_what_no_device_prices_is_reported_as_simulated(result: amc.SearchResult):
     (note,) = (note for note in result.notes if note.startswith("Simulated"))
-    assert "sparsity=" in note
+    assert "zeros=" in note
 
 
 def test_action_observation_and_reports_follow(result: amc.SearchResult, network, data):
     loose = amc.Budget("size_bytes", fraction=0.99)
     env = make_env(network, data, None, loose, space=SPACE, search_images=20)
-    assert env.action_names == ("preserve_ratio", "weight_bits", "activation_bits", "sparsity")
-    assert env.observation_names[-2:] == ("previous_sparsity", "advised_sparsity")
+    assert env.action_names == ("preserve_ratio", "weight_bits", "activation_bits", "zeros")
+    assert env.observation_names[-2:] == ("previous_zeros", "advised_zeros")
     env.reset()
     seen, *_, info = env.step(np.array([-1, 0, 0, 0.6], np.float32))  # nearest: 0.5, the fourth
     assert not info["clamped"]
     named = dict(zip(env.observation_names, seen.tolist(), strict=True))
-    assert named["previous_sparsity"] == pytest.approx(FRACTIONS[3])
+    assert named["previous_zeros"] == pytest.approx(FRACTIONS[3])
     rows = layer_rows(result.task.costs, result.strategy)
-    chosen = result.strategy.others["sparsity"]
-    assert [row.others["sparsity"] for row in rows] == [
+    chosen = result.strategy.others["zeros"]
+    assert [row.others["zeros"] for row in rows] == [
         chosen.get(row.name, (0.0,))[0] for row in rows
     ]
 
@@ -115,14 +115,14 @@ def test_policy_decides_as_many_numbers_and_only_where_the_same_is_decided(
     result: amc.SearchResult, network, data, folder: Path
 ):
     policy = Policy.load(folder)
-    assert policy.action_names[-1] == "sparsity"
+    assert policy.action_names[-1] == "zeros"
     policy.check_features()
     env = make_env(network, data, None, BUDGET, space=SPACE, search_images=20)
     assert policy.walk(env).meets_budget
-    names = [name for name in env.observation_names if "sparsity" not in name]
+    names = [name for name in env.observation_names if "zeros" not in name]
     plain = make_env(network, data, None, BUDGET, search_images=20)
     narrow = Policy("ddpg", tuple(names), policy.layers, "none", policy.action_names)
-    with pytest.raises(PolicyError, match=r"decides .*sparsity; here preserve_ratio.*are to be"):
+    with pytest.raises(PolicyError, match=r"decides .*zeros; here preserve_ratio.*are to be"):
         narrow.walk(plain)
 
 
@@ -134,7 +134,7 @@ def test_zeros_stay_through_fine_tuning(result: amc.SearchResult, network, data)
         made = CompressedNetwork.of(trained)
         assert made is not None
         same = []
-        for layer, (fraction,) in made.strategy.others["sparsity"].items():
+        for layer, (fraction,) in made.strategy.others["zeros"].items():
             assert zeros(trained.get_submodule(layer)) >= fraction - 0.02
             before, after = (n.get_submodule(layer).weight == 0 for n in (start, trained))
             same.append(torch.equal(before, after))
@@ -148,10 +148,10 @@ def test_nothing_is_on_offer_where_a_device_prices(tiny_net):
 
 def test_strategy_of_unknown_decisions_layers_or_numbers_is_refused(result: amc.SearchResult):
     names = [layer.name for layer in result.task.graph.layers]
-    strategy = Strategy({}, {}, {"codebook": {names[0]: (4,)}})
-    with pytest.raises(StrategyError, match="decides 'codebook'"):
+    strategy = Strategy({}, {}, {"palette": {names[0]: (4,)}})
+    with pytest.raises(StrategyError, match="decides 'palette'"):
         result.task.compressor.apply(strategy)
     with pytest.raises(StrategyError, match="nowhere"):
-        result.task.compressor.apply(Strategy({}, {}, {"sparsity": {"nowhere": (0.5,)}}))
-    with pytest.raises(StrategyError, match=r"must give layer .* sparsity by 'sparsity', got \(0"):
-        result.task.compressor.apply(Strategy({}, {}, {"sparsity": {names[0]: (0.5, 0.5)}}))
+        result.task.compressor.apply(Strategy({}, {}, {"zeros": {"nowhere": (0.5,)}}))
+    with pytest.raises(StrategyError, match=r"must give layer .* zeros by 'zeros', got \(0"):
+        result.task.compressor.apply(Strategy({}, {}, {"zeros": {names[0]: (0.5, 0.5)}}))
