@@ -15,7 +15,7 @@ from amc.errors import ArtifactError
 
 IntArray = npt.NDArray[np.int64]
 MOST_BITS = 56  # of a whole number
-_RICE_END = 48  # ones in a row; more are no Rice code of ours
+RICE_END = 48  # ones in a row; more are no Rice code of ours
 
 
 class Damaged(ArtifactError):
@@ -159,7 +159,7 @@ def rice_unpacked(content: bytes, count: int, width: int) -> list[int]:
     bits = "".join(f"{byte:08b}" for byte in content)
     values, at = [], 0
     for _ in range(count):
-        end = bits.find("0", at, at + _RICE_END)
+        end = bits.find("0", at, at + RICE_END)
         last = end + 1 + width
         if end < 0 or last > len(bits):
             raise Damaged("is damaged in a table of frequencies")

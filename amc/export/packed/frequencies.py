@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from amc.errors import ConfigError
 from amc.export.packed.bits import (
+    RICE_END,
     Damaged,
     IntArray,
     Reader,
@@ -80,6 +81,7 @@ def _steps(levels: IntArray) -> tuple[IntArray, int, int]:
         for is_across, steps in enumerate((along, across))
         for zigzag in [_zigzag(steps.ravel())]
         for width in range(_MOST_WIDTH)
+        if int(zigzag.max()) >> width < RICE_END  # a reader looks no further
     ]
     _, width, is_across, steps = min(options, key=lambda option: option[:3])
     return steps, width, is_across

@@ -19,6 +19,7 @@ from amc.export.packed.bits import (
     unpacked,
 )
 from amc.export.packed.contexts import Grid
+from amc.export.packed.frequencies import MOST_LEVEL, levels_size, read_levels, write_levels
 
 coders = pytest.mark.parametrize(
     "coder",
@@ -220,3 +221,15 @@ def test_a_range_code_without_its_package_says_what_to_install(
     with pytest.raises(ConfigError, match=r"pip install 'amc-compress\[packed\]'"):
         back(content, (100, 40))
     assert integers.encoded(values).content[0] == integers.GAPS
+
+
+def test_tables_with_steep_steps_are_read_back() -> None:
+    """One symbol that is nearly all, beside many that never occur: codes stay short enough."""
+    levels = np.zeros((2, 256), np.int64)
+    levels[1, 128:] = MOST_LEVEL
+    writer = Writer()
+    write_levels(writer, levels)
+    content = writer.done()
+    assert len(content) == levels_size(levels)
+    found = read_levels(Reader(content), 2, 256)
+    np.testing.assert_array_equal(found, levels)
