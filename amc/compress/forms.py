@@ -33,9 +33,13 @@ def give_form(layer: nn.Module, form: Form) -> None:
 
 def without_smallest(weight: Tensor, zeros: Zeros) -> Tensor:
     """A layer's weight with the smallest of its numbers at zero; shape (outputs, inputs, ...)."""
+    return weight.masked_fill(smallest(weight, zeros), 0.0)
+
+
+def smallest(weight: Tensor, zeros: Zeros) -> Tensor:
+    """Which numbers of a layer's weight those are; bool, of its shape."""
     rows = weight.reshape(1, len(weight), -1)
-    gone = least(rows.square(), zeros, weight[0, 0].numel())
-    return rows.masked_fill(gone, 0.0).view_as(weight)
+    return least(rows.square(), zeros, weight[0, 0].numel()).view_as(weight)
 
 
 def least(costs: Tensor, zeros: Zeros, places: int, done: float = 1.0) -> Tensor:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from amc.compress.forms import give_form, without_smallest
+from amc.compress.forms import give_form, smallest, without_smallest
 from amc.decisions.decision import Decision
 from amc.decisions.forms import Zeros
+from amc.decisions.held import Held, keep_only
 from amc.errors import ConfigError
 from amc.strategy import Bits, Value
 
@@ -82,6 +83,18 @@ class Sparsity(Decision):
         if form is not None:
             give_form(layer, form)
         return layer
+
+    def constrain(self, layer: nn.Module, value: Value, share: float) -> Held | None:
+        """Training leaves the zeros alone; gradually, fewer weights are zero at first.
+
+        Of a pattern all are from the start, as there is none with fewer.
+        """
+        form, weight = self.form(value), layer.weight
+        assert isinstance(weight, Tensor)
+        if form is None:
+            return None
+        some = form if form.group else replace(form, fraction=share * form.fraction)
+        return keep_only(~smallest(weight.detach(), some))
 
     def change(self, layer: nn.Module, part: str, number: float, inputs: Tensor) -> Tensor:
         form, weight = self.form((number,)), layer.weight

@@ -315,3 +315,21 @@ def test_layer_of_unknown_moments_is_estimated_and_thinned_by_magnitude(tiny_net
     changed = Sparsity().change(layer, "sparsity", 0.5, torch.zeros(1))
     assert ((changed == 0) == (layer.weight.abs() < expected)).all()
     assert len(Codebook().change(layer, "codebook_bits", 2, torch.zeros(1)).unique()) == 4
+
+
+def test_training_keeps_zeros_and_gradually_fewer_of_them() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[0.0, 3.0, -1.0, 2.0]])
+    ones = torch.ones(1, 4)
+    for share, kept in ((1.0, [0, 1, 0, 1]), (0.5, [0, 1, 1, 1]), (0.0, [1, 1, 1, 1])):
+        held = Sparsity().constrain(layer, (0.5,), share)
+        assert held is not None
+        assert held.project(ones).tolist() == [kept]
+
+
+def test_pattern_is_kept_at_once() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[0.0, 3.0, -1.0, 2.0]])
+    held = Sparsity(pattern=(2, 4)).constrain(layer, (0.5,), 0.1)
+    assert held is not None
+    assert held.project(torch.ones(1, 4)).tolist() == [[0, 1, 0, 1]]
