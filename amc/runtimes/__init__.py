@@ -1,4 +1,7 @@
-"""What runs networks on this machine: ONNX Runtime, PyTorch, and classes of yours."""
+"""What runs networks on this machine: ONNX Runtime, PyTorch, OpenVINO, and classes of yours.
+
+A package that not everyone has is imported where its runtime is first used.
+"""
 
 from amc.runtimes.onnxruntime import (
     PROVIDER,
@@ -9,15 +12,22 @@ from amc.runtimes.onnxruntime import (
     open_session,
     runtime_operators,
 )
+from amc.runtimes.openvino import OpenVino
 from amc.runtimes.operators import lone_model
 from amc.runtimes.pytorch import TorchRuntime
 from amc.runtimes.runtime import MODULE, NO_WHOLES, ONNX, Runtime, Sampler
 
-BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime]] = {
+BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino]] = {
     "torch": TorchRuntime,
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
 }
-DEVICES = ("onnxruntime_cpu", "torch_cpu", "torch_cuda")  # these, as devices that come with amc
+DEVICES = (
+    "onnxruntime_cpu",
+    "openvino_cpu",
+    "torch_cpu",
+    "torch_cuda",
+)  # these, as devices that come with amc
 DEFAULT_DEVICE = DEVICES[0]
 OF_FILES = OnnxRuntime()  # runs and times what is exported
 ELSEWHERE = TorchRuntime()  # times networks whose device is not this machine
@@ -34,6 +44,7 @@ __all__ = [
     "PROVIDER",
     "OnnxNetwork",
     "OnnxRuntime",
+    "OpenVino",
     "Runtime",
     "Sampler",
     "TorchRuntime",

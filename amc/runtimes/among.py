@@ -1,0 +1,104 @@
+"""Operators as a network has them: each between two convolutions.
+
+A lone operator reads and gives what inputs and outputs are in. A runtime whose convolutions
+have a layout of their own would be timed with changes of layout that a network does not have, and
+would not be seen to compute an addition or an activation inside of the convolution before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from amc.quantplan.conversions import INT8
+from amc.runtimes.onnx_model import SCALE, Array, OperatorModel, counts_of, drawn
+from amc.runtimes.operators import integer_conv, operator_model, output_of
+from amc.runtimes.request import Request
+
+_FEW = 4  # channels before and behind what is timed
+
+
+def among_convolutions(
+    requests: Sequence[Request], batch: int
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The model of which every request is a branch, and what goes into it.
+
+    Nodes are called ``y<index>...`` where they are what is timed, ``before...`` and
+    ``behind<index>...`` around it.
+
+    Raises:
+        DeviceError: There is no model of an operator, or not in these bits.
+    """
+    model = _AmongConvolutions(batch, requests)
+    operator_model(requests, batch, model, {"dequantize": _dequantize})
+    model.close()
+    return model.proto, model.inputs
+
+
+def _dequantize(model: OperatorModel, request: Request, target: str) -> str:
+    """What an integer convolution gives, added to floats: these are read elsewhere too, and so is
+    the sum, as along residual blocks. Else the convolutions would scale them on the way.
+    """
+    assert isinstance(model, _AmongConvolutions)
+    integer_conv(model, request, f"{target}.before", request.in_channels, request.in_channels)
+    # On a grid of negative counts too, as what an addition reads is.
+    middle = model.tensor(f"{target}.middle", np.array(128, np.uint8))
+    scale, _ = model.grid()
+    value = f"{target}.before.out.layer"  # before it is rectified
+    counts = model.node("QuantizeLinear", [value, scale, middle], f"{target}.before.counts")
+    counts = model.node("DequantizeLinear", [counts, scale, middle], f"{target}.before.signed")
+    floats = model.input([request.in_channels, *request.signature.in_size], 1)
+    joined = model.node("Add", [counts, floats], f"{target}.sum")
+    model.node("Relu", [joined], target)
+    for place, read in enumerate((floats, target)):
+        model.beside(f"behind_{target}_{place}", read, request.in_channels)
+    return target
+
+
+class _AmongConvolutions(OperatorModel):
+    """Branches whose images come out of a convolution, and go into another."""
+
+    def __init__(self, batch: int, requests: Sequence[Request]) -> None:
+        super().__init__(batch)
+        self._requests, self._between = requests, dict[int, Request]()
+        self._beside: list[str] = []  # outputs that are no branch's
+
+    def input(self, shape: Sequence[int], copy: int = 0) -> str:
+        """What a convolution gives: one for all layers, as it is computed inside of none."""
+        index = len(self.outputs)
+        request = self._requests[index]
+        if len(shape) != 3 or request.signature.is_product:
+            return super().input(shape, copy)
+        self._between[index] = request
+        whose = "" if request.signature.is_layer else f"{index}_{copy}_"
+        name = f"before{whose}{'x'.join(map(str, shape))}"
+        if not any(name in node.output for node in self.nodes):
+            source = super().input((_FEW, *shape[1:]), copy)
+            # Of other weights than all others: it would be one convolution with these.
+            weight = drawn((shape[0], _FEW, 1, 1)) + np.float32(len(self.nodes))
+            weight = self.tensor(f"{name}.w", weight)
+            self.node("Conv", [source, weight], name, kernel_shape=(1, 1))
+        return name
+
+    def beside(self, name: str, source: str, channels: int) -> None:
+        """A convolution more that reads something."""
+        weight = self.tensor(f"{name}.w", drawn((_FEW, channels, 1, 1)))
+        self._beside.append(self.node("Conv", [source, weight], name, kernel_shape=(1, 1)))
+
+    def close(self) -> None:
+        """Put a convolution behind every branch."""
+        for index, request in self._between.items():
+            source, target = output_of(index), f"behind{index}"
+            extra = request.signature.op == "pad"  # a channel, which is what is timed
+            weight = drawn((_FEW, request.out_channels + extra, 1, 1))
+            if request.bits == INT8 or request.signature.op == "quantize":
+                counts = self.tensor(f"{target}.c", counts_of(weight))
+                scale = self.tensor(f"{target}.ws", np.full(_FEW, SCALE))
+                name = self.node("DequantizeLinear", [counts, scale], f"{target}.w", axis=0)
+            else:
+                name = self.tensor(f"{target}.w", weight)
+            how = {"kernel_shape": (1, 1)}
+            self.outputs[index] = self.node("Conv", [source, name], target, **how)
+        self.outputs += self._beside

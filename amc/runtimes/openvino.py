@@ -1,0 +1,305 @@
+"""OpenVINO, in float and in 8-bit integers: this machine's CPU, or another device that it knows.
+
+Operators are timed many at once, as branches of one model, by OpenVINO's own profile of its nodes.
+Each stands between two convolutions, as in a network: in the layout that these have, and with what
+OpenVINO computes inside of a convolution (an addition, an activation) computed there, for nothing.
+
+The profile says the mean of all calls since the model was loaded, the slow first ones among them,
+in whole microseconds. So every sample loads the compiled model anew, and is what the mean of the
+calls after the first few must have been.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from amc.errors import DeviceError, ExportError
+from amc.graph.whole import Whole
+from amc.quantplan.conversions import INT8
+from amc.runtimes.among import among_convolutions
+from amc.runtimes.onnx_model import Array
+from amc.runtimes.operators import is_lone, lone_model, output_of
+from amc.runtimes.request import Request
+from amc.runtimes.runtime import NO_WHOLES, Runtime, Sampler
+from amc.strategy import FLOAT
+
+_BRANCHES = 50  # of one model: few enough for all that they give to stay in a cache
+_WARM_UP, _CALLS = 4, 12  # of a model that was loaded, in one sample
+_TICK_MS = 1e-3  # of the profile
+_LEAST_MS = 1e-5  # of what costs nothing: a price is more
+_PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as options say, as devices do
+# Around a lone operator, and not in a network's middle; between layers "quantize" is timed.
+_AROUND = ("Reorder", "Input", "Output", "Const")
+# In names: of what only brings an input about; of what is in the model.
+_AROUND_IT = re.compile(r"^before|\.(in\d*|before)\b")
+_NAMED = re.compile(r"^(y\d|before\d[^_]*$|before\d+_\d+_[^_]*$|behind)|_y\d+\.")
+
+
+@dataclass(frozen=True)
+class OpenVino(Runtime):
+    """OpenVINO on one of its devices.
+
+    Attributes:
+        device: As OpenVINO calls it: ``CPU``, ``GPU``, ``GPU.1``, ``NPU``.
+        precision: What floats are computed in: ``f32``, ``bf16`` or ``f16``.
+    """
+
+    device: str = "CPU"
+    precision: str = "f32"
+
+    name = "openvino"
+    title = "OpenVINO"
+    supported_bits = (FLOAT, INT8)
+    fuses = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh", "hardswish", "silu", "gelu")
+    converts = ("quantize", "dequantize")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Z]+(\.\d+)?", str(self.device)):
+            raise DeviceError(
+                "device.device must be what OpenVINO calls it, as in CPU, GPU, GPU.1 or NPU, got "
+                f"{self.device!r}."
+            )
+        if self.precision not in _PRECISIONS:
+            raise DeviceError(
+                f"device.precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}."
+            )
+
+    def machine(self) -> str:
+        core = self._core()
+        processor = core.get_property(self.device, "FULL_DEVICE_NAME")
+        floats = "" if self.precision == "f32" else f", {self.precision}"
+        return f"{processor}, OpenVINO {_openvino().__version__}{floats}"
+
+    def compile(self, network: onnx.ModelProto, threads: int) -> nn.Module:
+        return _Compiled(self, network, threads)
+
+    @contextmanager
+    def timing(
+        self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
+    ) -> Iterator[Sampler]:
+        place: dict[Request, tuple[_Branches, int]] = {}
+
+        def sample(requests: Sequence[Request]) -> list[float]:
+            new = [request for request in requests if request not in place]
+            plain = [request for request in new if not is_lone(request)]
+            parts = [plain[i : i + _BRANCHES] for i in range(0, len(plain), _BRANCHES)]
+            for part in [*parts, *([request] for request in new if is_lone(request))]:
+                branches = self._branches(part, batch, threads, wholes)
+                place.update({request: (branches, index) for index, request in enumerate(part)})
+            taken = {one: one.sample() for one in dict.fromkeys(place[r][0] for r in requests)}
+            return [taken[branches][index] for branches, index in map(place.__getitem__, requests)]
+
+        yield sample
+
+    def _branches(
+        self, part: Sequence[Request], batch: int, threads: int, wholes: Mapping[str, Whole]
+    ) -> _Branches:
+        if is_lone(part[0]):  # a call that amc does not follow, a layer that is no operator
+            model, inputs = lone_model(part[0], batch, wholes)
+        else:
+            model, inputs = among_convolutions(part, batch)
+        compiled = self.load(model, threads, profiled=True)
+        return _Branches(compiled, self.device, self.settings(threads, True), inputs, part)
+
+    def load(
+        self,
+        model: onnx.ModelProto,
+        threads: int,
+        error: type[DeviceError] | type[ExportError] = DeviceError,
+        *,
+        profiled: bool = False,
+        shape: Sequence[int] | None = None,
+    ) -> Any:
+        """A model, compiled.
+
+        Args:
+            shape: Of its one input; None: the model says all.
+
+        Raises:
+            DeviceError, ExportError: OpenVINO cannot compile it.
+        """
+        core = self._core()
+        try:
+            read = core.read_model(io.BytesIO(model.SerializeToString()))
+            if shape is not None:
+                read.reshape(list(shape))
+            return core.compile_model(read, self.device, self.settings(threads, profiled))
+        except RuntimeError as cause:
+            reason = str(cause).strip().splitlines()[-1]
+            raise error(
+                f"OpenVINO {_openvino().__version__} cannot run it on {self.device}: {reason}"
+            ) from cause
+
+    def settings(self, threads: int, profiled: bool) -> dict[str, Any]:
+        """How OpenVINO is to run a model."""
+        how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "PERF_COUNT": profiled}
+        return how | ({"INFERENCE_NUM_THREADS": threads} if self.device == "CPU" else {})
+
+    def _core(self) -> Any:
+        """OpenVINO, if it has the device, and that the precision.
+
+        Raises:
+            DeviceError: It is not installed, or has not.
+        """
+        core = _core()
+        if self.device not in (known := core.available_devices):
+            raise DeviceError(
+                f"OpenVINO finds no device {self.device} on this machine; it finds "
+                f"{', '.join(known)}. Choose one of them: device.device=."
+            )
+        able = core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        if self.precision != "f32" and _PRECISIONS[self.precision] not in able:
+            raise DeviceError(
+                f"{core.get_property(self.device, 'FULL_DEVICE_NAME')} does not compute in "
+                f"{self.precision} (it has {', '.join(able)}). Take device.precision=f32."
+            )
+        return core
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise DeviceError(
+            "OpenVINO is not installed: pip install 'amc-compress[openvino]', or choose another "
+            "device."
+        ) from None
+    return openvino
+
+
+@cache
+def _core() -> Any:
+    return _openvino().Core()
+
+
+class _Compiled(nn.Module):
+    """A compiled network, called with images; of several outputs a dict by name.
+
+    It is compiled for the shape that it is called with: with any number of images it is slower.
+    """
+
+    def __init__(self, runtime: OpenVino, network: onnx.ModelProto, threads: int) -> None:
+        super().__init__()
+        self._runtime, self._network, self._threads = runtime, network, threads
+        self._requests: dict[tuple[int, ...], Any] = {}
+        (given,) = network.graph.input
+        self._request(tuple(max(d.dim_value, 1) for d in given.type.tensor_type.shape.dim))
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        if shape not in self._requests:
+            how = self._network, self._threads, ExportError
+            compiled = self._runtime.load(*how, shape=shape)
+            self._requests[shape] = compiled.create_infer_request()
+        return self._requests[shape]
+
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        given = [images.contiguous().numpy()]
+        outputs = self._request(tuple(images.shape)).infer(given, share_inputs=True)
+        found = {
+            output.get_any_name(): torch.from_numpy(values.copy())
+            for output, values in outputs.items()
+        }
+        return found if len(found) > 1 else next(iter(found.values()))
+
+
+# -- operators -------------------------------------------------------------------------------------
+
+
+class _Branches:
+    """Operators side by side in a compiled model."""
+
+    def __init__(
+        self,
+        compiled: Any,
+        device: str,
+        how: Mapping[str, Any],
+        inputs: Mapping[str, Array],
+        part: Sequence[Request],
+    ) -> None:
+        self._device, self._how = device, dict(how)
+        self._blob, self._inputs = compiled.export_model(), dict(inputs)
+        self._nodes = _nodes_of(compiled.get_runtime_model(), part)
+
+    def sample(self) -> list[float]:
+        """Milliseconds of every operator: the sum of its nodes'."""
+        compiled = _core().import_model(self._blob, self._device, self._how)
+        request = compiled.create_infer_request()
+        first = self._profile(request, _WARM_UP)
+        mean = self._profile(request, _CALLS)
+        taken = {name: later_mean(first[name], mean[name]) for name in mean}
+        sums = [sum(taken.get(name, 0.0) for name in nodes) for nodes in self._nodes]
+        return [max(ms, _LEAST_MS) for ms in sums]
+
+    def _profile(self, request: Any, calls: int) -> dict[str, float]:
+        """Node -> milliseconds, after some calls more."""
+        for _ in range(calls):
+            request.infer(self._inputs, share_inputs=True)
+        profile = request.get_profiling_info()
+        return {node.node_name: node.real_time.total_seconds() * 1e3 for node in profile}
+
+
+def later_mean(first_ms: float, mean_ms: float) -> float:
+    """The mean of the calls after the first, from means that are cut off to whole ticks.
+
+    Each call is cut off to whole ticks, and so is the mean of all so far: half a tick is what each
+    lacks. Of 4 calls with a mean of 9 and 16 with a mean of 3 (in ticks), the later 12 took
+    (16 * 3.5 - 4 * 9.5) / 12 + 0.5 = 2.
+    """
+    calls, half = _WARM_UP + _CALLS, _TICK_MS / 2
+    if mean_ms == 0:
+        return half
+    total = calls * (mean_ms + half) - _WARM_UP * (first_ms + half)
+    return max(total / _CALLS + half, half)
+
+
+def _nodes_of(graph: Any, part: Sequence[Request]) -> list[list[str]]:
+    """Names of the nodes that each request is for, in the graph that is run.
+
+    They are those made of what is called ``y<index>``; for a conversion those made of nothing in
+    the model, that stand in its branch.
+    """
+    nodes = {node.get_friendly_name(): node for node in graph.get_ordered_ops()}
+    made_of = {name: _text(node, "originalLayersNames").split(",") for name, node in nodes.items()}
+    if is_lone(part[0]):
+        return [[name for name in nodes if _text(nodes[name], "layerType") not in _AROUND]]
+    places = {output_of(index): index for index in range(len(part))}
+    found: list[list[str]] = [[] for _ in part]
+    for name, parts in made_of.items():
+        if _AROUND_IT.search(name):  # with what is computed inside of it
+            continue
+        own = {re.split(r"[./]", one)[0] for one in parts if not _AROUND_IT.search(one)}
+        for branch in own & places.keys():
+            found[places[branch]].append(name)
+        end = re.fullmatch(r"behind(\d+)(_original)?", name)
+        if end and part[int(end[1])].signature.op in OpenVino.converts:
+            found[int(end[1])] += _unnamed(nodes, made_of, name)
+    return found
+
+
+def _unnamed(nodes: Mapping[str, Any], made_of: Mapping[str, Sequence[str]], end: str) -> list[str]:
+    """What stands before a node and is made of no node of the model that is compiled."""
+    found, left = dict[str, None](), [end]
+    while left:
+        for source in nodes[left.pop()].inputs():
+            name = source.get_source_output().get_node().get_friendly_name()
+            is_named = any(map(_NAMED.search, [*made_of[name], name]))
+            if not is_named and _text(nodes[name], "layerType") not in _AROUND[1:]:
+                found[name] = None
+            if not name.startswith("before"):
+                left.append(name)
+    return list(found)
+
+
+def _text(node: Any, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""
