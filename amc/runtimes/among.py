@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from amc.quantplan.conversions import INT8
 from amc.runtimes.onnx_model import SCALE, Array, OperatorModel, counts_of, drawn
@@ -32,9 +33,18 @@ def among_convolutions(
         DeviceError: There is no model of an operator, or not in these bits.
     """
     model = _AmongConvolutions(batch, requests)
-    operator_model(requests, batch, model, {"dequantize": _dequantize})
+    operator_model(requests, batch, model, {"dequantize": _dequantize, "add": _add})
     model.close()
     return model.proto, model.inputs
+
+
+def _counts(model: OperatorModel, request: Request, target: str) -> str:
+    """What an integer convolution gives to an addition: on a grid of negative counts too."""
+    integer_conv(model, request, target, _FEW, request.in_channels)
+    middle, (scale, _) = model.tensor(f"{target}.middle", np.array(128, np.uint8)), model.grid()
+    value = f"{target}.out.layer"  # before it is rectified
+    counts = model.node("QuantizeLinear", [value, scale, middle], f"{target}.counts")
+    return model.node("DequantizeLinear", [counts, scale, middle], f"{target}.signed")
 
 
 def _dequantize(model: OperatorModel, request: Request, target: str) -> str:
@@ -42,19 +52,32 @@ def _dequantize(model: OperatorModel, request: Request, target: str) -> str:
     the sum, as along residual blocks. Else the convolutions would scale them on the way.
     """
     assert isinstance(model, _AmongConvolutions)
-    integer_conv(model, request, f"{target}.before", request.in_channels, request.in_channels)
-    # On a grid of negative counts too, as what an addition reads is.
-    middle = model.tensor(f"{target}.middle", np.array(128, np.uint8))
-    scale, _ = model.grid()
-    value = f"{target}.before.out.layer"  # before it is rectified
-    counts = model.node("QuantizeLinear", [value, scale, middle], f"{target}.before.counts")
-    counts = model.node("DequantizeLinear", [counts, scale, middle], f"{target}.before.signed")
     floats = model.input([request.in_channels, *request.signature.in_size], 1)
-    joined = model.node("Add", [counts, floats], f"{target}.sum")
-    model.node("Relu", [joined], target)
+    counts = _counts(model, request, f"{target}.before")
+    model.node("Relu", [model.node("Add", [counts, floats], f"{target}.sum")], target)
     for place, read in enumerate((floats, target)):
         model.beside(f"behind_{target}_{place}", read, request.in_channels)
     return target
+
+
+def _add(model: OperatorModel, request: Request, target: str) -> str:
+    """An addition; in integers behind an integer convolution, which is there once more without.
+
+    They are called ``y<index>.value.before...`` and ``y<index>.value.before.alone...``
+    """
+    assert isinstance(model, _AmongConvolutions)
+    shape = request.in_channels, *request.signature.in_size
+    if request.bits != INT8:
+        return model.node("Add", [model.input(shape), model.input(shape, 1)], target)
+    other = model.rounded(model.input(shape, 1), f"{target}.in")
+    alone = _counts(model, request, f"{target}.before.alone")
+    model.beside(f"behind_{target}", alone, request.in_channels)
+    counts = _counts(model, request, f"{target}.before")
+    for tensor in model.tensors:  # of the same weights they would be one convolution
+        if tensor.name == f"{target}.before.w":
+            negative = -numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(negative, tensor.name))
+    return model.node("Add", [counts, other], target)
 
 
 class _AmongConvolutions(OperatorModel):

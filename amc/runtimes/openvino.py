@@ -40,9 +40,8 @@ _LEAST_MS = 1e-5  # of what costs nothing: a price is more
 _PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as options say, as devices do
 # Around a lone operator, and not in a network's middle; between layers "quantize" is timed.
 _AROUND = ("Reorder", "Input", "Output", "Const")
-# In names: of what only brings an input about; of what is in the model.
-_AROUND_IT = re.compile(r"^before|\.(in\d*|before)\b")
-_NAMED = re.compile(r"^(y\d|before\d[^_]*$|before\d+_\d+_[^_]*$|behind)|_y\d+\.")
+# In names: of what is in the model; of changes of layout on the way into and out of it.
+_NAMED = re.compile(r"^(x\d|y\d|before[^_]*$|before\d+_\d_[^_]*$|behind)|_y\d|_(abcd|acdb)_")
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ class OpenVino(Runtime):
 
         def sample(requests: Sequence[Request]) -> list[float]:
             new = [request for request in requests if request not in place]
-            plain = [request for request in new if not is_lone(request)]
+            plain = [request for request in new if not _is_alone(request)]
             parts = [plain[i : i + _BRANCHES] for i in range(0, len(plain), _BRANCHES)]
-            for part in [*parts, *([request] for request in new if is_lone(request))]:
+            for part in [*parts, *([request] for request in new if _is_alone(request))]:
                 branches = self._branches(part, batch, threads, wholes)
                 place.update({request: (branches, index) for index, request in enumerate(part)})
             taken = {one: one.sample() for one in dict.fromkeys(place[r][0] for r in requests)}
@@ -237,7 +236,7 @@ class _Branches:
         first = self._profile(request, _WARM_UP)
         mean = self._profile(request, _CALLS)
         taken = {name: later_mean(first[name], mean[name]) for name in mean}
-        sums = [sum(taken.get(name, 0.0) for name in nodes) for nodes in self._nodes]
+        sums = [sum(taken.get(n, 0.0) * sign for n, sign in nodes.items()) for nodes in self._nodes]
         return [max(ms, _LEAST_MS) for ms in sums]
 
     def _profile(self, request: Any, calls: int) -> dict[str, float]:
@@ -262,42 +261,34 @@ def later_mean(first_ms: float, mean_ms: float) -> float:
     return max(total / _CALLS + half, half)
 
 
-def _nodes_of(graph: Any, part: Sequence[Request]) -> list[list[str]]:
-    """Names of the nodes that each request is for, in the graph that is run.
+def _is_alone(request: Request) -> bool:
+    """Whether it is timed in a model of its own: what it is has no name there."""
+    return is_lone(request) or request.signature.op in OpenVino.converts
 
-    They are those made of what is called ``y<index>``; for a conversion those made of nothing in
-    the model, that stand in its branch.
+
+def _nodes_of(graph: Any, part: Sequence[Request]) -> list[dict[str, int]]:
+    """Names of the nodes that each request is for, in the graph that is run; 1, or -1 for those
+    whose time is no part of it.
     """
-    nodes = {node.get_friendly_name(): node for node in graph.get_ordered_ops()}
-    made_of = {name: _text(node, "originalLayersNames").split(",") for name, node in nodes.items()}
+    nodes = graph.get_ordered_ops()
+    made_of = {n.get_friendly_name(): _text(n, "originalLayersNames").split(",") for n in nodes}
     if is_lone(part[0]):
-        return [[name for name in nodes if _text(nodes[name], "layerType") not in _AROUND]]
-    places = {output_of(index): index for index in range(len(part))}
-    found: list[list[str]] = [[] for _ in part]
-    for name, parts in made_of.items():
-        if _AROUND_IT.search(name):  # with what is computed inside of it
-            continue
-        own = {re.split(r"[./]", one)[0] for one in parts if not _AROUND_IT.search(one)}
-        for branch in own & places.keys():
-            found[places[branch]].append(name)
-        end = re.fullmatch(r"behind(\d+)(_original)?", name)
-        if end and part[int(end[1])].signature.op in OpenVino.converts:
-            found[int(end[1])] += _unnamed(nodes, made_of, name)
+        kinds = {n.get_friendly_name(): _text(n, "layerType") for n in nodes}
+        return [{name: 1 for name, kind in kinds.items() if kind not in _AROUND}]
+    if _is_alone(part[0]):
+        return [
+            {name: 1 for name in made_of if not any(map(_NAMED.search, [name, *made_of[name]]))}
+        ]
+    found: list[dict[str, int]] = []
+    for index in range(len(part)):
+        mine = re.compile(rf"{output_of(index)}\b(?!.*\.(in\d*|before)\b)")
+        names = [name for name, parts in made_of.items() if any(map(mine.match, parts))]
+        own = {name: 1 for name in names if not name.startswith("before")}
+        if own.keys() & (inside := {f"{output_of(index)}.value.before.out.layer/WithoutBiases"}):
+            # Computed inside of a convolution, which is there once more without it.
+            own |= {name.replace(".out", ".alone.out"): -1 for name in inside}
+        found.append(own)
     return found
-
-
-def _unnamed(nodes: Mapping[str, Any], made_of: Mapping[str, Sequence[str]], end: str) -> list[str]:
-    """What stands before a node and is made of no node of the model that is compiled."""
-    found, left = dict[str, None](), [end]
-    while left:
-        for source in nodes[left.pop()].inputs():
-            name = source.get_source_output().get_node().get_friendly_name()
-            is_named = any(map(_NAMED.search, [*made_of[name], name]))
-            if not is_named and _text(nodes[name], "layerType") not in _AROUND[1:]:
-                found[name] = None
-            if not name.startswith("before"):
-                left.append(name)
-    return list(found)
 
 
 def _text(node: Any, key: str) -> str:
