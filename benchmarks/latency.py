@@ -76,6 +76,7 @@ def measure(
     network = build_network(name, num_classes=10, image_shape=shape).eval()
     graph = graph_of(network, shape)
     spec = settled(given)
+    assert isinstance(spec, LocalSpec)
     choices = choices_for(graph, pairs, channel_step=spec.channel_step, levels=LEVELS)
     start = time.perf_counter()
     device: Device = device_for_network(spec, graph, choices, shape)

@@ -25,7 +25,7 @@ EXTRAS = {
     "rivals": "agent=tpe, gp, cma_es, ppo",
     "timm": "network=timm/<name>",
     "ethos": "Arm's Ethos-U as a device: Vela's estimates",
-    "openvino": "OpenVINO as a device (docs/examples/openvino_runtime.py)",
+    "openvino": "device=openvino_cpu",
     "packed": "amc export format=packed: smaller files by a range coder",
     "joblib": "hydra/launcher=joblib: jobs of a sweep side by side",
     "submitit": "hydra/launcher=submitit_local, submitit_slurm: jobs of a sweep on a cluster",

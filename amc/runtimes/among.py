@@ -7,7 +7,7 @@ would not be seen to compute an addition or an activation inside of the convolut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from amc.quantplan.conversions import INT8
 from amc.runtimes.onnx_model import SCALE, Array, OperatorModel, counts_of, drawn
 from amc.runtimes.operators import integer_conv, operator_model, output_of
 from amc.runtimes.request import Request
+from amc.runtimes.runtime import Sampler
 
 _FEW = 4  # channels before and behind what is timed
 
@@ -33,7 +34,7 @@ def among_convolutions(
         DeviceError: There is no model of an operator, or not in these bits.
     """
     model = _AmongConvolutions(batch, requests)
-    operator_model(requests, batch, model, {"dequantize": _dequantize, "add": _add})
+    operator_model(requests, batch, model, _OTHERWISE)
     model.close()
     return model.proto, model.inputs
 
@@ -80,6 +81,43 @@ def _add(model: OperatorModel, request: Request, target: str) -> str:
     return model.node("Add", [counts, other], target)
 
 
+def _select(model: OperatorModel, request: Request, target: str) -> str:
+    """All but the first channel: all of them would be no work."""
+    source = model.input([request.in_channels + 1, *request.signature.in_size])
+    places = model.tensor(f"{target}.places", np.arange(request.in_channels) + 1)
+    return model.node("Gather", [source, places], target, axis=1)
+
+
+_OTHERWISE = {"dequantize": _dequantize, "add": _add, "select": _select}
+
+
+def in_parts(
+    made: Callable[[Sequence[Request]], Callable[[], Sequence[float]]],
+    size: int,
+    is_alone: Callable[[Request], bool],
+) -> Sampler:
+    """What times requests many at once: in models that are made once, and run for every sample.
+
+    Args:
+        made: From requests to what gives a sample of each, in milliseconds.
+        size: Requests of a model.
+        is_alone: Whether a request has a model of its own.
+    """
+    place: dict[Request, tuple[Callable[[], Sequence[float]], int]] = {}
+
+    def sample(requests: Sequence[Request]) -> list[float]:
+        new = [request for request in requests if request not in place]
+        plain = [request for request in new if not is_alone(request)]
+        parts = [plain[start : start + size] for start in range(0, len(plain), size)]
+        for part in [*parts, *([request] for request in new if is_alone(request))]:
+            run = made(part)
+            place.update({request: (run, index) for index, request in enumerate(part)})
+        taken = {run: run() for run in dict.fromkeys(place[request][0] for request in requests)}
+        return [taken[run][index] for run, index in map(place.__getitem__, requests)]
+
+    return sample
+
+
 class _AmongConvolutions(OperatorModel):
     """Branches whose images come out of a convolution, and go into another."""
 
@@ -101,8 +139,8 @@ class _AmongConvolutions(OperatorModel):
             source = super().input((_FEW, *shape[1:]), copy)
             # Of other weights than all others: it would be one convolution with these.
             weight = drawn((shape[0], _FEW, 1, 1)) + np.float32(len(self.nodes))
-            weight = self.tensor(f"{name}.w", weight)
-            self.node("Conv", [source, weight], name, kernel_shape=(1, 1))
+            self.tensor(f"{name}.w", weight)
+            self.node("Conv", [source, f"{name}.w"], name, kernel_shape=(1, 1))
         return name
 
     def beside(self, name: str, source: str, channels: int) -> None:

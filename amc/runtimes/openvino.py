@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import onnx
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from amc.errors import DeviceError, ExportError
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import INT8
-from amc.runtimes.among import among_convolutions
+from amc.runtimes.among import among_convolutions, in_parts
 from amc.runtimes.onnx_model import Array
 from amc.runtimes.operators import is_lone, lone_model, output_of
 from amc.runtimes.request import Request
@@ -63,11 +63,6 @@ class OpenVino(Runtime):
     converts = ("quantize", "dequantize")
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Z]+(\.\d+)?", str(self.device)):
-            raise DeviceError(
-                "device.device must be what OpenVINO calls it, as in CPU, GPU, GPU.1 or NPU, got "
-                f"{self.device!r}."
-            )
         if self.precision not in _PRECISIONS:
             raise DeviceError(
                 f"device.precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}."
@@ -86,70 +81,40 @@ class OpenVino(Runtime):
     def timing(
         self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
     ) -> Iterator[Sampler]:
-        place: dict[Request, tuple[_Branches, int]] = {}
+        def made(part: Sequence[Request]) -> Callable[[], list[float]]:
+            if is_lone(part[0]):  # a call that amc does not follow, a layer of another kind
+                model, inputs = lone_model(part[0], batch, wholes)
+            else:
+                model, inputs = among_convolutions(part, batch)
+            return _Branches(self, model, inputs, threads, part).sample
 
-        def sample(requests: Sequence[Request]) -> list[float]:
-            new = [request for request in requests if request not in place]
-            plain = [request for request in new if not _is_alone(request)]
-            parts = [plain[i : i + _BRANCHES] for i in range(0, len(plain), _BRANCHES)]
-            for part in [*parts, *([request] for request in new if _is_alone(request))]:
-                branches = self._branches(part, batch, threads, wholes)
-                place.update({request: (branches, index) for index, request in enumerate(part)})
-            taken = {one: one.sample() for one in dict.fromkeys(place[r][0] for r in requests)}
-            return [taken[branches][index] for branches, index in map(place.__getitem__, requests)]
-
-        yield sample
-
-    def _branches(
-        self, part: Sequence[Request], batch: int, threads: int, wholes: Mapping[str, Whole]
-    ) -> _Branches:
-        if is_lone(part[0]):  # a call that amc does not follow, a layer that is no operator
-            model, inputs = lone_model(part[0], batch, wholes)
-        else:
-            model, inputs = among_convolutions(part, batch)
-        compiled = self.load(model, threads, profiled=True)
-        return _Branches(compiled, self.device, self.settings(threads, True), inputs, part)
+        yield in_parts(made, _BRANCHES, _is_alone)
 
     def load(
         self,
         model: onnx.ModelProto,
-        threads: int,
+        how: Mapping[str, Any],
+        shape: Sequence[int] = (),
         error: type[DeviceError] | type[ExportError] = DeviceError,
-        *,
-        profiled: bool = False,
-        shape: Sequence[int] | None = None,
     ) -> Any:
-        """A model, compiled.
-
-        Args:
-            shape: Of its one input; None: the model says all.
-
-        Raises:
-            DeviceError, ExportError: OpenVINO cannot compile it.
-        """
+        """A model, compiled; its one input of a shape, where the model does not say it."""
         core = self._core()
         try:
             read = core.read_model(io.BytesIO(model.SerializeToString()))
-            if shape is not None:
+            if shape:
                 read.reshape(list(shape))
-            return core.compile_model(read, self.device, self.settings(threads, profiled))
+            return core.compile_model(read, self.device, how)
         except RuntimeError as cause:
-            reason = str(cause).strip().splitlines()[-1]
-            raise error(
-                f"OpenVINO {_openvino().__version__} cannot run it on {self.device}: {reason}"
-            ) from cause
+            said = str(cause).strip().splitlines()[-1]
+            raise error(f"OpenVINO cannot run it on {self.device}: {said}") from cause
 
-    def settings(self, threads: int, profiled: bool) -> dict[str, Any]:
+    def settings(self, threads: int, profiled: bool = False) -> dict[str, Any]:
         """How OpenVINO is to run a model."""
         how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision, "PERF_COUNT": profiled}
         return how | ({"INFERENCE_NUM_THREADS": threads} if self.device == "CPU" else {})
 
     def _core(self) -> Any:
-        """OpenVINO, if it has the device, and that the precision.
-
-        Raises:
-            DeviceError: It is not installed, or has not.
-        """
+        """OpenVINO, if it has the device, and that the precision."""
         core = _core()
         if self.device not in (known := core.available_devices):
             raise DeviceError(
@@ -159,8 +124,8 @@ class OpenVino(Runtime):
         able = core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
         if self.precision != "f32" and _PRECISIONS[self.precision] not in able:
             raise DeviceError(
-                f"{core.get_property(self.device, 'FULL_DEVICE_NAME')} does not compute in "
-                f"{self.precision} (it has {', '.join(able)}). Take device.precision=f32."
+                f"OpenVINO's {self.device} does not compute in {self.precision} here (it has "
+                f"{', '.join(able)}). Take device.precision=f32."
             )
         return core
 
@@ -170,8 +135,7 @@ def _openvino() -> Any:
         import openvino
     except ImportError:
         raise DeviceError(
-            "OpenVINO is not installed: pip install 'amc-compress[openvino]', or choose another "
-            "device."
+            "OpenVINO is not installed: pip install 'amc-compress[openvino]', or another device."
         ) from None
     return openvino
 
@@ -189,29 +153,21 @@ class _Compiled(nn.Module):
 
     def __init__(self, runtime: OpenVino, network: onnx.ModelProto, threads: int) -> None:
         super().__init__()
-        self._runtime, self._network, self._threads = runtime, network, threads
+        self._load = partial(runtime.load, network, runtime.settings(threads), error=ExportError)
         self._requests: dict[tuple[int, ...], Any] = {}
         (given,) = network.graph.input
         self._request(tuple(max(d.dim_value, 1) for d in given.type.tensor_type.shape.dim))
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._requests:
-            how = self._network, self._threads, ExportError
-            compiled = self._runtime.load(*how, shape=shape)
-            self._requests[shape] = compiled.create_infer_request()
+            self._requests[shape] = self._load(shape).create_infer_request()
         return self._requests[shape]
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         given = [images.contiguous().numpy()]
-        outputs = self._request(tuple(images.shape)).infer(given, share_inputs=True)
-        found = {
-            output.get_any_name(): torch.from_numpy(values.copy())
-            for output, values in outputs.items()
-        }
+        outputs = self._request(tuple(images.shape)).infer(given, share_inputs=True).items()
+        found = {key.get_any_name(): torch.from_numpy(value.copy()) for key, value in outputs}
         return found if len(found) > 1 else next(iter(found.values()))
-
-
-# -- operators -------------------------------------------------------------------------------------
 
 
 class _Branches:
@@ -219,20 +175,22 @@ class _Branches:
 
     def __init__(
         self,
-        compiled: Any,
-        device: str,
-        how: Mapping[str, Any],
+        runtime: OpenVino,
+        model: onnx.ModelProto,
         inputs: Mapping[str, Array],
+        threads: int,
         part: Sequence[Request],
     ) -> None:
-        self._device, self._how = device, dict(how)
-        self._blob, self._inputs = compiled.export_model(), dict(inputs)
+        how = runtime.settings(threads, profiled=True)
+        compiled = runtime.load(model, how)
         self._nodes = _nodes_of(compiled.get_runtime_model(), part)
+        blob = compiled.export_model()
+        self._anew = partial(_core().import_model, blob, runtime.device, how)
+        self._inputs = dict(inputs)
 
     def sample(self) -> list[float]:
         """Milliseconds of every operator: the sum of its nodes'."""
-        compiled = _core().import_model(self._blob, self._device, self._how)
-        request = compiled.create_infer_request()
+        request = self._anew().create_infer_request()
         first = self._profile(request, _WARM_UP)
         mean = self._profile(request, _CALLS)
         taken = {name: later_mean(first[name], mean[name]) for name in mean}
@@ -256,7 +214,7 @@ def later_mean(first_ms: float, mean_ms: float) -> float:
     """
     calls, half = _WARM_UP + _CALLS, _TICK_MS / 2
     if mean_ms == 0:
-        return half
+        return 0.0
     total = calls * (mean_ms + half) - _WARM_UP * (first_ms + half)
     return max(total / _CALLS + half, half)
 
@@ -270,15 +228,14 @@ def _nodes_of(graph: Any, part: Sequence[Request]) -> list[dict[str, int]]:
     """Names of the nodes that each request is for, in the graph that is run; 1, or -1 for those
     whose time is no part of it.
     """
-    nodes = graph.get_ordered_ops()
-    made_of = {n.get_friendly_name(): _text(n, "originalLayersNames").split(",") for n in nodes}
+    info = {n.get_friendly_name(): n.get_rt_info() for n in graph.get_ordered_ops()}
     if is_lone(part[0]):
-        kinds = {n.get_friendly_name(): _text(n, "layerType") for n in nodes}
+        kinds = {name: rt["layerType"].astype(str) for name, rt in info.items()}
         return [{name: 1 for name, kind in kinds.items() if kind not in _AROUND}]
+    made_of = {n: rt["originalLayersNames"].astype(str).split(",") for n, rt in info.items()}
     if _is_alone(part[0]):
-        return [
-            {name: 1 for name in made_of if not any(map(_NAMED.search, [name, *made_of[name]]))}
-        ]
+        known = {name for name in made_of if any(map(_NAMED.search, [name, *made_of[name]]))}
+        return [dict.fromkeys(made_of.keys() - known, 1)]
     found: list[dict[str, int]] = []
     for index in range(len(part)):
         mine = re.compile(rf"{output_of(index)}\b(?!.*\.(in\d*|before)\b)")
@@ -289,8 +246,3 @@ def _nodes_of(graph: Any, part: Sequence[Request]) -> list[dict[str, int]]:
             own |= {name.replace(".out", ".alone.out"): -1 for name in inside}
         found.append(own)
     return found
-
-
-def _text(node: Any, key: str) -> str:
-    info = node.get_rt_info()
-    return str(info[key].astype(str)) if key in info else ""

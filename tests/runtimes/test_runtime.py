@@ -22,7 +22,7 @@ from amc.errors import DeviceError
 from amc.export import convert
 from amc.graph.whole import Whole
 from amc.problem import local
-from amc.runtimes import DEVICES, ELSEWHERE, MODULE, NO_WHOLES, OF_FILES, Runtime, Sampler
+from amc.runtimes import BUILT_IN, DEVICES, ELSEWHERE, MODULE, NO_WHOLES, OF_FILES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 from amc.utils.measure import Timing
@@ -213,7 +213,7 @@ def test_devices_that_amc_ships_of_its_runtimes_are_those_it_names() -> None:
 
 
 def is_local(name: str) -> bool:
-    return shipped_device(name)["kind"] in ("onnxruntime", "torch")
+    return shipped_device(name)["kind"] in BUILT_IN
 
 
 def test_compiled_network_gives_what_the_module_gives(tiny_net: nn.Module) -> None:
