@@ -27,6 +27,7 @@ EXTRAS = {
     "ethos": "Arm's Ethos-U as a device: Vela's estimates",
     "openvino": "device=openvino_cpu",
     "packed": "amc export format=packed: smaller files by a range coder",
+    "executorch": "device=executorch_xnnpack, amc export format=executorch",
     "joblib": "hydra/launcher=joblib: jobs of a sweep side by side",
     "submitit": "hydra/launcher=submitit_local, submitit_slurm: jobs of a sweep on a cluster",
     "ray": "hydra/launcher=ray: jobs of a sweep on Ray's machines",

@@ -1,8 +1,9 @@
-"""What runs networks on this machine: ONNX Runtime, PyTorch, OpenVINO, and classes of yours.
+"""What runs networks here: ONNX Runtime, PyTorch, OpenVINO, ExecuTorch, and classes of yours.
 
 A package that not everyone has is imported where its runtime is first used.
 """
 
+from amc.runtimes.executorch import ExecuTorch
 from amc.runtimes.onnxruntime import (
     PROVIDER,
     OnnxNetwork,
@@ -17,10 +18,11 @@ from amc.runtimes.operators import lone_model
 from amc.runtimes.pytorch import TorchRuntime
 from amc.runtimes.runtime import MODULE, NO_WHOLES, ONNX, Runtime, Sampler
 
-BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino]] = {
+BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino | ExecuTorch]] = {
     "torch": TorchRuntime,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "executorch": ExecuTorch,
 }
 DEVICES = (
     "onnxruntime_cpu",
@@ -42,6 +44,7 @@ __all__ = [
     "OF_FILES",
     "ONNX",
     "PROVIDER",
+    "ExecuTorch",
     "OnnxNetwork",
     "OnnxRuntime",
     "OpenVino",

@@ -61,6 +61,7 @@ class OpenVino(Runtime):
     supported_bits = (FLOAT, INT8)
     fuses = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh", "hardswish", "silu", "gelu")
     converts = ("quantize", "dequantize")
+    is_isolated = True
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:

@@ -119,7 +119,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalSpec:
 def test_operators_take_longer_the_more_there_is_to_compute(device: LocalSpec) -> None:
     widths, bits = (8, 256), (FLOAT, INT8, dequantized(INT8))
     requests = [Request(CONV, width, width, pair) for width in widths for pair in bits]
-    with device.sampling() as sample:
+    with device.runs_on.timing(1, 1) as sample:
         rounds = [list(sample(requests)), list(sample(requests[::-1]))[::-1]]
     narrow, narrow_int8, _, wide, wide_int8, _ = map(min, zip(*rounds, strict=True))
     assert 5 * narrow < wide
@@ -133,7 +133,7 @@ def test_what_is_computed_inside_of_a_convolution_costs_nothing(device: LocalSpe
     paid += [between("select"), between("pad"), between("pad", INT8)]
     pool = Signature("max_pool2d", (2, 2), (2, 2), in_size=(32, 32), out_size=(16, 16))
     paid += [Request(pool, 32, 32, bits) for bits in (FLOAT, INT8)]
-    with device.sampling() as sample:
+    with device.runs_on.timing(1, 1) as sample:
         taken = dict(zip(free + paid, sample(free + paid), strict=True))
     assert [taken[request] for request in free] == [1e-5] * len(free)
     assert all(taken[request] < 1 for request in paid)
