@@ -24,12 +24,8 @@ BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino | ExecuTorch]] = 
     "openvino": OpenVino,
     "executorch": ExecuTorch,
 }
-DEVICES = (
-    "onnxruntime_cpu",
-    "openvino_cpu",
-    "torch_cpu",
-    "torch_cuda",
-)  # these, as devices that come with amc
+# These, as devices that come with amc.
+DEVICES = ("onnxruntime_cpu", "openvino_cpu", "executorch_xnnpack", "torch_cpu", "torch_cuda")
 DEFAULT_DEVICE = DEVICES[0]
 OF_FILES = OnnxRuntime()  # runs and times what is exported
 ELSEWHERE = TorchRuntime()  # times networks whose device is not this machine

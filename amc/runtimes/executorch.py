@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class ExecuTorch(Runtime):
         return f"{cpu_model()}, ExecuTorch {version('executorch')} (XNNPACK)"
 
     def compile(self, network: onnx.ModelProto, threads: int) -> nn.Module:
-        return ExecuTorchNetwork(network, threads)
+        return _Network(network, threads)
 
     @contextmanager
     def timing(
@@ -88,51 +89,24 @@ def program(
     inputs: Sequence[Tensor],
     error: type[DeviceError] | type[ExportError] = ExportError,
 ) -> bytes:
-    """An ONNX model as an ExecuTorch program for inputs of one shape: the content of a ``.pte``.
-
-    Raises:
-        DeviceError, ExportError: ExecuTorch is missing, or cannot write it.
-    """
+    """An ONNX model as an ExecuTorch program for inputs of one shape: the content of a ``.pte``."""
     parts = _executorch()
     module = OnnxModule(model).eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, tuple(inputs))
-            lowered = parts.lower(
-                exported, partitioner=[parts.partitioner()], compile_config=parts.config
-            )
+            how = {"partitioner": [parts.partitioner()], "compile_config": parts.config}
+            lowered = parts.lower(exported, **how)
             return bytes(lowered.to_executorch().buffer)
     except Exception as cause:  # of many kinds: assertions, key errors, its own
         said = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise error(
-            f"ExecuTorch {version('executorch')} cannot write the network: {said[0]}"
-        ) from cause
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What amc needs of ExecuTorch."""
-
-    lower: Any
-    partitioner: Any
-    config: Any
-    runtime: Any
-    inspector: Any
-    library: Any
-
-    def set_threads(self, threads: int) -> None:
-        """CPU threads of all programs that are loaded from now on."""
-        if self.library._threadpool_get_thread_count() != threads:
-            self.library._unsafe_reset_threadpool(threads)
+        raise error(f"ExecuTorch cannot write the network: {said[0]}") from cause
 
 
 @cache
-def _executorch() -> _Parts:
-    """
-    Raises:
-        DeviceError: It is not installed, or not one for this PyTorch.
-    """
+def _executorch() -> Any:
+    """What amc needs of ExecuTorch, if it is installed, and one for this PyTorch."""
     with contextlib.redirect_stderr(None), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -145,49 +119,65 @@ def _executorch() -> _Parts:
             from executorch.runtime import Runtime as Program
         except ImportError as error:
             raise DeviceError(
-                "ExecuTorch is not installed, or is one for another PyTorch than "
-                f"{torch.__version__} ({error}): pip install 'amc-compress[executorch]', or choose "
-                "another device."
+                f"ExecuTorch is not installed, or is for another PyTorch than {torch.__version__} "
+                f"({error}): pip install 'amc-compress[executorch]', or another device."
             ) from None
     logging.getLogger("executorch").setLevel(logging.ERROR)
-    return _Parts(
-        to_edge_transform_and_lower,
-        XnnpackPartitioner,
-        EdgeCompileConfig(_check_ir_validity=False),
-        Program.get(),
-        Inspector,
-        portable_lib,
+    return SimpleNamespace(
+        lower=to_edge_transform_and_lower,
+        partitioner=XnnpackPartitioner,
+        config=EdgeCompileConfig(_check_ir_validity=False),
+        runtime=Program.get(),
+        inspector=Inspector,
+        library=portable_lib,
     )
 
 
-class ExecuTorchNetwork(nn.Module):
-    """A program, called with images; of several outputs a dict by name.
+def _set_threads(threads: int) -> None:
+    """CPU threads of all programs that are loaded from now on."""
+    library = _executorch().library
+    if library._threadpool_get_thread_count() != threads:
+        library._unsafe_reset_threadpool(threads)
 
-    A program is of one shape of images: another one is written for another number of them.
-    """
 
-    def __init__(self, network: onnx.ModelProto, threads: int = 1) -> None:
+class LoadedProgram(nn.Module):
+    """A program, called with images of the shape that it is for; of several outputs a dict."""
+
+    def __init__(self, content: bytes, outputs: Sequence[str], threads: int = 1) -> None:
         super().__init__()
-        self._network, self._threads = network, threads
-        self._methods: dict[tuple[int, ...], Any] = {}
-        (given,) = network.graph.input
-        shape = [max(d.dim_value, 1) for d in given.type.tensor_type.shape.dim]
-        self._method(torch.zeros(shape))
-
-    def _method(self, images: Tensor) -> Any:
-        shape = tuple(images.shape)
-        if shape not in self._methods:
-            parts, content = _executorch(), program(self._network, [torch.rand(shape)])
-            parts.set_threads(self._threads)
-            loaded = parts.runtime.load_program(content)
-            self._methods[shape] = loaded, loaded.load_method(METHOD)
-        return self._methods[shape][1]
+        _set_threads(threads)
+        self._outputs, self._program = list(outputs), _executorch().runtime.load_program(content)
+        try:
+            self._method = self._program.load_method(METHOD)
+        except RuntimeError as cause:
+            raise ExportError(f"ExecuTorch cannot load what it wrote: {cause}") from cause
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        outputs = self._method(images).execute([images.contiguous()])
-        names = [output.name for output in self._network.graph.output]
-        found = {name: value.clone() for name, value in zip(names, outputs, strict=True)}
+        given = self._method.execute([images.contiguous()])
+        found = {n: value.clone() for n, value in zip(self._outputs, given, strict=True)}
         return found if len(found) > 1 else next(iter(found.values()))
+
+
+class _Network(nn.Module):
+    """A model, of which a program is written for every shape of images that it is called with."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int) -> None:
+        super().__init__()
+        self._model, self._threads = model, threads
+        self._programs: dict[tuple[int, ...], LoadedProgram] = {}
+        (given,) = model.graph.input
+        self._program(tuple(max(d.dim_value, 1) for d in given.type.tensor_type.shape.dim))
+
+    def _program(self, shape: tuple[int, ...]) -> LoadedProgram:
+        if shape not in self._programs:
+            content = program(self._model, [torch.zeros(shape)])
+            outputs = [output.name for output in self._model.graph.output]
+            self._programs[shape] = LoadedProgram(content, outputs, self._threads)
+        return self._programs[shape]
+
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        found: Tensor | dict[str, Tensor] = self._program(tuple(images.shape))(images)
+        return found
 
 
 class _Operators:
@@ -196,8 +186,8 @@ class _Operators:
     def __init__(
         self, content: bytes, inputs: Sequence[Tensor], threads: int, part: Sequence[Request]
     ) -> None:
-        self._content, self._inputs, self._threads = content, list(inputs), threads
-        self._part = part
+        self._content, self._inputs = content, list(inputs)
+        self._threads, self._part = threads, part
 
     @property
     def can_tell(self) -> bool:
@@ -226,7 +216,7 @@ class _Operators:
         with tempfile.TemporaryDirectory() as folder:
             file, dump = Path(folder, "operators.pte"), Path(folder, "events")
             file.write_bytes(self._content)
-            parts.set_threads(self._threads)
+            _set_threads(self._threads)
             loaded = parts.runtime.load_program(file, enable_etdump=True)
             method = loaded.load_method(METHOD)
             for _ in range(_WARM_UP + _CALLS):

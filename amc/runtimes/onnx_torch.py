@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class OnnxModule(nn.Module):
         self._constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self._fold()
         for index, values in enumerate(self._constants.values()):
-            if values.dtype.kind == "f" or (values.dtype == np.int8 and values.ndim > 1):
+            if values.ndim and (values.dtype.kind == "f" or values.dtype == np.int8):
                 self.register_buffer(f"_constant{index}", torch.from_numpy(values.copy()))
             if values.ndim == 1:
                 zeros = torch.zeros(len(values), dtype=torch.int64)  # of weights in integers
@@ -112,6 +113,13 @@ class OnnxModule(nn.Module):
                 values[target] = self._weights(node, value(source), how)
             elif op == "DequantizeLinear":
                 counts[target] = source
+            elif (
+                op == "MaxPool" and source in counts
+            ):  # on its input's grid: runtimes know no other
+                grid = grids[counts[source]]
+                counts[target] = f"{target}/counts"
+                grids[counts[target]] = grid
+                values[counts[target]] = _counts(_max_pool(how, value(source)), *grid)
             elif source in grids:  # what moves counts: runtimes know it of floats between grids
                 grids[target] = grids[source]
                 floats = _floats(values[source], *grids[source])
@@ -314,6 +322,7 @@ _OPERATORS: dict[str, Operator] = {
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda how, x: F.leaky_relu(x, how.get("alpha", 0.01)),
     "MatMul": _of(torch.matmul),
+    "Max": lambda how, x, *others: reduce(torch.maximum, map(_tensor, others), x),
     "MaxPool": _max_pool,
     "Mul": _of(torch.mul),
     "Pad": _pad,
