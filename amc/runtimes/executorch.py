@@ -7,9 +7,6 @@ events; what is converted on the way in and out is no part of them.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,8 +94,7 @@ def program(
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, tuple(inputs))
             how = {"partitioner": [parts.partitioner()], "compile_config": parts.config}
-            lowered = parts.lower(exported, **how)
-            return bytes(lowered.to_executorch().buffer)
+            return bytes(parts.lower(exported, **how).to_executorch().buffer)
     except Exception as cause:  # of many kinds: assertions, key errors, its own
         said = str(cause).strip().splitlines() or [type(cause).__name__]
         raise error(f"ExecuTorch cannot write the network: {said[0]}") from cause
@@ -107,27 +103,24 @@ def program(
 @cache
 def _executorch() -> Any:
     """What amc needs of ExecuTorch, if it is installed, and one for this PyTorch."""
-    with contextlib.redirect_stderr(None), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-                XnnpackPartitioner,
-            )
+            from executorch import exir
+            from executorch.backends.xnnpack.partition import xnnpack_partitioner
             from executorch.devtools import Inspector
-            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
             from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime as Program
+            from executorch.runtime import Runtime as Programs
         except ImportError as error:
             raise DeviceError(
                 f"ExecuTorch is not installed, or is for another PyTorch than {torch.__version__} "
                 f"({error}): pip install 'amc-compress[executorch]', or another device."
             ) from None
-    logging.getLogger("executorch").setLevel(logging.ERROR)
     return SimpleNamespace(
-        lower=to_edge_transform_and_lower,
-        partitioner=XnnpackPartitioner,
-        config=EdgeCompileConfig(_check_ir_validity=False),
-        runtime=Program.get(),
+        lower=exir.to_edge_transform_and_lower,
+        partitioner=xnnpack_partitioner.XnnpackPartitioner,
+        config=exir.EdgeCompileConfig(_check_ir_validity=False),
+        runtime=Programs.get(),
         inspector=Inspector,
         library=portable_lib,
     )
@@ -176,8 +169,7 @@ class _Network(nn.Module):
         return self._programs[shape]
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
-        found: Tensor | dict[str, Tensor] = self._program(tuple(images.shape))(images)
-        return found
+        return self._program(tuple(images.shape)).forward(images)
 
 
 class _Operators:
@@ -221,7 +213,7 @@ class _Operators:
             method = loaded.load_method(METHOD)
             for _ in range(_WARM_UP + _CALLS):
                 method.execute(self._inputs)
-            loaded.write_etdump_result_to_file(str(dump), os.devnull)
+            loaded.write_etdump_result_to_file(str(dump), f"{dump}.values")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 blocks = parts.inspector(etdump_path=str(dump)).event_blocks
