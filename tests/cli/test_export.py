@@ -278,7 +278,7 @@ def test_folder_that_cannot_be_written_is_said(run: Path, capsys: Output) -> Non
         ("opset=99", "opset must be 13 to 20, got 99"),
         ("opset=new", "opset must be a whole number from 1, got 'new'"),
         ("integer_additions=some", "integer_additions must be true or false, got 'some'"),
-        ("format=tflite", "format must be onnx or executorch, got 'tflite'"),
+        ("format=tflite", "format must be one of onnx, packed, executorch, got 'tflite'"),
         ("batch=0", "batch must be a whole number from 1, got 0"),
     ],
 )
