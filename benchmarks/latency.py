@@ -1,10 +1,11 @@
 """Milliseconds predicted by a device's table beside milliseconds measured on it.
 
     python -m benchmarks.latency --networks resnet56:32 mobilenet_v1:32 mobilenet_v2:96 --batch 1
+    python -m benchmarks.latency --device openvino_cpu --networks resnet20:32 resnet56:32
 
 Random strategies on each network: the table is measured, every strategy's network is really built,
-exported and run in ONNX Runtime, all of them in turn. Weights are random: time does not depend on
-them. Prints the errors, writes a CSV and a scatter picture.
+exported and run in the device's runtime, all of them in turn. Weights are random: time does not
+depend on them. Prints the errors, writes a CSV and a scatter picture.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,10 @@ from amc.cost.device import Device
 from amc.cost.grid import COARSE, GRIDS
 from amc.cost.prices import operator_prices
 from amc.cost.profile import DEFAULT_STEP, LocalSpec, settled
+from amc.cost.shipped import as_device
 from amc.networks import build_network
 from amc.problem.local import built, device_for_network, random_strategy, time_networks
-from amc.runtimes import OF_FILES
+from amc.runtimes import DEFAULT_DEVICE
 from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 
@@ -36,6 +39,7 @@ def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", nargs="+", default=["resnet56:32"], help="name:image size")
+    parser.add_argument("--device", default=DEFAULT_DEVICE, help="one that is this machine")
     parser.add_argument("--strategies", type=int, default=30)
     parser.add_argument("--bits", choices=("float", "mixed"), default="mixed")
     parser.add_argument("--batch", type=int, default=1)
@@ -46,8 +50,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def local_spec(options: argparse.Namespace) -> LocalSpec:
+    """The device that the options name, with their batch, threads, step and grid."""
+    device = as_device(options.device)
+    if not isinstance(device, LocalSpec):
+        raise SystemExit(f"--device {options.device} is not measured on this machine")
+    step = options.channel_step
+    return replace(
+        device,
+        batch=options.batch,
+        threads=options.threads,
+        channel_step=step or DEFAULT_STEP,
+        probes=step is None,
+        grid=options.grid,
+    )
+
+
 def measure(
-    name: str, size: int, pairs: Sequence[Bits], options: argparse.Namespace
+    name: str, size: int, given: LocalSpec, pairs: Sequence[Bits], options: argparse.Namespace
 ) -> list[dict[str, object]]:
     """One row for the original and every random strategy of a network."""
     shape = 3, size, size
@@ -55,17 +75,8 @@ def measure(
     torch.manual_seed(options.seed)
     network = build_network(name, num_classes=10, image_shape=shape).eval()
     graph = graph_of(network, shape)
-    step = options.channel_step
-    given = LocalSpec(
-        "benchmark",
-        OF_FILES,
-        options.batch,
-        options.threads,
-        step or DEFAULT_STEP,
-        probes=step is None,
-        grid=options.grid,
-    )
     spec = settled(given)
+    assert isinstance(spec, LocalSpec)
     choices = choices_for(graph, pairs, channel_step=spec.channel_step, levels=LEVELS)
     start = time.perf_counter()
     device: Device = device_for_network(spec, graph, choices, shape)
@@ -79,7 +90,7 @@ def measure(
     ]
     images = torch.rand(8, *shape) if len(pairs) > 1 else None
     timings = time_networks(
-        OF_FILES,
+        spec.runs_on,
         (built(graph, strategy) for strategy in strategies),
         shape,
         batch=options.batch,
@@ -88,6 +99,7 @@ def measure(
     )
     return [
         {
+            "device": given.name,
             "network": name,
             "image size": size,
             "batch": options.batch,
@@ -111,6 +123,7 @@ def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
     error = np.abs(predicted / measured - 1)
     relative = np.abs(predicted / measured / np.median(predicted / measured) - 1)
     return {
+        "device": rows[0]["device"],
         "network": rows[0]["network"],
         "batch": rows[0]["batch"],
         "step": rows[0]["channel step"],
@@ -149,14 +162,16 @@ def draw(groups: Sequence[Sequence[dict[str, object]]], path: Path) -> None:
 def main() -> None:
     """Measure, print the errors, write the CSV and the picture."""
     options = arguments()
-    pairs = OF_FILES.supported_bits if options.bits == "mixed" else (FLOAT,)
+    device = local_spec(options)
+    pairs = device.supported_bits if options.bits == "mixed" else (FLOAT,)
     groups = []
     for given in options.networks:
         name, _, size = given.partition(":")
-        groups.append(measure(name, int(size or 32), pairs, options))
+        groups.append(measure(name, int(size or 32), device, pairs, options))
     rows = [summary(group) for group in groups]
     print_table(rows, list(rows[0]))
-    name = f"latency-{options.bits}-b{options.batch}"
+    of_device = "" if device.name == DEFAULT_DEVICE else f"{device.name.rpartition(':')[2]}-"
+    name = f"latency-{of_device}{options.bits}-b{options.batch}"
     print(write_csv(name, [row for group in groups for row in group]))
     draw(groups, RESULTS / f"{name}.png")
     print(RESULTS / f"{name}.png")

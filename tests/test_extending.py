@@ -7,19 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import amc
 from agents.searcher import build_searcher
 from amc.cost.formulas import macs
 from amc.cost.plugins import checked
+from amc.cost.profile import LocalSpec
+from amc.cost.shipped import as_device
 from amc.errors import ConfigError, DeviceError
+from amc.export import convert
+from amc.graph.types import Signature
+from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 from amc.utils.runs import code_of, functions_again
 from docs.examples.hill_climb import HillClimb
+from docs.examples.plain_runtime import PlainOnnx
 from docs.examples.toy_board import ToyBoard
-from tests.conftest import random_images
+from tests.conftest import TINY_SHAPE, random_images
 
+PLAIN = "docs.examples.plain_runtime:PlainOnnx"
 CLIMB = "docs.examples.hill_climb:HillClimb"
 RECOVERY = amc.RecoverySettings(images=20, batch_norm_images=10)
 MACS = amc.Budget("macs", fraction=0.7)
@@ -198,3 +206,18 @@ def test_what_a_device_of_ones_own_answers_is_checked(
 ) -> None:
     with pytest.raises(DeviceError, match=said):
         find(tiny_net, device=WrongPrices(wrong), budget=0.9, agent="random")
+
+
+def test_runtime_of_ones_own_times_operators_and_runs_networks(tiny_net: nn.Module) -> None:
+    device = as_device({"kind": "class", "name": PLAIN, "channel_step": 4})
+    assert isinstance(device, LocalSpec)
+    conv = Signature("conv2d", (3, 3), (1, 1), (1, 1), in_size=(16, 16), out_size=(16, 16))
+    narrow, wide = (Request(conv, width, width, FLOAT) for width in (8, 128))
+    with device.sampling() as sample:
+        rounds = [list(sample([narrow, wide])) for _ in range(2)]
+    assert min(rounds)[0] < min(rounds)[1]
+    compiled = PlainOnnx().compile(convert(tiny_net, TINY_SHAPE).model, 1)
+    images = torch.rand(2, *TINY_SHAPE)
+    with torch.inference_mode():
+        assert torch.allclose(compiled(images), tiny_net.eval()(images), atol=1e-5)
+    assert device.header().source.endswith(", unoptimised")

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import Tensor, nn
 
 from amc.cli import recipe
 from amc.cli.check import check_options
@@ -21,8 +22,10 @@ from amc.errors import ConfigError
 from amc.export import (
     ExportReport,
     Parity,
+    ProgramReport,
     check_opset,
     check_parity,
+    export_executorch,
     export_onnx,
     precision_words,
 )
@@ -30,16 +33,27 @@ from amc.networks import admit
 from amc.objectives import Objective, build_objective
 from amc.problem.local import calibration_images, time_networks
 from amc.problem.problem import matched
-from amc.runtimes import DEFAULT_DEVICE, OF_FILES, PROVIDER, integer_layers
+from amc.runtimes import DEFAULT_DEVICE, OF_FILES, PROVIDER, ExecuTorch, integer_layers
 from amc.strategy import FLOAT_BITS
 from amc.study import artifact
 from amc.utils.files import write_text
 from amc.utils.measure import Share, Timing
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, has_network
 
-FORMATS = ("onnx", "packed")
 MODEL_FILE, REPORT_FILE, FOLDER = "model.onnx", "export.json", "export"
+PROGRAM_FILE = "model.pte"
+EXECUTORCH = "executorch"
+FORMATS = ("onnx", "packed", EXECUTORCH)
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What an ExecuTorch program is, and how long it takes."""
+
+    report: ProgramReport
+    original: Timing
+    compressed: Timing
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class _Findings:
     integer_layers: int
     size_estimate: int
     objective: Objective
+    program: _Program | None
 
     @property
     def share(self) -> Share:
@@ -70,6 +85,8 @@ def run(config: DictConfig) -> recipe.Ended:
     check_opset(config.opset)
     if config.format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {config.format!r}.")
+    if config.format == EXECUTORCH:
+        ExecuTorch().machine()  # before anything is written
     asked = build_objective(**recipe.recorded_objective(record.settings, config))
     recipe.recorded_decisions(record.settings, config)
     original, data = recipe.prepared(
@@ -102,10 +119,14 @@ def run(config: DictConfig) -> recipe.Ended:
         images=calibration,
         opset=config.opset,
     )
+    program = None
+    if config.format == EXECUTORCH:
+        networks = original, compressed.module
+        program = _program(networks, data.image_shape, path, calibration, images, config)
     graph = graph_of(original, data.image_shape)
     estimate = sum(operator_prices(graph, compressed.strategy, "size_bytes", None))
     found = _Findings(
-        report, parity, plain, smaller, integer_layers(path), round(estimate), objective
+        report, parity, plain, smaller, integer_layers(path), round(estimate), objective, program
     )
     document = _document(found, config.threads, config.batch)
     write_text(path.with_name(REPORT_FILE), json.dumps(document, indent=2) + "\n")
@@ -115,6 +136,28 @@ def run(config: DictConfig) -> recipe.Ended:
         again = recipe.code_again(record)
         print(f"this is the network before fine-tuning; after it: amc export run={trained}{again}")
     return recipe.Ended()
+
+
+def _program(
+    networks: tuple[nn.Module, nn.Module],
+    image_shape: tuple[int, int, int],
+    onnx_file: Path,
+    calibration: Tensor | None,
+    images: Tensor,
+    config: DictConfig,
+) -> _Program:
+    """Write the smaller of two networks as a program beside its ONNX file, and time both."""
+    report = export_executorch(
+        networks[1],
+        image_shape,
+        onnx_file.with_name(PROGRAM_FILE),
+        images=calibration,
+        compare_on=images,
+        opset=config.opset,
+    )
+    how = {"batch": config.batch, "threads": config.threads, "opset": config.opset}
+    times = time_networks(ExecuTorch(), networks, image_shape, images=calibration, **how)
+    return _Program(report, *times)
 
 
 def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
@@ -153,7 +196,21 @@ def _document(found: _Findings, threads: int, batch: int) -> dict[str, Any]:
             "compressed": _latency(found.compressed),
             "share": asdict(found.share),
         },
+        **_program_document(found.program),
     }
+
+
+def _program_document(program: _Program | None) -> dict[str, Any]:
+    if program is None:
+        return {}
+    latency = {
+        "original": _latency(program.original),
+        "compressed": _latency(program.compressed),
+        "share": asdict(program.compressed.share_of(program.original)),
+    }
+    report = program.report
+    written = {"model": report.path.name, "runtime": report.runtime, "latency": latency}
+    return {"executorch": written | {"file_bytes": report.file_bytes}}
 
 
 def _latency(timing: Timing) -> dict[str, float]:
@@ -184,6 +241,16 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
     for name, timing in (("original", found.original), ("compressed", found.compressed)):
         spread = f"{timing.latency_ms:.3f} ± {timing.spread_ms:.3f} ms"
         table.add_row(f"latency, {name}", spread, where if name == "original" else _gain(found))
+    if (program := found.program) is not None:
+        held = f"{program.report.file_bytes / 1e3:,.1f} kB"
+        table.add_row(program.report.path.name, held, program.report.runtime)
+        share = f"{program.compressed.share_of(program.original)} of the original"
+        for name, timing, said in (
+            ("original", program.original, where.replace(OF_FILES.title, ExecuTorch.title)),
+            ("compressed", program.compressed, share),
+        ):
+            spread = f"{timing.latency_ms:.3f} ± {timing.spread_ms:.3f} ms"
+            table.add_row(f"latency, {name}", spread, said)
     console.print(table)
     for note in _notes(found):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

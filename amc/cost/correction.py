@@ -30,6 +30,7 @@ MIXED_KINDS = (
 NOISE = 0.035  # of the sums beside whole networks, relative: prices are measured too
 RANGE = 0.3  # how far the factor of a kind is expected to be from the common one
 CALL_RANGE_MS = 3e-3  # what a call is expected to add, or to have too much
+FREE_MS = 5e-5  # what costs less is computed inside of another operator: it is no call
 _LEAST = 0.1  # of a price is left, whatever a call has too much
 _PASSES = 20  # over which prices keep their least and how much networks count; a few settle it
 _FIRM = 1.345  # errors in deviations up to which a network counts whole (Huber 1964)
@@ -69,8 +70,12 @@ class Correction:
         return self.factors[kinds.index(kind_of(signature, bits, kinds))]
 
     def corrected(self, prices_ms: FloatArray, signature: Signature, bits: Bits) -> FloatArray:
-        """Prices of an operator as a network pays them; never less than a tenth."""
-        return _corrected(self.factor(signature, bits) * prices_ms, self.call_ms)
+        """Prices of an operator as a network pays them; never less than a tenth.
+
+        What is computed inside of another operator stays free.
+        """
+        corrected = _corrected(self.factor(signature, bits) * prices_ms, self.call_ms)
+        return np.where(prices_ms < FREE_MS, prices_ms, corrected)
 
 
 def parse_correction(text: str) -> Correction:

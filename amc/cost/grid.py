@@ -95,17 +95,25 @@ class Grid:
         """A price for every request, of 0 samples where it is a mean.
 
         Args:
-            rows: Of all that is measured. What else there is counts for nothing: a table that grows
-                changes no price.
+            rows: Of all that is measured, but for what cannot be: it has none, nor has a mean of
+                it. What else there is counts for nothing: a table that grows changes no price.
         """
         own = set(self.measured)
-        return {r: rows[r] if r in own else _mean(self._means[r], rows) for r in self.requests}
+        return {
+            r: rows[r] if r in own else _mean(self._means[r], rows)
+            for r in self.requests
+            if (r in rows if r in own else self._has_mean(r, rows))
+        }
+
+    def _has_mean(self, request: Request, rows: Mapping[Request, Measurement]) -> bool:
+        return all(node in rows for node, _ in self._means[request])
 
     def error(self, rows: Mapping[Request, Measurement]) -> Error:
         """How far the means are off at the checks, of which there must be some."""
         off = [
             abs(_mean(self._means[check], rows).latency_ms / rows[check].latency_ms - 1)
             for check in self.checks
+            if check in rows and self._has_mean(check, rows)
         ]
         median, high = np.percentile(off, [50, 95]).tolist()
         return Error(median, high, len(off))

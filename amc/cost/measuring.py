@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ import numpy as np
 
 from amc.cost.correction import KINDS
 from amc.cost.device import Measurement, TableDevice, TableHeader
+from amc.cost.lost import lost_path, read_lost, write_lost
 from amc.cost.samples import Samples, key_of, read_samples, write_samples
 from amc.cost.table import read_table, write_table
-from amc.errors import TableError
+from amc.errors import DeviceError, TableError
 from amc.runtimes import Sampler
 from amc.runtimes.request import Request
 from amc.utils.files import locked
@@ -23,6 +25,7 @@ from amc.utils.progress import progress_bar
 
 ROUNDS = 7
 _LONG_S = 60.0
+_NAMED = 5  # lost operators in a message
 _FIRST = 100  # samples, by which it is known how long all will take
 log = logging.getLogger("amc")
 _ENOUGH_SAMPLES = 3  # a row with fewer is not kept when a measurement is interrupted
@@ -50,25 +53,31 @@ def measure_table(
     measurement takes only the samples that are still missing.
     What other processes write there meanwhile is kept (`keep_table`).
 
+    An operator that ended its process (`amc.runtimes.isolated`) is left out, and noted in a file
+    beside the table: it is not tried again.
+
     Args:
-        sample: Gives milliseconds of one batch, one sample of each request that it is given.
+        sample: Gives milliseconds of one batch, one sample of each request that it is given; no
+            number for an operator that ended its process.
         rounds: Samples of each request.
         fewer: As `device_for`.
 
     Raises:
         TableError: The file at ``path`` is not a valid table, or of another device, runtime,
             batch or threads; or the samples beside it are damaged.
+        DeviceError: All operators ended their process.
         StorageError: The file cannot be written.
     """
     header, known = _known(path, header)
-    begun = read_samples(path, header)
+    begun, gone = read_samples(path, header), read_lost(path)
     samples = {
         request: begun.get(key_of(request), [])
         for request in dict.fromkeys(requests)
-        if request not in known or key_of(request) in begun
+        if (request not in known or key_of(request) in begun) and key_of(request) not in gone
     }
+    lost = [request for request in dict.fromkeys(requests) if key_of(request) in gone]
     if not samples:
-        return TableDevice(header, known)
+        return _without(lost, TableDevice(header, known) if known else None, header, path)
     missing = sum(max(rounds - len(ms), 0) for ms in samples.values())
     enough = min(rounds, _ENOUGH_SAMPLES)
 
@@ -89,6 +98,11 @@ def measure_table(
             for wanted in _parts(samples, rounds):
                 start = time.monotonic()
                 for request, latency_ms in zip(wanted, sample(wanted), strict=True):
+                    if math.isnan(latency_ms):
+                        lost.append(request)
+                        del samples[request]
+                        write_lost(path, request)
+                        continue
                     samples[request].append(latency_ms)
                     bar.advance(note=request.signature.op)
                     if time.monotonic() - last_write > _WRITE_EVERY_S:
@@ -101,8 +115,26 @@ def measure_table(
     except BaseException:
         save()
         raise
-    table = save()
-    assert table is not None
+    return _without(lost, save() or (TableDevice(header, known) if known else None), header, path)
+
+
+def _without(
+    lost: Sequence[Request], table: TableDevice | None, header: TableHeader, path: Path
+) -> TableDevice:
+    """The table, once it is said which operators it is without."""
+    if not lost:
+        assert table is not None
+        return table
+    named = "".join(f"\n  {request}" for request in lost[:_NAMED])
+    more = f"\n  ... and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+    said = f"{header.runtime} ended its process on {len(lost)} of the operators:{named}{more}\n"
+    again = f"They are not tried again; to try them, remove {lost_path(path)}."
+    if table is None:
+        raise DeviceError(f"{said}The table of {header.device} has no others. {again}")
+    log.warning(
+        "%sThe table of %s has all others: these cost as much as with the next larger counts of "
+        "channels that it has. %s", said, header.device, again,
+    )  # fmt: skip
     return table
 
 

@@ -16,6 +16,7 @@ from amc.cost.unmeasured import OrderedTable
 from amc.errors import DeviceError, TableError
 from amc.graph.whole import Whole
 from amc.runtimes import DEVICES, NO_WHOLES, Runtime, Sampler
+from amc.runtimes.isolated import isolated_timing
 from amc.runtimes.request import Request
 from amc.strategy import Bits
 from amc.utils.files import fingerprint, read_text, write_once
@@ -76,7 +77,8 @@ class LocalSpec:
         Args:
             wholes: The calls of a network that are timed as they stand, by ``op``.
         """
-        return self.runs_on.timing(self.batch, self.threads, wholes)
+        timing = isolated_timing if self.runs_on.is_isolated else type(self.runs_on).timing
+        return timing(self.runs_on, self.batch, self.threads, wholes)
 
     def header(self) -> TableHeader:
         """The header of this device's table."""

@@ -1,5 +1,6 @@
-"""Compressed networks as files, ONNX and packed: written, read back, checked and timed."""
+"""Compressed networks as files, ONNX, ExecuTorch and packed: written, checked and timed."""
 
+from amc.export.executorch import ProgramReport, export_executorch
 from amc.export.file import DEFAULT_OPSET, ExportReport, convert, export_onnx
 from amc.export.graph import precision_words
 from amc.export.packed.network import Packed, load_packed, pack
@@ -12,9 +13,11 @@ __all__ = [
     "ExportReport",
     "Packed",
     "Parity",
+    "ProgramReport",
     "check_opset",
     "check_parity",
     "convert",
+    "export_executorch",
     "export_onnx",
     "load_packed",
     "pack",

@@ -231,17 +231,30 @@ class Comparison:
             ExportError: It does not, or the runtime cannot run it.
         """
         runtime = OF_FILES.load(model, name=self._name, fused=rounding.fused)
-        found, expected = named_tensors(runtime(self._images)), by_name(self._expected)
+        self.check_running(runtime, OF_FILES.title, rounding)
+
+    def check_running(self, running: nn.Module, title: str, rounding: Rounding) -> None:
+        """Check that what runs a file gives the network's scores, as `check`.
+
+        Args:
+            title: Of the runtime.
+
+        Raises:
+            ExportError: It does not.
+        """
+        found, expected = named_tensors(running(self._images)), by_name(self._expected)
         with torch.inference_mode(), _moved(self._network, rounding):
             moved = by_name(_scores(self._network, self._images))
         for (name, scores), given in zip(expected.items(), found.values(), strict=True):
-            self._compare(scores, given, moved[name], rounding)
+            self._compare(scores, given, moved[name], rounding, title)
 
-    def _compare(self, expected: Tensor, found: Tensor, moved: Tensor, rounding: Rounding) -> None:
+    def _compare(
+        self, expected: Tensor, found: Tensor, moved: Tensor, rounding: Rounding, title: str
+    ) -> None:
         """Check one output."""
         if found.shape != expected.shape:
             raise ExportError(
-                f"{self._name} was not written: for {len(expected)} images {OF_FILES.title} gives "
+                f"{self._name} was not written: for {len(expected)} images {title} gives "
                 f"scores of shape {tuple(found.shape)}, PyTorch {tuple(expected.shape)}. "
                 f"{rounding.causes}"
             )
@@ -254,7 +267,7 @@ class Comparison:
         if difference <= _MARGIN * explained + _FLOOR * largest:
             return
         raise ExportError(
-            f"{self._name} was not written: {OF_FILES.title} does not compute from it what PyTorch "
+            f"{self._name} was not written: {title} does not compute from it what PyTorch "
             f"does. Scores differ by up to {float((found - expected).abs().max()):.3g}, in the "
             f"root mean square by {difference:.3g}, of which rounding explains {explained:.3g}; "
             f"they are up to {largest:.3g}. {rounding.causes}"

@@ -14,6 +14,7 @@ from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.cost.choices import Choices, IntArray, fewer_prices, reference_bits, requests_for
 from amc.cost.correction import (
+    FREE_MS,
     KINDS,
     MIXED_KINDS,
     Call,
@@ -285,5 +286,5 @@ def _calls(
         (kind_of(*part, kinds), price)
         for parts in parts_under(graph, strategy, "latency_ms", device)
         for part, price in parts
-        if part is not None and price > 0  # what is fused is free
+        if part is not None and price >= FREE_MS  # what is fused is free
     ]

@@ -1,5 +1,9 @@
-"""What runs networks on this machine: ONNX Runtime, PyTorch, and classes of yours."""
+"""What runs networks here: ONNX Runtime, PyTorch, OpenVINO, ExecuTorch, and classes of yours.
 
+A package that not everyone has is imported where its runtime is first used.
+"""
+
+from amc.runtimes.executorch import ExecuTorch
 from amc.runtimes.onnxruntime import (
     PROVIDER,
     OnnxNetwork,
@@ -9,15 +13,19 @@ from amc.runtimes.onnxruntime import (
     open_session,
     runtime_operators,
 )
+from amc.runtimes.openvino import OpenVino
 from amc.runtimes.operators import lone_model
 from amc.runtimes.pytorch import TorchRuntime
 from amc.runtimes.runtime import MODULE, NO_WHOLES, ONNX, Runtime, Sampler
 
-BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime]] = {
+BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino | ExecuTorch]] = {
     "torch": TorchRuntime,
     "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "executorch": ExecuTorch,
 }
-DEVICES = ("onnxruntime_cpu", "torch_cpu", "torch_cuda")  # these, as devices that come with amc
+# These, as devices that come with amc.
+DEVICES = ("onnxruntime_cpu", "openvino_cpu", "executorch_xnnpack", "torch_cpu", "torch_cuda")
 DEFAULT_DEVICE = DEVICES[0]
 OF_FILES = OnnxRuntime()  # runs and times what is exported
 ELSEWHERE = TorchRuntime()  # times networks whose device is not this machine
@@ -32,8 +40,10 @@ __all__ = [
     "OF_FILES",
     "ONNX",
     "PROVIDER",
+    "ExecuTorch",
     "OnnxNetwork",
     "OnnxRuntime",
+    "OpenVino",
     "Runtime",
     "Sampler",
     "TorchRuntime",

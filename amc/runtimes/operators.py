@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,15 +71,26 @@ def lone_model(
     return whole_model(wholes[request.signature.op], batch, OPSET)
 
 
-def operator_model(requests: Sequence[Request], batch: int) -> OperatorModel:
+def operator_model(
+    requests: Sequence[Request],
+    batch: int,
+    model: OperatorModel | None = None,
+    builders: Mapping[str, Builder] = MappingProxyType({}),
+) -> OperatorModel:
     """The model of which every request is a branch.
+
+    Args:
+        model: What the branches are added to, of a class that gives them other inputs; None: one
+            of its own.
+        builders: By ``op``, what builds a branch otherwise than here.
 
     Raises:
         DeviceError: There is none of such an operator, or not in these bits.
     """
-    model = OperatorModel(batch)
+    model = OperatorModel(batch) if model is None else model
     for index, request in enumerate(requests):
-        builder, output = _builder(request), output_of(index)
+        builder = builders.get(request.signature.op) or _builder(request)
+        output = output_of(index)
         if request.bits == INT8 and not request.signature.is_layer:
             builder(model, request, f"{output}.value")
             model.rounded(f"{output}.value", output)
@@ -242,7 +254,7 @@ def _pool(op: str) -> Builder:
         if op == "MaxPool" and request.bits == INT8:
             # The runtime pools channels last behind an integer convolution, and many times slower,
             # channel by channel, without one.
-            _integer_conv(model, request, source, _FEW, request.in_channels)
+            integer_conv(model, request, source, _FEW, request.in_channels)
         else:
             source = _image(model, request)
         return model.node(op, [source], target, pads=pads, **window, **extra)
@@ -379,14 +391,15 @@ def _round_trip(model: OperatorModel, request: Request, target: str) -> str:
     return model.rounded(_image(model, request), target)
 
 
-def _integer_conv(model: OperatorModel, request: Request, target: str, ins: int, outs: int) -> None:
+def integer_conv(model: OperatorModel, request: Request, target: str, ins: int, outs: int) -> None:
+    """A convolution of the request's size in integers, as a branch or as a part of one."""
     size = request.signature.in_size
     layer = Signature("conv2d", in_size=size, out_size=size)
     _layer(model, Request(layer, ins, outs, INT8), target)
 
 
 def _to_channels_last(model: OperatorModel, request: Request, target: str) -> None:
-    _integer_conv(model, request, target, request.in_channels, _FEW)
+    integer_conv(model, request, target, request.in_channels, _FEW)
 
 
 _BUILDERS: dict[str, Builder] = {

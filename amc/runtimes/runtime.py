@@ -42,6 +42,9 @@ class Runtime(ABC):
             Where it does not, some networks are timed whole, and the sum is corrected.
         is_estimate: Whether its milliseconds are computed, for a device that is not here: one
             sample is all that there is to know, and networks are timed elsewhere.
+        is_isolated: Whether operators are timed in a process of their own, for code that may end
+            the process: then the operator that does is lost, and no other
+            (`amc.runtimes.isolated`).
     """
 
     name: str
@@ -52,6 +55,7 @@ class Runtime(ABC):
     converts: tuple[str, ...] = ()
     is_sum: bool = False
     is_estimate: bool = False
+    is_isolated: bool = False
 
     @abstractmethod
     def machine(self) -> str:

@@ -16,10 +16,10 @@ from amc.compress.network import CompressedNetwork
 from amc.compress.quantization import quantize_layer
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
-from amc.export import read_precisions
+from amc.export import ProgramReport, read_precisions
 from amc.networks import build_network
 from amc.problem.local import time_networks
-from amc.runtimes import OF_FILES, OnnxNetwork, Runtime
+from amc.runtimes import OF_FILES, ExecuTorch, OnnxNetwork, Runtime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study import artifact
 from amc.study.artifact import read_strategy, write_compressed, write_strategy
@@ -278,6 +278,7 @@ def test_folder_that_cannot_be_written_is_said(run: Path, capsys: Output) -> Non
         ("opset=99", "opset must be 13 to 20, got 99"),
         ("opset=new", "opset must be a whole number from 1, got 'new'"),
         ("integer_additions=some", "integer_additions must be true or false, got 'some'"),
+        ("format=tflite", "format must be one of onnx, packed, executorch, got 'tflite'"),
         ("batch=0", "batch must be a whole number from 1, got 0"),
     ],
 )
@@ -286,3 +287,29 @@ def test_a_mistaken_option_is_said_in_one_message(
 ) -> None:
     assert export(run, argument) == 2
     assert said in capsys.readouterr().err
+
+
+def test_program_is_written_beside_the_onnx_file_and_timed(
+    run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Runtime] = []
+
+    def timed(runtime: Runtime, networks: Any, *_: object, **__: object) -> list[Timing]:
+        asked.append(runtime)
+        return [Timing(2.0, 0.1, (2.0, 2.0)), Timing(1.0, 0.1, (1.0, 1.0))]
+
+    def written(network: nn.Module, shape: object, path: Path, **how: Any) -> ProgramReport:
+        path.write_bytes(b"program")
+        return ProgramReport(path, 7, "ExecuTorch 9")
+
+    monkeypatch.setattr(recipe, "time_networks", timed)
+    monkeypatch.setattr(recipe, "export_executorch", written)
+    monkeypatch.setattr(ExecuTorch, "machine", lambda self: "here")
+    assert export(run, "format=executorch") == 0
+    shown = capsys.readouterr().out
+    assert "model.pte" in shown
+    assert "ExecuTorch with XNNPACK, CPU, threads=1, batch=1" in shown
+    assert asked == [OF_FILES, ExecuTorch()]
+    document = _report(run)["executorch"]
+    assert document["model"] == "model.pte"
+    assert document["latency"]["share"]["value"] == 0.5

@@ -48,7 +48,7 @@ def test_a_packed_file_is_written_accounted_for_and_compared(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("format=zip", "format must be one of onnx, packed, got 'zip'"),
+        ("format=zip", "format must be one of onnx, packed, executorch, got 'zip'"),
         ("format=packed coder=zip", "coder must be one of range, huffman, got 'zip'"),
     ],
 )

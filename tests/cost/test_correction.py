@@ -154,3 +154,10 @@ def test_network_that_was_timed_on_a_busy_machine_hardly_moves_the_factors():
         np.testing.assert_allclose(correction.factors[0], quiet.factors[0], rtol=0.1)
         others = np.delete(PARTS @ correction.factors / measured, busy)
         assert np.median(np.abs(others - 1)) < 0.05
+
+
+def test_what_is_computed_inside_of_another_operator_stays_free():
+    correction = Correction((2.0,) * 4, 0.0, 9, call_ms=3e-3)
+    prices = np.array([1e-5, 1e-2])
+    found = correction.corrected(prices, Signature("linear"), FLOAT)
+    assert found.tolist() == [1e-5, 2e-2 + 3e-3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import amc
 from amc.cost.device import TableDevice
 from amc.cost.formulas import macs
 from amc.cost.load import load_device
+from amc.cost.measuring import ROUNDS, measure_table
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import as_device, shipped_device, shipped_names
 from amc.errors import DeviceError
 from amc.export import convert
+from amc.graph.types import Signature
 from amc.graph.whole import Whole
 from amc.problem import local
-from amc.runtimes import DEVICES, ELSEWHERE, MODULE, NO_WHOLES, OF_FILES, Runtime, Sampler
+from amc.runtimes import BUILT_IN, DEVICES, ELSEWHERE, MODULE, NO_WHOLES, OF_FILES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, Bits
 from amc.utils.measure import Timing
@@ -213,7 +216,7 @@ def test_devices_that_amc_ships_of_its_runtimes_are_those_it_names() -> None:
 
 
 def is_local(name: str) -> bool:
-    return shipped_device(name)["kind"] in ("onnxruntime", "torch")
+    return shipped_device(name)["kind"] in BUILT_IN
 
 
 def test_compiled_network_gives_what_the_module_gives(tiny_net: nn.Module) -> None:
@@ -221,3 +224,38 @@ def test_compiled_network_gives_what_the_module_gives(tiny_net: nn.Module) -> No
     found = OF_FILES.compile(convert(tiny_net, TINY_SHAPE).model, 1)(images)
     with torch.inference_mode():
         assert torch.allclose(found, tiny_net.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("onnxruntime_cpu", "onnxruntime"),
+        ("openvino_cpu", "openvino"),
+        ("executorch_xnnpack", "executorch"),
+        ("torch_cpu", "torch"),
+    ],
+)
+def test_killed_table_of_any_runtime_goes_on_with_the_samples_that_are_missing(
+    name: str, package: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    device = as_device(name)
+    assert isinstance(device, LocalSpec)
+    requests = [Request(Signature("linear"), width, 8, FLOAT) for width in (8, 16)]
+    path, taken = tmp_path / "table.csv", 0
+    with device.runs_on.timing(1, 1) as real:
+
+        def sample(asked: Sequence[Request], until: int = 100) -> Iterator[float]:
+            nonlocal taken
+            for ms in real(asked):
+                if taken == until:
+                    raise KeyboardInterrupt
+                taken += 1
+                yield ms
+
+        with pytest.raises(KeyboardInterrupt):
+            measure_table(requests, device.header(), path, partial(sample, until=9), progress=False)
+        assert taken == 9
+        table = measure_table(requests, device.header(), path, sample, progress=False)
+    assert taken == ROUNDS * len(requests)
+    assert [row.samples for row in table.rows.values()] == [ROUNDS] * len(requests)
