@@ -139,7 +139,13 @@ def test_other_number_of_proposals_is_another_search(
 def evaluating(task: CompressionTask, number: int) -> Iterator[Callable[[list[Strategy]], None]]:
     with workers.side_by_side([task], number) as foresee:
         assert foresee is not None
-        yield lambda strategies: foresee([(task, strategy) for strategy in strategies])
+
+        def evaluate(strategies: list[Strategy]) -> None:
+            foresee([(task, strategy) for strategy in strategies])
+            for strategy in strategies:
+                task.evaluate(strategy)
+
+        yield evaluate
 
 
 def some(number: int) -> list[Strategy]:
