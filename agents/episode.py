@@ -238,8 +238,8 @@ def _round(
     with env.deferring():
         for index in indices:
             walks.append(walked(env, begin(index), seed if index == indices[0] else None))
+            if env.foresee is not None:  # begins while the others are proposed
+                env.foresee([walks[-1].strategy])
             pending(walks[-1].strategy)
-    if env.foresee is not None:
-        env.foresee([walk.strategy for walk in walks])
     for index, walk in zip(indices, walks, strict=True):
         yield walk.episode(index, *env.evaluate(walk.strategy))

@@ -125,7 +125,7 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
             errors: Gives the estimated errors of all decisions; called once, when needed.
             render_mode: "rgb_array": `render` draws the walk (`envs.render`).
             proposals: So many strategies a searcher proposes before it learns from any of them.
-            foresee: Told of all strategies that `evaluate` is called with next, so that they can be
+            foresee: Told of strategies that `evaluate` will be called with, so that they can be
                 evaluated side by side.
 
         Raises:

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -120,6 +120,7 @@ class CompressionTask:
         self._batch = alone if depends else BATCH
         self._evaluator = self.evaluator(self._subset)
         self._store, self._recalled = store, dict[Strategy, Evaluation]()
+        self._expected: dict[Strategy, Callable[[], Evaluation]] = {}
         self.original = replace(self._evaluator.original, costs=self.strategy_costs(IDENTITY))
         asked = problem.bfloat16
         if type(self.objective).measure is not Objective.measure:
@@ -174,12 +175,11 @@ class CompressionTask:
 
     def knows(self, strategy: Strategy) -> bool:
         """Whether `evaluate` finds what it is asked for without building a candidate."""
-        return self._look_up(strategy) is not None
+        return strategy in self._expected or self._look_up(strategy) is not None
 
-    def learn(self, strategy: Strategy, evaluation: Evaluation) -> None:
-        """Take what was evaluated elsewhere (`evaluate_anew`) for what it is, and remember it."""
-        self._recalled[strategy] = evaluation
-        self._remember(strategy, evaluation)
+    def expect(self, strategy: Strategy, wait: Callable[[], Evaluation]) -> None:
+        """What is being evaluated elsewhere (`evaluate_anew`); `evaluate` waits for it."""
+        self._expected[strategy] = wait
 
     def _run(self, candidate: nn.Module, is_float: bool) -> Evaluation:
         """Evaluate a candidate, which is not needed any more."""
@@ -204,6 +204,11 @@ class CompressionTask:
         self._recalled.update(evaluations)
 
     def _look_up(self, strategy: Strategy) -> Evaluation | None:
+        if strategy in self._expected:
+            awaited = self._expected.pop(strategy)()
+            self._recalled[strategy] = awaited
+            self._remember(strategy, awaited)
+            return awaited
         found = self._recalled.get(strategy)
         if found is not None or self._store is None:
             return found

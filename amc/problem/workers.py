@@ -12,10 +12,12 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,14 +37,20 @@ PROCESSES, RAY = "processes", "ray"
 MOST_DEATHS = 3  # of workers over the same candidates
 
 Foresee = Callable[[Sequence[tuple[CompressionTask, Strategy]]], None]
-"""Evaluates strategies of tasks, so that the tasks know them when they are asked."""
+"""Begins to evaluate strategies of tasks, which wait for them when they are asked."""
+
+Asked = tuple[int, Strategy]
+"""The place of a task, and what is evaluated of it."""
 
 
 class Workers(Protocol):
     """What evaluates strategies of several tasks side by side."""
 
-    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
-        """Evaluate (task, strategy), without costs; in this order.
+    def begin(self, asked: Asked) -> None:
+        """Have a strategy evaluated as soon as a worker is free."""
+
+    def result(self, asked: Asked) -> Evaluation:
+        """Wait for what was begun, and is asked for in this order; without costs.
 
         Raises:
             EvaluationError: As `CompressionTask.evaluate`, or workers died of it.
@@ -91,10 +99,11 @@ def side_by_side(
     places = {id(task): place for place, task in enumerate(tasks)}
 
     def foresee(asked: Sequence[tuple[CompressionTask, Strategy]]) -> None:
-        new = [item for item in dict.fromkeys(asked) if not item[0].knows(item[1])]
-        found = crew.evaluate([(places[id(task)], strategy) for task, strategy in new])
-        for (task, strategy), evaluation in zip(new, found, strict=True):
-            task.learn(strategy, evaluation)
+        for task, strategy in asked:
+            if not task.knows(strategy):
+                item = places[id(task)], strategy
+                crew.begin(item)
+                task.expect(strategy, partial(crew.result, item))
 
     try:
         yield foresee
@@ -116,6 +125,8 @@ class Processes:
         self._tasks, self._workers = tasks, workers
         for task in tasks:
             task.compressor.prepare()
+        self._running: dict[Asked, Future[Evaluation]] = {}
+        self._deaths = 0  # since there was a result
         self._before = multiprocessing.active_children()
         self._pool = self._started()
 
@@ -123,30 +134,43 @@ class Processes:
         context = multiprocessing.get_context("fork")
         return ProcessPoolExecutor(self._workers, context, _begin, (self._tasks,))
 
-    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
-        found: dict[int, Evaluation] = {}
-        for died in range(MOST_DEATHS + 1):
-            waiting: dict[int, Future[Evaluation]] = {}
+    def begin(self, asked: Asked) -> None:
+        try:
+            self._running[asked] = self._submitted(asked)
+        except BrokenProcessPool:
+            self._replace()
+            self._running[asked] = self._submitted(asked)
+
+    def _submitted(self, asked: Asked) -> Future[Evaluation]:
+        with deaf_to_ctrl_c():  # the first submission starts the processes
+            return self._pool.submit(_evaluate, *asked)
+
+    def result(self, asked: Asked) -> Evaluation:
+        while True:
             try:
-                with deaf_to_ctrl_c():  # the first submission starts the processes
-                    for place in range(len(asked)):
-                        if place not in found:
-                            waiting[place] = self._pool.submit(_evaluate, *asked[place])
-                found.update({place: future.result() for place, future in waiting.items()})
-                return [found[place] for place in range(len(asked))]
+                found = self._running[asked].result()
             except BrokenProcessPool:
-                ended = {place: one for place, one in waiting.items() if _has_result(one)}
-                found.update({place: future.result() for place, future in ended.items()})
-                self._pool.shutdown()
-                self._pool = self._started()
-                if died < MOST_DEATHS:
-                    log.warning(
-                        "A worker died; %d candidates are evaluated again.", len(asked) - len(found)
-                    )
-        raise EvaluationError(
-            f"Workers died {MOST_DEATHS + 1} times evaluating the same candidates: most often "
-            f"memory ran out. Use fewer than {self._workers} workers, or none to see what happens."
-        )
+                self._replace()
+            else:
+                del self._running[asked]
+                self._deaths = 0
+                return found
+
+    def _replace(self) -> None:
+        """Go on with other processes where one has died, which ends all of a pool."""
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
+            raise EvaluationError(
+                f"Workers died {self._deaths} times evaluating the same candidates: most often "
+                f"memory ran out. Use fewer than {self._workers} workers, or none to see what "
+                "happens."
+            )
+        self._pool.shutdown()
+        self._pool = self._started()
+        left = [asked for asked, future in self._running.items() if not _has_result(future)]
+        log.warning("A worker died; %d candidates are evaluated again.", len(left))
+        for asked in left:
+            self._running[asked] = self._submitted(asked)
 
     def close(self) -> None:
         for process in multiprocessing.active_children():
@@ -198,6 +222,7 @@ class RayActors:
         self._problems = self._ray.put([_portable(task) for task in tasks])  # for new actors too
         self._actors = [actor.remote(self._problems) for _ in range(workers)]
         self._pool = ActorPool(self._actors)
+        self._begun, self._found = deque[Asked](), dict[Asked, Evaluation]()
         self._check([task.evaluation_key() for task in tasks])
 
     def _check(self, keys: list[str]) -> None:
@@ -209,16 +234,23 @@ class RayActors:
                 "(another processor, or number of threads): the same seed may end elsewhere there."
             )
 
-    def evaluate(self, asked: Sequence[tuple[int, Strategy]]) -> list[Evaluation]:
+    def begin(self, asked: Asked) -> None:
+        self._pool.submit(lambda actor, item: actor.evaluate.remote(*item), asked)
+        self._begun.append(asked)
+
+    def result(self, asked: Asked) -> Evaluation:
         from ray.exceptions import RayActorError
 
         try:
-            return list(self._pool.map(lambda actor, item: actor.evaluate.remote(*item), asked))
+            while asked not in self._found:
+                found = self._pool.get_next()  # in the order in which they were begun
+                self._found[self._begun.popleft()] = found
         except RayActorError as error:
             raise EvaluationError(
                 f"Workers of Ray died {MOST_DEATHS + 1} times evaluating the same candidate: most "
                 f"often memory ran out. Use fewer than {len(self._actors)} workers. {error}"
             ) from error
+        return self._found.pop(asked)
 
     def close(self) -> None:
         for actor in self._actors:

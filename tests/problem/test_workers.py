@@ -16,6 +16,7 @@ from torch import nn
 
 import amc
 from agents import episode
+from agents.searcher import build_searcher
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, EvaluationError
 from amc.problem import local, workers
@@ -27,6 +28,7 @@ from amc.strategy import IDENTITY, Strategy
 from amc.study.journal import Journal
 from amc.study.search import SearchSettings
 from amc.utils.measure import measure_latency
+from envs.make import environment
 from tests.conftest import fixed_tiny_net, random_images
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
@@ -69,14 +71,43 @@ def trials(result: Any) -> list[tuple[int, str, float]]:
     return [(t.index, t.strategy.to_json(), t.reward) for t in result.trials]
 
 
+def walked_through(task: CompressionTask, agent: Any, number: int, on: str = "processes") -> Any:
+    """What an agent tries with three proposals at once, on so many workers."""
+    task._recalled.clear()
+    with workers.side_by_side([task], number, on) as foresee:
+        env = environment(
+            task,
+            "accuracy",
+            proposals=3,
+            foresee=None if foresee is None else lambda some: foresee([(task, s) for s in some]),
+        )
+        settings = {"name": agent} if isinstance(agent, str) else agent
+        found = build_searcher(**settings).search(env, 7, 0, lambda _: True)
+    return [(t.index, t.strategy, t.reward) for t in found.trials]
+
+
 @forks
 @pytest.mark.parametrize("agent", [DDPG, "evolution", "netadapt"])
-def test_workers_change_nothing_but_the_number_of_proposals_may(
-    network: nn.Module, data: DataSet, agent: Any
+def test_workers_change_nothing(
+    task: CompressionTask, agent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = trials(found(network, data, agent=agent, proposals=3))
-    assert trials(found(network, data, agent=agent, proposals=3, workers=2)) == alone
+    alone = walked_through(task, agent, 0)
     assert len(alone) == 7
+    here: list[Strategy] = []
+    monkeypatch.setattr(CompressionTask, "evaluate_anew", counted(here))
+    assert walked_through(task, agent, 2) == alone
+    assert not here  # all in other processes
+
+
+def counted(here: list[Strategy]) -> Any:
+    evaluate, mine = CompressionTask.evaluate_anew, os.getpid()
+
+    def counting(self: CompressionTask, strategy: Strategy) -> Any:
+        if os.getpid() == mine:
+            here.append(strategy)
+        return evaluate(self, strategy)
+
+    return counting
 
 
 def test_there_are_as_many_proposals_as_workers() -> None:
@@ -139,7 +170,13 @@ def test_other_number_of_proposals_is_another_search(
 def evaluating(task: CompressionTask, number: int) -> Iterator[Callable[[list[Strategy]], None]]:
     with workers.side_by_side([task], number) as foresee:
         assert foresee is not None
-        yield lambda strategies: foresee([(task, strategy) for strategy in strategies])
+
+        def evaluate(strategies: list[Strategy]) -> None:
+            foresee([(task, strategy) for strategy in strategies])
+            for strategy in strategies:
+                task.evaluate(strategy)
+
+        yield evaluate
 
 
 def some(number: int) -> list[Strategy]:
@@ -249,6 +286,5 @@ def test_ray_that_is_not_installed_says_how_to_install_it(
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install amc-compress[ray]")
-def test_actors_of_ray_find_the_same(network: nn.Module, data: DataSet) -> None:
-    alone = trials(found(network, data, proposals=2))
-    assert trials(found(network, data, workers=2, workers_on="ray")) == alone
+def test_actors_of_ray_find_the_same(task: CompressionTask) -> None:
+    assert walked_through(task, DDPG, 2, "ray") == walked_through(task, DDPG, 0)

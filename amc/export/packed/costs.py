@@ -64,7 +64,8 @@ class PackedCosts:
         self._graph, self._name = graph, name
         self._folded = set(graph.plan.folds.values())
         self._known: dict[tuple[int, Option], StoredCost] = {}
-        self._once = {False: 0.0, True: 0.0}  # bytes beside the weights, rounded or not
+        # Beside the weights, rounded or not: bytes, and how many times the weights' own are real.
+        self._once = {False: (0.0, 1.0), True: (0.0, 1.0)}
         # What corrects bytes of a weight, and how they grow, by what they are.
         self._corrections = [(0.0, 1.0, 0.0)]
         asked = dict.fromkeys((Option(), *options))
@@ -87,12 +88,13 @@ class PackedCosts:
         if key not in self._known:
             self._known[key] = self._coded(self._graph.layers[layer], option)
         found = self._known[key]
-        once = self._once[option.bits.weight != FLOAT_BITS]
+        once, real = self._once[option.bits.weight != FLOAT_BITS]
         at, *known = np.array(self._corrections).T
         factor, growth = (float(np.interp(found.weight, at, values)) for values in known)
         if option == Option():  # no repair moves the original's weights
             factor = 1.0
-        return replace(found, weight=found.weight * factor, once=found.once + once, growth=growth)
+        weight = found.weight * factor * real
+        return replace(found, weight=weight, once=found.once + once, growth=growth)
 
     def correct(
         self,
@@ -138,6 +140,7 @@ class PackedCosts:
         """
         kept = self._graph.kept_counts(strategy).tolist()
         weights, beside, halved, count = 0.0, 0.0, 0.0, 0
+        _, real = self._once[option.bits.weight != FLOAT_BITS]
         for operator in operators_of(self._graph):
             if operator.is_repeat:
                 continue
@@ -147,7 +150,7 @@ class PackedCosts:
                 beside += stored_bytes(cost, operator.signature, ins, outs)
                 continue
             number = params(operator.signature, ins, outs, False)
-            own = self._known[operator.layer, option].weight * number
+            own = self._known[operator.layer, option].weight * number * real
             weights, count = weights + own, count + number
             beside += cost.output * outs + cost.once
             halved += own * math.log2(cost.all_weights / max(number, 1))
@@ -155,10 +158,13 @@ class PackedCosts:
 
     def fingerprint(self) -> str:
         """Changes with the costs, the network's weights aside."""
-        return fingerprint("packed 1", str(frequencies.library() is not None))
+        return fingerprint("packed 2", str(frequencies.library() is not None))
 
-    def _beyond(self, bits: Bits | None) -> float:
-        """Bytes of a whole file beyond those of its weights, for each layer.
+    def _beyond(self, bits: Bits | None) -> tuple[float, float]:
+        """Bytes of a whole file beyond those of its weights, for each layer, and a factor of these.
+
+        Where the whole file takes less than its weights by themselves (of wide layers some rows
+        are coded, and fewer of them take more each), nothing is beyond, and the factor is below 1.
 
         Args:
             bits: Of all layers.
@@ -182,7 +188,7 @@ class PackedCosts:
             for operator in operators_of(graph)
             if not operator.is_repeat
         )
-        return (real - known) / len(graph.layers)
+        return max(real - known, 0.0) / len(graph.layers), min(real / known, 1.0)
 
     def _coded(self, layer: LayerInfo, option: Option) -> StoredCost:
         made = self._made(layer, option)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from amc.cost.prices import operator_prices
+from amc.export.packed import costs as costs_module
 from amc.export.packed.costs import PackedCosts
 from amc.export.packed.network import pack
 from amc.strategy import IDENTITY, Bits, Option, Strategy
@@ -54,3 +55,16 @@ def test_a_channel_has_a_factor_and_a_shift_and_no_scale_where_it_is_normalised(
     costs = PackedCosts(graph, [FOUR], "small")
     assert [costs.of(index, FOUR).output for index in range(3)] == [4, 4, 4]  # fc: bias and scale
     assert [costs.of(index, Option()).output for index in range(3)] == [4, 4, 2]
+
+
+def test_wide_layer_of_which_some_rows_are_coded_costs_nothing_below_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few rows take more each than all of them: the whole file sets that right."""
+    monkeypatch.setattr(costs_module, "MOST_WEIGHTS", 64)
+    network, graph = compressed(IDENTITY)
+    costs = PackedCosts(graph, [FOUR], "small")
+    prices = operator_prices(graph, IDENTITY, "packed_bytes", None, costs)
+    assert sum(prices) == pytest.approx(len(pack(network, graph, "small").content))
+    assert min(prices) >= 0
+    assert costs.of(0, FOUR).once >= 0
