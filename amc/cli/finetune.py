@@ -95,6 +95,8 @@ def _advice(
         yield f"ended early by Ctrl-C: run the same command {again} to go on"
     if not gained:
         what = "another learning_rate or more epochs"
+        if settings.distill.get("at") or settings.distill.get("sp"):
+            what = f"smaller weights distill.at and distill.sp, {what}"
         if settings.augment:
             what += ", or augment=[] where flipped or shifted images are of another class"
         yield (

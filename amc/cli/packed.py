@@ -128,7 +128,7 @@ def _account(packed: Packed) -> Table:
     shown = [part for part in PARTS if part in packed.part_bytes and part != "header"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")
-    for heading in ("weights", "symbols", "bits/weight", *shown, "bytes"):
+    for heading in ("weights", "values", "bits/weight", *shown, "bytes"):
         table.add_column(heading, justify="right")
     for name, tensors in _by_module(packed.tensors):
         main = max(tensors, key=lambda one: one.weights)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from amc.cli import recipe
 from amc.cli.optimize import objectives_of, value_of
 from amc.cli.resume import read_run
+from amc.cost.stored import PACKED
 from amc.study import journal
 from amc.study.artifact import RunRecord
 from amc.study.search import SearchSettings, search
@@ -91,8 +92,11 @@ def _next_commands(record: RunRecord, folder: Path, *, has_policy: bool) -> str:
     here = Path.cwd()
     short = folder.relative_to(here) if folder.is_relative_to(here) else folder
     run, again = shlex.quote(str(short)), recipe.code_again(record)
+    is_packed = record.budget.get("metric") == PACKED
+    packed = "format=packed " if is_packed else ""
+    file = "the packed file, its parts told" if is_packed else "an ONNX file, checked and timed"
     commands = {
-        f"amc export run={run}{again}": "an ONNX file, checked and timed",
+        f"amc export {packed}run={run}{again}": file,
         f"amc finetune run={run} epochs=3{again}": "train it to win accuracy back",
     }
     if has_policy:

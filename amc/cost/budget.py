@@ -128,7 +128,7 @@ class Budget:
 
     def __str__(self) -> str:
         if self.keep is not None:
-            return f"{self.metric} as low as {self.keep:g} lost of the score allows"
+            return f"{self.metric}, the least that loses at most {self.keep:g} of the score"
         if self.fraction is not None:
             return f"{self.metric} at most {self.fraction:g} of the original"
         return f"{self.metric} at most {self.absolute:g} {self.unit}"

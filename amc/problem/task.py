@@ -252,6 +252,8 @@ class CompressionTask:
         choices = self.costs.choices
         if self.budget.metric in DEVICE_METRICS or not choices.step_of or choices.channel_step == 1:
             return ""
+        if not self._space.decides("channels"):
+            return ""
         return (
             f"Channels are kept in multiples of {choices.channel_step}, the step in which "
             f"{choices.step_of} computes them: fewer {self.budget.metric} in between would save no "

@@ -94,7 +94,7 @@ def conclude(
         for (label, found, finalist), timing in zip(named, times.rows, strict=True)
     ]
     found = notes_of(task, best.strategy, rows, times)
-    notes = [*task.notes, *found, *file_notes(task, best), *best.network.notes]
+    notes = [*task.notes, *found, *file_notes(task, best, even), *best.network.notes]
     if keeping is not None:
         notes.insert(0, keeping.note(best.evaluation.scores, jury.original.scores))
     if best is even:

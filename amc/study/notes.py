@@ -163,7 +163,7 @@ def _on_repair(task: CompressionTask) -> Iterator[str]:
         )
 
 
-def file_notes(task: CompressionTask, best: Finalist) -> list[str]:
+def file_notes(task: CompressionTask, best: Finalist, uniform: Finalist) -> list[str]:
     """What the packed file really takes beside what it was predicted to, and the budget."""
     size, costs = best.file_bytes, task.costs
     if size is None:
@@ -179,5 +179,10 @@ def file_notes(task: CompressionTask, best: Finalist) -> list[str]:
             f"The budget of {costs.bound:,.0f} bytes is met by prediction and missed by the file "
             f"({size / costs.bound:.3f} of it). To aim lower and go on from there: search.reaim=2; "
             "or lower the budget."
+        )
+    if uniform is not best and uniform.file_bytes and uniform.file_bytes > costs.bound:
+        notes.append(
+            f"What is called uniform does not meet the budget: its file takes "
+            f"{uniform.file_bytes:,} bytes, more than was predicted."
         )
     return notes

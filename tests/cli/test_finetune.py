@@ -128,6 +128,9 @@ def test_training_in_which_no_epoch_was_better_says_that_the_weights_are_kept(
     shown = capsys.readouterr().out
     assert (said in shown) == is_said
     assert ("Try another learning_rate or more epochs (with restart=true)." in shown) == is_said
+    assert finetune(run, "distill.at=1", "restart=true") == 0
+    advice = "Try smaller weights distill.at and distill.sp, another learning_rate"
+    assert (advice in capsys.readouterr().out) == is_said
     assert finetune(run, "augment=[flip]", "restart=true") == 0
     shown = capsys.readouterr().out
     assert (

@@ -85,4 +85,4 @@ def test_points_to_keep_must_be_a_number_from_0(keep):
 def test_budget_that_keeps_a_score_has_the_originals_cost_as_bound():
     budget = Budget("macs", keep=0.5)
     assert budget.bound(123.0) == 123.0
-    assert str(budget) == "macs as low as 0.5 lost of the score allows"
+    assert str(budget) == "macs, the least that loses at most 0.5 of the score"

@@ -175,6 +175,11 @@ def test_step_that_a_device_lends_to_another_metric_is_said_and_part_of_the_fing
         "space=SearchSpace(channel_step=1).",
     )
     assert own.notes == ()
+    bits = SearchSpace(decisions=("bits",))  # no channels are decided: no step is said
+    assert (
+        task_of(tiny_net, data, DEVICE, Budget("bops", fraction=0.5), space=bits).notes
+        == lent.notes[:1]
+    )
     assert task_of(tiny_net, data, DEVICE, LATENCY).notes == lent.notes[:1]
     finer = task_of(tiny_net, data, dataclasses.replace(DEVICE, channel_step=1))
     assert finer.notes == lent.notes[:1]
