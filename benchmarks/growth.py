@@ -152,8 +152,9 @@ def main() -> None:
         rows = [
             pool.submit(grown, size, options.episodes).result() for size in dict.fromkeys(sizes)
         ]
-        print_table(rows, list(rows[0]))
-        print(write_csv("growth", [row | provenance(0) for row in rows]))
+        if rows:
+            print_table(rows, list(rows[0]))
+            print(write_csv("growth", [row | provenance(0) for row in rows]))
         found = [
             row
             for agent in options.agents
