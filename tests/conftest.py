@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from amc.compress.verify import graph_of
 from amc.data import DataSet
 from amc.graph.graph import NetworkGraph
-from amc.problem import task
+from amc.problem import local, task
 from amc.problem.evaluate import Evaluation
+from amc.report.tensorboard import EventWriter
 from amc.utils import turns
+from amc.utils.measure import measure_latency
 
 TINY_SHAPE = (3, 8, 8)
 TINY_CLASSES = 5
@@ -111,6 +114,17 @@ def random_images(count: int = 150) -> DataSet:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *TINY_SHAPE), dtype=torch.uint8, generator=generator)
     return DataSet.from_tensors(images, torch.arange(count) % TINY_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def quick_end() -> Iterator[None]:
+    """Searches end without pictures, and time their networks once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
+        patch.setattr(EventWriter, "strategy_image", lambda *_: None)
+        patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
+        patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture

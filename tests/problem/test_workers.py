@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,21 @@ from agents import episode
 from agents.searcher import build_searcher
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, EvaluationError
-from amc.problem import local, workers
+from amc.problem import workers
 from amc.problem.problem import Problem
 from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
-from amc.report.tensorboard import EventWriter
 from amc.strategy import IDENTITY, Strategy
 from amc.study.journal import Journal
 from amc.study.search import SearchSettings
-from amc.utils.measure import measure_latency
 from envs.make import environment
 from tests.conftest import fixed_tiny_net, random_images
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
 HALF = {"metric": "macs", "fraction": 0.5}
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_end")
 forks = pytest.mark.skipif(not workers._can_fork(), reason="processes cannot be copied here")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
-    monkeypatch.setattr(EventWriter, "strategy_image", lambda *_: None)
-    monkeypatch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
-    monkeypatch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")

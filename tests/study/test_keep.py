@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,30 +13,20 @@ import amc
 from agents.trial import Trial
 from amc.data import DataSet
 from amc.errors import ConfigError
-from amc.problem import local
 from amc.problem.evaluate import Evaluation
 from amc.problem.problem import Problem
 from amc.problem.task import CompressionTask
 from amc.recovery.settings import RecoverySettings
-from amc.report.tensorboard import EventWriter
 from amc.strategy import Strategy
 from amc.study.journal import Journal
 from amc.study.keep import Keeping, check_keep, evaluations_until, legs_of
-from amc.utils.measure import measure_latency
 from tests.conftest import fixed_tiny_net, random_images
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
-        patch.setattr(EventWriter, "strategy_image", lambda *_: None)
-        patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
-        patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_end")
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ import csv
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,8 @@ from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, StorageError
 from amc.graph.types import Signature
-from amc.problem import candidate, local
+from amc.problem import candidate
 from amc.recovery.settings import RecoverySettings
-from amc.report.tensorboard import EventWriter
 from amc.runtimes.request import Request
 from amc.strategy import FLOAT, IDENTITY, Strategy
 from amc.study import checkpoint
@@ -42,7 +40,6 @@ from amc.study.journal import Journal
 from amc.study.result import SearchResult
 from amc.utils import conditions, files, sealed
 from amc.utils.files import write_tensors
-from amc.utils.measure import measure_latency
 from tests.conftest import TINY_CLASSES, TINY_SHAPE, classified, fixed_tiny_net, random_images
 
 CLOCKS = ("agent/agent_seconds", "evaluation_seconds")
@@ -51,14 +48,7 @@ EVALUATIONS = 7
 Find = Callable[..., SearchResult]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "measure_latency", partial(measure_latency, rounds=1))
-        patch.setattr(EventWriter, "strategy_image", lambda *_: None)
-        patch.setattr("amc.study.result.plot_strategy", lambda *_, **__: None)
-        patch.setattr("amc.study.result.plot_learning_curve", lambda *_, **__: None)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_end")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ coder     bytes
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def decoded(reader: Reader, shape: Sequence[int]) -> IntArray:
 # -- what is tried -------------------------------------------------------------------------
 
 
-class _Try:
+class _Try(ABC):
     """A way to write a tensor.
 
     Attributes:
@@ -110,9 +111,9 @@ class _Try:
     tables: int
     size: int
 
+    @abstractmethod
     def written(self) -> Coded:
         """The bytes."""
-        raise NotImplementedError
 
 
 def _tried(values: IntArray, halves: bool, coder: str) -> Iterator[_Try]:
