@@ -17,6 +17,7 @@ from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_f
 from amc.utils.urls import has_password
 
 SHIPPED = "shipped"  # the policy that comes with amc, and is in no run's folder
+_OR_SHIPPED = f" Or policy={SHIPPED}, which comes with amc."
 MISSING = "???"  # an option without default that was not given; whoever reads it says so
 
 
@@ -231,7 +232,7 @@ def check_folders(config: Mapping[str, Any]) -> None:
         if given == MISSING or (key == "policy" and given == SHIPPED):
             continue
         folder = Path(given).expanduser()
-        check_run_folder(folder)
+        check_run_folder(folder, _OR_SHIPPED if key == "policy" else "")
         if key == "run" and ((folder / RUN_FILE).is_file() or folder.name == FINETUNE_FOLDER):
             check_network(folder)
 

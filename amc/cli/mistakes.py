@@ -122,7 +122,12 @@ def _options() -> dict[str, list[str]]:
     conf = package_files("amc.conf")
     found: dict[str, list[str]] = {}
     for command in commands():
-        for key, value in _yaml(conf / f"{command}.yaml").items():
+        file = _yaml(conf / f"{command}.yaml")
+        groups = [name for one in file.get("defaults", ()) if isinstance(one, dict) for name in one]
+        for name in groups:
+            if name.isidentifier():
+                found.setdefault(name, []).append(f"amc {command}")
+        for key, value in file.items():
             nested = value if isinstance(value, dict) else {}
             for name in (key, *(f"{key}.{inner}" for inner in nested)):
                 found.setdefault(name, []).append(f"amc {command}")

@@ -168,13 +168,16 @@ def advice_for_less(graph: NetworkGraph, choices: Choices) -> str:
     by_step = any(count > _lowest(size, ratio) for size, count in smallest.items())
     better = _finer_step(smallest, step, ratio if by_step else 0.0)
     whose = "the device's" if choices.step_of else "the"
-    finer = f"{whose} channel step of {step} (env.channel_step={better})"
+    finer = (
+        f"{whose} channel step of {step} (env.channel_step={better}; in Python "
+        f"SearchSpace(channel_step={better}))"
+    )
     if by_ratio:
-        return f"lower env.min_preserve_ratio{f' or {finer}' if by_step else ''}"
+        return f"lower env.min_preserve_ratio ({ratio:g} now){f' or {finer}' if by_step else ''}"
     if by_step:
-        return f"lower {finer}: it bounds the counts, not env.min_preserve_ratio"
+        return f"lower {finer}, which bounds the counts; env.min_preserve_ratio does not"
     if any(count > 1 for count in smallest.values()):
-        return f"lower both env.min_preserve_ratio and {finer}"
+        return f"lower both env.min_preserve_ratio ({ratio:g} now) and {finer}"
     return ""
 
 

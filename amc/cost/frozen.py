@@ -92,20 +92,25 @@ def unreachable(model: CostModel, walk: WalkCosts) -> UnreachableBudgetError:
     worst = sorted(zip(costs, names, strict=True), reverse=True)[:3]
     unit, metric = model.budget.unit, model.budget.metric
     on = f" on {model.device.name}" if metric in DEVICE_METRICS and model.device else ""
-    bits = " and bits" if len(model.choices.options) > 1 else ""
     frozen = frozen_parts(model.graph, [priced.operator for priced in model.priced], costs)
     helps = _smallest(model, walk, frozen) <= model.bound
     less = advice_for_less(model.graph, model.choices) if helps else ""
     return UnreachableBudgetError(
         f"The budget of {model.bound:,.6g} {unit} is below the smallest reachable "
         f"{model.floor:,.6g} {unit}{on} ({model.floor / model.original:.3f} of the original), "
-        f"with the cheapest channel counts{bits} that env.min_preserve_ratio="
-        f"{model.choices.min_preserve_ratio:g} allows. What bounds it: "
+        f"with the cheapest of all that the search may choose. What bounds it: "
         f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
         f"{said_of_frozen(frozen, model.original)}"
-        f"Raise budget.{'fraction' if model.budget.fraction else 'absolute'}"
-        f"{f' or {less}' if less else ''}."
+        f"Raise {_reached(model)}{f' or {less}' if less else ''}."
     )
+
+
+def _reached(model: CostModel) -> str:
+    """The smallest budget that can be reached, as the command line takes it, rounded up."""
+    if model.budget.fraction:
+        return f"budget.fraction to {math.ceil(1000 * model.floor / model.original) / 1000:g}"
+    digits = 3 - math.floor(math.log10(model.floor)) if model.floor > 0 else 0
+    return f"budget.absolute to {math.ceil(model.floor * 10**digits) / 10**digits:.12g}"
 
 
 def _smallest(model: CostModel, walk: WalkCosts, frozen: Sequence[FrozenPart]) -> float:

@@ -46,6 +46,12 @@ class Split:
         )
         return Split(self.images[indices], labels, aside)
 
+    def spread(self, count: int) -> Split:
+        """At most ``count`` images, evenly spread over the split (which may be sorted by class)."""
+        if count >= len(self):
+            return self
+        return self.take(torch.linspace(0, len(self) - 1, count).round().long())
+
     def normalised(
         self,
         mean: tuple[float, ...],

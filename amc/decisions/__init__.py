@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
@@ -74,9 +75,11 @@ def build_decision(decision: DecisionLike) -> Decision:
         if decision in BUILT_IN:
             return _built_in(decision)
         if ":" not in decision:
+            names = [*TAKEN, *BUILT_IN]
+            near = difflib.get_close_matches(decision, names, n=1)
             raise ConfigError(
-                f"decisions must be a list of {', '.join([*TAKEN, *BUILT_IN])} or "
-                f"package.module:Class, got {decision!r}."
+                f"decisions must be a list of {', '.join(names)} or package.module:Class, got "
+                f"{decision!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
             )
         try:
             made = import_named(decision, "Decision", "Class", ConfigError)()

@@ -102,7 +102,7 @@ class CompressionTask:
         if self.budget.metric == PACKED:
             self.stored = PackedCosts(self.graph, choices.options, type(self.network).__name__)
         self.costs = CostModel(self.graph, choices, self.budget, self.device, self.stored)
-        self._subset = _spread(data.search, problem.search_images)
+        self._subset = data.search.spread(problem.search_images)
         self.compressor = Compressor(
             self.graph,
             data.calibration.normalised(data.mean, data.std),
@@ -144,6 +144,16 @@ class CompressionTask:
         if isinstance(device, LocalSpec):
             return None, choices  # nothing to measure for a budget that needs no clock
         return device, choices
+
+    @property
+    def searched_on(self) -> str:
+        """The images that strategies are evaluated on: "1,000 of the 5,000 search images"."""
+        used, there = len(self._subset), len(self.data.search)
+        return (
+            f"{used:,} of the {there:,} search images"
+            if used < there
+            else (f"the {there:,} search images")
+        )
 
     # -- evaluating ---------------------------------------------------------------------------
 
@@ -412,10 +422,3 @@ class CompressionTask:
         """Weights, the settings of every module, and what is done between them."""
         weights = [part for item in self.network.state_dict().items() for part in item]
         return fingerprint(*weights, str(self.reference), repr(self.graph.layers))
-
-
-def _spread(split: Split, count: int) -> Split:
-    """At most ``count`` images, evenly spread over the split (which may be sorted by class)."""
-    if count >= len(split):
-        return split
-    return split.take(torch.linspace(0, len(split) - 1, count).round().long())

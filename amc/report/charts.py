@@ -126,17 +126,21 @@ def line_chart(
 
 
 def scatter_chart(
-    dots: Sequence[Dot], *, x_label: str, y_label: str, front: Sequence[tuple[float, float]] = ()
+    dots: Sequence[Dot],
+    *,
+    x_label: str,
+    y_label: str,
+    fronts: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> Markup:
     """Points, and the steps through those that nothing beats.
 
     Args:
-        front: Its corners, cheapest first.
+        fronts: The corners of each, cheapest first.
     """
     if not dots:
         return Markup("")
     x, y = _span([dot.x for dot in dots]), _span([dot.y for dot in dots])
-    return _both(x, y, x_label, y_label, lambda frame: _dots(frame, dots, front))
+    return _both(x, y, x_label, y_label, lambda frame: _dots(frame, dots, fronts))
 
 
 def strip(cells: Sequence[tuple[str, float]]) -> Markup:
@@ -286,13 +290,19 @@ def _steps(frame: _Frame, values: Sequence[float | None]) -> Iterator[str]:
         before = value
 
 
-def _dots(frame: _Frame, dots: Sequence[Dot], front: Sequence[tuple[float, float]]) -> Markup:
+def _front(frame: _Frame, front: Sequence[tuple[float, float]]) -> Markup:
     corners: list[str] = []
     for place, (x, y) in enumerate(front):
         if place:
             corners.append(f"{frame.across(x):.1f},{frame.up(front[place - 1][1]):.1f}")
         corners.append(f"{frame.across(x):.1f},{frame.up(y):.1f}")
-    found = Markup('<polyline class="front" points="{}"/>').format(" ".join(corners))
+    return Markup('<polyline class="front" points="{}"/>').format(" ".join(corners))
+
+
+def _dots(
+    frame: _Frame, dots: Sequence[Dot], fronts: Sequence[Sequence[tuple[float, float]]]
+) -> Markup:
+    found = Markup("").join(_front(frame, front) for front in fronts)
     for dot in dots:
         x, y = frame.across(dot.x), frame.up(dot.y)
         shape = Markup('<circle cx="{}" cy="{}" r="6"/>').format(f"{x:.1f}", f"{y:.1f}")

@@ -20,6 +20,7 @@ from amc.utils.files import write_atomically
 _DPI = 130
 _MOST_NAMED = 24  # runs in a legend; of more the numbers in the table tell
 _LONGEST = 48  # characters of a run's name
+_DASHES = ("-", "--", "-.", ":")  # of fronts of several devices
 
 
 def plot_frontier(overview: Overview, cost: str, path: Path) -> None:
@@ -45,16 +46,18 @@ def frontier_figure(overview: Overview, cost: str) -> Figure:
     figure = Figure(figsize=(9.0, 5.0), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    best = [points[place] for place in overview.best(cost)]
-    axes.step(
-        [number for number, _ in best],
-        [scale * score for _, score in best],
-        where="post",
-        color="#888888",
-        lw=1,
-        label="best at its cost",
-        zorder=1,
-    )
+    fronts = overview.fronts(cost)
+    for place, (conditions, front) in enumerate(fronts.items()):
+        axes.step(
+            [points[at][0] for at in front],
+            [scale * points[at][1] for at in front],
+            where="post",
+            color="#888888",
+            ls=_DASHES[place % len(_DASHES)],
+            lw=1,
+            label="best at its cost" if len(fronts) == 1 else f"best of {conditions}",
+            zorder=1,
+        )
     labels = overview.labels()
     for place, (number, score) in points.items():
         label = f"{place + 1}: {labels[place][:_LONGEST]}" if len(points) <= _MOST_NAMED else None

@@ -29,7 +29,7 @@ def overview_table(overview: Overview) -> Table:
     for title in headings(overview):
         table.add_column(title, justify="right", no_wrap=True)
     cost = next(iter(overview.costs), "")
-    best = set(overview.best(cost)) if cost else set()
+    best = overview.best(cost) if cost else set()
     for place, (run, label) in enumerate(zip(overview.runs, overview.labels(), strict=True)):
         state = f"[{_STYLES[run.state]}]{run.state}[/]" if run.state in _STYLES else str(run.state)
         if run.state == State.RUNNING and run.asked:
@@ -86,13 +86,14 @@ def _number(value: float | None, scale: float, digits: str, unit: str = "") -> s
 
 
 def problems(overview: Overview) -> list[str]:
-    """A line for each run without a result, and for each file that could not be read."""
+    """A line for each run without a result, each file that cannot be read, and mixed devices."""
     lines = []
     for number, (run, label) in enumerate(zip(overview.runs, overview.labels(), strict=True), 1):
         if run.said:
             lines.append(f"{number} {label}: {run.state}: {run.said}")
         lines += [f"{number} {label}: {fault}" for fault in run.faults if fault != run.said]
-    return lines
+    cost = next(iter(overview.costs), "")
+    return [*lines, *filter(None, [overview.mixed(cost) if cost else ""])]
 
 
 def summary(overview: Overview) -> str:
@@ -121,7 +122,7 @@ def overview_csv(overview: Overview) -> str:
         for name in getattr(row, split)
     )
     numbers = [*scores, *COSTS, "measured_spread_ms"]
-    best = {cost: set(overview.best(cost)) for cost in COSTS}
+    best = {cost: overview.best(cost) for cost in COSTS}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = [

@@ -79,17 +79,30 @@ def write_page(path: Path, page: str) -> None:
 
 
 def decided(run: Run) -> Markup:
-    """What is kept of every layer, and its bits where they are not all float."""
+    """What is kept of every layer, its bits where they are not all float, and what else it has."""
     found = strip([(f"{n}: {100 * share:.0f} % kept", share) for n, share in run.kept.items()])
     bits = run.bits
     if all(each == (FLOAT_BITS, FLOAT_BITS) for each in bits.values()):
-        return found
-    return found + strip(
-        [
-            (f"{name}: {weight}/{activation} bits", min(1.0, weight / _FLOAT_PLACE))
-            for name, (weight, activation) in bits.items()
-        ]
-    )
+        return found + _others(run)
+    cells = [
+        (f"{name}: {weight}/{activation} bits", min(1.0, weight / _FLOAT_PLACE))
+        for name, (weight, activation) in bits.items()
+    ]
+    return found + strip(cells) + _others(run)
+
+
+def _others(run: Run) -> Markup:
+    """A strip for each other number that was decided of any layer, of the most that one has."""
+    layers = run.record.layers if run.record else ()
+    most: dict[str, float] = {}
+    for layer in layers:
+        for name, number in layer.others.items():
+            most[name] = max(most.get(name, 0.0), number)
+    found = Markup("")
+    for name, top in most.items():
+        numbers = [(layer.name, layer.others.get(name, 0.0)) for layer in layers]
+        found += strip([(f"{at}: {name} {n:g}", n / top if top else 0.0) for at, n in numbers])
+    return found
 
 
 _FLOAT_PLACE = 12  # float is shown as a little more than 8 bits, not as four times as many

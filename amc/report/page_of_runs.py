@@ -27,7 +27,7 @@ def overview_page(overview: Overview, place: Path) -> str:
     """
     labels = overview.labels()
     cost = next(iter(overview.costs), "")
-    best = set(overview.best(cost)) if cost else set()
+    best = overview.best(cost) if cost else set()
     differs = overview.differs
     rows = [
         {
@@ -51,6 +51,7 @@ def overview_page(overview: Overview, place: Path) -> str:
         title=overview.title,
         kind="overview",
         said=numbers.summary(overview),
+        notes=[note for cost in overview.costs if (note := overview.mixed(cost))],
         headings=numbers.headings(overview),
         rows=rows,
         pictures=_frontiers(overview, labels),
@@ -93,12 +94,15 @@ def _frontiers(overview: Overview, labels: Sequence[str]) -> list[tuple[str, Mar
             Dot(f"{at + 1} {labels[at]}", number, scale * score, str(at + 1), colour=at)
             for at, (number, score) in points.items()
         ]
-        front = [(points[at][0], scale * points[at][1]) for at in overview.best(cost)]
+        fronts = [
+            [(points[at][0], scale * points[at][1]) for at in front]
+            for front in overview.fronts(cost).values()
+        ]
         chart = scatter_chart(
             dots,
             x_label=COSTS[cost],
             y_label=f"test {primary.heading or primary.name}",
-            front=front,
+            fronts=fronts,
         )
         found.append((COSTS[cost], chart))
     return found

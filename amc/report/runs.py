@@ -24,6 +24,9 @@ COSTS = {
 }
 """What a network costs: a field of `ComparisonRow` -> what a picture calls it."""
 
+_OF_DEVICES = ("measured_ms", "predicted_ms", "energy_mj")  # one device's are no other's
+_CONDITIONS = {"device": "{}", "device.batch": "batch {}", "device.threads": "threads {}"}
+
 
 class State(StrEnum):
     """What became of a run."""
@@ -90,6 +93,14 @@ class Run:
     @property
     def found(self) -> ComparisonRow:
         return self.rows[-1]
+
+    @property
+    def conditions(self) -> str:
+        """What its times are of: "onnxruntime_cpu, batch 1, threads 1"."""
+        options = self.options
+        return ", ".join(
+            said.format(options[name]) for name, said in _CONDITIONS.items() if name in options
+        )
 
     @property
     def command(self) -> str:
@@ -271,22 +282,49 @@ class Overview:
 
     def originals(self, cost: str) -> list[tuple[float, float]]:
         """Cost and score of the networks that the runs began with, each once, or nearly so."""
-        found: dict[tuple[str, float], tuple[float, float]] = {}
+        found: dict[tuple[str, str, float], tuple[float, float]] = {}
         for place in self.points(cost):
             run = self.runs[place]
             number, score = run.original.number(cost), run.score(run.original)
             if number is not None and score is not None:
-                found.setdefault((run.options.get("network", ""), score), (number, score))
+                key = run.options.get("network", ""), self._conditions(run, cost), score
+                found.setdefault(key, (number, score))
         return list(found.values())
 
-    def best(self, cost: str) -> list[int]:
-        """Places of the runs that no other beats in cost and score, cheapest first."""
-        points = self.points(cost)
-        places = list(points)
+    def fronts(self, cost: str) -> dict[str, list[int]]:
+        """Places of the runs that no other beats in cost and score, cheapest first.
+
+        A front for each device (and batch, and number of threads), where the cost is of one:
+        milliseconds of one device are neither more nor less than those of another.
+        """
         primary = self.primary
         sign = 1 if primary is None or primary.more_is_better else -1
-        signed = [(number, sign * score) for number, score in points.values()]
-        return [places[i] for i in front(signed)]
+        alike: dict[str, dict[int, tuple[float, float]]] = {}
+        for place, (number, score) in self.points(cost).items():
+            of = alike.setdefault(self._conditions(self.runs[place], cost), {})
+            of[place] = number, sign * score
+        return {
+            conditions: [list(points)[i] for i in front(list(points.values()))]
+            for conditions, points in alike.items()
+        }
+
+    @staticmethod
+    def _conditions(run: Run, cost: str) -> str:
+        return run.conditions if cost in _OF_DEVICES else ""
+
+    def best(self, cost: str) -> set[int]:
+        """Places of the runs that are on a front."""
+        return {place for places in self.fronts(cost).values() for place in places}
+
+    def mixed(self, cost: str) -> str:
+        """What must not be read past where a cost is of several devices; empty where it is not."""
+        fronts = list(self.fronts(cost))
+        if len(fronts) < 2:
+            return ""
+        return (
+            f"The {COSTS[cost]} is of {len(fronts)} kinds ({'; '.join(fronts)}): compare runs "
+            "within one of them. The best are those of each."
+        )
 
     @property
     def costs(self) -> list[str]:

@@ -76,8 +76,7 @@ def conclude(
         if strategy.to_json() not in finalists:
             finalists[strategy.to_json()] = jury.finalist(strategy)
     chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
-    if reward.hard:
-        chosen = list(_meeting(task, chosen))
+    chosen = list(_allowed(task, chosen, reward.hard))
     if keeping is None:
         best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
     else:
@@ -99,6 +98,13 @@ def conclude(
         notes.insert(0, keeping.note(best.evaluation.scores, jury.original.scores))
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
+    elif _judged(even, jury) > _judged(best, jury) and even in _allowed(task, [even], reward.hard):
+        notes.insert(
+            0,
+            "The uniform strategy does better on the search split than what was found (reward "
+            f"{_judged(even, jury):.4g} against {_judged(best, jury):.4g}): more evaluations may "
+            "find a better one (search.evaluations).",
+        )
     if not _is_uniform(task, uniform):
         notes.append(
             "No strategy of one ratio and one bit pair meets the budget: what is called uniform "
@@ -107,8 +113,20 @@ def conclude(
     return Conclusion(best, even, rows, notes)
 
 
-def _meeting(task: CompressionTask, finalists: Sequence[Finalist]) -> Sequence[Finalist]:
-    """Those that meet the budget by measured prices, or as files, too; all where none does."""
+def _judged(one: Finalist, jury: Jury) -> float:
+    return jury.reward(one.strategy, one.evaluation)
+
+
+def _allowed(
+    task: CompressionTask, finalists: Sequence[Finalist], hard: bool
+) -> Sequence[Finalist]:
+    """Those that meet the budget by measured prices, or as files, too; all where none does.
+
+    Args:
+        hard: Whether the reward keeps to the budget; if not, all are.
+    """
+    if not hard:
+        return finalists
     if task.stored is not None:
         bound = task.costs.bound
         return [one for one in finalists if (one.file_bytes or 0) <= bound] or finalists

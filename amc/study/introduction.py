@@ -7,6 +7,7 @@ import logging
 from amc.cost.account import account
 from amc.objectives import primary_score, score_texts
 from amc.problem.task import CompressionTask
+from amc.study.normalisation import other_normalisation
 
 log = logging.getLogger("amc")
 
@@ -40,7 +41,7 @@ def describe(task: CompressionTask) -> str:
     )
     if data.is_labelled:
         texts = score_texts(objective, task.original.scores, labelled=True)
-        lines.append(f"original: {texts} on the search images")
+        lines.append(f"original: {texts} on {task.searched_on}")
     else:
         lost, counts = (primary_score(objective, labelled=which) for which in (True, False))
         if lost.needs_targets:
@@ -48,7 +49,7 @@ def describe(task: CompressionTask) -> str:
             lines.append(f"no {lost.name} without labels ({why}): {counts.name} counts")
         elif counts.needs_targets is None:
             texts = score_texts(objective, task.original.scores, labelled=False)
-            lines.append(f"original: {texts} on the search images")
+            lines.append(f"original: {texts} on {task.searched_on}")
         else:
             lines.append(f"{counts.name} with the original's outputs counts, labels do not")
     lines += objective.notes
@@ -70,5 +71,6 @@ def introduce(task: CompressionTask) -> None:
             named.name,
         )
     doubt = task.objective.doubt(task.original.scores)
-    if doubt:
-        log.warning("%s", doubt)
+    for said in (doubt, other_normalisation(task)):
+        if said:
+            log.warning("%s", said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from agents.searcher import Trial
 from agents.trial import eligible
 from amc import __version__
 from amc.compress.network import CompressedNetwork
+from amc.cost.model import ROUNDING
 from amc.objectives import primary_score
 from amc.problem.task import CompressionTask
 from amc.report.page import PAGE_FILE, write_page
@@ -127,8 +129,8 @@ def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:
     """What reports say of a result beside its numbers."""
     task, costs = result.task, result.task.costs
     layers = layer_rows(costs, result.strategy)
-    after = costs.cost(*costs.encode(result.strategy)) - sum(layer.cost_after for layer in layers)
-    before = costs.original - sum(layer.cost_before for layer in layers)
+    before = _rest(costs.original, [layer.cost_before for layer in layers])
+    after = _rest(costs.cost(*costs.encode(result.strategy)), [row.cost_after for row in layers])
     return ResultRecord(
         title=f"{type(task.network).__name__}: {task.budget}",
         about=about(task),
@@ -147,13 +149,19 @@ def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:
     )
 
 
+def _rest(whole: float, parts: Sequence[float]) -> float:
+    """What parts leave of a whole; none where that is no more than was lost in summing them."""
+    rest = whole - math.fsum(parts)
+    return rest if abs(rest) > ROUNDING * abs(whole) else 0.0
+
+
 def about(task: CompressionTask) -> dict[str, str]:
     """What is compressed, for what, and where, in words."""
     return {
         "network": type(task.network).__name__,
         "data": task.data.name,
         "images": "x".join(map(str, task.data.image_shape)),
-        "device": task.device.name if task.device else "none",
+        **({"device": task.device.name} if task.device else {}),
         "budget": str(task.budget),
         "objective": task.objective.name,
     }

@@ -88,7 +88,9 @@ class SearchSettings:
     @property
     def at_once(self) -> int:
         """Strategies that are proposed before any of them is evaluated."""
-        return max(1, self.workers) if self.proposals is None else self.proposals
+        if self.proposals is not None:
+            return self.proposals
+        return max(1, 2 * self.workers)  # so that no worker waits long for the last of a round
 
     def searcher(self) -> Searcher:
         """The agent, before it has learned anything."""

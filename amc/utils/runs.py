@@ -28,16 +28,23 @@ RESUMED = ("search", "compare", "train")
 SEARCH_AGAIN = "amc.search(..., folder=..., resume=True)"
 
 
-def check_run_folder(folder: Path) -> None:
+def check_run_folder(folder: Path, otherwise: str = "") -> None:
     """Check that the folder of a run is there.
+
+    Args:
+        otherwise: What else could be given, as the end of the message.
 
     Raises:
         ArtifactError: There is no such folder.
     """
     if folder.is_file():
-        raise ArtifactError(f"{folder} is a file. Give the folder of a search: {folder.parent}.")
+        raise ArtifactError(
+            f"{folder} is a file. Give the folder of a search: {folder.parent}.{otherwise}"
+        )
     if not folder.is_dir():
-        raise ArtifactError(f"Run folder not found: {folder}. Give the folder of a search.")
+        raise ArtifactError(
+            f"Run folder not found: {folder}. Give the folder of a search.{otherwise}"
+        )
 
 
 def has_network(folder: Path) -> bool:

@@ -143,6 +143,8 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
     [
         ("evaluations", "Error parsing override 'evaluations'"),
         ("search.evaluation=3", "no such option. Did you mean 'search.evaluations'?"),
+        ("networ=resnet20", "no such option. Did you mean 'network'?"),
+        ("decisions=[sparsty]", "got 'sparsty'. Did you mean 'sparsity'?"),
         ("budget=0.5", "A number belongs to an option inside the group, as in budget.fraction"),
         ("agent=dqn", "Could not find 'agent/dqn'"),
         ("seed=0,1", "Ambiguous value for argument 'seed=0,1'"),
@@ -446,7 +448,10 @@ def test_a_refused_command_does_not_remove_the_folder_it_was_called_in(tmp_path:
     [
         (["finetune", "run=no"], "Run folder not found: no."),
         (["export", "run=no"], "Run folder not found: no."),
-        (["apply", "policy=no"], "Run folder not found: no."),
+        (
+            ["apply", "policy=no"],
+            "Run folder not found: no. Give the folder of a search. Or policy=shipped, which comes",
+        ),
         (["apply"], "policy must be given: policy=<value>."),
         (["search", "network.checkpoint=no.pt"], "Checkpoint not found: no.pt."),
         (["search", "network.checkpoint=no.gz"], "must be one of .safetensors, .pt, .pth, got"),

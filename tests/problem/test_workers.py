@@ -99,12 +99,12 @@ def counted(here: list[Strategy]) -> Any:
     return counting
 
 
-def test_there_are_as_many_proposals_as_workers() -> None:
+def test_there_are_two_proposals_for_each_worker() -> None:
     counts = [
         SearchSettings("random", 4, "accuracy", **options).at_once
         for options in ({}, {"workers": 3}, {"workers": 3, "proposals": 2})
     ]
-    assert counts == [1, 3, 2]
+    assert counts == [1, 6, 2]
 
 
 def test_walks_of_a_round_begin_before_the_first_is_evaluated(

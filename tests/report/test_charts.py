@@ -89,7 +89,7 @@ def test_points_lie_where_their_numbers_say_and_the_front_steps_through_the_best
         Dot("b", 2.0, 2.0, "2"),
     ]
     front = [(1.0, 1.0), (2.0, 2.0)]
-    wide = drawings(scatter_chart(dots, x_label="ms", y_label="acc", front=front))[0]
+    wide = drawings(scatter_chart(dots, x_label="ms", y_label="acc", fronts=[front]))[0]
     places = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in wide.iter("circle")]
     assert places[1][0] < places[2][0] < places[0][0]
     assert places[1][1] > places[2][1] > places[0][1]

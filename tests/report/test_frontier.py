@@ -33,6 +33,15 @@ def test_the_frontier_shows_every_run_the_best_ones_and_the_original(tmp_path: P
     assert names == ["best at its cost", "1: seed=$0", "2: seed=$1", "original"]
 
 
+def test_each_device_has_a_front_of_its_own() -> None:
+    runs = [at("0", 2.0, 0.88, device="a"), at("1", 4.0, 0.8, device="b")]
+    axes = frontier_figure(Overview("s", runs), "measured_ms").axes[0]
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[2.0], [4.0]]
+    assert {line.get_linestyle() for line in axes.lines[:2]} == {"-", "--"}
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[:2] == ["best of a", "best of b"]
+
+
 def test_a_picture_is_pixels_too() -> None:
     assert pixels_of(frontier_figure(OVERVIEW, "macs")).shape == (650, 1170, 3)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from amc.objectives import NamedScore
 from amc.report.overview import overview_csv, overview_table, problems, summary
+from amc.report.page_of_runs import overview_page
 from amc.report.runs import Overview, Run, State
 from amc.report.tables import MISSING
 from tests.report.folders import FOUND, ORIGINAL, RESULT
@@ -53,6 +54,15 @@ def test_failed_runs_are_listed_with_their_errors_and_files_with_what_is_wrong()
         "3 seed=2: failed: no [red]price[/]",
         "5 seed=4: trials.csv is no table",
     ]
+
+
+def test_several_devices_on_one_axis_are_said_to_be() -> None:
+    mixed = Overview("s", [at("0", 2.0, 0.88, device="a"), at("1", 4.0, 0.8, device="b")])
+    assert [line.split(":")[0] for line in problems(mixed)] == [
+        "The measured latency (ms) is of 2 kinds (a; b)"
+    ]
+    assert "is of 2 kinds" in overview_page(mixed, Path("."))
+    assert [line.split()[0] for line in printed(mixed) if "device=" in line] == ["1*", "2*"]
 
 
 def test_csv_has_every_run_with_options_numbers_and_what_became_of_it() -> None:

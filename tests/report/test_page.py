@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amc.report.page import write_page
+from amc.report.page import decided, write_page
 from amc.report.page_of_run import run_page, tiles
 from amc.report.page_of_runs import overview_page
 from amc.report.page_of_searchers import Searchers, searchers_page
@@ -258,3 +258,14 @@ def test_costs_are_chosen_without_a_program(chromium: browser.Browser, tmp_path:
     assert chromium.value(shown).startswith("block,none,none")
     chromium.value("document.querySelector('label[for=cost1]').click()")
     assert chromium.value(shown).startswith("none,block,none")
+
+
+def test_what_else_was_decided_has_a_strip_of_its_own() -> None:
+    sparse = [
+        replace(layer, others={"sparsity": n}) for layer, n in zip(LAYERS, (0.75, 0.5), strict=True)
+    ]
+    found = decided(replace(FULL, record=replace(RESULT, layers=sparse)))
+    assert found.count('class="strip"') == decided(FULL).count('class="strip"') + 1
+    # 0.06 + 0.94 of the share of the most: of 0.75 all, of 0.5 two thirds
+    assert '<rect x="0" y="0" width="1" height="1" fill-opacity="1.000">' in found
+    assert 'fill-opacity="0.687"><title>conv2: sparsity 0.5</title>' in found

@@ -113,10 +113,31 @@ def test_runs_of_all_kinds_go_by_their_folders() -> None:
 
 def test_the_best_of_a_sweep_are_those_that_none_beats_in_score_and_cost() -> None:
     overview = Overview("s", [at("0", 2.0, 0.88), at("1", 3.0, 0.87), at("2", 4.0, 0.89)])
-    assert overview.best("measured_ms") == [0, 2]
+    assert overview.best("measured_ms") == {0, 2}
+    assert overview.fronts("measured_ms") == {"": [0, 2]}
+    assert overview.mixed("measured_ms") == ""
     assert overview.points("measured_ms")[1] == (3.0, 0.87)
     assert overview.originals("measured_ms") == [(5.0, 0.90)]
     assert overview.points("energy_mj") == {}
+
+
+def test_milliseconds_of_several_devices_make_a_front_each_and_are_said_to() -> None:
+    one = {"device": "onnxruntime_cpu", "device.batch": "1", "device.threads": "1"}
+    other = {"device": "onnxruntime_cpu", "device.batch": "8", "device.threads": "1"}
+    overview = Overview(
+        "s",
+        [at("0", 2.0, 0.88, **one), at("1", 3.0, 0.87, **one), at("2", 30.0, 0.80, **other)],
+    )
+    names = ["onnxruntime_cpu, batch 1, threads 1", "onnxruntime_cpu, batch 8, threads 1"]
+    assert overview.fronts("measured_ms") == {names[0]: [0], names[1]: [2]}
+    assert overview.mixed("measured_ms") == (
+        "The measured latency (ms) is of 2 kinds (onnxruntime_cpu, batch 1, threads 1; "
+        "onnxruntime_cpu, batch 8, threads 1): compare runs within one of them. The best are "
+        "those of each."
+    )
+    assert len(overview.originals("measured_ms")) == 2
+    assert overview.fronts("macs").keys() == {""}  # no device has a say in them
+    assert overview.mixed("macs") == ""
 
 
 def test_runs_of_another_score_are_not_in_one_picture() -> None:

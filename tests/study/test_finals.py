@@ -123,18 +123,18 @@ def test_a_reward_of_ones_own_chooses_the_winner(
 
     task = _task(tiny_net, data)
     judge = task.evaluator(data.search)
-    loss = {s: judge(task.finish(s).module).loss for s in (WIDE, NARROW)}
+    loss = {s: judge(task.finish(s).module).loss for s in (WIDE, NARROW, UNIFORM)}
     end = conclude(
         task, _trials(task, WIDE, NARROW), UNIFORM, build_reward(agreement), measure=False
     )
-    assert loss[end.best.strategy] == (min if sign == 1 else max)(loss.values())
+    assert loss[end.best.strategy] == (min if sign == 1 else max)(loss[WIDE], loss[NARROW])
     assert loss[WIDE] != loss[NARROW]
     # on the whole search split, with the costs, beside the original on the same images
     assert {outcome.evaluation.loss for outcome in seen} == set(loss.values())
     assert seen[0].original.loss == judge(task.reference).loss
     assert (seen[0].bound, seen[0].original_cost) == (task.costs.bound, task.costs.original)
     assert {outcome.cost for outcome in seen} == {
-        task.strategy_costs(s)["macs"] for s in (WIDE, NARROW)
+        task.strategy_costs(s)["macs"] for s in (WIDE, NARROW, UNIFORM)
     }
     assert all(outcome.evaluation.costs["macs"] == outcome.macs for outcome in seen)
 
@@ -485,3 +485,21 @@ def test_winner_meets_a_latency_budget_by_measured_prices_where_those_of_the_sea
     assert alone.comparison[-1].predicted_ms == pytest.approx(measured)
     # What the search goes by is what it was.
     assert task.evaluate(slow).costs["latency_ms"] == trials[0].evaluation.costs["latency_ms"]
+
+
+def test_uniform_strategy_that_does_better_than_what_was_found_is_said_to(
+    tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    more = Reward("more", lambda outcome: outcome.macs / 1e6)
+    end = conclude(task, _trials(task, NARROW), UNIFORM, more)
+    less, most = (task.strategy_costs(some)["macs"] / 1e6 for some in (NARROW, UNIFORM))
+    assert end.notes[0] == (
+        "The uniform strategy does better on the search split than what was found (reward "
+        f"{most:.4g} against {less:.4g}): more evaluations may find a better one "
+        "(search.evaluations)."
+    )
+    fewer = Reward("fewer", lambda outcome: -outcome.macs)
+    assert not any(
+        "does better" in n for n in conclude(task, _trials(task, NARROW), UNIFORM, fewer).notes
+    )
