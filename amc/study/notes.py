@@ -57,7 +57,9 @@ def _on_measurement(
     original, best, in_float = rows[0], rows[-1], times.in_float
     if best.measured_ms is None or original.measured_ms is None:
         return
-    where = "the device" if task.local else "this machine, which is not the device"
+    where = "this machine, which is not the device"
+    if task.local or task.problem.device is None:
+        where = "the device" if task.local else "this machine"
     runtime = runtime_of(task)
     end = "."
     if not strategy.is_float and not runtime.computes_integers:
@@ -99,7 +101,8 @@ def _on_decisions(
         )
     simulated = task.simulated(strategy)
     if simulated:
-        yield f"Simulated bits (no cost in the device's table): {', '.join(map(str, simulated))}."
+        why = " (no cost in the device's table)" if task.problem.device is not None else ""
+        yield f"Simulated bits{why}: {', '.join(map(str, simulated))}."
 
 
 def _on_prediction(task: CompressionTask, original: ComparisonRow) -> Iterator[str]:

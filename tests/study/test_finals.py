@@ -218,9 +218,7 @@ def test_notes_say_where_the_time_was_measured(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _timed(monkeypatch, 4.0, 3.0, 2.0)
-    assert _notes(_task(tiny_net, data), WIDE) == [
-        "Measured in PyTorch on this machine, which is not the device, batch 1."
-    ]
+    assert _notes(_task(tiny_net, data), WIDE) == ["Measured in PyTorch on this machine, batch 1."]
 
 
 def test_time_is_measured_for_the_batch_that_the_device_prices(
@@ -252,9 +250,9 @@ def test_notes_name_simulated_bits_and_that_pytorch_runs_them_as_float(
     task = _task(tiny_net, data, budget=Budget("size_bytes", fraction=0.9), space=space)
     quantized = Strategy(WIDE.preserve_ratio, {"conv2": Bits(4, 32)})
     assert _notes(task, quantized) == [
-        "Measured in PyTorch on this machine, which is not the device, batch 1, channels only: "
-        "PyTorch runs fewer bits as float.",
-        "Simulated bits (no cost in the device's table): 4/32.",
+        "Measured in PyTorch on this machine, batch 1, channels only: PyTorch runs fewer bits as "
+        "float.",
+        "Simulated bits: 4/32.",
     ]
 
 
