@@ -16,17 +16,21 @@ import tempfile
 from pathlib import Path
 
 import amc
+from agents.searcher import Trial, build_searcher
 from amc.compress.network import CompressedNetwork
 from amc.cost.budget import Budget
 from amc.export import pack
 from amc.problem.problem import Problem
 from amc.problem.space import SearchSpace
+from amc.problem.store import open_store
 from amc.problem.task import CompressionTask
 from amc.strategy import FLOAT_BITS, Bits, Strategy
 from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.subject import add_options, subject
+from envs.make import environment
 
 BYTES = 4  # of a float
+LOOSE = 0.9  # of the original's file: the bound that all prices are found under
 COLUMNS = ["bits", "file_bytes", "times", "test %", "points lost"]
 Row = dict[str, object]
 
@@ -56,7 +60,20 @@ class Bench:
         self._options = options
         self._network, self._data = subject(options)
         self._floats = BYTES * sum(p.numel() for p in self._network.parameters())
-        self._original = 0.0
+        space = SearchSpace(
+            weight_bits=tuple(options.weight_bits), decisions=tuple(options.decisions)
+        )
+        loose = Budget("packed_bytes", fraction=LOOSE)
+        problem = Problem(
+            self._network,
+            self._data,
+            None,
+            loose,
+            space=space,
+            search_images=options.search_images,
+        )
+        self._task = CompressionTask(problem, open_store(True))
+        self._test = self._task.evaluator(self._data.test)
         self.rows: list[Row] = []
 
     @property
@@ -64,75 +81,63 @@ class Bench:
         """Bytes that the file may take."""
         return int(self._floats / self._options.times)
 
-    def uniform(self, widths: list[int]) -> int:
-        """Every layer in the same bits; gives the last file's bytes."""
-        budget = Budget.of({"metric": "size_bytes", "fraction": 0.99})
-        task = CompressionTask(Problem(self._network, self._data, None, budget))
-        size = 0
-        for width in widths:
-            bits = {layer.name: Bits(width, FLOAT_BITS) for layer in task.graph.layers}
-            size = self._add(task, f"{width} in every layer", task.finish(Strategy({}, bits)))
-        return size
+    def uniform(self, width: int) -> int:
+        """Every layer in the same bits; gives the file's bytes."""
+        bits = {layer.name: Bits(width, FLOAT_BITS) for layer in self._task.graph.layers}
+        network = self._task.finish(Strategy({}, bits))
+        return self._add(f"{width} in every layer", network)
 
     def searched(self, bound: int) -> None:
         """Bits that a search chooses, in a file of at most so many bytes."""
-        options = self._options
-        found = amc.search(
-            self._network,
-            self._data,
-            None,
-            {"metric": "packed_bytes", "absolute": bound},
-            agent=options.agent,
-            evaluations=options.evaluations,
-            final_candidates=options.final_candidates,
-            search_images=options.search_images,
-            seed=options.seed,
-            space=SearchSpace(
-                weight_bits=tuple(options.weight_bits), decisions=tuple(options.decisions)
-            ),
-        )
-        print(found)
-        for note in found.notes:
-            print(note)
-        original, uniform, _ = found.comparison
-        self._original = original.test["accuracy"]
-        assert uniform.packed_bytes is not None
-        self._note("uniform, as the search ends", uniform.packed_bytes, uniform.test["accuracy"])
-        self._add(found.task, f"{options.evaluations} evaluations", found.compressed)
-        print({layer: bits.weight for layer, bits in found.strategy.bits.items()})
+        options, task = self._options, self._task
+        env = environment(task, costs=task.costs.tightened(bound))
 
-    def _add(self, task: CompressionTask, name: str, network: CompressedNetwork) -> int:
+        def report(trial: Trial) -> bool:
+            print(f"{trial.index}: {trial.reward:.4f}", flush=True)
+            return True
+
+        searcher = build_searcher(options.agent)
+        found = searcher.search(env, options.evaluations, options.seed, report)
+        finalists = [task.finish(trial.strategy) for trial in found.top(options.final_candidates)]
+        fits = [one for one in finalists if (task.file_bytes(one) or 0) <= bound]
+        judge = task.evaluator(self._data.search)
+        best = max(fits or finalists, key=lambda one: judge(one.module).agreement)
+        name = f"{options.agent}, {options.evaluations} evaluations"
+        self._add(name if fits else f"{name}, above the bound of {bound}", best)
+        print({layer: bits.weight for layer, bits in best.strategy.bits.items()})
+
+    def _add(self, name: str, network: CompressedNetwork) -> int:
         """Write a file, read it back and test it; gives its bytes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.amcp"
-            pack(network, task.graph, self._options.network).write(path)
+            pack(network, self._task.graph, self._options.network).write(path)
             size, read = path.stat().st_size, amc.load_packed(path, self._network)
-        test = task.evaluator(self._data.test)
-        self._original = self._original or test.original.scores["accuracy"]
-        self._note(name, size, test(read.module).scores["accuracy"])
-        return size
-
-    def _note(self, name: str, size: int, accuracy: float) -> None:
+        before, after = self._test.original, self._test(read)
+        lost = before.scores["accuracy"] - after.scores["accuracy"]
         row: Row = {
             "network": self._options.network,
             "bits": name,
             "file_bytes": size,
             "times": f"{self._floats / size:.2f}",
-            "test %": f"{100 * accuracy:.2f}",
-            "points lost": f"{100 * (self._original - accuracy):.2f}",
+            "test %": f"{100 * after.scores['accuracy']:.2f}",
+            "points lost": f"{100 * lost:.2f}",
         }
         self.rows.append(row | provenance(self._options.seed))
         print(row, flush=True)
+        return size
 
 
 def main() -> None:
     """Measure, print the table, write the CSV."""
     options = arguments()
-    bench, matched = Bench(options), options.as_small_as
-    widths = [*options.uniform, *([] if matched is None else [matched])]
-    size = bench.uniform(widths) if widths else 0
+    bench = Bench(options)
+    bound = bench.bound
+    for width in options.uniform:
+        bench.uniform(width)
+    if options.as_small_as is not None:
+        bound = bench.uniform(options.as_small_as)
     if options.evaluations:
-        bench.searched(bench.bound if matched is None else size)
+        bench.searched(bound)
     print_table(bench.rows, COLUMNS)
     print(write_csv(f"packed_search-{options.network}", bench.rows))
 
