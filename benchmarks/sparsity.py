@@ -37,6 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--inner", type=float, nargs="*", default=[0.75])
     parser.add_argument("--chosen", type=float, nargs="*", default=[0.75, 0.9])
     parser.add_argument("--evaluations", type=int, default=0, help="of a search of what is chosen")
+    parser.add_argument("--search-images", type=int, default=1000, help="of each evaluation")
+    parser.add_argument("--final-candidates", type=int, default=5, help="repaired at length")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -84,6 +86,8 @@ class Bench:
                 task.budget,
                 space=_space(offered),
                 evaluations=self._options.evaluations,
+                search_images=self._options.search_images,
+                final_candidates=self._options.final_candidates,
                 seed=self._options.seed,
             )
             self._add("sparsity", "search", fraction, found.network, 0.0)

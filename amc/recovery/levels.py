@@ -5,7 +5,8 @@ Three steps, the last two in turn, of which the result of least output error is 
 1. k-means over the weights (`amc.compress.forms`), each counting by the energy of its input and
    the importance of its output.
 2. Every weight takes a value, with error feedback, as rounding to few bits does
-   (`amc.recovery.rounding`).
+   (`amc.recovery.rounding`), and is then changed where another value errs less
+   (`amc.recovery.descent`).
 3. The values become those of least output error for the weights that share them: with the 0/1
    matrix A_o of which weight of output o has which value c, ``sum_o s_o A_o^T H A_o c =
    sum_o s_o A_o^T H w_o``. What Deep Compression trains its centroids for follows so from moments.
@@ -19,10 +20,9 @@ import torch
 from torch import Tensor
 
 from amc.compress.forms import k_means, nearest
+from amc.recovery.descent import descend, errors_of, system_of
 from amc.recovery.feedback import with_feedback
-from amc.recovery.least_squares import cholesky
 
-RIDGE = 1e-3  # of the mean input energy
 TURNS = 3  # of steps 2 and 3
 MOST_SUMS = 2e9  # outputs * columns^2: where more, values stay those of k-means
 
@@ -70,24 +70,23 @@ def set_levels(
     found = nearest(rows, values).masked_fill(~free, 0.0)
     if gram is None or quick:
         return found.to(weight.dtype)
-    factor = cholesky(
-        gram.double(), RIDGE, f"the {rows.shape[2]} inputs of a layer with a codebook"
-    )
-    system = factor @ factor.transpose(1, 2)
-    best, least = found, _error(found - rows, system, counts)
+    system = system_of(gram, f"the {rows.shape[2]} inputs of a layer with a codebook")
+    best, least = found, _error(found, rows, system, counts)
     turns = TURNS if rows.numel() * rows.shape[2] <= MOST_SUMS else 0
     for turn in range(max(turns, 1)):
-        found = with_feedback(rows, gram, partial(nearest, values=values), free)
+        to_values = partial(nearest, values=values)
+        found = with_feedback(rows, gram, to_values, free)
+        found = descend(found, rows, system, to_values, free)
         if turn < turns:
             values, found = _refitted(rows, system, counts, values, found, free)
-        error = _error(found - rows, system, counts)
+        error = _error(found, rows, system, counts)
         if error < least:
             best, least = found, error
     return best.to(weight.dtype)
 
 
-def _error(lost: Tensor, system: Tensor, counts: Tensor) -> float:
-    return float((((lost @ system) * lost).sum(2) * counts).sum())
+def _error(found: Tensor, rows: Tensor, system: Tensor, counts: Tensor) -> float:
+    return float((errors_of(found, rows, system) * counts).sum())
 
 
 def _refitted(

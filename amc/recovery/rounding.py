@@ -10,33 +10,47 @@ from torch import Tensor
 from amc.compress.quantization import Quantized, quantize_weight, weight_scale
 from amc.decisions.forms import Form, Zeros, forms_of
 from amc.layers import Layer
+from amc.recovery.descent import descend, system_of
 from amc.recovery.feedback import with_feedback
 from amc.recovery.levels import set_levels
 from amc.recovery.zeros import set_zeros
 from amc.strategy import FLOAT_BITS
 
+TURNS = 2  # of new integers and new steps for them; more change little
+QUICK_BITS = 4  # up to which errors are fed back in a quick repair, too: else they would mislead it
+
 
 def round_with_feedback(
-    weight: Tensor, gram: Tensor, scale: Tensor, bits: int, kept: Tensor | None = None
-) -> Tensor:
-    """Weights on their grid, with the least output error that one pass over the columns gives.
+    weight: Tensor,
+    gram: Tensor,
+    scale: Tensor,
+    bits: int,
+    kept: Tensor | None = None,
+    turns: int = TURNS,
+) -> tuple[Tensor, Tensor]:
+    """Weights on a grid, and its steps, of little output error.
 
-    The grid is the same as for rounding to the nearest.
+    Integers are found with error feedback, then changed one by one (`amc.recovery.descent`); every
+    output's step becomes that of least error for its integers z, of a row w with second moments H
+    of its inputs ``z H w^T / z H z^T``; and so on from there.
 
     Args:
         weight: (outputs, ...): per output, the columns of its convolution group.
         gram: Second moments (or covariance) of the inputs, (groups, columns, columns).
-        scale: Step of every output's grid, shape (outputs,).
+        scale: Steps of every output's grid to start from, shape (outputs,).
         bits: 1 to 8.
         kept: Of the shape of ``weight``, bool: the others are zero; None: all are kept.
+        turns: Of changes and new steps after error feedback.
 
     Returns:
-        Of the shape and type of ``weight``.
+        The weight, of the shape and type of ``weight``; the steps, shape (outputs,).
 
     Raises:
         CalibrationError: The moments are not finite.
     """
     groups, columns = gram.shape[:2]
+    rows = weight.reshape(groups, -1, columns).double()
+    kept = None if kept is None else kept.reshape(rows.shape)
     steps, largest = scale.double().view(groups, -1), 2 ** (bits - 1) - 1
 
     def nearest(now: Tensor) -> Tensor:
@@ -44,10 +58,21 @@ def round_with_feedback(
             return torch.where(now >= 0, steps, -steps)
         return (now / steps).round_().clamp_(-largest, largest).mul_(steps)
 
-    shape = groups, -1, columns
-    kept = None if kept is None else kept.reshape(shape)
-    found = with_feedback(weight.reshape(shape), gram, nearest, kept)
-    return found.reshape(weight.shape).to(weight.dtype)
+    found = with_feedback(rows, gram, nearest, kept)
+    system = (
+        system_of(gram, f"the {columns} inputs of a layer whose weights are rounded")
+        if turns
+        else gram
+    )
+    for _ in range(turns):
+        found = descend(found, rows, system, nearest, kept)
+        counts = (found / steps.unsqueeze(2)).round()
+        seen = counts @ system
+        best = (seen * rows).sum(2) / (seen * counts).sum(2).clamp_min(1e-300)
+        steps = torch.where(best > 0, best, steps)
+        found = counts * steps.unsqueeze(2)
+    held = steps.flatten().to(scale.dtype)
+    return found.reshape(weight.shape).to(weight.dtype), held
 
 
 def in_form(
@@ -114,18 +139,19 @@ def write_weight(
         weight: (groups, outputs / groups, columns).
         gram: Of its inputs; None: rounded to the nearest, and as `in_form` says.
         importance: As for `in_form`.
-        feedback: Round with error feedback, and try all that forms are found by; else faster.
+        feedback: Round with error feedback, and try all that forms are found by; else faster, with
+            error feedback where bits are very few.
     """
     weight = _shaped(layer, in_form(layer, weight, gram, importance, quick=not feedback))
     if isinstance(layer, Quantized) and layer.bits.weight != FLOAT_BITS:
         layer.weight_scale = weight_scale(weight, layer.bits.weight)
         grid = layer.weight_scale, layer.bits.weight
         kept = weight != 0 if has_zeros(layer) else None
-        weight = (
-            quantize_weight(weight, *grid)
-            if gram is None or not feedback
-            else round_with_feedback(weight, gram, *grid, kept)
-        )
+        if gram is None or not (feedback or layer.bits.weight <= QUICK_BITS):
+            weight = quantize_weight(weight, *grid)
+        else:
+            turns = TURNS if feedback else 0
+            weight, layer.weight_scale = round_with_feedback(weight, gram, *grid, kept, turns)
     layer.weight.data = weight
 
 
