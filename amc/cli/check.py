@@ -124,6 +124,7 @@ OPTIONS: dict[str, Kind] = {
     "teacher_checkpoint": or_null(_FILES),
     "learned_steps": SWITCH,
     "gradual": NUMBER,
+    "straight_through": NUMBER,
     "average": NUMBER,
     "batch_norm_images": _AT_LEAST_0,
     "tasks": _LIST,

@@ -130,6 +130,7 @@ def _settings(config: DictConfig) -> TrainingSettings:
         distill=recipe.plain(config.distill),
         learned_steps=config.learned_steps,
         gradual=config.gradual,
+        straight_through=config.straight_through,
         average=config.average,
         batch_norm_images=config.batch_norm_images,
     )

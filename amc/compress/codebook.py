@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from amc.compress.forms import give_form, of_few_values
 from amc.decisions.decision import Decision
-from amc.decisions.forms import Levels
+from amc.decisions.forms import Levels, Zeros, forms_of
+from amc.decisions.held import Held, tie_equal
 from amc.errors import ConfigError
 from amc.strategy import FLOAT_BITS, Bits, Value
 
@@ -66,6 +67,18 @@ class Codebook(Decision):
         if form is not None:
             give_form(layer, form)
         return layer
+
+    def constrain(self, layer: nn.Module, value: Value, share: float) -> Held | None:
+        """Training keeps which weights share a value; gradually, all are free until the end."""
+        form, weight = self.form(value), layer.weight
+        assert isinstance(weight, Tensor)
+        if form is None:
+            return None
+        if share < 1:
+            return Held(lambda tensor: tensor)
+        has_zeros = any(isinstance(held, Zeros) for held in forms_of(layer))
+        weight.data = of_few_values(weight.data, form.count, has_zeros=has_zeros)
+        return tie_equal(weight)
 
     def change(self, layer: nn.Module, part: str, number: float, inputs: Tensor) -> Tensor:
         weight = layer.weight

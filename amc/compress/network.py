@@ -153,6 +153,27 @@ def rebuild(
     return CompressedNetwork(module, strategy, dict(kept))
 
 
+def give_whole_weights(graph: NetworkGraph, network: CompressedNetwork) -> None:
+    """Give a compressed network the original's weights, where decisions ask a form of them.
+
+    So a training that approaches forms gradually begins where there are none yet.
+
+    Args:
+        graph: Of the original network.
+    """
+    positions = {group.index: network.kept.get(group.name) for group in graph.free_groups}
+    chosen = {index: np.array(kept) for index, kept in positions.items() if kept is not None}
+    whole = remove_channels(graph.plan, keep_mask(graph, chosen))
+    called = called_paths(whole)
+    for path, _ in forms_asked(network.strategy):
+        if path in called:
+            given = whole.get_submodule(path).weight
+            weight = network.module.get_submodule(path).weight
+            assert isinstance(given, Tensor)
+            assert isinstance(weight, Tensor)
+            weight.data = given.data.to(weight)
+
+
 def _positions(positions: Sequence[int], group: ChannelGroup, least: int) -> npt.NDArray[np.int64]:
     found = np.array(positions)
     if found.shape == (0,) and not least:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from amc.compress.network import decide
 from amc.compress.quantization import Quantized
 from amc.decisions import Held, decision_named, keep_zeros, tie_equal
+from amc.decisions.forms import Levels
 from amc.graph.blocks import called_paths
 from amc.strategy import FLOAT_BITS, Strategy, Value
 
@@ -36,16 +37,18 @@ class Constraints:
         """
         self.held, self._free = {}, []
         called = called_paths(self._module)
-        for name, path, value in self._strategy.values():
+        for name, path, value in sorted(self._strategy.values(), key=_after_zeros):
             if name == "precision" or path not in called:
                 continue
             layer = self._module.get_submodule(path)
             found = decision_named(name).constrain(layer, value, share) or _by_content(layer)
             if found is None:
                 self._free.append((name, path, value))
-            else:
-                before = self.held.get(f"{path}.weight")
-                self.held[f"{path}.weight"] = found if before is None else _both(before, found)
+                continue
+            weight, before = layer.weight, self.held.get(f"{path}.weight")
+            assert isinstance(weight, Tensor)
+            weight.data = found.project(weight.data)  # what the next decision on the layer sees
+            self.held[f"{path}.weight"] = found if before is None else _both(before, found)
 
     def end_epoch(self) -> None:
         """Apply again what keeps nothing while training."""
@@ -56,6 +59,12 @@ class Constraints:
     def settle(self) -> None:
         """Give the layers all that was decided for them, as it is exported."""
         decide(self._module, self._strategy)
+
+
+def _after_zeros(decided: tuple[str, str, Value]) -> bool:
+    """Sorts few values behind zeros, which are one of them."""
+    name, _, value = decided
+    return isinstance(decision_named(name).form(value), Levels)
 
 
 def _by_content(layer: nn.Module) -> Held | None:

@@ -115,7 +115,7 @@ def train(
             progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
         ):
             try:
-                run.resume_or_start(evaluate)
+                run.resume_or_start(evaluate, batches)
                 bar.advance(len(run.history) * batches.steps)
                 for epoch in range(len(run.history) + 1, settings.epochs + 1):
                     record = _train_epoch(run, batches, loss, epoch, evaluate, should_stop, bar)

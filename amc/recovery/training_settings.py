@@ -74,6 +74,8 @@ class TrainingSettings:
         gradual: Part of all steps over which decisions that have degrees (a fraction of zeros) are
             approached from an unchanged layer: as a cubic, fast at first (Zhu & Gupta 2017, "To
             prune, or not to prune"). 0: the network is trained as it is.
+        straight_through: Part of all steps over which it is trained too which weights are zero, and
+            which of few values each has (`amc.recovery.bound`). 0: as they were decided.
         average: Decay for each step of the moving average of weights that epochs are judged and
             kept by; less at first, (1 + step) / (10 + step). 0: the weights themselves.
         batch_norm_images: Training images, not augmented, on which BN statistics are taken anew
@@ -98,6 +100,7 @@ class TrainingSettings:
     distill: Mapping[str, float] = field(default_factory=lambda: {"kd": 1.0})
     learned_steps: bool = True
     gradual: float = 0.0
+    straight_through: float = 0.0
     average: float = 0.0
     batch_norm_images: int = 0
 
@@ -148,6 +151,7 @@ _RANGES: dict[str, _Range] = {
     "distillation_weight": _FRACTION,
     "learned_steps": _SWITCH,
     "gradual": _FRACTION,
+    "straight_through": _FRACTION,
     "average": _BELOW_ONE,
     "batch_norm_images": (
         lambda value: isinstance(value, int) and value >= 0 and value != 1,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.decisions import Held
 from amc.errors import ArtifactError, NetworkError
 from amc.objectives import Objective, identity_of
 from amc.recovery.batch_norm import recalibrate
+from amc.recovery.bound import RECHOSEN, BoundWeights
 from amc.recovery.constraints import Constraints, quantized_layers
 from amc.recovery.training_batches import Batches
 from amc.recovery.training_settings import TrainingSettings
@@ -111,7 +111,6 @@ class Run:
         """
         self.network, self.settings = network, settings
         self._constraints, self._share = constraints, 1.0
-        self._held: list[tuple[nn.Parameter, Held]] = []
         self._quantized = quantized_layers(network)
         self._average: dict[str, Tensor] = {}
         self._step, self._steps = 0, steps
@@ -125,6 +124,9 @@ class Run:
         self._scaler = torch.amp.GradScaler(enabled=self.half == torch.float16)
         self._trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self._optimizer = _sgd(self._trained, settings)
+        self._bound = (
+            None if constraints is None else BoundWeights(network, constraints, self._optimizer)
+        )
 
     def step(self, loss: Tensor, learning_rate: float) -> None:
         """One step of the optimizer down the gradient of ``loss``."""
@@ -132,13 +134,12 @@ class Run:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        for parameter, held in self._held:
-            if parameter.grad is not None:
-                parameter.grad = held.gradient(parameter.grad)
+        if self._bound is not None:
+            self._bound.before_step()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        for parameter, held in self._held:
-            parameter.data = held.project(parameter.data)
+        if self._bound is not None:
+            self._bound.after_step()
         for layer in self._quantized:
             layer.hold_steps()
         self._step += 1
@@ -149,26 +150,19 @@ class Run:
         """Ask anew what must be kept: so that a resumed epoch begins as this one does."""
         if self.settings.average and not self._average:
             self._average = _floats(self.network)
-        self._share = share
-        if self._constraints is not None:
-            self._constrain()
+        self._constrain(share)
 
     def approach(self, share: float) -> None:
         """Go further on the way to what was decided (`amc.Decision.constrain`)."""
-        if self._constraints is not None and share != self._share:
-            self._share = share
-            self._constrain()
+        is_due = self._bound is not None and self._bound.behind and self._step % RECHOSEN == 0
+        if share != self._share or is_due:
+            self._constrain(share)
 
-    def _constrain(self) -> None:
-        assert self._constraints is not None
-        self._constraints.update(self._share)
-        held, named = self._constraints.held, dict(self.network.named_parameters())
-        self._held = [(named[name], held[name]) for name in held]
-        for parameter, kept in self._held:
-            parameter.data = kept.project(parameter.data)
-            buffer = self._optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                buffer.copy_(kept.project(buffer))
+    def _constrain(self, share: float) -> None:
+        self._share = share
+        if self._bound is not None:
+            way = round(self.settings.straight_through * self._steps * self.settings.epochs)
+            self._bound.update(share, straight_through=self._step < way)
 
     def _follow(self) -> None:
         """Move the averages a little towards the weights as they are now."""
@@ -208,13 +202,20 @@ class Run:
             if is_best:
                 write_tensors(self._folder / BEST_FILE, self._best)
 
-    def resume_or_start(self, evaluate: Callable[[nn.Module], float] | None) -> None:
+    def resume_or_start(
+        self, evaluate: Callable[[nn.Module], float] | None, batches: Batches
+    ) -> None:
         """Take up the folder's state; without one, the start is what has to be beaten."""
         if self._folder is not None and (self._folder / STATE_FILE).exists():
             self._read_state(self._folder)
             write_tensors(self._folder / BEST_FILE, self._best)  # a kill may have come between
             return
         self.network.eval()
+        if self.settings.gradual and self._constraints is not None:
+            with self.settled(batches):  # what is gone a way to is not there yet
+                score = None if evaluate is None else float(evaluate(self.network))
+            self._best, self._best_score = self._candidate, score
+            return
         self._best_score = None if evaluate is None else float(evaluate(self.network))
         self._best = _copied(self.network)
 
@@ -233,6 +234,8 @@ class Run:
         tensors = {f"weights/{n}": t.clone() for n, t in self.network.state_dict().items()}
         tensors |= {f"best/{n}": t for n, t in self._best.items()}
         tensors |= {f"average/{n}": t for n, t in self._average.items()}
+        if self._bound is not None:
+            tensors |= {f"behind/{n}": t for n, t in self._bound.behind.items()}
         for name, parameter in self._trained.items():
             buffer = self._optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:  # absent without momentum, and where no gradient came
@@ -265,6 +268,9 @@ class Run:
             self._average = {name: average[name].to(now[name].device) for name in average}
         self.network.load_state_dict(weights)
         self._best = best
+        behind = _under("behind/", tensors)
+        if self._bound is not None:
+            self._bound.resume(_like({n: t for n, t in now.items() if n in behind}, behind, wrong))
         self.history = [EpochRecord(**record) for record in document["history"]]
         self._step = len(self.history) * self._steps
         self._best_epoch = document["best_epoch"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc.compress.network import CompressedNetwork
+from amc.compress.network import CompressedNetwork, give_whole_weights
+from amc.compress.verify import graph_of
 from amc.data.dataset import DataSet, check_data
 from amc.errors import ConfigError, NetworkError
 from amc.networks import admit, load_checkpoint, unwrapped
@@ -91,12 +92,14 @@ def finetune(
     mean, std = _normalisation(data)
     compressed = unwrapped(compressed)
     score = _score(teacher, data, fitted, place)
+    made = CompressedNetwork.of(compressed)
+    if made is not None and settings.gradual:
+        give_whole_weights(graph_of(teacher, data.image_shape, admitted=True), made)
     if teachers is not None:
         teacher = _ensemble(teachers, data.image_shape)
     teacher = teacher.to(place)
     run_images(compressed, data.image_shape)
     student = compressed.to(place)
-    made = CompressedNetwork.of(compressed)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     try:

@@ -235,6 +235,7 @@ EVERYTHING = replace(
     QUICK,
     epochs=4,
     gradual=0.7,
+    straight_through=0.8,
     average=0.9,
     batch_norm_images=16,
     distillation_weight=0.5,
@@ -334,6 +335,7 @@ def test_statistics_are_those_of_plain_images_where_they_are_taken_anew() -> Non
     [
         ({"average": 1.0}, r"average must be in \[0, 1\), got 1.0"),
         ({"gradual": -0.1}, r"gradual must be in \[0, 1\], got -0.1"),
+        ({"straight_through": 2}, r"straight_through must be in \[0, 1\], got 2"),
         ({"learned_steps": 1}, "learned_steps must be true or false, got 1"),
         ({"batch_norm_images": 1}, "batch_norm_images must be 0, or a whole number from 2, got 1"),
     ],

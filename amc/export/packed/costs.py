@@ -4,16 +4,18 @@ A layer's own weights are changed as the option says and coded as in the file: t
 of a weight. What is in a file once, its header and the constants beside the weights, is what two
 whole files have beyond their weights: one of the original, and one with rounded weights.
 
-A repair moves weights, and what is left of a layer is not like the whole: both take a few
-hundredths more. So much is learned from whole networks under some options, with all and with few
-of their channels, repaired and written (`PackedCosts.correct`).
+A repair moves weights, and puts zeros where they cost least: of a layer with dead inputs these
+share columns, which take fewer bytes to tell than zeros anywhere. And what is left of a layer is
+not like the whole. How much that is, of every layer by itself, is learned from whole networks under
+some options, with all and with few of their channels, repaired and written (`PackedCosts.correct`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from amc.cost.operators import operators_of
 from amc.cost.stored import StoredCost, stored_bytes, stored_cost
 from amc.decisions import decision_named
 from amc.export.packed import frequencies, tensors
-from amc.export.packed.network import pack
+from amc.export.packed.network import Packed, pack
 from amc.graph.graph import NetworkGraph
 from amc.graph.types import LayerInfo
 from amc.layers import ProductKind, find_kind, layer_at
@@ -44,6 +46,23 @@ _ROUNDED = Bits(4, FLOAT_BITS)
 _CORRECTED = 4  # options that whole files are written of
 _FEW = 0.4  # of the channels, in one of two files
 _LEAST_HALVINGS, _MOST_GROWTH = 0.1, 0.2
+_OF_WEIGHTS = ("symbols", "tables", "floats")  # parts of a tensor that are its weights' own
+
+
+class _Correction(NamedTuple):
+    """What a whole file said of a layer under an option.
+
+    Attributes:
+        at: Bytes of a weight as they were predicted; corrections in between are interpolated.
+        factor: Of these.
+        growth: As of `StoredCost`.
+        beside: Bytes beside the weights that were not predicted.
+    """
+
+    at: float = 0.0
+    factor: float = 1.0
+    growth: float = 0.0
+    beside: float = 0.0
 
 
 class PackedCosts:
@@ -66,8 +85,7 @@ class PackedCosts:
         self._known: dict[tuple[int, Option], StoredCost] = {}
         # Beside the weights, rounded or not: bytes, and how many times the weights' own are real.
         self._once = {False: (0.0, 1.0), True: (0.0, 1.0)}
-        # What corrects bytes of a weight, and how they grow, by what they are.
-        self._corrections = [(0.0, 1.0, 0.0)]
+        self._corrections = {layer.index: [_Correction()] for layer in graph.layers}
         asked = dict.fromkeys((Option(), *options))
         with progress_bar("coding", len(graph.layers)) as bar:
             for layer in graph.layers:
@@ -89,12 +107,12 @@ class PackedCosts:
             self._known[key] = self._coded(self._graph.layers[layer], option)
         found = self._known[key]
         once, real = self._once[option.bits.weight != FLOAT_BITS]
-        at, *known = np.array(self._corrections).T
-        factor, growth = (float(np.interp(found.weight, at, values)) for values in known)
+        at, *known = np.array(self._corrections[layer]).T
+        factor, growth, beside = (float(np.interp(found.weight, at, values)) for values in known)
         if option == Option():  # no repair moves the original's weights
-            factor = 1.0
-        weight = found.weight * factor * real
-        return replace(found, weight=weight, once=found.once + once, growth=growth)
+            factor, beside = 1.0, 0.0
+        weight, once = found.weight * factor * real, max(found.once + once + beside, 0.0)
+        return replace(found, weight=weight, once=once, growth=growth)
 
     def correct(
         self,
@@ -108,38 +126,51 @@ class PackedCosts:
             options: On offer, that which changes most of a layer first.
         """
         places = np.linspace(0, len(options) - 1, min(len(options), _CORRECTED)).round()
-        found = []
+        found: list[dict[int, _Correction]] = []
         with progress_bar("writing files", len(set(places.tolist()))) as bar:
             for place in sorted(set(places.astype(int).tolist())):
                 found.append(self._correction(make, options[place]))
                 bar.advance(note=str(options[place]))
-        self._corrections = sorted(found)
+        self._corrections = {
+            layer: sorted(corrected[layer] for corrected in found) for layer in self._corrections
+        }
 
     def _correction(
         self, make: Callable[[Strategy], CompressedNetwork], option: Option
-    ) -> tuple[float, float, float]:
-        """Bytes of a weight under an option, what corrects them, and their growth."""
-        layers = [layer.name for layer in self._graph.layers]
-        others = {name: dict.fromkeys(layers, value) for name, value in option.others}
-        bits = dict.fromkeys(layers, option.bits)
-        factors, halvings, average = [], 0.0, 0.0
+    ) -> dict[int, _Correction]:
+        """Of every layer under an option."""
+        names = {layer.index: layer.name for layer in self._graph.layers}
+        others = {name: dict.fromkeys(names.values(), value) for name, value in option.others}
+        bits = dict.fromkeys(names.values(), option.bits)
+        factors, growth, unforeseen = dict.fromkeys(names, 1.0), 0.0, 0.0
         for ratio in (1.0, _FEW):
             ratios = {group.name: ratio for group in self._graph.free_groups}
             strategy = Strategy(ratios, bits, others)
-            weights, beside, shrunk, count = self._predicted(strategy, option)
-            real = len(pack(make(strategy), self._graph, self._name).content)
-            factors.append((real - beside) / weights)
-            halvings, average = shrunk, average or weights / count
-        factor = factors[0]
-        growth = (factors[1] / factor - 1) / halvings if halvings > _LEAST_HALVINGS else 0.0
-        return average, factor, min(max(growth, 0.0), _MOST_GROWTH)
+            weights, beside, halvings = self._predicted(strategy, option)
+            packed = pack(make(strategy), self._graph, self._name)
+            real = _weight_bytes(packed, names)
+            if ratio == 1:
+                factors |= {layer: real[layer] / weights[layer] for layer in real}
+                unforeseen = len(packed.content) - math.fsum(real.values()) - beside
+            elif halvings > _LEAST_HALVINGS:
+                expected = math.fsum(factors[layer] * weights[layer] for layer in real)
+                growth = (math.fsum(real.values()) / expected - 1) / halvings
+        growth = min(max(growth, 0.0), _MOST_GROWTH)
+        return {
+            layer: _Correction(
+                self._known[layer, option].weight, factors[layer], growth, unforeseen / len(names)
+            )
+            for layer in names
+        }
 
-    def _predicted(self, strategy: Strategy, option: Option) -> tuple[float, float, float, int]:
-        """Bytes of all weights as they are coded in the original, and of what is beside them; how
-        often the weights are halved, weighed by their bytes; and how many there are.
+    def _predicted(
+        self, strategy: Strategy, option: Option
+    ) -> tuple[dict[int, float], float, float]:
+        """Bytes of every layer's weights as they are coded in the original, and of all that is
+        beside weights; and how often the weights are halved, weighed by their bytes.
         """
         kept = self._graph.kept_counts(strategy).tolist()
-        weights, beside, halved, count = 0.0, 0.0, 0.0, 0
+        weights, beside, halved = dict[int, float](), 0.0, 0.0
         _, real = self._once[option.bits.weight != FLOAT_BITS]
         for operator in operators_of(self._graph):
             if operator.is_repeat:
@@ -151,14 +182,14 @@ class PackedCosts:
                 continue
             number = params(operator.signature, ins, outs, False)
             own = self._known[operator.layer, option].weight * number * real
-            weights, count = weights + own, count + number
+            weights[operator.layer] = own
             beside += cost.output * outs + cost.once
             halved += own * math.log2(cost.all_weights / max(number, 1))
-        return weights, beside, halved / weights, count
+        return weights, beside, halved / math.fsum(weights.values())
 
     def fingerprint(self) -> str:
         """Changes with the costs, the network's weights aside."""
-        return fingerprint("packed 2", str(frequencies.library() is not None))
+        return fingerprint("packed 3", str(frequencies.library() is not None))
 
     def _beyond(self, bits: Bits | None) -> tuple[float, float]:
         """Bytes of a whole file beyond those of its weights, for each layer, and a factor of these.
@@ -198,7 +229,7 @@ class PackedCosts:
         form = tensors.encoded(weight[rows], None if steps is None else steps[rows])
         parts, coded = form.parts, weight[rows].numel()
         # Fewer weights have fewer contexts, and so smaller tables.
-        per_weight = sum(parts.get(part, 0) for part in ("symbols", "tables", "floats")) / coded
+        per_weight = sum(parts.get(part, 0) for part in _OF_WEIGHTS) / coded
         scales = form.kind == tensors.GRID and parts["scales"] > HALF_BYTES * len(rows)
         per_output = HALF_BYTES * int(scales) + (
             _FOLDED if is_folded else HALF_BYTES * int(layer.has_bias)
@@ -213,6 +244,16 @@ class PackedCosts:
         for name, value in (*option.others, ("precision", option.bits)):
             made = decision_named(name).apply(made, value, _SAMPLED)
         return made
+
+
+def _weight_bytes(packed: Packed, names: Mapping[int, str]) -> dict[int, int]:
+    """Bytes of the weights of every layer in a file, without what is there once."""
+    of = {tensor.name: tensor.parts for tensor in packed.tensors}
+    return {
+        layer: sum(of[f"{name}.weight"].get(part, 0) for part in _OF_WEIGHTS)
+        for layer, name in names.items()
+        if f"{name}.weight" in of
+    }
 
 
 def _weight_of(layer: nn.Module, *, is_free: bool) -> tuple[Tensor, Tensor | None]:
