@@ -241,7 +241,7 @@ def advantage(own: Points, other: Points) -> float:
 
 def verdicts(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[dict[str, object]]:
     """For each runtime: what its own networks gain on those of the others, at equal accuracy."""
-    found = []
+    found: list[dict[str, object]] = []
     for device in devices:
         curves = {
             of: [
@@ -254,11 +254,10 @@ def verdicts(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[
         others = [of for of in devices if of != device]
         gains = {of: advantage(curves[device], curves[of]) for of in others}
         least = min(gains.values(), default=math.nan)
-        found.append(
-            {"measured on": device}
-            | {f"{of} takes longer by": f"{gain:+.1%}" for of, gain in gains.items()}
-            | {"its own is the fastest": "yes" if least > 0 else "no", "least": f"{least:+.1%}"}
-        )
+        row: dict[str, object] = {"measured on": device}
+        row |= {f"{of} takes longer by": f"{gain:+.1%}" for of, gain in gains.items()}
+        row |= {"its own is the fastest": "yes" if least > 0 else "no", "least": f"{least:+.1%}"}
+        found.append(row)
     return found
 
 
@@ -270,7 +269,7 @@ def crossed(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[d
             continue
         place = str(row["budget"]), str(row["searched for"])
         cell = f"{row['of the original']:.3f}x, {row['test accuracy %']:.2f} %"
-        at = {"budget": place[0], "searched for": place[1]}
+        at: dict[str, object] = {"budget": place[0], "searched for": place[1]}
         found.setdefault(place, at)[f"on {row['measured on']}"] = cell
     return list(found.values())
 

@@ -56,6 +56,9 @@ class TorchRuntime(Runtime):
         processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
         return f"{processor}, PyTorch {torch.__version__}"
 
+    def check(self) -> None:
+        _check_device(self.device)
+
     def compile(self, network: nn.Module, threads: int) -> nn.Module:
         return network.to(self.device)
 
@@ -94,11 +97,7 @@ class TorchTimer:
         Raises:
             DeviceError: PyTorch has no such device here.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise DeviceError(
-                "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
-                "that was measured where there is one."
-            )
+        _check_device(device)
         self.batch, self.threads, self.device, self._wholes = batch, threads, device, wholes
         self._pool = torch.empty(0, device=device)
         self._calls: dict[Request, int] = {}  # in one burst
@@ -172,6 +171,14 @@ class TorchTimer:
         parts = torch.split(self._pool[: sum(padded)], padded)
         cuts = zip(parts, sizes, shapes, strict=True)
         return [part[:size].view(shape) for part, size, shape in cuts]
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
+            "that was measured where there is one."
+        )
 
 
 def _cpu_clock(operator: nn.Module, inputs: list[Tensor], calls: int) -> float:
