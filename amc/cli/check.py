@@ -101,6 +101,8 @@ OPTIONS: dict[str, Kind] = {
     "output": or_null(TEXT),
     "todo": or_null(TEXT),
     "todo_covers": TEXT,
+    "programs": or_null(TEXT),
+    "import": or_null(TEXT),
     "remote": or_null(TEXT),
     "remote_rows": _AT_LEAST_1,
     "remote_timeout_s": NUMBER,

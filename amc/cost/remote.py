@@ -16,7 +16,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,15 +119,49 @@ def fill_list(
                 bar.advance(len(answers.rows))
     finally:
         filling.keep()
-    left = [n for n in wanted if requests[n - 1] not in filling.rows]
+    return _filled(filling, "Mend what answers, and give the same command once more: it is asked ")
+
+
+def fill_from(
+    path: Path,
+    header: TableHeader,
+    requests: Sequence[Request],
+    told: Callable[[Mapping[int, Request]], Iterable[str]],
+) -> TableDevice:
+    """Fill in a list with what is known already, and read it; see `fill_list`.
+
+    Args:
+        told: Gives the lines that a command would answer, of the operators that have no price yet.
+
+    Raises:
+        TableError, StorageError: As `fill_list`.
+    """
+    filling = _Filling(path, header, requests)
+    wanted = {n: r for n, r in enumerate(requests, start=1) if r not in filling.rows}
+    answers = Answers(wanted.keys())
+    for line in told(wanted):
+        answers.hear(line)
+        filling.meet(answers)
+    filling.take(answers)
+    filling.refused += answers.refused
+    filling.keep()
+    return _filled(filling, "Measure what is missing, and give the same command: it looks ")
+
+
+def _filled(filling: _Filling, advice: str) -> TableDevice:
+    """The table that a list has become.
+
+    Raises:
+        TableError: Rows are without a price.
+    """
+    left = sum(request not in filling.rows for request in filling.requests)
     if left:
         raise TableError(
-            f"{path}: {len(left)} of {len(requests)} rows are without a price; the others are "
-            f"kept. {_listed(filling.refused)}\nMend what answers, and give the same command once "
-            "more: it is asked for these rows alone."
+            f"{filling.path}: {left} of {len(filling.requests)} rows are without a price; the "
+            f"others are kept. {_listed(filling.refused)}\n{advice}for these rows alone."
         )
     for fault in filling.refused:
-        log.warning("%s: %s", path, fault)
+        log.warning("%s: %s", filling.path, fault)
     return TableDevice(filling.header, filling.rows)
 
 
@@ -343,12 +377,12 @@ class _Filling:
     """A list on its way to a table: what it has, what was refused, and when it is written."""
 
     def __init__(self, path: Path, header: TableHeader, requests: Iterable[Request]) -> None:
-        self.path, self.header, self._requests = path, header, list(requests)
+        self.path, self.header, self.requests = path, header, list(requests)
         self.rows: dict[Request, Measurement] = {}
         self.refused: list[str] = []
         self._withdrawn: dict[Request, Measurement] = {}  # was written, and is not to be believed
         self._written = time.monotonic()
-        self._by_id = dict(enumerate(self._requests, start=1))
+        self._by_id = dict(enumerate(self.requests, start=1))
         if path.exists():
             self._join()
 
@@ -379,7 +413,7 @@ class _Filling:
         with hold_interrupts(), locked(self.path):
             if self.path.exists():
                 self._join()
-            order = dict.fromkeys([*self._requests, *self.rows])
+            order = dict.fromkeys([*self.requests, *self.rows])
             write_text(self.path, list_text(self.header, order, self.rows))
         self._written = time.monotonic()
 

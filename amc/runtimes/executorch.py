@@ -66,19 +66,30 @@ class ExecuTorch(Runtime):
         self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
     ) -> Iterator[Sampler]:
         def made(part: Sequence[Request]) -> Callable[[], list[float]]:
-            if is_lone(part[0]):  # a call that amc does not follow, a layer of another kind
-                model, inputs = lone_model(part[0], batch, wholes)
-            else:
-                branches = operator_model(part, batch, builders={"max_pool2d": _max_pool})
-                model, inputs = branches.proto, branches.inputs
-            tensors = [torch.from_numpy(inputs[value.name]) for value in model.graph.input]
-            operators = _Operators(program(model, tensors, DeviceError), tensors, threads, part)
+            operators = _Operators(*operator_program(part, batch, wholes), threads, part)
             if operators.can_tell:
                 return operators.sample
             singles = [made([request]) for request in part]
             return lambda: [single()[0] for single in singles]
 
         yield in_parts(made, _BRANCHES, _is_alone)
+
+
+def operator_program(
+    part: Sequence[Request], batch: int, wholes: Mapping[str, Whole] = NO_WHOLES
+) -> tuple[bytes, list[Tensor]]:
+    """Operators side by side as a program, and what goes into it.
+
+    Raises:
+        DeviceError: ExecuTorch cannot write one of them.
+    """
+    if is_lone(part[0]):  # a call that amc does not follow, a layer of another kind
+        model, inputs = lone_model(part[0], batch, wholes)
+    else:
+        branches = operator_model(part, batch, builders={"max_pool2d": _max_pool})
+        model, inputs = branches.proto, branches.inputs
+    tensors = [torch.from_numpy(inputs[value.name]) for value in model.graph.input]
+    return program(model, tensors, DeviceError), tensors
 
 
 def program(
@@ -184,23 +195,14 @@ class _Operators:
     @property
     def can_tell(self) -> bool:
         """Whether it is known which event is of which operator: there is one of each, in order."""
-        return len(self._part) == 1 or len(self._own(self._events())) == len(self._part)
+        return len(self._part) == 1 or len(_own(self._events())) == len(self._part)
 
     def sample(self) -> list[float]:
         """Milliseconds of every operator."""
         events = self._events()
-        own = [ms for _, ms in self._own(events)]
         if len(self._part) > 1:
-            return [max(ms, _HALF_TICK_MS) for ms in own]
-        if self._part[0].signature.op in ExecuTorch.converts:
-            converted = [ms for name, ms in events if name.startswith("Convert")]
-            place = ExecuTorch.converts.index(self._part[0].signature.op)
-            own = converted[place : place + 1]
-        return [max(sum(own), _HALF_TICK_MS)]
-
-    @staticmethod
-    def _own(events: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-        return [event for event in events if not event[0].startswith(_CONVERSIONS)]
+            return [max(ms, _HALF_TICK_MS) for _, ms in _own(events)]
+        return [lone_ms(self._part[0], events)]
 
     def _events(self) -> list[tuple[str, float]]:
         """Name and milliseconds of each event within a call, in the order in which they come."""
@@ -214,17 +216,45 @@ class _Operators:
             for _ in range(_WARM_UP + _CALLS):
                 method.execute(self._inputs)
             loaded.write_etdump_result_to_file(str(dump), f"{dump}.values")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                blocks = parts.inspector(etdump_path=str(dump)).event_blocks
-        return [
-            (event.name, _ms(event.perf_data.raw[_WARM_UP:]))
-            for block in blocks
-            for event in block.events
-            if event.perf_data is not None
-            and len(event.perf_data.raw) > _WARM_UP
-            and not event.name.startswith(_AROUND)
-        ]
+            return events_of(dump)
+
+
+def events_of(dump: Path) -> list[tuple[str, float]]:
+    """Name and milliseconds of each event within a call, in order, of an ETDump of many calls.
+
+    Raises:
+        DeviceError: ExecuTorch is not installed here, or cannot read the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            blocks = _executorch().inspector(etdump_path=str(dump)).event_blocks
+    except DeviceError:
+        raise
+    except Exception as cause:  # of many kinds: whatever a damaged file makes of its reader
+        raise DeviceError(f"{dump.name} is no ETDump that can be read: {cause}") from cause
+    return [
+        (event.name, _ms(event.perf_data.raw[_WARM_UP:]))
+        for block in blocks
+        for event in block.events
+        if event.perf_data is not None
+        and len(event.perf_data.raw) > _WARM_UP
+        and not event.name.startswith(_AROUND)
+    ]
+
+
+def lone_ms(request: Request, events: Sequence[tuple[str, float]]) -> float:
+    """Milliseconds of the one operator of a program, without what is converted around it."""
+    own = [ms for _, ms in _own(events)]
+    if request.signature.op in ExecuTorch.converts:
+        converted = [ms for name, ms in events if name.startswith("Convert")]
+        place = ExecuTorch.converts.index(request.signature.op)
+        own = converted[place : place + 1]
+    return max(sum(own), _HALF_TICK_MS)
+
+
+def _own(events: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    return [event for event in events if not event[0].startswith(_CONVERSIONS)]
 
 
 def _ms(calls: Sequence[float]) -> float:

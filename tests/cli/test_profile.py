@@ -232,3 +232,29 @@ def test_runtime_of_a_class_of_ones_own_is_measured_by_its_name(capsys: Output) 
     assert "toy: " in capsys.readouterr().out
     table = read_table(Path("toy.csv"))
     assert (table.name, table.runtime, table.batch, table.threads) == ("toy", "toy", 2, 1)
+
+
+def test_programs_of_a_phone_need_a_list_and_are_steps_of_their_own(capsys: Output) -> None:
+    for option in ("programs=phone", "import=phone"):
+        assert amc("profile", NETWORK, option) == 2
+        assert f"{option} is of the operators of a list: name it" in capsys.readouterr().err
+    assert amc("profile", NETWORK, "todo=l.csv", "programs=phone", "import=phone") == 2
+    assert "Give one of programs and import: each is a step" in capsys.readouterr().err
+
+
+def test_list_is_filled_in_by_what_ran_on_a_phone(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import amc.runtimes.executorch as room
+
+    monkeypatch.setattr(room, "operator_program", lambda part, batch: (b"program", None))
+    board = ("device=todo", "device.name=pixel", "device.runtime=executorch")
+    given = (*board, "device.channel_step=16", "todo=phone.csv", NETWORK)
+    assert amc("profile", *given, "programs=phone") == 0
+    programs = sorted(Path("phone").glob("*.pte"))
+    assert f"{len(programs)} programs in phone" in capsys.readouterr().out
+    for program in programs:
+        program.with_suffix(".log").write_text("executed successfully 20 time(s) in 5.000000 ms.")
+    assert amc("profile", *given, "import=phone") == 0
+    assert "use it:  amc search" in capsys.readouterr().out
+    assert {row.latency_ms for row in read_table(Path("phone.csv")).rows.values()} == {0.25}
