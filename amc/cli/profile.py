@@ -19,6 +19,7 @@ from amc.cost.phone import told_by, write_programs
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, check_table, settled
 from amc.cost.remote import Remote, fill_from, fill_list, remote_of
+from amc.cost.shared import check_shared, is_shared, keep_shared
 from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
 from amc.cost.todo import check_covers, listed, todo_header, write_todo
@@ -53,14 +54,17 @@ def run(config: DictConfig) -> recipe.Ended:
         return recipe.Ended()
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
-    path = device.table_path() if isinstance(device, LocalSpec) else Path()
+    path, kept = device.table_path() if isinstance(device, LocalSpec) else Path(), None
     if config.output:
         path = Path(config.output).expanduser()
-        write_table(table, path)
+        if is_shared(path):
+            kept = keep_shared(table, path)
+        else:
+            write_table(table, path)
     _say(
         f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
         f"{table.threads} thread(s), {table.runtime}",
-        f"written to {path}",
+        f"written to {path}{f' as table {kept}' if kept else ''}",
         _use(config, Path(config.output).expanduser() if config.output else None),
     )
     return recipe.Ended()
@@ -104,6 +108,9 @@ def _check_output(config: DictConfig) -> None:
     """Find out before anything is measured whether what is there may be written over."""
     path = Path(config.output or "").expanduser()
     if not config.output or not path.exists():
+        return
+    if is_shared(path):
+        check_shared(path)
         return
     try:
         read_table(path)

@@ -1,4 +1,4 @@
-"""PyTorch on this machine, in float: on the CPU or on a GPU."""
+"""PyTorch on this machine, in float or in half precision: on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from amc.errors import DeviceError, meant
 from amc.graph.whole import Whole
 from amc.layers import kind_named
 from amc.layers.signature import LAYER_OPS, MIXTURE, SCORES
+from amc.runtimes.precision import DTYPES, InPrecision, Replayed
 from amc.runtimes.request import ProductShape, Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
 from amc.runtimes.whole import input_shape
@@ -34,9 +35,14 @@ class TorchRuntime(Runtime):
 
     Attributes:
         device: "cpu" or "cuda".
+        precision: What floats are computed in: ``f32``, ``bf16`` or ``f16``.
+        graphs: Whether calls on a GPU are recorded once and replayed (CUDA graphs), as servers
+            do: then no time goes into launching kernels one by one.
     """
 
     device: str = "cpu"
+    precision: str = "f32"
+    graphs: bool = False
 
     name = "torch"
     title = "PyTorch"
@@ -46,6 +52,15 @@ class TorchRuntime(Runtime):
     def __post_init__(self) -> None:
         if self.device not in _CLOCKS:
             raise DeviceError(f"device.device must be {' or '.join(_CLOCKS)}, got {self.device!r}.")
+        if self.precision not in DTYPES:
+            raise DeviceError(
+                f"device.precision must be one of {', '.join(DTYPES)}, got {self.precision!r}."
+            )
+        if not isinstance(self.graphs, bool) or (self.graphs and self.device != "cuda"):
+            raise DeviceError(
+                f"device.graphs must be true or false, true on a GPU alone (device=torch_cuda), "
+                f"got {self.graphs!r} on {self.device}."
+            )
 
     @property
     def place(self) -> str:
@@ -54,19 +69,24 @@ class TorchRuntime(Runtime):
     def machine(self) -> str:
         on_cuda = self.device == "cuda" and torch.cuda.is_available()
         processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
-        return f"{processor}, PyTorch {torch.__version__}"
+        floats = "" if self.precision == "f32" else f", {self.precision}"
+        return f"{processor}, PyTorch {torch.__version__}{floats}{', graphs' * self.graphs}"
 
     def check(self) -> None:
         _check_device(self.device)
 
     def compile(self, network: nn.Module, threads: int) -> nn.Module:
-        return network.to(self.device)
+        network = network.to(self.device)
+        if self.precision != "f32":
+            network = InPrecision(network, DTYPES[self.precision])
+        return Replayed(network) if self.graphs else network
 
     @contextmanager
     def timing(
         self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
     ) -> Iterator[Sampler]:
-        with TorchTimer(batch, threads, self.device, wholes).running() as sample:
+        timer = TorchTimer(batch, threads, self.device, wholes, self.precision, self.graphs)
+        with timer.running() as sample:
             yield lambda requests: map(sample, requests)
 
 
@@ -88,17 +108,22 @@ class TorchTimer:
         threads: int,
         device: str = "cpu",
         wholes: Mapping[str, Whole] = NO_WHOLES,
+        precision: str = "f32",
+        graphs: bool = False,
     ) -> None:
         """Prepare a timer.
 
         Args:
-            wholes: The calls that are timed as they stand, by the ``op`` of their signature.
+            wholes: The calls that are timed as they stand, by the ``op`` of their signature; they
+                stay in float.
+            precision, graphs: As `TorchRuntime`.
 
         Raises:
             DeviceError: PyTorch has no such device here.
         """
         _check_device(device)
         self.batch, self.threads, self.device, self._wholes = batch, threads, device, wholes
+        self._dtype, self._graphs = DTYPES[precision], graphs
         self._pool = torch.empty(0, device=device)
         self._calls: dict[Request, int] = {}  # in one burst
 
@@ -135,6 +160,8 @@ class TorchTimer:
 
     def _burst(self, operator: nn.Module, inputs: list[Tensor], request: Request) -> float:
         clock = _CLOCKS[self.device]
+        if self._graphs:
+            operator = Replayed(operator)
         clock(operator, inputs, 1)
         if request not in self._calls:
             seconds = min(clock(operator, inputs, 1) for _ in range(_FIRST_CALLS))
@@ -167,7 +194,8 @@ class TorchTimer:
             numel = max(sum(padded), 2 * self._pool.numel())
             self._pool = torch.empty(0, device=self.device)  # free the old one first
             generator = torch.Generator(self.device).manual_seed(_SEED)
-            self._pool = torch.rand(numel, generator=generator, device=self.device) / 2 + 0.5
+            drawn = torch.rand(numel, generator=generator, device=self.device) / 2 + 0.5
+            self._pool = drawn.to(self._dtype)
         parts = torch.split(self._pool[: sum(padded)], padded)
         cuts = zip(parts, sizes, shapes, strict=True)
         return [part[:size].view(shape) for part, size, shape in cuts]

@@ -258,3 +258,19 @@ def test_list_is_filled_in_by_what_ran_on_a_phone(
     assert amc("profile", *given, "import=phone") == 0
     assert "use it:  amc search" in capsys.readouterr().out
     assert {row.latency_ms for row in read_table(Path("phone.csv")).rows.values()} == {0.25}
+
+
+def test_table_is_kept_in_a_file_of_several_and_searched_with(capsys: Output) -> None:
+    assert amc("profile", NETWORK, *DEVICE, "output=tables.sqlite") == 0
+    said = capsys.readouterr().out
+    assert "written to tables.sqlite as table " in said
+    assert amc("profile", NETWORK, *DEVICE, "device.threads=2", "output=tables.sqlite") == 0
+    name = said.partition(" as table ")[2].split()[0]
+    given = ("device=table", "device.path=tables.sqlite", "env.channel_step=16")
+    budget = ("budget=params", "budget.fraction=0.8")
+    assert search(*given, f"device.table={name[:8]}", *budget) == 0
+    assert search(*given, *budget) == 2
+    assert "tables.sqlite has 2 tables, and not one that alone" in capsys.readouterr().err
+    Path("other.db").write_text("no database, but long enough to be read as one" * 30)
+    assert amc("profile", NETWORK, *DEVICE, "output=other.db") == 2
+    assert "other.db is damaged, or not a file of this amc" in capsys.readouterr().err
