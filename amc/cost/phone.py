@@ -17,12 +17,14 @@ from statistics import quantiles
 from amc.cost.samples import key_of
 from amc.errors import DeviceError, TableError
 from amc.quantplan.conversions import CONVERSIONS
+from amc.runtimes import ExecuTorch
+from amc.runtimes.etdump import WARM_UP, lone_ms
+from amc.runtimes.executorch import events_of, operator_program
 from amc.runtimes.request import Request
 from amc.utils.files import fingerprint, read_text, write_atomically, write_text
 from amc.utils.progress import progress_bar
 
 OPERATORS_FILE, MACHINE_FILE = "operators", "machine"
-WARM_UP = 3  # calls that the first ones are, as many as of the dumps
 _MOST_MS = 1e7
 _CALL = re.compile(r"Iteration (\d{1,9}) of \d{1,9}: (\d{1,9}\.\d{1,9}) ms")
 _ALL = re.compile(r"executed successfully (\d{1,9}) time\(s\) in (\d{1,12}\.\d{1,9}) ms")
@@ -40,8 +42,6 @@ def write_programs(folder: Path, requests: Sequence[Request], batch: int) -> int
         DeviceError: ExecuTorch is not installed, or cannot write an operator.
         StorageError: The folder cannot be written.
     """
-    from amc.runtimes.executorch import operator_program
-
     if (folder / OPERATORS_FILE).exists():
         _check_operators(folder, requests)
     write_text(folder / OPERATORS_FILE, _operators(requests))
@@ -88,12 +88,10 @@ def price_of(folder: Path, number: int, request: Request) -> dict[str, float | i
     """
     dump, log = folder / f"{number}.etdump", folder / f"{number}.log"
     if dump.exists():
-        from amc.runtimes.executorch import events_of, lone_ms
-
         events = events_of(dump)
         if not events:
             raise ValueError(f"{dump.name} has no events: was the program run more than thrice?")
-        return {"latency_ms": lone_ms(request, events), "samples": 1}
+        return {"latency_ms": lone_ms(request, events, ExecuTorch.converts), "samples": 1}
     if not log.exists():
         raise ValueError(f"it was not run: there is no {log.name}")
     if not request.bits.is_float or request.signature.op in CONVERSIONS:

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from amc.errors import DeviceError, ExportError
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import INT8
 from amc.runtimes.among import in_parts
+from amc.runtimes.etdump import HALF_TICK_MS, WARM_UP, lone_ms, own_events, read_events
 from amc.runtimes.onnx_model import OperatorModel
 from amc.runtimes.onnx_torch import OnnxModule
 from amc.runtimes.operators import is_lone, lone_model, operator_model
@@ -36,10 +36,7 @@ from amc.strategy import FLOAT
 from amc.utils.machine import cpu_model
 
 _BRANCHES = 40  # of one program: to write it takes as long as a second for each of a few alone
-_WARM_UP, _CALLS = 3, 9  # of a program, in one sample
-_HALF_TICK_MS = 5e-4  # events are in whole microseconds
-_CONVERSIONS = ("Convert", "Transpose")  # events on the way into and out of operators
-_AROUND = ("Method::", "Program::", "DELEGATE_CALL", "OPERATOR_CALL")  # events of other events
+_CALLS = 9  # of a program after its first ones, in one sample
 METHOD = "forward"
 
 
@@ -195,14 +192,14 @@ class _Operators:
     @property
     def can_tell(self) -> bool:
         """Whether it is known which event is of which operator: there is one of each, in order."""
-        return len(self._part) == 1 or len(_own(self._events())) == len(self._part)
+        return len(self._part) == 1 or len(own_events(self._events())) == len(self._part)
 
     def sample(self) -> list[float]:
         """Milliseconds of every operator."""
         events = self._events()
         if len(self._part) > 1:
-            return [max(ms, _HALF_TICK_MS) for _, ms in _own(events)]
-        return [lone_ms(self._part[0], events)]
+            return [max(ms, HALF_TICK_MS) for _, ms in own_events(events)]
+        return [lone_ms(self._part[0], events, ExecuTorch.converts)]
 
     def _events(self) -> list[tuple[str, float]]:
         """Name and milliseconds of each event within a call, in the order in which they come."""
@@ -213,7 +210,7 @@ class _Operators:
             _set_threads(self._threads)
             loaded = parts.runtime.load_program(file, enable_etdump=True)
             method = loaded.load_method(METHOD)
-            for _ in range(_WARM_UP + _CALLS):
+            for _ in range(WARM_UP + _CALLS):
                 method.execute(self._inputs)
             loaded.write_etdump_result_to_file(str(dump), f"{dump}.values")
             return events_of(dump)
@@ -225,41 +222,7 @@ def events_of(dump: Path) -> list[tuple[str, float]]:
     Raises:
         DeviceError: ExecuTorch is not installed here, or cannot read the file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            blocks = _executorch().inspector(etdump_path=str(dump)).event_blocks
-    except DeviceError:
-        raise
-    except Exception as cause:  # of many kinds: whatever a damaged file makes of its reader
-        raise DeviceError(f"{dump.name} is no ETDump that can be read: {cause}") from cause
-    return [
-        (event.name, _ms(event.perf_data.raw[_WARM_UP:]))
-        for block in blocks
-        for event in block.events
-        if event.perf_data is not None
-        and len(event.perf_data.raw) > _WARM_UP
-        and not event.name.startswith(_AROUND)
-    ]
-
-
-def lone_ms(request: Request, events: Sequence[tuple[str, float]]) -> float:
-    """Milliseconds of the one operator of a program, without what is converted around it."""
-    own = [ms for _, ms in _own(events)]
-    if request.signature.op in ExecuTorch.converts:
-        converted = [ms for name, ms in events if name.startswith("Convert")]
-        place = ExecuTorch.converts.index(request.signature.op)
-        own = converted[place : place + 1]
-    return max(sum(own), _HALF_TICK_MS)
-
-
-def _own(events: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-    return [event for event in events if not event[0].startswith(_CONVERSIONS)]
-
-
-def _ms(calls: Sequence[float]) -> float:
-    """The mean of the quicker half of an event's calls, which are cut off to whole microseconds."""
-    return float(np.mean(sorted(calls)[: (len(calls) + 1) // 2])) + _HALF_TICK_MS
+    return read_events(dump, _executorch().inspector)
 
 
 def _max_pool(model: OperatorModel, request: Request, target: str) -> str:

@@ -245,9 +245,7 @@ def test_programs_of_a_phone_need_a_list_and_are_steps_of_their_own(capsys: Outp
 def test_list_is_filled_in_by_what_ran_on_a_phone(
     capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import amc.runtimes.executorch as room
-
-    monkeypatch.setattr(room, "operator_program", lambda part, batch: (b"program", None))
+    monkeypatch.setattr("amc.cost.phone.operator_program", lambda part, batch: (b"program", None))
     board = ("device=todo", "device.name=pixel", "device.runtime=executorch")
     given = (*board, "device.channel_step=16", "todo=phone.csv", NETWORK)
     assert amc("profile", *given, "programs=phone") == 0

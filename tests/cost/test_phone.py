@@ -83,12 +83,11 @@ def run(folder: Path, runner: str, tmp_path: Path) -> subprocess.CompletedProces
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Programs of the operators in floats, which say who they are."""
-    import amc.runtimes.executorch as room
 
     def written(part: list[Request], batch: int) -> tuple[bytes, None]:
         return f"{part[0].out_channels} x {batch}".encode(), None
 
-    monkeypatch.setattr(room, "operator_program", written)
+    monkeypatch.setattr(phone, "operator_program", written)
     assert write_programs(tmp_path / "phone-programs", FLOATS, 1) == 2
     return tmp_path / "phone-programs"
 
@@ -162,8 +161,6 @@ def test_programs_of_another_list_are_refused(folder: Path) -> None:
 def test_written_programs_are_not_written_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import amc.runtimes.executorch as room
-
     (folder / "1.pte").unlink()
     written: list[int] = []
 
@@ -171,7 +168,7 @@ def test_written_programs_are_not_written_again(
         written.append(part[0].out_channels)
         return b"", None
 
-    monkeypatch.setattr(room, "operator_program", again)
+    monkeypatch.setattr(phone, "operator_program", again)
     write_programs(folder, FLOATS, 1)
     assert written == [8]
 
