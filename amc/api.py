@@ -18,7 +18,7 @@ from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
 from amc.cost.budget import BudgetLike
 from amc.cost.device import Device
-from amc.cost.profile import check_table, measured_so_far, settled
+from amc.cost.profile import LocalSpec, check_table, measured_so_far, settled
 from amc.cost.shipped import DeviceLike, as_device
 from amc.cost.unmeasured import OrderedTable
 from amc.data import DataSet
@@ -275,6 +275,8 @@ def profile(
     loaded = as_device(device)
     check_table(loaded)
     assert loaded is not None
+    if isinstance(loaded, LocalSpec):
+        loaded.runs_on.check()
     space = space or SearchSpace()
     graph = graph_of(network, image_shape)
     if isinstance(loaded, OrderedTable):

@@ -13,6 +13,7 @@ from amc.data.options import read_options
 from amc.errors import ConfigError
 from amc.utils.checkpoints import check_checkpoint
 from amc.utils.documents import NUMBER, SWITCH, TEXT, Kind, is_number, or_null
+from amc.utils.extras import check_installed
 from amc.utils.runs import FINETUNE_FOLDER, RUN_FILE, check_network, check_run_folder
 from amc.utils.urls import has_password
 
@@ -101,6 +102,8 @@ OPTIONS: dict[str, Kind] = {
     "output": or_null(TEXT),
     "todo": or_null(TEXT),
     "todo_covers": TEXT,
+    "programs": or_null(TEXT),
+    "import": or_null(TEXT),
     "remote": or_null(TEXT),
     "remote_rows": _AT_LEAST_1,
     "remote_timeout_s": NUMBER,
@@ -244,8 +247,11 @@ def check_early(config: Mapping[str, Any]) -> None:
     Raises:
         NetworkError: The checkpoint is not there.
         BudgetError: The budget cannot be.
+        DeviceError: The device needs a package that is not installed.
     """
     network, budget = config.get("network"), config.get("budget")
+    if isinstance(device := config.get("device"), Mapping):
+        check_installed(device.get("kind"))
     if isinstance(network, Mapping) and not network.get("pretrained"):
         checkpoint = network.get("checkpoint")
         if checkpoint and checkpoint != MISSING:

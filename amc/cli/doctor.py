@@ -89,7 +89,10 @@ def _devices() -> Iterator[tuple[str, str]]:
     for device, package in (("onnxruntime_cpu", "onnxruntime"), ("torch_cpu", "torch")):
         found = _version(package)
         yield device, f"{package} {found}" if found else f"pip install {package}"
-    yield "torch_cuda", "a driver is there" if _DRIVER.exists() else "no NVIDIA driver here"
+    driver = "a driver is there" if _DRIVER.exists() else "no NVIDIA driver here"
+    yield "torch_cuda", driver
+    found = _version("tensorrt")
+    yield "tensorrt", f"{driver}, tensorrt {found}" if found else f"{driver}, tensorrt is missing"
 
 
 def _extras() -> Iterator[tuple[str, str]]:

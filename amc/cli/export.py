@@ -118,6 +118,7 @@ def run(config: DictConfig) -> recipe.Ended:
         threads=config.threads,
         images=calibration,
         opset=config.opset,
+        energy=True,
     )
     program = None
     if config.format == EXECUTORCH:
@@ -214,7 +215,8 @@ def _program_document(program: _Program | None) -> dict[str, Any]:
 
 
 def _latency(timing: Timing) -> dict[str, float]:
-    return {"latency_ms": timing.latency_ms, "spread_ms": timing.spread_ms}
+    found = {"latency_ms": timing.latency_ms, "spread_ms": timing.spread_ms}
+    return found if timing.energy_mj is None else found | {"energy_mj": timing.energy_mj}
 
 
 def _show(found: _Findings, threads: int, batch: int) -> None:
@@ -241,6 +243,10 @@ def _show(found: _Findings, threads: int, batch: int) -> None:
     for name, timing in (("original", found.original), ("compressed", found.compressed)):
         spread = f"{timing.latency_ms:.3f} ± {timing.spread_ms:.3f} ms"
         table.add_row(f"latency, {name}", spread, where if name == "original" else _gain(found))
+    for name, timing in (("original", found.original), ("compressed", found.compressed)):
+        if timing.energy_mj is not None:
+            said = "the whole processor's, by RAPL" if name == "original" else ""
+            table.add_row(f"energy, {name}", f"{timing.energy_mj:.3f} mJ", said)
     if (program := found.program) is not None:
         held = f"{program.report.file_bytes / 1e3:,.1f} kB"
         table.add_row(program.report.path.name, held, program.report.runtime)

@@ -15,9 +15,11 @@ from amc.cli import recipe
 from amc.compress.verify import graph_of
 from amc.cost.choices import reference_bits, requests_for
 from amc.cost.device import Device, TableDevice
+from amc.cost.phone import told_by, write_programs
 from amc.cost.prices import converts_of, fuses_of
 from amc.cost.profile import LocalSpec, check_table, settled
-from amc.cost.remote import Remote, fill_list, remote_of
+from amc.cost.remote import Remote, fill_from, fill_list, remote_of
+from amc.cost.shared import check_shared, is_shared, keep_shared
 from amc.cost.shipped import as_device
 from amc.cost.table import read_table, write_table
 from amc.cost.todo import check_covers, listed, todo_header, write_todo
@@ -36,6 +38,7 @@ def run(config: DictConfig) -> recipe.Ended:
     """Trace, measure what is missing (or list it, or import it), say where the table is."""
     device = as_device(recipe.device_of(config))
     remote = _remote(config)
+    _check_phone(config)
     if config.todo:
         _check_list(config)
     else:
@@ -51,14 +54,17 @@ def run(config: DictConfig) -> recipe.Ended:
         return recipe.Ended()
     table = api.profile(network, data.image_shape, device, space=space)
     assert isinstance(table, TableDevice)
-    path = device.table_path() if isinstance(device, LocalSpec) else Path()
+    path, kept = device.table_path() if isinstance(device, LocalSpec) else Path(), None
     if config.output:
         path = Path(config.output).expanduser()
-        write_table(table, path)
+        if is_shared(path):
+            kept = keep_shared(table, path)
+        else:
+            write_table(table, path)
     _say(
         f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
         f"{table.threads} thread(s), {table.runtime}",
-        f"written to {path}",
+        f"written to {path}{f' as table {kept}' if kept else ''}",
         _use(config, Path(config.output).expanduser() if config.output else None),
     )
     return recipe.Ended()
@@ -76,6 +82,18 @@ def _remote(config: DictConfig) -> Remote | None:
     return remote_of(config.remote, config.remote_rows, float(config.remote_timeout_s))
 
 
+def _check_phone(config: DictConfig) -> None:
+    """Find out at once whether there is a list to write programs of, or to fill in."""
+    given = [name for name in ("programs", "import", "remote") if config[name]]
+    if given and not config.todo:
+        raise ConfigError(
+            f"{given[0]}={config[given[0]]} is of the operators of a list: name it, "
+            "todo=<file>.csv."
+        )
+    if len(given) > 1:
+        raise ConfigError(f"Give one of {' and '.join(given)}: each is a step of its own.")
+
+
 def _check_source(device: Device | LocalSpec | None, config: DictConfig) -> None:
     """Find out before the network is built whether there is a table to make."""
     check_table(device)
@@ -91,6 +109,9 @@ def _check_output(config: DictConfig) -> None:
     path = Path(config.output or "").expanduser()
     if not config.output or not path.exists():
         return
+    if is_shared(path):
+        check_shared(path)
+        return
     try:
         read_table(path)
     except TableError as error:
@@ -103,7 +124,7 @@ def _check_output(config: DictConfig) -> None:
 def _check_list(config: DictConfig) -> None:
     """Find out before the network is built whether its list can be written."""
     path = Path(config.todo).expanduser()
-    if path.exists() and not config.remote:
+    if path.exists() and not (config.remote or config["import"] or config.programs):
         raise ConfigError(f"todo={path} is there already: amc overwrites no list. Name another.")
     check_covers(config.todo_covers)
 
@@ -122,19 +143,30 @@ def _list(
     choices = space.choices(graph, "latency_ms", device)
     reference = reference_bits(device.supported_bits)
     requests = requests_for(graph, choices, reference, fuses_of(device), converts_of(device))
-    if remote is not None:
-        header, wanted = (
-            todo_header(device, config.todo_covers),
-            listed(requests, config.todo_covers),
-        )
+    header, wanted = (
+        todo_header(device, config.todo_covers),
+        listed(requests, config.todo_covers),
+    )
+    if remote is not None or config["import"]:
         with said_on_interrupt(f"what was answered is kept in {path}"):
-            table = fill_list(path, header, wanted, remote)
+            if remote is not None:
+                table = fill_list(path, header, wanted, remote)
+            else:
+                known = told_by(Path(config["import"]).expanduser(), wanted)
+                table = fill_from(path, header, wanted, known)
         _say(
             f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "
             f"{table.threads} thread(s), {table.runtime}",
             f"written to {path}",
             _use(config, path),
         )
+        return
+    if config.programs:
+        folder = Path(config.programs).expanduser()
+        with said_on_interrupt(f"the programs written are kept in {folder}"):
+            number = write_programs(folder, wanted, device.batch)
+        _say(f"{number} programs in {folder}; run them on the phone (docs/devices.md)")
+    if path.exists():
         return
     rows = write_todo(device, requests, path, covers=config.todo_covers)
     _say(

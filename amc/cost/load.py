@@ -13,6 +13,7 @@ from amc.cost.importers import OPTIONS as IMPORTERS
 from amc.cost.plugins import device_of_class, local_device
 from amc.cost.profile import LocalSpec
 from amc.cost.roofline import Energy, RooflineDevice, bit_serial_gmacs, bit_serial_pj
+from amc.cost.shared import SUFFIXES, is_shared, read_shared
 from amc.cost.spec import Spec
 from amc.cost.table import read_table
 from amc.cost.unmeasured import unmeasured_device
@@ -69,14 +70,22 @@ def _load_roofline(spec: Spec) -> RooflineDevice:
 
 
 def _load_table(spec: Spec) -> TableDevice:
-    spec.allow(["path"])
-    path = spec.values["path"]
+    spec.allow(["path"], ["table"])
+    path, table = spec.values["path"], spec.values.get("table")
     if not isinstance(path, (str, Path)) or not str(path):
         raise TableError(
             f"device.path must name a device table (CSV), got {path!r}. Give one with "
             f"device.path=<file>.csv, or measure one: amc profile device={DEFAULT_DEVICE}."
         )
-    return read_table(Path(path).expanduser())
+    place = Path(path).expanduser()
+    if is_shared(place):
+        return read_shared(place, None if table is None else spec.text("table"))
+    if table is not None:
+        raise TableError(
+            f"device.table names one of several tables in a file ({', '.join(SUFFIXES)}); {place} "
+            "is one table. Leave it out."
+        )
+    return read_table(place)
 
 
 def _load_runtime(kind: str, spec: Spec) -> LocalSpec:

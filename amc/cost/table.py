@@ -175,6 +175,8 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "energy_mj": _number,
     "median_ms": _number,
 }
+COLUMNS = tuple(_COLUMNS)
+"""Of a table, in order: of the operator, then of its price."""
 _OPTIONAL_COLUMNS = ("energy_mj", "median_ms")
 _NO_ROWS: Mapping[Request, Measurement] = MappingProxyType({})
 # The first two in a list of what to measure.
@@ -221,7 +223,15 @@ def read_list(path: Path) -> PartialTable:
     Raises:
         TableError: As `read_table`, but for rows without a price.
     """
-    text = read_text(path, "Device table", TableError)
+    return list_of(read_text(path, "Device table", TableError), path)
+
+
+def list_of(text: str, path: Path) -> PartialTable:
+    """A list of what to measure, or a table, by its text; ``path`` names it in errors.
+
+    Raises:
+        TableError: As `read_list`.
+    """
     lines = text.removeprefix("\ufeff").split("\n")
     length = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     header = _read_header(path, lines[:length])

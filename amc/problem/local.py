@@ -154,11 +154,13 @@ def time_networks(
     opset: int = DEFAULT_OPSET,
     rounds: int = measure.ROUNDS,
     bar: Bar | None = None,
+    energy: bool = False,
 ) -> list[Timing]:
     """Networks compiled for a runtime, and timed in turn (`measure_latency`).
 
     Args:
         networks: Each is asked for when the one before it is compiled; none is kept.
+        energy: As `measure_latency`.
         bar: Told of each compiled network: that takes longer than to time it.
         images: Normalised calibration images, (n, channels, height, width), with which what lies
             between quantized layers is computed in integers too (`amc.export.export_onnx`).
@@ -177,7 +179,13 @@ def time_networks(
             bar.advance()
     with measuring_turn("networks that are timed"):
         return measure_latency(
-            compiled, image_shape, batch=batch, threads=threads, device=runtime.place, rounds=rounds
+            compiled,
+            image_shape,
+            batch=batch,
+            threads=threads,
+            device=runtime.place,
+            rounds=rounds,
+            energy=energy,
         )
 
 

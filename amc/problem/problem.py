@@ -150,6 +150,8 @@ class Problem:
         if bfloat16 is not None and type(bfloat16) is not bool:
             raise ConfigError(f"search.bfloat16 must be true, false or null, got {bfloat16!r}.")
         self.device, self.budget = check_problem(device, budget, space)
+        if isinstance(self.device, LocalSpec):
+            self.device.runs_on.check()
         built = build_objective(objective)
         self.network = admit(network, data.image_shape)
         self.objective, self.data = matched(self.network, data, built)

@@ -1,4 +1,4 @@
-"""What runs networks here: ONNX Runtime, PyTorch, OpenVINO, ExecuTorch, and classes of yours.
+"""What runs networks here: ONNX Runtime, PyTorch, OpenVINO, ExecuTorch, TensorRT, classes of yours.
 
 A package that not everyone has is imported where its runtime is first used.
 """
@@ -17,15 +17,20 @@ from amc.runtimes.openvino import OpenVino
 from amc.runtimes.operators import lone_model
 from amc.runtimes.pytorch import TorchRuntime
 from amc.runtimes.runtime import MODULE, NO_WHOLES, ONNX, Runtime, Sampler
+from amc.runtimes.tensorrt import TensorRt
 
-BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino | ExecuTorch]] = {
+BUILT_IN: dict[str, type[OnnxRuntime | TorchRuntime | OpenVino | ExecuTorch | TensorRt]] = {
     "torch": TorchRuntime,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "executorch": ExecuTorch,
+    "tensorrt": TensorRt,
 }
 # These, as devices that come with amc.
-DEVICES = ("onnxruntime_cpu", "openvino_cpu", "executorch_xnnpack", "torch_cpu", "torch_cuda")
+DEVICES = (
+    *("onnxruntime_cpu", "openvino_cpu", "executorch_xnnpack"),
+    *("torch_cpu", "torch_cuda", "tensorrt"),
+)
 DEFAULT_DEVICE = DEVICES[0]
 OF_FILES = OnnxRuntime()  # runs and times what is exported
 ELSEWHERE = TorchRuntime()  # times networks whose device is not this machine
@@ -46,6 +51,7 @@ __all__ = [
     "OpenVino",
     "Runtime",
     "Sampler",
+    "TensorRt",
     "TorchRuntime",
     "integer_layers",
     "load_onnx",

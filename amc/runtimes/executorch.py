@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from amc.errors import DeviceError, ExportError
 from amc.graph.whole import Whole
 from amc.quantplan.conversions import INT8
 from amc.runtimes.among import in_parts
+from amc.runtimes.etdump import HALF_TICK_MS, WARM_UP, lone_ms, own_events, read_events
 from amc.runtimes.onnx_model import OperatorModel
 from amc.runtimes.onnx_torch import OnnxModule
 from amc.runtimes.operators import is_lone, lone_model, operator_model
@@ -36,10 +36,7 @@ from amc.strategy import FLOAT
 from amc.utils.machine import cpu_model
 
 _BRANCHES = 40  # of one program: to write it takes as long as a second for each of a few alone
-_WARM_UP, _CALLS = 3, 9  # of a program, in one sample
-_HALF_TICK_MS = 5e-4  # events are in whole microseconds
-_CONVERSIONS = ("Convert", "Transpose")  # events on the way into and out of operators
-_AROUND = ("Method::", "Program::", "DELEGATE_CALL", "OPERATOR_CALL")  # events of other events
+_CALLS = 9  # of a program after its first ones, in one sample
 METHOD = "forward"
 
 
@@ -66,19 +63,30 @@ class ExecuTorch(Runtime):
         self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
     ) -> Iterator[Sampler]:
         def made(part: Sequence[Request]) -> Callable[[], list[float]]:
-            if is_lone(part[0]):  # a call that amc does not follow, a layer of another kind
-                model, inputs = lone_model(part[0], batch, wholes)
-            else:
-                branches = operator_model(part, batch, builders={"max_pool2d": _max_pool})
-                model, inputs = branches.proto, branches.inputs
-            tensors = [torch.from_numpy(inputs[value.name]) for value in model.graph.input]
-            operators = _Operators(program(model, tensors, DeviceError), tensors, threads, part)
+            operators = _Operators(*operator_program(part, batch, wholes), threads, part)
             if operators.can_tell:
                 return operators.sample
             singles = [made([request]) for request in part]
             return lambda: [single()[0] for single in singles]
 
         yield in_parts(made, _BRANCHES, _is_alone)
+
+
+def operator_program(
+    part: Sequence[Request], batch: int, wholes: Mapping[str, Whole] = NO_WHOLES
+) -> tuple[bytes, list[Tensor]]:
+    """Operators side by side as a program, and what goes into it.
+
+    Raises:
+        DeviceError: ExecuTorch cannot write one of them.
+    """
+    if is_lone(part[0]):  # a call that amc does not follow, a layer of another kind
+        model, inputs = lone_model(part[0], batch, wholes)
+    else:
+        branches = operator_model(part, batch, builders={"max_pool2d": _max_pool})
+        model, inputs = branches.proto, branches.inputs
+    tensors = [torch.from_numpy(inputs[value.name]) for value in model.graph.input]
+    return program(model, tensors, DeviceError), tensors
 
 
 def program(
@@ -184,23 +192,14 @@ class _Operators:
     @property
     def can_tell(self) -> bool:
         """Whether it is known which event is of which operator: there is one of each, in order."""
-        return len(self._part) == 1 or len(self._own(self._events())) == len(self._part)
+        return len(self._part) == 1 or len(own_events(self._events())) == len(self._part)
 
     def sample(self) -> list[float]:
         """Milliseconds of every operator."""
         events = self._events()
-        own = [ms for _, ms in self._own(events)]
         if len(self._part) > 1:
-            return [max(ms, _HALF_TICK_MS) for ms in own]
-        if self._part[0].signature.op in ExecuTorch.converts:
-            converted = [ms for name, ms in events if name.startswith("Convert")]
-            place = ExecuTorch.converts.index(self._part[0].signature.op)
-            own = converted[place : place + 1]
-        return [max(sum(own), _HALF_TICK_MS)]
-
-    @staticmethod
-    def _own(events: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
-        return [event for event in events if not event[0].startswith(_CONVERSIONS)]
+            return [max(ms, HALF_TICK_MS) for _, ms in own_events(events)]
+        return [lone_ms(self._part[0], events, ExecuTorch.converts)]
 
     def _events(self) -> list[tuple[str, float]]:
         """Name and milliseconds of each event within a call, in the order in which they come."""
@@ -211,25 +210,19 @@ class _Operators:
             _set_threads(self._threads)
             loaded = parts.runtime.load_program(file, enable_etdump=True)
             method = loaded.load_method(METHOD)
-            for _ in range(_WARM_UP + _CALLS):
+            for _ in range(WARM_UP + _CALLS):
                 method.execute(self._inputs)
             loaded.write_etdump_result_to_file(str(dump), f"{dump}.values")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                blocks = parts.inspector(etdump_path=str(dump)).event_blocks
-        return [
-            (event.name, _ms(event.perf_data.raw[_WARM_UP:]))
-            for block in blocks
-            for event in block.events
-            if event.perf_data is not None
-            and len(event.perf_data.raw) > _WARM_UP
-            and not event.name.startswith(_AROUND)
-        ]
+            return events_of(dump)
 
 
-def _ms(calls: Sequence[float]) -> float:
-    """The mean of the quicker half of an event's calls, which are cut off to whole microseconds."""
-    return float(np.mean(sorted(calls)[: (len(calls) + 1) // 2])) + _HALF_TICK_MS
+def events_of(dump: Path) -> list[tuple[str, float]]:
+    """Name and milliseconds of each event within a call, in order, of an ETDump of many calls.
+
+    Raises:
+        DeviceError: ExecuTorch is not installed here, or cannot read the file.
+    """
+    return read_events(dump, _executorch().inspector)
 
 
 def _max_pool(model: OperatorModel, request: Request, target: str) -> str:

@@ -32,6 +32,7 @@ from amc.runtimes.operators import is_lone, lone_model, output_of
 from amc.runtimes.request import Request
 from amc.runtimes.runtime import NO_WHOLES, Runtime, Sampler
 from amc.strategy import FLOAT
+from amc.utils.extras import not_installed
 
 _BRANCHES = 50  # of one model: few enough for all that they give to stay in a cache
 _WARM_UP, _CALLS = 4, 12  # of a model that was loaded, in one sample
@@ -135,9 +136,7 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError:
-        raise DeviceError(
-            "OpenVINO is not installed: pip install 'amc-compress[openvino]', or another device."
-        ) from None
+        raise not_installed("openvino") from None
     return openvino
 
 

@@ -1,4 +1,4 @@
-"""PyTorch on this machine, in float: on the CPU or on a GPU."""
+"""PyTorch on this machine, in float or in half precision: on the CPU or on a GPU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from amc.errors import DeviceError, meant
+from amc.errors import DeviceError
 from amc.graph.whole import Whole
-from amc.layers import kind_named
-from amc.layers.signature import LAYER_OPS, MIXTURE, SCORES
-from amc.runtimes.request import ProductShape, Request
+from amc.runtimes.precision import DTYPES, InPrecision, Replayed
+from amc.runtimes.request import Request
 from amc.runtimes.runtime import MODULE, NO_WHOLES, Runtime, Sampler
+from amc.runtimes.torch_operators import TWO_INPUTS, builder_of, factors_of
 from amc.runtimes.whole import input_shape
 from amc.utils.machine import cpu_model
 
@@ -34,9 +34,14 @@ class TorchRuntime(Runtime):
 
     Attributes:
         device: "cpu" or "cuda".
+        precision: What floats are computed in: ``f32``, ``bf16`` or ``f16``.
+        graphs: Whether calls on a GPU are recorded once and replayed (CUDA graphs), as servers
+            do: then no time goes into launching kernels one by one.
     """
 
     device: str = "cpu"
+    precision: str = "f32"
+    graphs: bool = False
 
     name = "torch"
     title = "PyTorch"
@@ -46,6 +51,15 @@ class TorchRuntime(Runtime):
     def __post_init__(self) -> None:
         if self.device not in _CLOCKS:
             raise DeviceError(f"device.device must be {' or '.join(_CLOCKS)}, got {self.device!r}.")
+        if self.precision not in DTYPES:
+            raise DeviceError(
+                f"device.precision must be one of {', '.join(DTYPES)}, got {self.precision!r}."
+            )
+        if not isinstance(self.graphs, bool) or (self.graphs and self.device != "cuda"):
+            raise DeviceError(
+                f"device.graphs must be true or false, true on a GPU alone (device=torch_cuda), "
+                f"got {self.graphs!r} on {self.device}."
+            )
 
     @property
     def place(self) -> str:
@@ -54,16 +68,24 @@ class TorchRuntime(Runtime):
     def machine(self) -> str:
         on_cuda = self.device == "cuda" and torch.cuda.is_available()
         processor = torch.cuda.get_device_name() if on_cuda else cpu_model()
-        return f"{processor}, PyTorch {torch.__version__}"
+        floats = "" if self.precision == "f32" else f", {self.precision}"
+        return f"{processor}, PyTorch {torch.__version__}{floats}{', graphs' * self.graphs}"
+
+    def check(self) -> None:
+        _check_device(self.device)
 
     def compile(self, network: nn.Module, threads: int) -> nn.Module:
-        return network.to(self.device)
+        network = network.to(self.device)
+        if self.precision != "f32":
+            network = InPrecision(network, DTYPES[self.precision])
+        return Replayed(network) if self.graphs else network
 
     @contextmanager
     def timing(
         self, batch: int, threads: int, wholes: Mapping[str, Whole] = NO_WHOLES
     ) -> Iterator[Sampler]:
-        with TorchTimer(batch, threads, self.device, wholes).running() as sample:
+        timer = TorchTimer(batch, threads, self.device, wholes, self.precision, self.graphs)
+        with timer.running() as sample:
             yield lambda requests: map(sample, requests)
 
 
@@ -85,21 +107,22 @@ class TorchTimer:
         threads: int,
         device: str = "cpu",
         wholes: Mapping[str, Whole] = NO_WHOLES,
+        precision: str = "f32",
+        graphs: bool = False,
     ) -> None:
         """Prepare a timer.
 
         Args:
-            wholes: The calls that are timed as they stand, by the ``op`` of their signature.
+            wholes: The calls that are timed as they stand, by the ``op`` of their signature; they
+                stay in float.
+            precision, graphs: As `TorchRuntime`.
 
         Raises:
             DeviceError: PyTorch has no such device here.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise DeviceError(
-                "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
-                "that was measured where there is one."
-            )
+        _check_device(device)
         self.batch, self.threads, self.device, self._wholes = batch, threads, device, wholes
+        self._dtype, self._graphs = DTYPES[precision], graphs
         self._pool = torch.empty(0, device=device)
         self._calls: dict[Request, int] = {}  # in one burst
 
@@ -124,7 +147,7 @@ class TorchTimer:
             DeviceError: PyTorch cannot run the operator, or its bits are not 32/32.
         """
         op = request.signature.op
-        builder = None if op in self._wholes else _builder(request)
+        builder = None if op in self._wholes else builder_of(request)
         try:
             if builder is None:
                 whole = self._wholes[op].on(self.device)
@@ -136,6 +159,8 @@ class TorchTimer:
 
     def _burst(self, operator: nn.Module, inputs: list[Tensor], request: Request) -> float:
         clock = _CLOCKS[self.device]
+        if self._graphs:
+            operator = Replayed(operator)
         clock(operator, inputs, 1)
         if request not in self._calls:
             seconds = min(clock(operator, inputs, 1) for _ in range(_FIRST_CALLS))
@@ -149,11 +174,11 @@ class TorchTimer:
         state = {n: t.shape for n, t in operator.state_dict().items() if t.is_floating_point()}
         s = request.signature
         shape = (self.batch, *input_shape(s, request.in_channels))
-        shapes = [shape] * (2 if s.op in _TWO_INPUTS else 1)
+        shapes = [shape] * (2 if s.op in TWO_INPUTS else 1)
         if s.op == "softmax":
             shapes = [(self.batch, math.prod(s.in_size), request.in_channels)]
         if s.is_product:
-            shapes = _factors(self.batch, request)
+            shapes = factors_of(self.batch, request)
         tensors = self._cut([*state.values(), *shapes])
         operator.requires_grad_(False).load_state_dict(
             dict(zip(state, tensors, strict=False)), strict=False, assign=True
@@ -168,10 +193,19 @@ class TorchTimer:
             numel = max(sum(padded), 2 * self._pool.numel())
             self._pool = torch.empty(0, device=self.device)  # free the old one first
             generator = torch.Generator(self.device).manual_seed(_SEED)
-            self._pool = torch.rand(numel, generator=generator, device=self.device) / 2 + 0.5
+            drawn = torch.rand(numel, generator=generator, device=self.device) / 2 + 0.5
+            self._pool = drawn.to(self._dtype)
         parts = torch.split(self._pool[: sum(padded)], padded)
         cuts = zip(parts, sizes, shapes, strict=True)
         return [part[:size].view(shape) for part, size, shape in cuts]
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "PyTorch finds no CUDA device on this machine. Use device=torch_cpu, or a table "
+            "that was measured where there is one."
+        )
 
 
 def _cpu_clock(operator: nn.Module, inputs: list[Tensor], calls: int) -> float:
@@ -198,92 +232,3 @@ _CLOCKS: dict[str, Callable[[nn.Module, list[Tensor], int], float]] = {
     "cpu": _cpu_clock,
     "cuda": _cuda_clock,
 }
-
-
-# --- Operators --------------------------------------------------------------------------------
-
-
-class _Function(nn.Module):
-    """A function of tensors, called as a module like everything else."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self._function(*inputs)
-
-
-def _layer_norm(request: Request) -> nn.Module:
-    """Over the channels of every position, which lie side by side where it is computed."""
-    norm = nn.LayerNorm(request.in_channels, device="meta")
-
-    def given(x: Tensor) -> Tensor:
-        given: Tensor = norm(x.view(len(x), -1, request.in_channels))
-        return given
-
-    function = _Function(given)
-    function.norm = norm
-    return function
-
-
-def _factors(batch: int, request: Request) -> list[tuple[int, ...]]:
-    """Shapes of what one of attention's products multiplies."""
-    product = ProductShape.of(request)
-    blocks = batch, product.blocks
-    if request.signature.op == SCORES:
-        shapes = (product.queries, product.width), (product.width, product.keys)
-    else:
-        shapes = (product.queries, product.keys), (product.keys, product.width)
-    return [(*blocks, *shape) for shape in shapes]
-
-
-def _selected(x: Tensor) -> Tensor:
-    """In ascending order, as a removal of channels leaves them."""
-    return x.index_select(1, torch.arange(x.shape[1], device=x.device))
-
-
-_BUILDERS: dict[str, Callable[[Request], nn.Module]] = {
-    "batch_norm": lambda r: nn.BatchNorm2d(r.in_channels, device="meta"),
-    "layer_norm": _layer_norm,
-    "max_pool2d": lambda r: nn.MaxPool2d(
-        r.signature.kernel, r.signature.stride, r.signature.padding, r.signature.dilation
-    ),
-    "avg_pool2d": lambda r: nn.AvgPool2d(
-        r.signature.kernel, r.signature.stride, r.signature.padding
-    ),
-    "adaptive_avg_pool2d": lambda r: nn.AdaptiveAvgPool2d(r.signature.out_size),
-    "select": lambda r: _Function(_selected),
-    "concat": lambda r: _Function(torch.clone),
-    "pad": lambda r: _Function(torch.clone),
-    "relu": lambda r: nn.ReLU(),
-    "relu6": lambda r: nn.ReLU6(),
-    "leaky_relu": lambda r: nn.LeakyReLU(),
-    "hardswish": lambda r: nn.Hardswish(),
-    "hardsigmoid": lambda r: nn.Hardsigmoid(),
-    "silu": lambda r: nn.SiLU(),
-    "gelu": lambda r: nn.GELU(),
-    "sigmoid": lambda r: nn.Sigmoid(),
-    "tanh": lambda r: nn.Tanh(),
-    "softmax": lambda r: nn.Softmax(-1),
-    SCORES: lambda r: _Function(torch.matmul),
-    MIXTURE: lambda r: _Function(torch.matmul),
-    "add": lambda r: _Function(torch.add),
-    "mul": lambda r: _Function(torch.mul),
-}
-_TWO_INPUTS = ("add", "mul")
-
-
-def _builder(request: Request) -> Callable[[Request], nn.Module]:
-    op = request.signature.op
-    if request.signature.is_whole:
-        raise DeviceError(f"PyTorch's timer has no network with {request} at hand.")
-    if not request.bits.is_float:
-        raise DeviceError(f"PyTorch times float operators (32/32 bits), got {request}.")
-    if (kind := kind_named(op)) is not None:
-        layer = kind
-        return lambda r: layer.build(r.signature, r.in_channels, r.out_channels)
-    if op not in _BUILDERS:
-        known = [*sorted(LAYER_OPS), *_BUILDERS]
-        raise DeviceError(f"PyTorch's timer knows no operator {op!r}. {meant(op, known)}")
-    return _BUILDERS[op]

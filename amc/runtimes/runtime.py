@@ -61,6 +61,14 @@ class Runtime(ABC):
     def machine(self) -> str:
         """The processor and the runtime's version: prices depend on both."""
 
+    def check(self) -> None:
+        """Find out whether it can run here, before anything long begins.
+
+        Raises:
+            DeviceError: A package or a device is missing.
+        """
+        self.machine()
+
     @abstractmethod
     def compile(self, network: Any, threads: int) -> nn.Module:
         """A network as it runs: called with images (batch, ...), it gives outputs.

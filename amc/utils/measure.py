@@ -12,10 +12,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
+
+from amc.errors import DeviceError
+from amc.utils.energy import Counter, counters, energy_mj
 
 ROUNDS = 41  # the same for all that is compared: the shortest of more calls is shorter
 STEADY = 0.1  # of a ratio of two times: how far apart the rounds may be for it to be a statement
@@ -32,11 +37,14 @@ class Timing:
             machine did.
         rounds_ms: The shortest call of every round. Of networks that were timed in turn, those of
             one round stand side by side.
+        energy_mj: Of one batch, the whole processor's while the network runs again and again
+            (`amc.utils.energy`); None where it was not asked for, or the machine does not show it.
     """
 
     latency_ms: float
     spread_ms: float
     rounds_ms: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    energy_mj: float | None = field(default=None, compare=False)
 
     def share_of(self, other: Timing) -> Share:
         """How long it takes compared with another network that was timed in turn with it."""
@@ -94,6 +102,7 @@ def measure_latency(
     threads: int = 1,
     device: str = "cpu",
     rounds: int = ROUNDS,
+    energy: bool = False,
 ) -> list[Timing]:
     """Time networks in turn, round by round, so that drift of the machine meets all alike.
 
@@ -101,6 +110,8 @@ def measure_latency(
         networks: In evaluation mode, on ``device``.
         batch: Images per call.
         threads: CPU threads; restored afterwards.
+        energy: Whether a second more for each network finds its energy out, where the machine
+            shows it.
     """
     images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
@@ -114,9 +125,23 @@ def measure_latency(
                 for index, network in enumerate(networks):
                     seconds = min(_time(network, images) for _ in range(calls[index]))
                     samples[index].append(seconds * 1e3)
+            shown = _counters() if energy and device == "cpu" else []
+            used = [
+                energy_mj(shown, partial(network, images))[0] if shown else None
+                for network in networks
+            ]
     finally:
         torch.set_num_threads(before)
-    return [_summary(values) for values in samples]
+    return [
+        replace(_summary(values), energy_mj=mj) for values, mj in zip(samples, used, strict=True)
+    ]
+
+
+def _counters() -> list[Counter]:
+    """Of energy; none where the machine does not show it, or not to this user."""
+    with suppress(DeviceError):
+        return counters()
+    return []
 
 
 def _calls(network: nn.Module, images: torch.Tensor) -> int:

@@ -232,3 +232,43 @@ def test_runtime_of_a_class_of_ones_own_is_measured_by_its_name(capsys: Output) 
     assert "toy: " in capsys.readouterr().out
     table = read_table(Path("toy.csv"))
     assert (table.name, table.runtime, table.batch, table.threads) == ("toy", "toy", 2, 1)
+
+
+def test_programs_of_a_phone_need_a_list_and_are_steps_of_their_own(capsys: Output) -> None:
+    for option in ("programs=phone", "import=phone"):
+        assert amc("profile", NETWORK, option) == 2
+        assert f"{option} is of the operators of a list: name it" in capsys.readouterr().err
+    assert amc("profile", NETWORK, "todo=l.csv", "programs=phone", "import=phone") == 2
+    assert "Give one of programs and import: each is a step" in capsys.readouterr().err
+
+
+def test_list_is_filled_in_by_what_ran_on_a_phone(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc.cost.phone.operator_program", lambda part, batch: (b"program", None))
+    board = ("device=todo", "device.name=pixel", "device.runtime=executorch")
+    given = (*board, "device.channel_step=16", "todo=phone.csv", NETWORK)
+    assert amc("profile", *given, "programs=phone") == 0
+    programs = sorted(Path("phone").glob("*.pte"))
+    assert f"{len(programs)} programs in phone" in capsys.readouterr().out
+    for program in programs:
+        program.with_suffix(".log").write_text("executed successfully 20 time(s) in 5.000000 ms.")
+    assert amc("profile", *given, "import=phone") == 0
+    assert "use it:  amc search" in capsys.readouterr().out
+    assert {row.latency_ms for row in read_table(Path("phone.csv")).rows.values()} == {0.25}
+
+
+def test_table_is_kept_in_a_file_of_several_and_searched_with(capsys: Output) -> None:
+    assert amc("profile", NETWORK, *DEVICE, "output=tables.sqlite") == 0
+    said = capsys.readouterr().out
+    assert "written to tables.sqlite as table " in said
+    assert amc("profile", NETWORK, *DEVICE, "device.threads=2", "output=tables.sqlite") == 0
+    name = said.partition(" as table ")[2].split()[0]
+    given = ("device=table", "device.path=tables.sqlite", "env.channel_step=16")
+    budget = ("budget=params", "budget.fraction=0.8")
+    assert search(*given, f"device.table={name[:8]}", *budget) == 0
+    assert search(*given, *budget) == 2
+    assert "tables.sqlite has 2 tables, and not one that alone" in capsys.readouterr().err
+    Path("other.db").write_text("no database, but long enough to be read as one" * 30)
+    assert amc("profile", NETWORK, *DEVICE, "output=other.db") == 2
+    assert "other.db is damaged, or not a file of this amc" in capsys.readouterr().err

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from amc.cost import command, remote
+from amc.cost import command, filling
+from amc.cost.answers import Answers
 from amc.cost.device import Measurement, TableHeader
-from amc.cost.remote import Answers, Remote, described, fill_list, remote_of
+from amc.cost.remote import Remote, described, fill_list, remote_of
 from amc.cost.table import read_list, read_table
 from amc.errors import ConfigError, DeviceError, TableError
 from amc.graph.types import Signature
@@ -159,7 +160,7 @@ def test_broken_answer_is_refused_by_row_and_the_rest_is_kept(tmp_path, path, br
 
 
 def test_answers_that_are_taken_back_after_they_were_written_are_gone(tmp_path, path, monkeypatch):
-    monkeypatch.setattr(remote, "_WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(filling, "_WRITE_EVERY_S", 0.0)
     program = EACH + "time.sleep(0.1); say(asked[0], latency_ms=9)\n"
     with pytest.raises(TableError, match="second answer for id 1"):
         fill_list(path, HEADER, REQUESTS, board(tmp_path, program))
@@ -322,7 +323,7 @@ def test_prices_that_were_filled_in_by_hand_stay(tmp_path, path):
 
 
 def _fill(path, asked):
-    remote._WRITE_EVERY_S = 0.0
+    filling._WRITE_EVERY_S = 0.0
     fill_list(path, HEADER, REQUESTS, asked)
 
 

@@ -19,7 +19,7 @@ from amc.graph.types import Signature
 from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes import ExecuTorch, OnnxNetwork
 from amc.runtimes import executorch as room
-from amc.runtimes.executorch import _ms
+from amc.runtimes.etdump import _ms
 from amc.runtimes.onnx_torch import OnnxModule
 from amc.runtimes.operators import operator_model
 from amc.runtimes.request import Request

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.errors import DeviceError
 from amc.utils import measure
 from amc.utils.measure import Timing, measure_latency
 
@@ -107,3 +110,22 @@ def test_a_slower_network_takes_longer() -> None:
     small, large = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 512, 3)
     fast, slow = measure_latency([small, large], (3, 32, 32), rounds=3)
     assert fast.latency_ms < slow.latency_ms
+
+
+def test_energy_is_found_out_where_it_is_asked_for_and_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    networks = [nn.Identity(), nn.Identity()]
+    shown = partial(measure.measure_latency, networks, (1, 2, 2), rounds=1)
+    monkeypatch.setattr(measure, "counters", list)  # as on a machine without any
+    assert [timing.energy_mj for timing in shown(energy=True)] == [None, None]
+    monkeypatch.setattr(measure, "counters", lambda: ["a counter"])
+    monkeypatch.setattr(measure, "energy_mj", lambda given, call: (7.5, 2.5))
+    assert [timing.energy_mj for timing in shown(energy=True)] == [7.5, 7.5]
+    assert [timing.energy_mj for timing in shown()] == [None, None]
+
+    def denied() -> None:
+        raise DeviceError("may not be read")
+
+    monkeypatch.setattr(measure, "counters", denied)
+    assert [timing.energy_mj for timing in shown(energy=True)] == [None, None]

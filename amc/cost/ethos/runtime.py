@@ -22,6 +22,7 @@ from amc.graph.whole import Whole
 from amc.runtimes import NO_WHOLES, Runtime, Sampler
 from amc.runtimes.request import Request
 from amc.strategy import Bits
+from amc.utils.extras import not_installed
 
 log = logging.getLogger("amc")
 ACCELERATORS = (
@@ -80,10 +81,7 @@ class Vela(Runtime):
         try:
             release = version(_PACKAGE)
         except PackageNotFoundError:
-            raise DeviceError(
-                f"Device {self.accelerator} is estimated by Vela, which is not installed: "
-                "pip install 'amc-compress[ethos]'."
-            ) from None
+            raise not_installed("ethos") from None
         return (
             f"estimates of Vela {release} for {self.accelerator} ({self.system_config}, "
             f"{self.memory_mode}, {self.config})"
