@@ -24,6 +24,7 @@ from amc.recovery.errors import LayerErrors
 from amc.strategy import IDENTITY, Option, Strategy
 from envs.action import RATIO, checked_action, coordinates, from_ratio, to_ratio
 from envs.estimates import LayerEstimates, layer_estimates
+from envs.hypothesis import Hypothesis
 from envs.knapsack import knapsack_strategy
 from envs.levels import nearest_level
 from envs.look_ahead import LookAhead
@@ -38,7 +39,7 @@ from envs.observation import (
 )
 from envs.render import Picture, draw_walk
 from envs.reward import DEFAULT_REWARD, Outcome, Reward, RewardLike, build_reward, outcome_of
-from envs.surrogate import CORRECTED, WIDTH, Surrogate
+from envs.surrogate import Surrogate
 from envs.trust import Trust
 from envs.uniform import uniform_strategies
 
@@ -352,6 +353,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
     def surrogate(self) -> Surrogate:
         """What strategies lose, before any evaluation.
 
+        Where errors are corrected, they are believed as they were estimated, too.
+
         Raises:
             ConfigError: No errors are known, or the original has no finite reward.
         """
@@ -363,8 +366,10 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
                 f"finite number: reward={self.reward_name} gives {whole!r} for {self._original}. "
                 "Choose another reward, or agent.belief_share=0."
             )
-        width = WIDTH if self._uncorrected is None else CORRECTED
-        return Surrogate(self.costs, errors, whole, width)
+        known = [errors]
+        if self._uncorrected is not None:
+            known.append(self._uncorrected.check_informed("agent.belief_share"))
+        return Surrogate([Hypothesis(self.costs, one) for one in known], whole)
 
     def prior_action(self) -> npt.NDArray[np.float64]:
         """The knapsack's advice for the next step, shape (parts,)."""

@@ -16,6 +16,10 @@ same channels and bits are alike. All of it is one Gaussian process whose mean i
 proposed for the improvement that is expected of it (Jones, Schonlau & Welch 1998, eq. 15), sought
 around the best strategies so far and around the knapsack's allocations under factors drawn from the
 posterior.
+
+What the mean is need not be settled beforehand: the errors as they were estimated, and as a policy
+corrects them (`agents.trust`), are hypotheses, and that is believed under which the rewards so far
+are most likely (section 2.2, eq. 2.30).
 """
 
 from __future__ import annotations
@@ -26,22 +30,17 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import block_diag, cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import ndtr
 
-from amc.cost.model import CostModel
 from amc.recovery.errors import LayerErrors
 from amc.strategy import Strategy
+from envs.hypothesis import PIECES, Hypothesis
 from envs.knapsack import KnapsackSolver
 from envs.neighbours import Choice, neighbour
 
 FloatArray = npt.NDArray[np.float64]
 
-CUTS = (0.7, 0.4)  # of a group's channels kept: where one piece of its error ends
-PIECES = len(CUTS) + 1
-WIDTH = 1.5  # standard deviation of a factor before any evaluation
-CORRECTED = 0.5  # of one on errors that a policy has corrected: they are less far off
-LIKENESS = 0.25  # correlation of the factors of one group before any evaluation
 DEPARTURE = 0.3  # standard deviation of g, in median losses
 REACH = 0.09  # of g: root mean square over decisions of how far apart two strategies are
 NOISE = 0.1  # of what a strategy loses, relative: what neither factors nor g explain
@@ -57,21 +56,14 @@ GENERATIONS, CHILDREN, PARENTS = 2, 24, 6  # of its search for the most expected
 class Surrogate:
     """What strategies lose, as learnt from those that were evaluated."""
 
-    def __init__(
-        self, costs: CostModel, errors: LayerErrors, whole: float, width: float = WIDTH
-    ) -> None:
+    def __init__(self, hypotheses: Sequence[Hypothesis], whole: float) -> None:
         """
         Args:
-            errors: As estimated without an evaluation, or as a policy corrects them.
+            hypotheses: Of one walk; the first is believed before any evaluation.
             whole: Reward of the original network.
-            width: Standard deviation of a factor before any evaluation.
         """
-        self._width = width
-        self._costs, self._errors, self._whole = costs, errors, whole
-        self._groups = [group.index for group in costs.graph.free_groups]
-        self._pieces = [pieces(errors.removal[group]) for group in self._groups]
-        layers = range(len(costs.graph.layers))
-        self._layers = list(layers) if len(costs.choices.options) > 1 else []
+        self._hypotheses, self._believed = list(hypotheses), hypotheses[0]
+        self._costs, self._whole = hypotheses[0].costs, whole
         self._noted: list[Choice] = []
         self._losses: list[float] = []
         self._within: list[bool] = []  # the budget
@@ -80,9 +72,15 @@ class Surrogate:
         self._alike: FloatArray = np.empty((0, 0))  # covariance of g between what is noted
 
     @property
+    def believed(self) -> Hypothesis:
+        """Under which the rewards so far are most likely."""
+        self._evaluated()
+        return self._believed
+
+    @property
     def factors_count(self) -> int:
         """How many factors there are: `PIECES` for each free group, one for each layer's bits."""
-        return PIECES * len(self._groups) + len(self._layers)
+        return PIECES * len(self._believed.groups) + len(self._believed.layers)
 
     def note(self, strategy: Strategy, reward: float) -> None:
         """Take an evaluated strategy into account; of what was expected, nothing."""
@@ -126,7 +124,7 @@ class Surrogate:
         """Mean of the factors, shape (factors,), and their covariance, (factors, factors)."""
         known = self._evaluated()
         if known is None:
-            return np.ones(self.factors_count), self._prior
+            return np.ones(self.factors_count), self._believed.prior
         return known.factors
 
     def predict(self, choices: Sequence[Choice]) -> tuple[FloatArray, FloatArray]:
@@ -134,42 +132,26 @@ class Surrogate:
 
         Before anything is known, in typical estimates.
         """
-        parts, places = self._parts(choices), self._places(choices)
-        known = self._evaluated()
+        known, believed = self._evaluated(), self._believed
+        parts, places = believed.parts(choices), self._places(choices)
         if known is None:
             typical = max(float(np.median(parts.sum(1))), 1e-12)
             parts = parts / typical
-            variance = ((parts @ self._prior) * parts).sum(1) + DEPARTURE**2
+            variance = ((parts @ believed.prior) * parts).sum(1) + DEPARTURE**2
             return parts.sum(1), np.sqrt(variance)
         return known.losses(parts / known.typical, places)
 
-    @cached_property
-    def _prior(self) -> FloatArray:
-        of_one_group = LIKENESS + (1 - LIKENESS) * np.eye(PIECES)
-        of_groups = np.kron(np.eye(len(self._groups)), of_one_group)
-        return np.asarray(
-            self._width**2 * block_diag(of_groups, np.eye(len(self._layers))), np.float64
-        )
-
-    def _parts(self, choices: Sequence[Choice]) -> FloatArray:
-        """Estimated errors, shape (choices, factors)."""
-        removal = [
-            piece[:, [kept[group] for kept, _ in choices]]
-            for group, piece in zip(self._groups, self._pieces, strict=True)
-        ]
-        bits = [
-            self._errors.options[layer][[options[layer] for _, options in choices]][None]
-            for layer in self._layers
-        ]
-        return np.concatenate([*removal, *bits, np.empty((0, len(choices)))]).T
-
     def _places(self, choices: Sequence[Choice]) -> FloatArray:
         """Where strategies are, shape (choices, decisions): ratios kept, and ranks of options."""
-        sizes = self._costs.graph.sizes()
-        ratios = [[kept[group] / sizes[group] for group in self._groups] for kept, _ in choices]
+        sizes, groups, layers = (
+            self._costs.graph.sizes(),
+            self._believed.groups,
+            self._believed.layers,
+        )
+        ratios = [[kept[group] / sizes[group] for group in groups] for kept, _ in choices]
         order = self._costs.choices.by_closeness
         rank = {option: place / max(1, len(order) - 1) for place, option in enumerate(order)}
-        widths = [[rank[chosen[layer]] for layer in self._layers] for _, chosen in choices]
+        widths = [[rank[chosen[layer]] for layer in layers] for _, chosen in choices]
         return np.concatenate([np.array(ratios), np.array(widths)], axis=1)
 
     def _evaluated(self) -> _Posterior | None:
@@ -180,15 +162,27 @@ class Surrogate:
         """
         if not self._noted or self._known is not None:
             return self._known
-        parts, lost = self._parts(self._noted), np.array(self._losses)
-        typical, median = float(np.median(parts.sum(1))), float(np.median(lost))
-        if min(typical, median) <= 0:
+        lost, places = np.array(self._losses), self._places(self._noted)
+        median = float(np.median(lost))
+        if median <= 0:
             return None
-        places = self._places(self._noted)
         self._alike = grown(self._alike, places)
-        self._known = _Posterior(
-            self._prior, parts / typical, places, self._alike, lost / median, typical, median
-        )
+        for hypothesis in self._hypotheses:
+            parts = hypothesis.parts(self._noted)
+            typical = float(np.median(parts.sum(1)))
+            if typical <= 0:
+                continue
+            known = _Posterior(
+                hypothesis.prior,
+                parts / typical,
+                places,
+                self._alike,
+                lost / median,
+                typical,
+                median,
+            )
+            if self._known is None or known.evidence > self._known.evidence:
+                self._known, self._believed = known, hypothesis
         return self._known
 
     # -- proposals ----------------------------------------------------------------------------
@@ -201,12 +195,12 @@ class Surrogate:
         """
         mean, covariance = self.posterior()
         factors = mean + boldness * (_root(covariance) @ rng.standard_normal(len(mean)))
-        return self._scaled(factors.clip(LEAST))
+        return self._believed.scaled(factors.clip(LEAST))
 
     def allocate(self, errors: LayerErrors) -> Choice:
         """The allocation of least error within the budget, were errors as given."""
         solver = KnapsackSolver(self._costs, errors)
-        best, _ = solver.descend_to_bound(self._usual_price)
+        best, _ = solver.descend_to_bound(self._believed.usual_price)
         best = solver.spend_the_rest(best)
         return tuple(best.kept), tuple(best.options)
 
@@ -231,11 +225,10 @@ class Surrogate:
         best = (self._noted[place] for place in within[:BEST])
         parents = list(dict.fromkeys([*drawn, *best]))
         pool: dict[Choice, float] = {}
+        tables = self._believed.solver.tables
         for _ in range(GENERATIONS):
             children = (
-                neighbour(
-                    self._costs, self._estimates.tables, parents[rng.integers(len(parents))], rng
-                )
+                neighbour(self._costs, tables, parents[rng.integers(len(parents))], rng)
                 for _ in range(CHILDREN)
             )
             self._weigh(pool, [*drawn, *children], known, least)
@@ -252,26 +245,6 @@ class Surrogate:
             pool.update(
                 zip(new, expected_improvement(mean, deviation, least).tolist(), strict=True)
             )
-
-    @cached_property
-    def _usual_price(self) -> float:
-        """Of a unit of cost, with the errors as estimated: whatever was proposed before."""
-        return self._estimates.descend_to_bound()[1]
-
-    @cached_property
-    def _estimates(self) -> KnapsackSolver:
-        return KnapsackSolver(self._costs, self._errors)
-
-    def _scaled(self, factors: Sequence[float] | FloatArray) -> LayerErrors:
-        of_groups, of_layers = np.split(np.asarray(factors), [PIECES * len(self._groups)])
-        removal = list(self._errors.removal)
-        by_group = of_groups.reshape(-1, PIECES)
-        for group, piece, factor in zip(self._groups, self._pieces, by_group, strict=True):
-            removal[group] = (factor[:, None] * piece).sum(0)
-        bits = self._errors.options
-        if self._layers:
-            bits = bits * of_layers[:, None]
-        return LayerErrors(tuple(removal), bits)
 
 
 class _Posterior:
@@ -298,6 +271,13 @@ class _Posterior:
         noise = np.square(NOISE * lost.clip(0) + FLOOR)
         between = parts @ prior @ parts.T + alike
         self._solver: tuple[FloatArray, bool] = cho_factor(between + np.diag(noise), lower=True)
+
+    @cached_property
+    def evidence(self) -> float:
+        """Logarithm of the density of what was lost, but for a constant (eq. 2.30)."""
+        off = self.lost - self._parts.sum(1)
+        fit = float(off @ cho_solve(self._solver, off))
+        return -fit / 2 - float(np.log(np.diag(self._solver[0])).sum())
 
     @cached_property
     def factors(self) -> tuple[FloatArray, FloatArray]:
@@ -346,19 +326,3 @@ def expected_improvement(mean: FloatArray, deviation: FloatArray, least: float) 
     density = np.exp(-(z**2) / 2.0) / math.sqrt(2 * math.pi)
     gain: FloatArray = improvement * ndtr(z) + deviation * density
     return gain
-
-
-def pieces(curve: FloatArray) -> FloatArray:
-    """A group's errors cut into those down to each of `CUTS`, and below the last.
-
-    Args:
-        curve: Nats by the channels kept, shape (channels + 1,); never less for fewer of them, and
-            only that of no channel at all is infinite.
-
-    Returns:
-        Shape (PIECES, channels + 1); their sum is the curve.
-    """
-    counts = np.arange(len(curve))
-    ends = [math.ceil(cut * (len(curve) - 1)) for cut in CUTS]
-    down_to = [curve[np.maximum(counts, end)] for end in ends]
-    return np.diff(np.stack([*down_to, curve]), axis=0, prepend=np.zeros((1, len(curve))))

@@ -5,7 +5,7 @@ few channels removed and for many, early and late, in wide groups and narrow one
 learned on some networks is a factor on the errors of others, from what any network's layers have
 in common; the knapsack turns the corrected errors into a strategy. An action is, for one layer,
 the logarithms of four factors: of the error of removing few of its channels, more, and many
-(the `PIECES` of a group's error, `envs.surrogate`), and of the errors of its options.
+(the `PIECES` of a group's error, `envs.hypothesis`), and of the errors of its options.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from amc.cost.model import CostModel
 from amc.graph.types import LayerInfo
 from amc.recovery.errors import LayerErrors
 from amc.strategy import Strategy
+from envs.hypothesis import PIECES, pieces
 from envs.knapsack import knapsack_strategy
 from envs.levels import nearest_level
-from envs.surrogate import PIECES, pieces
 
 FloatArray = npt.NDArray[np.float64]
 Array = npt.NDArray[np.float32]

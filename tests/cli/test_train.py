@@ -92,21 +92,23 @@ def test_workers_change_nothing_of_a_training(monkeypatch: pytest.MonkeyPatch) -
     assert len(evaluated) <= 4
 
 
-def test_killed_training_ends_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_killed_twice_ends_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
     from amc.study.train import _Training
 
-    explore, done = _Training._explore, []
+    explore, left = _Training._explore, []
 
     def killed(self: _Training, *arguments: object) -> None:
-        if len(done) == 13:
+        if not left:
             raise MemoryError
-        done.append(0)
+        left.pop()
         explore(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_Training, "_explore", killed)
     chosen = [task(bounds="0.35,0.25")]
-    assert train("recall=false", out="killed", tasks=chosen) == 1
-    assert not Path("killed/policy.json").exists()
+    for strategies in (13, 22):
+        left += [0] * strategies
+        assert train("recall=false", out="killed", tasks=chosen) == 1
+        assert not Path("killed/policy.json").exists()
     monkeypatch.setattr(_Training, "_explore", explore)
     assert amc("train", "resume=killed") == 2  # of code of the user's: named again by the command
     assert train("recall=false", out="killed", tasks=chosen) == 0

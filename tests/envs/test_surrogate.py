@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from amc.compress.verify import graph_of
 from amc.cost.budget import Budget
@@ -12,23 +13,19 @@ from amc.cost.model import CostModel, choices_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, IDENTITY, Bits, Strategy
+from envs.hypothesis import CUTS, LIKENESS, PIECES, WIDTH, Hypothesis, pieces
 from envs.knapsack import knapsack_strategy
 from envs.surrogate import (
-    CUTS,
     DEPARTURE,
     FLOOR,
     LEAST,
-    LIKENESS,
     NOISE,
-    PIECES,
     REACH,
-    WIDTH,
     Surrogate,
     _root,
     departures,
     expected_improvement,
     grown,
-    pieces,
 )
 from tests.envs.made_up import made_up_errors
 
@@ -59,7 +56,7 @@ def model_of(graph, metric="macs", fraction=0.5, pairs=(FLOAT,), low=0.1):
 
 def belief_of(costs, errors=ERRORS, losses=()):
     """What is believed after strategies that lost so much."""
-    belief = Surrogate(costs, errors, WHOLE)
+    belief = Surrogate([Hypothesis(costs, errors)], WHOLE)
     for strategy, lost in losses:
         belief.note(strategy, WHOLE - lost)
     return belief
@@ -281,7 +278,7 @@ def test_unit_of_the_rewards_does_not_matter(tiny_graph, unit):
     costs = model_of(tiny_graph, "bops", pairs=PAIRS)
     errors = made_up_errors(costs)
     losses = random_losses(costs, errors)
-    belief, other = Surrogate(costs, errors, 0.0), Surrogate(costs, errors, 0.0)
+    belief, other = (Surrogate([Hypothesis(costs, errors)], 0.0) for _ in range(2))
     for strategy, lost in losses:
         belief.note(strategy, -lost)
         other.note(strategy, -unit * lost)
@@ -515,3 +512,51 @@ def test_nothing_is_expected_before_anything_is_known(tiny_graph):
     belief = belief_of(model_of(tiny_graph))
     belief.expect(HALF_1)
     assert not belief._noted
+
+
+# -- hypotheses ----------------------------------------------------------------------------------
+
+
+def corrected_wrongly(errors: LayerErrors) -> LayerErrors:
+    """The first group's errors a twentieth of the estimates, the second's twenty times them."""
+    first, second, frozen = errors.removal
+    return LayerErrors((first / 20, second * 20, frozen), errors.options)
+
+
+def test_errors_are_believed_under_which_the_rewards_are_most_likely(tiny_graph):
+    costs = model_of(tiny_graph)
+    right = Hypothesis(costs, ERRORS)
+    wrong = Hypothesis(costs, corrected_wrongly(ERRORS))
+    belief = Surrogate([wrong, right], WHOLE)
+    assert belief.believed is wrong  # nothing told: the first
+    for strategy, lost in random_losses(costs, ERRORS, 1, 12):
+        belief.note(strategy, WHOLE - lost)
+    assert belief.believed is right
+    alone = belief_of(costs, losses=random_losses(costs, ERRORS, 1, 12))
+    np.testing.assert_array_equal(belief.posterior()[0], alone.posterior()[0])
+    first, second = (one.propose(np.random.default_rng(3)) for one in (belief, alone))
+    assert first == second
+
+
+def test_errors_that_a_policy_corrects_rightly_stay_believed(tiny_graph):
+    costs = model_of(tiny_graph)
+    truth = corrected_wrongly(ERRORS)
+    right, estimated = Hypothesis(costs, truth), Hypothesis(costs, ERRORS)
+    belief = Surrogate([right, estimated], WHOLE)
+    for strategy, lost in random_losses(costs, truth, 1, 12):
+        belief.note(strategy, WHOLE - lost)
+    assert belief.believed is right
+
+
+def test_evidence_is_the_density_of_what_was_lost_but_for_a_constant(tiny_graph):
+    """Beside SciPy's normal distribution, whose constant is that of the dimension."""
+    costs = model_of(tiny_graph)
+    losses = random_losses(costs, ERRORS, 4, 7)
+    belief = belief_of(costs, losses=losses)
+    parts, lost = parts_of(costs, ERRORS, losses), np.array([loss for _, loss in losses])
+    parts, lost = parts / np.median(parts.sum(1)), lost / np.median(lost)
+    covariance = parts @ prior(2) @ parts.T + alike(costs, losses)
+    covariance += np.diag((NOISE * lost + FLOOR) ** 2)
+    density = multivariate_normal(parts.sum(1), covariance).logpdf(lost)
+    expected = density + len(lost) / 2 * np.log(2 * np.pi)
+    assert belief._evaluated().evidence == pytest.approx(expected)
