@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agents.searcher import Trial
@@ -17,6 +18,8 @@ from amc.study.reaim import TOLERANCE
 from amc.study.timing import Times, time_finalists
 from amc.utils.measure import Timing
 from envs.reward import Reward
+
+log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def conclude(
     name: str = "best found",
     measure: bool = True,
     keeping: Keeping | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Conclusion:
     """Rank the last candidates on the whole search split, after the full repair.
 
@@ -68,14 +72,21 @@ def conclude(
         uniform: The uniform strategy to compare with.
         reward: What is ranked by, as in the search.
         keeping: What is chosen by instead, where a score is to be kept.
+        stop: Asked before every repair: once it says so, those that are repaired are ranked, one at
+            least. All are repaired where it said so from the start.
     """
     jury = Jury(task, reward)
     task.measure_prices([uniform, *(trial.strategy for trial in candidates)])
-    finalists: dict[str, Finalist] = {}
-    for strategy in (uniform, *(trial.strategy for trial in candidates)):
-        if strategy.to_json() not in finalists:
-            finalists[strategy.to_json()] = jury.finalist(strategy)
-    chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
+    finalists = {uniform.to_json(): jury.finalist(uniform)}
+    chosen, was_ended = list[Finalist](), stop()
+    for trial in candidates:
+        if chosen and stop() and not was_ended:
+            log.warning("%d of %d candidates are repaired and ranked", len(chosen), len(candidates))
+            break
+        key = trial.strategy.to_json()
+        if key not in finalists:
+            finalists[key] = jury.finalist(trial.strategy)
+        chosen.append(finalists[key])
     if reward.hard:
         chosen = list(_meeting(task, chosen))
     if keeping is None:
