@@ -247,8 +247,8 @@ def test_missing_run_folder_is_named_and_not_made(capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("learning_rate=fast", "learning_rate must be a number, got 'fast'"),
-        ("learning_rate=0", "learning_rate must be above 0, got 0"),
+        ("learning_rate=fast", "learning_rate must be a number, or null, got 'fast'"),
+        ("learning_rate=0", "learning_rate must be above 0, or none, got 0"),
         ("distillation_weight=2", "distillation_weight must be in [0, 1], got 2"),
         ("distill.at=much", "distill.at must be a number, got 'much'"),
         ("distill.kd=0", "The weights of distill must be numbers from 0, at least one above"),
