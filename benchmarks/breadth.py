@@ -9,13 +9,15 @@ of its own. What fails is a row with what was said; a package that is not instal
 - `macs ratio`: multiply-adds by amc over half of what PyTorch's flop counter counts.
 - `both free`: every multiply-add is between an input channel and an output channel of its operator:
   the share of those of which amc may remove both. `one free`: of which it may remove one or both.
+  `of what can`: `both free`, of the multiply-adds of which neither is at an end of the network: an
+  input's channels that reach a layer, and a layer's that reach an output, with no other between.
 - `streams free`: channel groups that several layers write to, as residual sums tie them: those that
   are free, of all.
 - `removed = ignored`: the largest difference of three random strategies between the network without
   channels and the one that ignores them, relative to the largest output.
 - `ONNX`: the largest difference of a compressed network's file from PyTorch, likewise.
 - `not followed`: modules that amc counts as they stand, and the reason for which the most channels
-  that could have been free are frozen.
+  that are not at its outputs are frozen.
 - `half`: of the multiply-adds, by PyTorch's counter, what goes with half of every free group.
 - `torch-pruning`: the same by torch_pruning, where its dependency graph can be built, half of each
   group pruned by magnitude (its `MagnitudePruner`, told to leave the layers that give the outputs),
@@ -34,13 +36,14 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from amc.compress.removal import KeepMask, keep_mask, remove_channels
 from amc.compress.verify import graph_of, removal_error
@@ -55,28 +58,75 @@ from benchmarks.provenance import print_table, provenance, write_csv
 from benchmarks.zoo import NETWORKS, SEED, build
 
 STRATEGIES = 3
-OUTPUT = "is an output of the network"
 COLUMNS = (
-    *("network", "image", "layers", "macs ratio", "both free", "one free", "streams free"),
+    *("network", "image", "layers", "macs ratio", "both free", "of what can", "one free"),
+    "streams free",
     *("seconds", "removed = ignored", "ONNX", "half", "torch-pruning", "not followed", "error"),
 )
 HALF = 0.5
 
 
-def free_shares(graph: NetworkGraph) -> tuple[float, float, float]:
-    """Multiply-adds by amc; the shares of them with both, and with at least one side free."""
+@dataclass(frozen=True)
+class Shares:
+    """Multiply-adds by amc, and what of them have free sides.
+
+    Attributes:
+        both, one: The shares with both, with at least one side free.
+        can: The share with no side at an end of the network.
+    """
+
+    macs: float
+    both: float
+    one: float
+    can: float
+
+
+def free_shares(graph: NetworkGraph) -> Shares:
+    """What amc may make smaller of a network's multiply-adds."""
     operators: tuple[LayerInfo | OperatorInfo, ...] = (*graph.layers, *graph.operators)
     prices = operator_prices(graph, IDENTITY, "macs", None)
-    total = both = one = 0.0
+    first, last = at_ends(graph)
+    total = both = one = can = 0.0
     for operator, macs in zip(operators, prices, strict=False):
         inputs, outputs = _free(graph, operator.inputs), _free(graph, operator.outputs)
+        may_in = inputs if operator.name in first else 1.0
+        may_out = outputs if operator.name in last else 1.0
         total += macs
         if operator.signature.is_depthwise:  # a channel in is the channel out
-            both, one = both + macs * outputs, one + macs * outputs
+            both, one, can = both + macs * outputs, one + macs * outputs, can + macs * may_out
         else:
             both += macs * inputs * outputs
             one += macs * (1 - (1 - inputs) * (1 - outputs))
-    return total, both / total, one / total
+            can += macs * may_in * may_out
+    return Shares(total, both / total, one / total, can / total)
+
+
+def at_ends(graph: NetworkGraph) -> tuple[frozenset[str], frozenset[str]]:
+    """The layers that the network's input reaches, and those that reach an output, directly."""
+    nodes, layers = list(graph.plan.module.graph.nodes), graph.plan.layers.keys()
+    first = _until_layers([n for n in nodes if n.op == "placeholder"], layers, lambda n: n.users)
+    outputs = [node for node in nodes if node.op == "output"]
+    last = _until_layers(outputs, layers, lambda node: node.all_input_nodes)
+    return first, last
+
+
+def _until_layers(
+    begin: list[fx.Node],
+    layers: Collection[str],
+    step: Callable[[fx.Node], Iterable[fx.Node]],
+) -> frozenset[str]:
+    """Paths of the layers that steps reach without going through another."""
+    found, seen, left = set[str](), set[fx.Node](), list(begin)
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" and str(node.target) in layers:
+            found.add(str(node.target))
+        else:
+            left += step(node)
+    return frozenset(found)
 
 
 def _free(graph: NetworkGraph, count: ChannelCount) -> float:
@@ -93,8 +143,9 @@ def streams(graph: NetworkGraph) -> str:
 def not_followed(graph: NetworkGraph) -> str:
     """What amc gave up on, in a line."""
     frozen: Counter[str] = Counter()
+    _, last = at_ends(graph)
     for group in graph.frozen_groups:
-        if group.reason != OUTPUT:
+        if not last.issuperset(group.producers):
             frozen[str(group.reason)] += group.size
     parts = [f"{path} {why}" for path, why in list(graph.opaque.items())[:1]]
     if len(graph.opaque) > 1:
@@ -142,20 +193,21 @@ def measure(name: str) -> dict[str, object]:
     start = time.perf_counter()
     graph = graph_of(network, shape)
     row["layers"], row["seconds"] = len(graph.layers), f"{time.perf_counter() - start:.1f}"
-    macs, both, one = free_shares(graph)
+    free = free_shares(graph)
     row |= {
-        "macs": int(macs),
+        "macs": int(free.macs),
         "PyTorch's": expected,
-        "macs ratio": f"{macs / expected:.4f}",
-        "both free": f"{100 * both:.1f} %",
-        "one free": f"{100 * one:.1f} %",
+        "macs ratio": f"{free.macs / expected:.4f}",
+        "both free": f"{100 * free.both:.1f} %",
+        "of what can": f"{100 * free.both / free.can:.1f} %",
+        "one free": f"{100 * free.one:.1f} %",
         "streams free": streams(graph),
         "not followed": not_followed(graph),
     }
     masks = list(strategies(graph))
     worst = max(removal_error(graph, keep, images) for keep in masks)
     row["removed = ignored"] = f"{worst:.0e}"
-    row["half"] = _gone(count_macs(half(graph), shape)[""], int(macs))
+    row["half"] = _gone(count_macs(half(graph), shape)[""], int(free.macs))
     row["ONNX"] = exported(graph, masks[0], images)
     return row
 

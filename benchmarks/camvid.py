@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.5, help="of the predicted latency")
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--candidates", type=int, default=2, help="repaired and ranked again")
+    parser.add_argument("--polish", type=int, default=0, help="passes by gradient, without labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=4, help="test images that are drawn")
     options = parser.parse_args()
@@ -203,13 +204,18 @@ def main() -> None:
         evaluations=options.evaluations,
         seed=options.seed,
         final_candidates=options.candidates,
+        recovery=amc.RecoverySettings(polish=options.polish),
     )
     for note in result.notes:
         print(note, flush=True)
     rows = rows_of(network, result)
     table = measured(rows, result.task)
     print_table(table, list(table[0]))
-    told = {"evaluations": options.evaluations, "fraction": options.fraction}
+    told = {
+        "evaluations": options.evaluations,
+        "fraction": options.fraction,
+        "polish": options.polish,
+    }
     print(write_csv("camvid", [row | told | provenance(options.seed) for row in table]))
     path = RESULTS / "camvid.png"
     picture(path, data, Segmentation(), [network, result.network], options.pictures)

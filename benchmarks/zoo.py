@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.networks import build_network
+from amc.networks.select import SelectOutputs
 from amc.networks.torchvision_models import TORCHVISION_OPTIONS
 
 SEED = 0
@@ -32,6 +33,7 @@ TORCHVISION = {
     "ssdlite320_mobilenet_v3_large": 320,
 }  # name -> image size, pixels
 ULTRALYTICS = {"yolov8n": 320, "yolov8n-cls": 224}
+BOXES = ("0",)  # of what a detector of ultralytics' returns; the rest is for its training loss
 OWN = {"shufflenet_v1": 224}
 FACES = {"PNet": 12, "RNet": 24, "ONet": 48}
 NETWORKS = (
@@ -118,6 +120,8 @@ def _ultralytics(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     kind = tasks.ClassificationModel if name.endswith("-cls") else tasks.DetectionModel
     network: nn.Module = kind(f"{name}.yaml", verbose=False)
     size = ULTRALYTICS.get(name, 640)
+    if not name.endswith("-cls"):
+        network = SelectOutputs(network, BOXES)
     return network, (3, size, size)
 
 

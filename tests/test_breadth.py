@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from amc.compress.verify import graph_of
 from amc.cost.account import count_macs
 from benchmarks import breadth, zoo
-from benchmarks.breadth import free_shares, half, rival, row_of, streams
+from benchmarks.breadth import at_ends, free_shares, half, not_followed, rival, row_of, streams
 
 SHAPE = (3, 8, 8)
 
@@ -32,11 +32,26 @@ def test_free_shares_and_streams_by_hand() -> None:
     network = Residual().eval()
     graph = graph_of(network, SHAPE)
     stem, branch, head = 64 * 12, 64 * 144, 8
-    total, both, one = free_shares(graph)
-    assert total == stem + branch + head == count_macs(network, SHAPE)[""]
-    assert both == pytest.approx(branch / total)
-    assert one == 1.0
+    free = free_shares(graph)
+    assert free.macs == stem + branch + head == count_macs(network, SHAPE)[""]
+    assert free.both == free.can == pytest.approx(branch / free.macs)
+    assert free.one == 1.0
     assert streams(graph) == "1/1"
+
+
+def test_what_is_fixed_between_layers_could_be_free_and_ends_could_not() -> None:
+    class Sorted(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.branch(self.stem(x).sort(1).values)
+            return self.head(x.mean((2, 3))).softmax(1)
+
+    graph = graph_of(Sorted().eval(), SHAPE)
+    free = free_shares(graph)
+    assert at_ends(graph) == ({"stem"}, {"head"})
+    assert free.both == 0.0
+    assert free.can == pytest.approx(64 * 144 / free.macs)  # the branch's, from sorted channels
+    assert "4 channels: reaches sort" in not_followed(graph)
+    assert "softmax" not in not_followed(graph)  # an end of the network, whatever is behind it
 
 
 def test_network_of_several_outputs_is_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ OPTIONS: dict[str, Kind] = {
     "epochs": _AT_LEAST_1,
     "augment": or_null(_LIST),
     "batch_size": _AT_LEAST_1,
-    "learning_rate": NUMBER,
+    "learning_rate": or_null(NUMBER),
     "weight_decay": NUMBER,
     "warmup_fraction": NUMBER,
     "distillation_weight": NUMBER,

@@ -89,6 +89,11 @@ class DataSet:
         """Of all images but the test's, in the source's order; known without reading an image."""
         return None if self._why_aside else self._source.train_labels
 
+    @property
+    def test_labels(self) -> Tensor | None:
+        """Of the test images, or of some of them, where they are known without reading all."""
+        return None if self._why_aside else self._source.test_labels
+
     def without_labels(self, why: str) -> DataSet:
         """The same images, of which the labels say nothing for a reason."""
         bare = copy.copy(self)

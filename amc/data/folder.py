@@ -77,6 +77,10 @@ class FolderSource(FilesOfFolder):
     def train_labels(self) -> Tensor | None:
         return _labels_of(self._train)
 
+    @property
+    def test_labels(self) -> Tensor | None:
+        return _labels_of(self._test)
+
     def load_train(self, indices: Tensor) -> Split:
         return self._decoded([self._train[index] for index in indices.tolist()])
 

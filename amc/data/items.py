@@ -21,17 +21,22 @@ EXPECTED = (
 )
 
 
-def read_items(dataset: Any, what: str) -> Pair:
+def read_items(dataset: Any, what: str, *, ends: bool = False) -> Pair:
     """All images and labels of a map-style dataset, in its order.
+
+    Args:
+        ends: Only the first and the last.
 
     Raises:
         DataError: The dataset has no length or is empty, an item cannot be read or is none of
             `EXPECTED`, shapes differ, or all of them do not fit into memory.
     """
-    count = sized(dataset, what)
+    last = sized(dataset, what) - 1
+    asked = sorted({0, last}) if ends else range(last + 1)
+    count = len(asked)
     images, labels = _Column(what, "image", count), _Column(what, "label", count)
     with progress_bar(f"Reading {what} images", count) as bar:
-        for index in range(count):
+        for row, index in enumerate(asked):
             try:
                 item = dataset[index]
             except Exception as cause:  # whatever the user's code raises
@@ -45,8 +50,8 @@ def read_items(dataset: Any, what: str) -> Pair:
                 raise DataError(
                     f"Item {index} of the {what} dataset must be {EXPECTED}: {cause}."
                 ) from cause
-            images.put(index, image)
-            labels.put(index, label)
+            images.put(row, image, index)
+            labels.put(row, label, index)
             bar.advance()
     found = images.tensor
     assert found is not None
@@ -80,8 +85,9 @@ class _Column:
     count: int
     tensor: Tensor | None = None
 
-    def put(self, index: int, value: Tensor | None) -> None:
-        if index == 0 and value is not None:
+    def put(self, row: int, value: Tensor | None, index: int) -> None:
+        """Args: index: Of the item, in its dataset."""
+        if row == 0 and value is not None:
             self.tensor = self._room(value)
         if (value is None) != (self.tensor is None):
             has, first = ("no", "a") if value is None else ("a", "none")
@@ -102,7 +108,7 @@ class _Column:
                 f"Item {index} of the {self.what} dataset has {self._named} of {value.dtype}, "
                 f"expected {self.tensor.dtype} like the first."
             )
-        self.tensor[index] = value
+        self.tensor[row] = value
 
     @property
     def _named(self) -> str:

@@ -30,6 +30,7 @@ from amc.utils.files import fingerprint
 
 IMAGES, MASKS = MASK_FOLDERS
 NO_CLASS = 255  # what masks in memory hold where a pixel is of no class
+NAMED = 5  # files, of those that lack another
 MASK_MODES = ("L", "P", "1")  # one number a pixel
 _UNKNOWN = -1
 
@@ -76,16 +77,24 @@ class MaskSource(FilesOfFolder):
         masks = _by_stem(folder / MASKS, images_below(folder / MASKS, None))
         if not images:
             raise DataError(f"{folder / IMAGES} holds no images.")
+        lacking = list[Path]()
         for stem, image in _by_stem(folder / IMAGES, images).items():
-            if stem not in masks:
-                raise DataError(
-                    f"{image.path} has no mask: expected {folder / MASKS / stem}.png (or another "
-                    "kind of image file). Add it, or remove the image."
-                )
-            self._mask_of[image.path] = masks.pop(stem)
+            if stem in masks:
+                self._mask_of[image.path] = masks.pop(stem)
+            else:
+                lacking.append(image.path)
+        if lacking:
+            expected = folder / MASKS / lacking[0].relative_to(folder / IMAGES)
+            raise DataError(
+                f"{_some(lacking)} no mask: expected {expected.with_suffix('.png')} (or another "
+                "kind of image file). Add what is missing, or remove the images."
+            )
         if masks:
-            stray = next(iter(masks.values())).path
-            raise DataError(f"{stray} has no image in {folder / IMAGES}. Add it, or remove it.")
+            stray = [mask.path for mask in masks.values()]
+            raise DataError(
+                f"{_some(stray)} no image in {folder / IMAGES}. Add what is missing, or remove "
+                "the masks."
+            )
         return images
 
     @cached_property
@@ -101,12 +110,17 @@ class MaskSource(FilesOfFolder):
             )
         return found
 
+    @cached_property
+    def test_labels(self) -> Tensor:
+        """uint8 (images, height, width), as `train_labels`."""
+        return self._masks(self._test)
+
     def load_train(self, indices: Tensor) -> Split:
         files = [self._train[index] for index in indices.tolist()]
         return Split(self._images(files), self.train_labels[indices])
 
     def load_test(self) -> Split:
-        return Split(self._images(self._test), self._masks(self._test))
+        return Split(self._images(self._test), self.test_labels)
 
     def _images(self, files: Sequence[ImageFile]) -> Tensor:
         return decoded([file.path for file in files], self._reader.shape, self._reader.pixels)
@@ -153,6 +167,15 @@ class MaskSource(FilesOfFolder):
         images = [*self._train, *self._test]
         masks = [self._mask_of[image.path] for image in images]
         return fingerprint(listing(self._root, images), listing(self._root, masks))
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """Up to five of them, how many they are, and their verb."""
+    if len(paths) == 1:
+        return f"{paths[0]} has"
+    named = ", ".join(map(str, paths[:NAMED]))
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"{named}{more} ({len(paths)} files) have"
 
 
 def _bytes_in(masks: Tensor) -> set[int]:

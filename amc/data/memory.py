@@ -31,6 +31,7 @@ class MemorySource:
     read_test: Callable[[], Split]
     test_key: str  # stands for the test images in the fingerprint
     searched: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @property
     def image_shape(self) -> Shape:
@@ -97,7 +98,7 @@ def tensor_source(
     split, at = _with_searched(split, searched, options)
     names = checked_names(class_names, (split, test_split))
     key = fingerprint(*_contents(test_split))
-    source = MemorySource(names, split, lambda: test_split, key, at)
+    source = MemorySource(names, split, lambda: test_split, key, at, test_split.labels)
     source.load_test()  # a test set of another shape is said now, not after the search
     return source
 
@@ -149,7 +150,12 @@ def dataset_source(
         checked_names(known, (found,))
         return found
 
-    return MemorySource(known, split, read_test, str(length))
+    # What the first and the last tell of the others is said now, not after the search.
+    ends = checked_split(*read_items(test, "test", ends=True), options, "test")
+    checked_names(known, (split, ends))
+    first = MemorySource(known, split, lambda: ends, "")
+    first.load_test()
+    return MemorySource(known, split, read_test, str(length), None, ends.labels)
 
 
 def checked_split(images: Tensor, labels: Tensor | None, options: DataOptions, what: str) -> Split:

@@ -114,6 +114,12 @@ class Source(Protocol):
     def train_labels(self) -> Tensor | None:
         """Theirs, (train_count, ...), known without decoding an image; None: without."""
 
+    @property
+    def test_labels(self) -> Tensor | None:
+        """Labels of the test images, or of some of them, as far as they are known before all test
+        images are read; None: of none.
+        """
+
     def load_train(self, indices: Tensor) -> Split:
         """The training images at ``indices``."""
 

@@ -60,18 +60,22 @@ class Compressor:
         images: Tensor,
         settings: RecoverySettings | None = None,
         objective: Objective = DEFAULT,
+        augment: Sequence[str] = (),
     ) -> None:
         """
         Args:
             graph: The traced network.
             images: Normalised calibration images, (n, channels, height, width).
             objective: What divergence from the original's outputs is, and what matters to it.
+            augment: What a polish may do to images, as training may
+                (`amc.recovery.training_settings.AUGMENTATIONS`).
 
         Raises:
             CalibrationError: The network's activations on the images are not finite.
         """
         self.graph = graph
         self.settings, self._objective = settings or RecoverySettings(), objective
+        self._augment = tuple(augment)
         # Shuffled: data sets come sorted by class, and every part must look like the whole.
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         layout = fast_layout(graph.plan.module, _shape_of(images))
@@ -288,6 +292,7 @@ class Compressor:
                 epochs=epochs,
                 objective=self._objective,
                 constraints=Constraints(polished, strategy),
+                augment=self._augment,
                 on_step=bar.advance,
             )
         if not len(self._held_images):

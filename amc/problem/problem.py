@@ -16,7 +16,7 @@ from amc.cost.model import (
 from amc.cost.profile import LocalSpec
 from amc.cost.shipped import DeviceLike, as_device
 from amc.data.dataset import DataSet, check_data
-from amc.errors import ConfigError
+from amc.errors import ConfigError, DataError
 from amc.networks import admit, check_network
 from amc.networks.check import run_images
 from amc.objectives import (
@@ -61,6 +61,7 @@ def matched(
 
     Raises:
         NetworkError: The network's outputs do not fit the objective.
+        DataError: Labels of the test images do not fit, and the others' do.
     """
     labels = data.train_labels
     if isinstance(objective, Automatic):
@@ -78,6 +79,14 @@ def matched(
             ", ".join(aside),
         )
     why = "" if labels is None else objective.mismatch(outputs, labels, data.num_classes)
+    tested = data.test_labels
+    if labels is not None and not why and tested is not None:
+        wrong = objective.mismatch(outputs, tested, data.num_classes)
+        if wrong:
+            raise DataError(
+                f"The labels of the test images do not fit the network, as those of the others do: "
+                f"{wrong}."
+            )
     if objective.measures_outputs:
         outputs = _outputs_on(network, data)
     return objective.fitted(outputs), data.without_labels(why) if why else data

@@ -108,6 +108,7 @@ class CompressionTask:
             data.calibration.normalised(data.mean, data.std),
             self._recovery.judged_on(len(self._subset), math.prod(data.image_shape[1:])),
             self.objective,
+            data.augment,
         )
         if self.stored is not None:
             ordered = [choices.options[place] for place in choices.by_closeness]

@@ -94,7 +94,8 @@ def train(
         should_stop: Asked before every step. Stopping, and Ctrl-C, loses the current epoch only.
 
     Raises:
-        ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without targets.
+        ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without targets;
+            or there is no learning rate.
         DataError: Images and targets do not belong together.
         NetworkError: Outputs do not fit the objective or the targets, or the teacher's are of
             another shape.
@@ -135,11 +136,12 @@ def learning_rate_at(step: int, steps: int, settings: TrainingSettings) -> float
 
     The warm-up's last step is at the peak: of 4 warm-up steps the first is at a quarter.
     """
-    warmup = round(settings.warmup_fraction * steps)
+    warmup, peak = round(settings.warmup_fraction * steps), settings.learning_rate
+    assert peak is not None  # `_check_arguments`
     if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _train_epoch(
@@ -210,6 +212,8 @@ def _note(record: EpochRecord, objective: Objective, *, labelled: bool) -> str:
 def _check_arguments(
     images: Tensor, targets: Tensor | None, settings: TrainingSettings, teacher: nn.Module | None
 ) -> None:
+    if settings.learning_rate is None:
+        raise ConfigError("A training needs a learning_rate; amc.finetune alone finds one.")
     fitting = targets is None or targets.shape[:1] == images.shape[:1]
     if images.ndim != 4 or not fitting or len(images) == 0:
         raise DataError(

@@ -54,7 +54,8 @@ class TrainingSettings:
 
     Attributes:
         epochs: Passes over the images.
-        learning_rate: Its peak, reached after the warm-up.
+        learning_rate: Its peak, reached after the warm-up. None, for fine-tuning alone: one at
+            which the network is seen to learn (`amc.recovery.training_rate`).
         momentum: Of SGD; Nesterov's where it is not 0.
         weight_decay: On weights of two and more dimensions; biases, BN and scales have none.
         batch_size: Images per step. What is left over at an epoch's end waits for another
@@ -86,7 +87,7 @@ class TrainingSettings:
     """
 
     epochs: int = 20
-    learning_rate: float = 0.02
+    learning_rate: float | None = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 64
@@ -142,7 +143,7 @@ _COUNT: _Range = (lambda value: isinstance(value, int) and value >= 1, "a whole 
 _RANGES: dict[str, _Range] = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate": _POSITIVE,
+    "learning_rate": (lambda value: value is None or 0 < value < math.inf, "above 0, or none"),
     "temperature": _POSITIVE,
     "weight_decay": (lambda value: 0 <= value < math.inf, "0 or above"),
     "momentum": _BELOW_ONE,

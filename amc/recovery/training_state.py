@@ -312,7 +312,7 @@ def _sgd(trained: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.
     ]
     return torch.optim.SGD(
         groups,
-        lr=settings.learning_rate,
+        lr=settings.learning_rate or 0.0,
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
     )

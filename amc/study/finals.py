@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agents.searcher import Trial
@@ -17,6 +18,8 @@ from amc.study.reaim import TOLERANCE
 from amc.study.timing import Times, time_finalists
 from amc.utils.measure import Timing
 from envs.reward import Reward
+
+log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def conclude(
     name: str = "best found",
     measure: bool = True,
     keeping: Keeping | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Conclusion:
     """Rank the last candidates on the whole search split, after the full repair.
 
@@ -68,20 +72,28 @@ def conclude(
         uniform: The uniform strategy to compare with.
         reward: What is ranked by, as in the search.
         keeping: What is chosen by instead, where a score is to be kept.
+        stop: Asked before every repair: once it says so, those that are repaired are ranked, one at
+            least. All are repaired where it said so from the start.
     """
     jury = Jury(task, reward)
     task.measure_prices([uniform, *(trial.strategy for trial in candidates)])
-    finalists: dict[str, Finalist] = {}
-    for strategy in (uniform, *(trial.strategy for trial in candidates)):
-        if strategy.to_json() not in finalists:
-            finalists[strategy.to_json()] = jury.finalist(strategy)
-    chosen = [finalists[trial.strategy.to_json()] for trial in candidates]
-    chosen = list(_allowed(task, chosen, reward.hard))
+    finalists = {uniform.to_json(): jury.finalist(uniform)}
+    chosen, was_ended = list[Finalist](), stop()
+    for trial in candidates:
+        if chosen and stop() and not was_ended:
+            log.warning("%d of %d candidates are repaired and ranked", len(chosen), len(candidates))
+            break
+        key = trial.strategy.to_json()
+        if key not in finalists:
+            finalists[key] = jury.finalist(trial.strategy)
+        chosen.append(finalists[key])
+    even = finalists[uniform.to_json()]
+    eligible = [one for one in [*chosen, even] if not reward.hard or _meets(task, one)]
+    chosen = [one for one in chosen if one in eligible] or chosen
     if keeping is None:
         best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
     else:
         best = keeping.chooser(jury.original.scores)(chosen)
-    even = finalists[uniform.to_json()]
     named = [
         ("original", jury.original, None),
         ("uniform", even.evaluation, even),
@@ -98,7 +110,7 @@ def conclude(
         notes.insert(0, keeping.note(best.evaluation.scores, jury.original.scores))
     if best is even:
         notes.insert(0, f"The {name} strategy is the uniform one: nothing tried was better.")
-    elif _judged(even, jury) > _judged(best, jury) and even in _allowed(task, [even], reward.hard):
+    elif keeping is None and even in eligible and _judged(even, jury) > _judged(best, jury):
         notes.insert(
             0,
             "The uniform strategy does better on the search split than what was found (reward "
@@ -117,29 +129,14 @@ def _judged(one: Finalist, jury: Jury) -> float:
     return jury.reward(one.strategy, one.evaluation)
 
 
-def _allowed(
-    task: CompressionTask, finalists: Sequence[Finalist], hard: bool
-) -> Sequence[Finalist]:
-    """Those that meet the budget by measured prices, or as files, too; all where none does.
-
-    Args:
-        hard: Whether the reward keeps to the budget; if not, all are.
-    """
-    if not hard:
-        return finalists
+def _meets(task: CompressionTask, one: Finalist) -> bool:
+    """Whether it meets the budget by measured prices, or as a file, too."""
     if task.stored is not None:
-        bound = task.costs.bound
-        return [one for one in finalists if (one.file_bytes or 0) <= bound] or finalists
+        return (one.file_bytes or 0) <= task.costs.bound
     if task.budget.metric != "latency_ms":
-        return finalists
-    predicted = [task.predicted_ms(finalist.strategy) for finalist in finalists]
-    allowed = (1 + TOLERANCE) * task.costs.bound
-    found = [
-        finalist
-        for finalist, ms in zip(finalists, predicted, strict=True)
-        if ms is None or ms <= allowed
-    ]
-    return found or finalists
+        return True
+    predicted = task.predicted_ms(one.strategy)
+    return predicted is None or predicted <= (1 + TOLERANCE) * task.costs.bound
 
 
 def _is_uniform(task: CompressionTask, strategy: Strategy) -> bool:

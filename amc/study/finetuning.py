@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.compress.network import CompressedNetwork, give_whole_weights
 from amc.compress.verify import graph_of
@@ -34,6 +34,7 @@ from amc.recovery.training import (
     TrainingSettings,
     train,
 )
+from amc.recovery.training_rate import with_rate
 from amc.study import artifact
 from amc.utils.arguments import check_folder, check_kind, check_module
 from amc.utils.files import fingerprint, locked, write_tensors
@@ -104,16 +105,33 @@ def finetune(
         parameter.requires_grad_(True)
     try:
         with stop_on_interrupt() as stop:
+
+            def trial(copied: nn.Module, some: Tensor, asked: TrainingSettings) -> TrainingResult:
+                split = data.train.take(some)
+                return train(
+                    copied,
+                    split.images,
+                    split.labels,
+                    mean=mean,
+                    std=std,
+                    settings=asked,
+                    objective=fitted,
+                    teacher=teacher,
+                    constraints=_constraints(copied),
+                    should_stop=stop.is_set,
+                    description=f"trying learning_rate={asked.learning_rate:g}",
+                )
+
             trained = train(
                 student,
                 data.train.images,
                 data.train.labels,
                 mean=mean,
                 std=std,
-                settings=settings,
+                settings=with_rate(settings, student, len(data.train), trial),
                 objective=fitted,
                 teacher=teacher,
-                constraints=None if made is None else Constraints(made.module, made.strategy),
+                constraints=_constraints(student),
                 evaluate=score,
                 checkpoint_folder=None if folder is None else Path(folder),
                 on_epoch=on_epoch,
@@ -125,6 +143,11 @@ def finetune(
     if folder is not None and made is not None:
         artifact.write_compressed(Path(folder), made)
     return trained
+
+
+def _constraints(network: nn.Module) -> Constraints | None:
+    made = CompressedNetwork.of(network)
+    return None if made is None else Constraints(made.module, made.strategy)
 
 
 def _ensemble(teachers: Sequence[nn.Module], image_shape: tuple[int, int, int]) -> nn.Module:

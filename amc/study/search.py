@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,13 +234,15 @@ class Study:
     def _end(self, within: searchers.SearchResult, aim: Aim) -> Conclusion:
         number = self._settings.final_candidates
         if self._keeping is None:
-            return finished(self.task, self.env, within, number)
+            stop = self._stop.is_set
+            return finished(self.task, self.env, within, number, stop=stop)
         candidates = self._keeping.candidates(within.trials, number)
         dearest = max(self.task.costs.cost_of(trial.strategy) for trial in candidates)
         costs = self.task.costs.tightened(max(dearest, self.task.costs.floor))
         env = environment(self.task, self._settings.reward, self._settings.observation, costs)
         uniform = best_uniform(env, within.trials)
-        return conclude(self.task, candidates, uniform, env.reward, keeping=self._keeping)
+        keeping, stop = self._keeping, self._stop.is_set
+        return conclude(self.task, candidates, uniform, env.reward, keeping=keeping, stop=stop)
 
     def _leg(self, aim: Aim, live: Live | None) -> tuple[searchers.SearchResult, Recorder]:
         """Walk until the leg's evaluations are spent, or Ctrl-C."""
@@ -390,10 +392,16 @@ def finished(
     found: searchers.SearchResult,
     final_candidates: int,
     name: str = "best found",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Conclusion:
-    """The end of a search: its best few repaired and ranked, beside the best uniform strategy."""
+    """The end of a search: its best few repaired and ranked, beside the best uniform strategy.
+
+    Args:
+        stop: As `conclude` takes it.
+    """
     uniform = best_uniform(env, found.trials)
-    return conclude(task, found.top(final_candidates), uniform, env.reward, name=name)
+    best = found.top(final_candidates)
+    return conclude(task, best, uniform, env.reward, name=name, stop=stop)
 
 
 def best_uniform(env: CompressionEnv, trials: Sequence[Trial]) -> Strategy:

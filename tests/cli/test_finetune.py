@@ -16,6 +16,7 @@ from amc.cli.recipe import data_of
 from amc.networks import build_network
 from amc.recovery import training
 from amc.recovery.training import TrainingResult, train
+from amc.recovery.training_rate import RATES
 from amc.study.artifact import RunRecord, read_strategy
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
@@ -30,7 +31,9 @@ def run(searched: Path, tmp_path: Path) -> Path:
 
 
 def finetune(run: Path, *arguments: str) -> int:
-    return amc("finetune", f"run={run}", NETWORK, "epochs=1", *arguments)
+    given = any(argument.startswith("learning_rate=") for argument in arguments)
+    rate = () if given else ("learning_rate=0.01",)
+    return amc("finetune", f"run={run}", NETWORK, "epochs=1", *rate, *arguments)
 
 
 def _change(run: Path, **changes: Any) -> None:
@@ -65,6 +68,16 @@ def test_finetuned_network_is_loaded_like_that_of_a_search(run: Path) -> None:
     ]
     assert shapes[0] == shapes[1]
     assert read_strategy(run / "finetune") == read_strategy(run)
+
+
+def test_a_learning_rate_is_found_and_told_where_none_is_given(run: Path, capsys: Output) -> None:
+    assert finetune(run, "learning_rate=null") == 0
+    said = capsys.readouterr().err.splitlines()
+    (told,) = [line for line in said if line.startswith("learning_rate=")]
+    found = float(told.removeprefix("learning_rate=").partition(":")[0])
+    assert found in RATES
+    assert finetune(run, f"learning_rate={found:g}") == 0  # it is the same training
+    assert "nothing was left to train" in capsys.readouterr().out
 
 
 def test_finished_finetuning_is_not_repeated_and_a_changed_setting_is_named(
@@ -234,8 +247,8 @@ def test_missing_run_folder_is_named_and_not_made(capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("learning_rate=fast", "learning_rate must be a number, got 'fast'"),
-        ("learning_rate=0", "learning_rate must be above 0, got 0"),
+        ("learning_rate=fast", "learning_rate must be a number, or null, got 'fast'"),
+        ("learning_rate=0", "learning_rate must be above 0, or none, got 0"),
         ("distillation_weight=2", "distillation_weight must be in [0, 1], got 2"),
         ("distill.at=much", "distill.at must be a number, got 'much'"),
         ("distill.kd=0", "The weights of distill must be numbers from 0, at least one above"),

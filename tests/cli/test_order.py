@@ -59,7 +59,7 @@ def test_a_network_without_weights_is_refused_before_its_data_are_read(capsys: O
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("learning_rate=-1", "learning_rate must be above 0, got -1"),
+        ("learning_rate=-1", "learning_rate must be above 0, or none, got -1"),
         ("temperature=0", "temperature must be above 0, got 0"),
         ("augment=[turn]", "Unknown augmentation ['turn']"),
         ("checkpoint=none.pt", "none.pt. Check network.checkpoint."),

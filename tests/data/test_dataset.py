@@ -290,15 +290,35 @@ def test_torch_dataset_gives_the_splits_of_its_tensors():
         assert numbers(getattr(data, name)) == numbers(getattr(same, name))
 
 
-def test_test_dataset_is_read_once_and_only_when_needed():
+def test_test_dataset_is_read_once_and_only_when_needed_but_for_its_ends():
     images, labels = numbered(60)
     test = Counting(images[:5], labels[:5])
     data = DataSet.from_dataset(TensorDataset(images, labels), test)
     assert len(data.train) + len(data.search) == 60
     data.fingerprint()
-    assert test.read == []
+    assert test.read == [0, 4]
+    assert data.test_labels.tolist() == labels[[0, 4]].tolist()
     assert numbers(data.test) == numbers(data.test) == [0, 1, 2, 3, 4]
-    assert test.read == [0, 1, 2, 3, 4]
+    assert test.read == [0, 4, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        ((1, 3, 3), 7, r"Labels must be from 0 to 2 \(3 classes\), got 0 to 7"),
+        ((1, 9, 9), 1, r"Item 5 of the test dataset has an image of shape \(1, 9, 9\)"),
+        ((1, 3, 3), None, "Item 5 of the test dataset has no label"),
+    ],
+)
+def test_what_is_wrong_at_the_end_of_a_test_dataset_is_said_at_once(image, label, message):
+    def item(shape, label):
+        image = torch.zeros(shape, dtype=torch.uint8)
+        return (image,) if label is None else (image, label)
+
+    train = [item((1, 3, 3), index % 3) for index in range(60)]
+    test = [*(item((1, 3, 3), index % 3) for index in range(5)), item(image, label)]
+    with pytest.raises(DataError, match=message):
+        DataSet.from_dataset(train, test)
 
 
 def test_pil_images_and_class_names_of_a_dataset_are_taken():

@@ -158,6 +158,28 @@ def test_what_is_no_mask_is_named(root, mask, message):
         build_data("mask_folder", root=root)
 
 
+def test_five_of_many_files_that_lack_another_are_named_and_all_counted(root):
+    for number in range(3, 10):
+        (root / "train" / "masks" / f"{number:03}.png").unlink()
+    named = r".*/003\.png, .*/004\.png, .*/005\.png, .*/006\.png, .*/007\.png and 2 more "
+    with pytest.raises(DataError, match=named + r"\(7 files\) have no mask: expected .*003\.png"):
+        build_data("mask_folder", root=root)
+    for number in range(3, 10):
+        (root / "train" / "images" / f"{number:03}.png").unlink()
+    for number in (0, 1):
+        (root / "train" / "images" / f"{number:03}.png").unlink()
+    with pytest.raises(DataError, match=r"/000\.png, .*/001\.png \(2 files\) have no image in"):
+        build_data("mask_folder", root=root)
+
+
+def test_masks_of_the_test_are_known_without_its_images(root):
+    write_pair(root / "test", "027", 27, np.full((4, 6), 9, np.uint8))
+    data = build_data("mask_folder", root=root)
+    assert data.test_labels[:, 0, 0].tolist() == [1, 2, 9]
+    (root / "test" / "images" / "027.png").unlink()
+    assert data.test_labels[:, 3, 5].tolist() == [1, 2, 9]
+
+
 def test_images_without_masks_and_masks_without_images_are_named(root):
     (root / "val" / "masks" / "021.png").rename(root / "val" / "masks" / "other.png")
     with pytest.raises(DataError, match=r"021\.png has no mask: expected .*masks/021\.png"):

@@ -17,6 +17,7 @@ from amc.data import DataSet
 from amc.errors import (
     BudgetError,
     ConfigError,
+    DataError,
     DeviceError,
     EvaluationError,
     NetworkError,
@@ -481,3 +482,11 @@ def test_forward_that_computes_over_the_batch_is_noticed_too(tiny_net, data):
 
 def test_nothing_is_noted_of_a_network_that_treats_images_one_by_one(tiny_net, data):
     assert task_of(tiny_net, data).notes == ()
+
+
+def test_labels_of_test_images_are_checked_before_anything_is_prepared():
+    maps, wrong = torch.zeros(40, 8, 8, dtype=torch.long), torch.full((4, 8, 8), 9)
+    data = DataSet.from_tensors(images(40), maps, test_images=images(4), test_labels=wrong)
+    said = "labels of the test images do not fit .* class 9, and the network scores 5 classes"
+    with pytest.raises(DataError, match=said):
+        Problem(nn.Conv2d(3, 5, 1), data, None, MACS, objective="segmentation")

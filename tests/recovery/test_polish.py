@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from amc.graph.graph import NetworkGraph
 from amc.objectives import DEFAULT
 from amc.problem import candidate
 from amc.problem.candidate import Compressor
+from amc.recovery import polish as polish_module
 from amc.recovery.polish import polish, steps_of
 from amc.recovery.settings import RecoverySettings
 from amc.strategy import Bits, Strategy
@@ -80,14 +82,60 @@ def test_polish_brings_outputs_closer_to_the_originals_on_other_images(graph: Ne
         smaller,
         graph.plan.module,
         images(),
-        epochs=40,
+        epochs=10,
         objective=DEFAULT,
         on_step=lambda: counted.append(True),
     )
     assert divergence(graph, smaller) < 0.6 * before
-    assert len(counted) == steps_of(96, 40) == 40 * 3
+    assert len(counted) == steps_of(96, 10) == 10 * 96 // 4
     assert torch.equal(smaller.get_submodule("norm").running_mean, statistics)
     assert not any(parameter.requires_grad for parameter in smaller.parameters())
+
+
+def test_steps_see_fewer_images_where_there_are_few() -> None:
+    assert [steps_of(images, 1) for images in (3, 320, 960, 2048, 5000)] == [1, 64, 64, 64, 156]
+
+
+def test_the_original_says_what_it_gives_for_images_as_they_are_seen(graph: NetworkGraph) -> None:
+    """Mirrored images are learned as the original sees them: it is what it is on both sides."""
+    seen = list[Tensor]()
+
+    class Original(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return graph.plan.module(x)
+
+    marked = images(8)
+    same = copy.deepcopy(graph.plan.module)
+    polish(same, Original(), marked, epochs=2, objective=DEFAULT, augment=["flip"])
+    given = torch.cat(seen[1:])  # the first tells how much there is to hold
+    assert len(given) == 2 * 8
+    mirrored = [any(torch.equal(image, other.flip(-1)) for other in marked) for image in given]
+    as_it_is = [any(torch.equal(image, other) for other in marked) for image in given]
+    assert any(mirrored)
+    assert any(as_it_is)
+    assert all(m != a for m, a in zip(mirrored, as_it_is, strict=True))
+    assert divergence(graph, same) < 1e-3  # nothing is to be learned
+
+
+def test_large_outputs_are_computed_when_they_are_needed(
+    graph: NetworkGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for room in (3 * 96, 3 * 96 - 1):
+        monkeypatch.setattr(polish_module, "HELD_NUMBERS", room)
+        smaller, asked = halved(graph), list[int]()
+
+        class Original(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                asked.append(len(x))  # noqa: B023
+                return graph.plan.module(x)
+
+        polish(smaller, Original(), images(), epochs=1, objective=DEFAULT)
+        found.append(smaller.state_dict())
+        assert asked == ([1, 64, 32] if room == 3 * 96 else [1] + [4] * 24)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_same_polish_gives_the_same_bits(graph: NetworkGraph) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from agents.searcher import Trial
+from amc.compress.network import CompressedNetwork
 from amc.cost import grid
 from amc.cost.budget import Budget
 from amc.cost.load import load_device
@@ -109,6 +110,38 @@ def test_best_is_the_candidate_that_does_best_on_the_whole_search_split_after_it
         trials = _trials(task, *order)
         end = conclude(task, trials, UNIFORM, REWARDS[name], measure=False)
         assert rewards[end.best.strategy] == max(rewards.values())
+
+
+@pytest.mark.parametrize(
+    ("answers", "repaired"),
+    [
+        ([False, True], [UNIFORM, WIDE]),  # at the start; before the second repair
+        ([False, False, False], [UNIFORM, WIDE, NARROW]),
+        ([True, True, True], [UNIFORM, WIDE, NARROW]),  # a search that was ended before
+    ],
+)
+def test_ctrl_c_while_candidates_are_repaired_ranks_those_that_are(
+    answers: list[bool],
+    repaired: list[Strategy],
+    tiny_net: nn.Module,
+    data: DataSet,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task, done, told = _task(tiny_net, data), list[Strategy](), iter(answers)
+    trials, finish = _trials(task, WIDE, NARROW), task.finish
+
+    def noted(strategy: Strategy) -> CompressedNetwork:
+        done.append(strategy)
+        return finish(strategy)
+
+    monkeypatch.setattr(task, "finish", noted)
+    end = conclude(
+        task, trials, UNIFORM, ACCURACY, measure=False, stop=lambda: next(told, answers[-1])
+    )
+    assert done == repaired
+    assert end.best.strategy in repaired[1:]
+    assert ("1 of 2 candidates are repaired and ranked" in caplog.text) == (len(repaired) == 2)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -282,7 +315,7 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
         "The budget of 0.90 is met by prediction and missed by measurement (0.97). To aim lower "
         "and go on from there: search.reaim=2; or lower the budget."
     )
-    assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu"}]
+    assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu", "energy": False}]
 
 
 def _unsteady(monkeypatch: pytest.MonkeyPatch, original: float, best: Sequence[float]) -> None:
