@@ -36,6 +36,14 @@ _RUN_OPTIONS = {
 }
 
 
+# How options without a default are given, where that is not plain.
+_GIVEN = {
+    "run": "run=<folder of a search>, as outputs/search/<date>",
+    "policy": "policy=<folder of a search>, or policy=shipped, which comes with amc",
+    "runs": "amc report <folder> ..., as amc report outputs/search",
+}
+
+
 def said_by_hydra(error: Exception, command: str, arguments: Sequence[str] = ()) -> str:
     """Hydra's message without its internals.
 
@@ -43,7 +51,8 @@ def said_by_hydra(error: Exception, command: str, arguments: Sequence[str] = ())
         arguments: Of the command line.
     """
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} must be given: {error.full_key}=<value>."
+        key = str(error.full_key)
+        return f"{key} must be given: {_GIVEN.get(key, f'{key}=<value>')}."
     text = str(error)
     if isinstance(error, OverrideParseException) and error.override not in text:
         text = f"Error parsing override {error.override!r}: {text}"

@@ -65,6 +65,9 @@ def _named(graph: NetworkGraph, operator: Operator) -> tuple[str, str]:
     return "what stands between layers", "has no free channels"
 
 
+_WORTH_SAYING = 0.0005  # of the original's cost: less is written as 0.000
+
+
 def said_of_frozen(parts: Sequence[FrozenPart], original: float) -> str:
     """A sentence for an error; nothing where nothing is frozen.
 
@@ -74,6 +77,8 @@ def said_of_frozen(parts: Sequence[FrozenPart], original: float) -> str:
     if not parts:
         return ""
     share = sum(part.cost for part in parts) / original
+    if share < _WORTH_SAYING:
+        return ""
     named = "; ".join(
         f"{part.name} ({part.cost / original:.3f}) {part.reason}" for part in parts[:_NAMED]
     )
@@ -101,16 +106,23 @@ def unreachable(model: CostModel, walk: WalkCosts) -> UnreachableBudgetError:
         f"with the cheapest of all that the search may choose. What bounds it: "
         f"{', '.join(f'{name} ({cost:,.3g} {unit})' for cost, name in worst)}. "
         f"{said_of_frozen(frozen, model.original)}"
-        f"Raise {_reached(model)}{f' or {less}' if less else ''}."
+        f"{_advice(_reached(model), less)}."
     )
 
 
+def _advice(*helps: str) -> str:
+    """What helps, as the beginning of a sentence."""
+    said = " or ".join(filter(None, helps)) or "nothing can get smaller"
+    return said[0].upper() + said[1:]
+
+
 def _reached(model: CostModel) -> str:
-    """The smallest budget that can be reached, as the command line takes it, rounded up."""
+    """Which budget can be reached, rounded up; empty where it is none below the original."""
     if model.budget.fraction:
-        return f"budget.fraction to {math.ceil(1000 * model.floor / model.original) / 1000:g}"
+        smallest = math.ceil(1000 * model.floor / model.original) / 1000
+        return f"raise budget.fraction to {smallest:g}" if smallest < 1 else ""
     digits = 3 - math.floor(math.log10(model.floor)) if model.floor > 0 else 0
-    return f"budget.absolute to {math.ceil(model.floor * 10**digits) / 10**digits:.12g}"
+    return f"raise budget.absolute to {math.ceil(model.floor * 10**digits) / 10**digits:.12g}"
 
 
 def _smallest(model: CostModel, walk: WalkCosts, frozen: Sequence[FrozenPart]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import nn
 from amc.compress.fold import fold_batch_norm
 from amc.compress.network import CompressedNetwork
 from amc.compress.verify import graph_of
-from amc.cost.budget import DEVICE_METRICS
+from amc.cost.budget import DEVICE_METRICS, Budget
 from amc.cost.device import Device, TableDevice
 from amc.cost.model import (
     Choices,
@@ -323,6 +324,14 @@ class CompressionTask:
         except DeviceError:  # as `strategy_costs`
             return None
         return math.fsum(prices)
+
+    @property
+    def final_costs(self) -> CostModel:
+        """As `costs`, of the prices that `predicted_ms` goes by, and without a bound."""
+        if self._measured is self.device or self.budget.metric != "latency_ms":
+            return self.costs
+        unbounded = Budget("latency_ms", absolute=sys.float_info.max)
+        return CostModel(self.graph, self.costs.choices, unbounded, self._measured)
 
     def _total(self, metric: str, strategy: Strategy) -> float:
         return math.fsum(operator_prices(self.graph, strategy, metric, self.device, self.stored))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from amc.cost.account import account
 from amc.objectives import primary_score, score_texts
 from amc.problem.task import CompressionTask
-from amc.study.normalisation import other_normalisation
+from amc.study.normalisation import in_options, other_normalisation
 
 log = logging.getLogger("amc")
 
@@ -39,6 +41,8 @@ def describe(task: CompressionTask) -> str:
         f"data: {data.name}, images {shape}, {data.labels_in_words}; {len(data.calibration)} to "
         f"calibrate by, {len(data.search)} to search on"
     )
+    if data.search.images.dtype == torch.uint8:
+        lines[-1] += f"; {in_options(data.mean, data.std)}"
     if data.is_labelled:
         texts = score_texts(objective, task.original.scores, labelled=True)
         lines.append(f"original: {texts} on {task.searched_on}")

@@ -60,11 +60,16 @@ def other_normalisation(task: CompressionTask) -> str:
     if best - now < _CLEARLY + _IMAGES_BY_CHANCE / len(split):
         return ""
     return (
-        f"Normalised by data.mean={_said(data.mean)} data.std={_said(data.std)} (the default), the "
-        f"original's {score.name} is {score.text(now)} on {len(split)} search images; by "
-        f"data.mean={_said(mean)} data.std={_said(std)} it would be {score.text(best)}. Set both "
-        "to what it was trained with."
+        f"Normalised by {in_options(data.mean, data.std)} (the default), the original's "
+        f"{score.name} is {score.text(now)} on {len(split)} search images; by "
+        f"{in_options(mean, std)} it would be {score.text(best)}. Set both to what it was trained "
+        "with."
     )
+
+
+def in_options(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """A normalisation as the command line takes it."""
+    return f"data.mean={_numbers(mean)} data.std={_numbers(std)}"
 
 
 def _wide(one: Normalisation) -> tuple[float, ...]:
@@ -73,7 +78,6 @@ def _wide(one: Normalisation) -> tuple[float, ...]:
     return (*(mean * 3)[:3], *(std * 3)[:3])
 
 
-def _said(numbers: tuple[float, ...]) -> str:
-    """As the command line takes it."""
+def _numbers(numbers: tuple[float, ...]) -> str:
     same = len(set(numbers)) == 1
     return f"{numbers[0]:g}" if same else f"[{','.join(f'{n:g}' for n in numbers)}]"

@@ -128,7 +128,10 @@ def _on_budget(
     is_open = share is not None and on_clock and is_share and share.leaves_open(allowed)
     if share is not None and not share.is_steady:
         notes.append(share.caveat)
-    measured, aim_lower = rows[-1].measured_ms, "To aim lower and go on from there: search.reaim=2"
+    measured, aim_lower = (
+        rows[-1].measured_ms,
+        "The same search with search.reaim=2 aims lower where it misses",
+    )
     if is_open:
         notes[-1] += f" Whether the budget of {allowed:.2f} is met cannot be told from it."
     elif on_clock and is_missed(task, rows):
@@ -180,8 +183,8 @@ def file_notes(task: CompressionTask, best: Finalist, uniform: Finalist) -> list
     if size > costs.bound:
         notes.append(
             f"The budget of {costs.bound:,.0f} bytes is met by prediction and missed by the file "
-            f"({size / costs.bound:.3f} of it). To aim lower and go on from there: search.reaim=2; "
-            "or lower the budget."
+            f"({size / costs.bound:.3f} of it). The same search with search.reaim=2 aims lower "
+            "where it misses; or lower the budget."
         )
     if uniform is not best and uniform.file_bytes and uniform.file_bytes > costs.bound:
         notes.append(

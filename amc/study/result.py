@@ -127,7 +127,7 @@ def write_run(folder: Path, result: SearchResult, env: CompressionEnv) -> None:
 
 def record_of(result: SearchResult, env: CompressionEnv) -> ResultRecord:
     """What reports say of a result beside its numbers."""
-    task, costs = result.task, result.task.costs
+    task, costs = result.task, result.task.final_costs
     layers = layer_rows(costs, result.strategy)
     before = _rest(costs.original, [layer.cost_before for layer in layers])
     after = _rest(costs.cost(*costs.encode(result.strategy)), [row.cost_after for row in layers])

@@ -206,9 +206,14 @@ def test_two_bounds_of_a_budget_contradict_each_other(capsys: Output) -> None:
 
 def test_an_option_that_must_be_given_is_named(capsys: Output) -> None:
     assert amc("apply") == 2
-    assert capsys.readouterr().err == "error: policy must be given: policy=<value>.\n"
+    assert capsys.readouterr().err == (
+        "error: policy must be given: policy=<folder of a search>, or policy=shipped, which comes "
+        "with amc.\n"
+    )
     assert amc("finetune") == 2
-    assert capsys.readouterr().err == "error: run must be given: run=<value>.\n"
+    assert capsys.readouterr().err == (
+        "error: run must be given: run=<folder of a search>, as outputs/search/<date>.\n"
+    )
 
 
 def test_a_foreign_package_of_a_general_name_is_named(
@@ -452,7 +457,7 @@ def test_a_refused_command_does_not_remove_the_folder_it_was_called_in(tmp_path:
             ["apply", "policy=no"],
             "Run folder not found: no. Give the folder of a search. Or policy=shipped, which comes",
         ),
-        (["apply"], "policy must be given: policy=<value>."),
+        (["apply"], "policy must be given: policy=<folder of a search>, or policy=shipped"),
         (["search", "network.checkpoint=no.pt"], "Checkpoint not found: no.pt."),
         (["search", "network.checkpoint=no.gz"], "must be one of .safetensors, .pt, .pth, got"),
         (["search", "budget.fraction=2"], "budget.fraction=2 is already met by the original"),

@@ -98,7 +98,7 @@ def test_the_report_of_several_folders_goes_where_it_is_told(capsys: Output) -> 
     [
         (["missing"], "Run folder not found: missing"),
         (["."], "holds no run"),
-        ([], "runs must be given"),
+        ([], "runs must be given: amc report <folder> ..., as amc report outputs/search."),
         (["runs=[]"], "needs folders of runs"),
         ([".", "cost=speed"], "cost must be one of measured_ms, predicted_ms"),
         (["runs=a"], "runs must be a list"),

@@ -312,8 +312,8 @@ def test_notes_say_that_a_budget_was_missed_by_measurement_on_the_device_itself(
     notes = _notes(task, WIDE)
     assert notes[0] == "Measured in PyTorch on the device, batch 3."
     assert notes[-1] == (
-        "The budget of 0.90 is met by prediction and missed by measurement (0.97). To aim lower "
-        "and go on from there: search.reaim=2; or lower the budget."
+        "The budget of 0.90 is met by prediction and missed by measurement (0.97). The same "
+        "search with search.reaim=2 aims lower where it misses; or lower the budget."
     )
     assert asked == [{"networks": 3, "batch": 3, "threads": 1, "device": "cpu", "energy": False}]
 
@@ -366,8 +366,8 @@ def test_absolute_budget_that_the_measurement_misses_is_missed_whatever_the_orig
     _timed(monkeypatch, 40.0, 30.0, 5.5)  # the original was slowed: the ratio says all is well
     notes = _notes(_clock_task(tiny_net, data, monkeypatch, absolute=5.0), WIDE)
     assert notes[-1] == (
-        "The budget of 5 ms is met by prediction and missed by measurement (5.5 ms). To aim lower "
-        "and go on from there: search.reaim=2; or lower the budget."
+        "The budget of 5 ms is met by prediction and missed by measurement (5.5 ms). The same "
+        "search with search.reaim=2 aims lower where it misses; or lower the budget."
     )
     _timed(monkeypatch, 4.0, 4.0, 4.0)  # no faster than the original, and fast enough
     notes = _notes(_clock_task(tiny_net, data, monkeypatch, absolute=5.0), WIDE)

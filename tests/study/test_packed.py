@@ -69,7 +69,7 @@ def test_a_file_that_misses_the_budget_is_said_to(
     monkeypatch.setattr(jury.CompressionTask, "file_bytes", too_large)
     result = amc.search(network, data, None, BUDGET, **SMALL)
     (note,) = (note for note in result.notes if "missed by the file" in note)
-    assert "(1.250 of it). To aim lower and go on from there: search.reaim=2" in note
+    assert "(1.250 of it). The same search with search.reaim=2 aims lower" in note
     even = result.comparison[1].packed_bytes
     said = f"What is called uniform does not meet the budget: its file takes {even:,} bytes"
     assert any(note.startswith(said) for note in result.notes) or even == best_of(result)
