@@ -16,7 +16,7 @@ from agents.weights import DESCRIPTION_FILE
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.optimize import objectives_of, value_of
-from amc.cli.search import settings_of
+from amc.cli.search import print_next, settings_of
 from amc.cost.budget import METRICS, Budget
 from amc.errors import ArtifactError, ConfigError, PolicyError
 from amc.objectives import DEFAULT
@@ -55,6 +55,7 @@ def run(config: DictConfig) -> recipe.Ended:
         seed=config.seed,
     )
     recipe.show(result, folder)
+    print_next(record, folder, has_policy=False)
     return recipe.Ended(objective=value_of(result, objectives))
 
 

@@ -82,12 +82,17 @@ def _search(
     recipe.show(result, folder)
     if result.interrupted:
         print(f"the rest: {resume_command(folder)}")
-    if HydraConfig.get().mode == RunMode.RUN:  # after a sweep there are many
-        print(_next_commands(record, folder, has_policy=result.policy is not None))
+    print_next(record, folder, has_policy=result.policy is not None)
     return recipe.Ended(result.interrupted, value_of(result, objectives))
 
 
-def _next_commands(record: RunRecord, folder: Path, *, has_policy: bool) -> str:
+def print_next(record: RunRecord, folder: Path, *, has_policy: bool) -> None:
+    """Say what can be done with what was found; after a sweep there are many, and nothing is."""
+    if HydraConfig.get().mode == RunMode.RUN:
+        print(next_commands(record, folder, has_policy=has_policy))
+
+
+def next_commands(record: RunRecord, folder: Path, *, has_policy: bool) -> str:
     """What can be done with the network that was found, and with the policy that was learned."""
     here = Path.cwd()
     short = folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -70,7 +70,11 @@ def test_data_are_those_of_the_run_unless_others_are_given(searched: Path, capsy
     learned = json.loads((searched / "run.json").read_text())["data"]
     assert apply(searched) == 0
     assert json.loads(Path("out/run.json").read_text())["data"] == learned
-    assert "data: digits, images 3x32x32, 10 classes" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "data: digits, images 3x32x32, 10 classes" in printed.err
+    assert "next:\n  amc export run=out " in printed.out
+    assert "amc finetune run=out epochs=3" in printed.out
+    assert "amc apply" not in printed.out  # what was applied learned nothing
     assert apply(searched, "data=digits", "data.search=100", "hydra.run.dir=other") == 0
     assert json.loads(Path("other/run.json").read_text())["data"]["search"] == 100
 

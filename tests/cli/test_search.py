@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from amc import api
 from amc.cli import recipe
 from amc.cli.recipe import data_of
-from amc.cli.search import _next_commands
+from amc.cli.search import next_commands
 from amc.cost.device import Measurement, TableDevice, TableHeader
 from amc.cost.table import write_table
 from amc.errors import AmcError, StorageError
@@ -457,7 +457,7 @@ def test_class_named_with_a_dot_is_told_of_the_colon(capsys: Output) -> None:
 def test_next_commands_name_code_again_and_apply_a_policy_to_another_network(
     searched: Path,
 ) -> None:
-    shown = _next_commands(RunRecord.read(searched), Path("/a place/run"), has_policy=True)
+    shown = next_commands(RunRecord.read(searched), Path("/a place/run"), has_policy=True)
     assert [line.partition("   ")[0] for line in shown.splitlines()[1:]] == [
         f"  amc export run='/a place/run' {NETWORK}",
         f"  amc finetune run='/a place/run' epochs=3 {NETWORK}",
