@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.settings import check_names
+from amc.cli.explain import choices_of
 from amc.cli.optimize import NAMES, direction_of
 from amc.cost.budget import Budget
 from amc.data.options import read_options
@@ -256,6 +258,10 @@ def check_early(config: Mapping[str, Any]) -> None:
         checkpoint = network.get("checkpoint")
         if checkpoint and checkpoint != MISSING:
             check_checkpoint(Path(checkpoint).expanduser())
+    agents = config.get("agents")
+    if isinstance(agents, Sequence) and not isinstance(agents, str):
+        names = [name for name in agents if isinstance(name, str) and ":" not in name]
+        check_names("agent", names, choices_of("agent"))
     if isinstance(budget, Mapping) and isinstance(budget.get("metric"), str):
         bounds = [budget.get(name) for name in ("fraction", "absolute", "keep")]
         if bounds != [None] * 3 and not _is_left_to_a_run(budget):

@@ -458,6 +458,7 @@ def test_a_refused_command_does_not_remove_the_folder_it_was_called_in(tmp_path:
             "Run folder not found: no. Give the folder of a search. Or policy=shipped, which comes",
         ),
         (["apply"], "policy must be given: policy=<folder of a search>, or policy=shipped"),
+        (["compare", "agents=[ddpg,foo]"], "Unknown agent 'foo'. Known: cma_es, ddpg,"),
         (["search", "network.checkpoint=no.pt"], "Checkpoint not found: no.pt."),
         (["search", "network.checkpoint=no.gz"], "must be one of .safetensors, .pt, .pth, got"),
         (["search", "budget.fraction=2"], "budget.fraction=2 is already met by the original"),
