@@ -64,10 +64,13 @@ class Budget:
                 raise BudgetError(f"budget.keep must be a number from 0, got {self.keep!r}.")
             return
         bound = self.fraction if self.absolute is None else self.absolute
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-            raise BudgetError(f"The budget must be a positive number, got {bound!r}.")
-        if not math.isfinite(bound) or bound <= 0:
-            raise BudgetError(f"The budget must be a positive number, got {bound!r}.")
+        if (
+            isinstance(bound, bool)
+            or not isinstance(bound, (int, float))
+            or not 0 < bound < math.inf
+        ):
+            name = "fraction" if self.absolute is None else "absolute"
+            raise BudgetError(f"budget.{name} must be a positive number, got {bound!r}.")
         if self.fraction is not None and self.fraction >= 1:
             raise BudgetError(
                 f"budget.fraction={self.fraction} is already met by the original network; "

@@ -151,7 +151,7 @@ def test_a_sweep_may_mix_names_with_and_without_a_file(
         ("search.evaluations=abc", "search.evaluations must be a whole number from 1, got 'abc'"),
         ("reward=acuracy", "got 'acuracy'. Did you mean 'accuracy'?"),
         ("reward=tests.cli.nets:none", "nets.py has no function 'none'"),
-        ("budget.fraction=abc", "The budget must be a positive number, got 'abc'"),
+        ("budget.fraction=abc", "budget.fraction must be a positive number, got 'abc'"),
         ("budget.metric=latency", "budget.metric must be one of latency_ms"),
         ("+budget.ms=2", "A budget has metric, fraction, absolute, keep; got ms"),
         ("env.weight_bits=8", "env.weight_bits must be a list such as [8,32], or null, got 8"),
