@@ -25,6 +25,7 @@ COSTS = {
 """What a network costs: a field of `ComparisonRow` -> what a picture calls it."""
 
 _OF_DEVICES = ("measured_ms", "predicted_ms", "energy_mj")  # one device's are no other's
+_NOT_NOTED = "a device that is not noted"
 _CONDITIONS = {"device": "{}", "device.batch": "batch {}", "device.threads": "threads {}"}
 
 
@@ -287,7 +288,7 @@ class Overview:
             run = self.runs[place]
             number, score = run.original.number(cost), run.score(run.original)
             if number is not None and score is not None:
-                key = run.options.get("network", ""), self._conditions(run, cost), score
+                key = run.options.get("network", ""), self._kind(run, cost), score
                 found.setdefault(key, (number, score))
         return list(found.values())
 
@@ -301,16 +302,19 @@ class Overview:
         sign = 1 if primary is None or primary.more_is_better else -1
         alike: dict[str, dict[int, tuple[float, float]]] = {}
         for place, (number, score) in self.points(cost).items():
-            of = alike.setdefault(self._conditions(self.runs[place], cost), {})
+            of = alike.setdefault(self._kind(self.runs[place], cost), {})
             of[place] = number, sign * score
         return {
             conditions: [list(points)[i] for i in front(list(points.values()))]
             for conditions, points in alike.items()
         }
 
-    @staticmethod
-    def _conditions(run: Run, cost: str) -> str:
-        return run.conditions if cost in _OF_DEVICES else ""
+    def _kind(self, run: Run, cost: str) -> str:
+        """What a cost of a run can be compared within; a run that notes none is of the only one."""
+        if cost not in _OF_DEVICES:
+            return ""
+        noted = {run.conditions for run in self.runs if run.conditions}
+        return run.conditions or (noted.pop() if len(noted) == 1 else _NOT_NOTED)
 
     def best(self, cost: str) -> set[int]:
         """Places of the runs that are on a front."""

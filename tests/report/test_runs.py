@@ -114,7 +114,7 @@ def test_runs_of_all_kinds_go_by_their_folders() -> None:
 def test_the_best_of_a_sweep_are_those_that_none_beats_in_score_and_cost() -> None:
     overview = Overview("s", [at("0", 2.0, 0.88), at("1", 3.0, 0.87), at("2", 4.0, 0.89)])
     assert overview.best("measured_ms") == {0, 2}
-    assert overview.fronts("measured_ms") == {"": [0, 2]}
+    assert overview.fronts("measured_ms") == {"a device that is not noted": [0, 2]}
     assert overview.mixed("measured_ms") == ""
     assert overview.points("measured_ms")[1] == (3.0, 0.87)
     assert overview.originals("measured_ms") == [(5.0, 0.90)]
@@ -138,6 +138,13 @@ def test_milliseconds_of_several_devices_make_a_front_each_and_are_said_to() -> 
     assert len(overview.originals("measured_ms")) == 2
     assert overview.fronts("macs").keys() == {""}  # no device has a say in them
     assert overview.mixed("macs") == ""
+
+
+def test_a_run_that_notes_no_device_is_compared_with_the_only_one_that_others_note() -> None:
+    program, noted = at("0", 2.0, 0.88), at("1", 3.0, 0.9, device="a")
+    assert Overview("s", [program, noted]).fronts("measured_ms") == {"a": [0, 1]}
+    three = Overview("s", [program, noted, at("2", 1.0, 0.8, device="b")])
+    assert three.fronts("measured_ms") == {"a device that is not noted": [0], "a": [1], "b": [2]}
 
 
 def test_runs_of_another_score_are_not_in_one_picture() -> None:
