@@ -202,7 +202,8 @@ def test_both_networks_are_timed_in_turn_in_the_way_of_a_search(
     assert export(run, "threads=2", "batch=3") == 0
     images = asked[0].pop("images")
     assert images.shape[1:] == SHAPE  # what lies between 8-bit layers is in integers, as exported
-    assert asked == [{"networks": 2, "shape": SHAPE, "batch": 3, "threads": 2, "opset": 17}]
+    how = {"batch": 3, "threads": 2, "opset": 17, "energy": True}
+    assert asked == [{"networks": 2, "shape": SHAPE, **how}]
 
 
 def test_file_that_does_not_agree_is_not_written(

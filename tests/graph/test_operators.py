@@ -12,11 +12,11 @@ from amc.compress.verify import graph_of
 from amc.graph.operators import OPERATORS, PRICED, Flow
 from amc.layers.signature import LAYER_OPS
 from amc.recovery.rectified import find_clips
-from amc.runtimes import operators, pytorch
+from amc.runtimes import operators, torch_operators
 
 
 def test_all_that_is_priced_is_written_by_both_timers() -> None:
-    for timer in (pytorch, operators):
+    for timer in (torch_operators, operators):
         assert set(timer._BUILDERS) >= PRICED  # type: ignore[attr-defined]
     assert not PRICED & LAYER_OPS
 

@@ -151,7 +151,13 @@ def test_few_bits_are_exported_as_they_are_computed(
     amc.export_onnx(found, SHAPE, tmp_path / "adder.onnx")
     parity = check_parity(tmp_path / "adder.onnx", found, images, None)
     assert parity.same == 1
-    assert parity.max_difference < 1e-3 * parity.max_score
+    off = [
+        check_parity(tmp_path / "adder.onnx", found, image, None).max_difference
+        for image in images.split(1)
+    ]
+    # What lies between two of 16 levels may be rounded to either: of one image in 25 at most.
+    assert sorted(off)[-2] < 1e-5 * parity.max_score
+    assert max(off) < 1e-2 * parity.max_score
 
 
 def test_few_bits_round_its_input_and_its_weight() -> None:

@@ -164,7 +164,8 @@ def test_search_on_a_runtime_times_networks_in_it_and_says_so(
     device = LocalSpec("toy", Toy(), batch=2, threads=3, channel_step=1)
     found = amc.search(tiny_net, random_images(), device, 0.7, **SMALL)
     assert found.task.costs.original == pytest.approx(2 * MACS / 1000, rel=1e-3)
-    assert asked == [{"networks": 3, "batch": 2, "threads": 3, "device": "cpu", "rounds": 41}]
+    how = {"batch": 2, "threads": 3, "device": "cpu", "rounds": 41, "energy": False}
+    assert asked == [{"networks": 3, **how}]
     assert [threads for _, threads in COMPILED] == [3] * 3
     assert all(isinstance(network, nn.Module) for network, _ in COMPILED)
     assert "Measured in Toy Runtime on the device, batch 2." in found.notes
