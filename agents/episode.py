@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,17 @@ class Walk:
             meets_budget=self.info["meets_budget"],
         )
         return Episode(self.observations, self.actions, trial)
+
+
+class BegunWalk(NamedTuple):
+    """What is kept of a walk under way: with it the environment walks again.
+
+    Attributes:
+        actions, clamped: As of a `Walk`.
+    """
+
+    actions: Array
+    clamped: int
 
 
 def walked(env: CompressionEnv, choose: Choose, seed: int | None = None) -> Walk:
@@ -186,13 +198,16 @@ def collect_trials(
     learn: Callable[[Episode], Mapping[str, float]] = lambda _: {},
     *,
     past: Sequence[Trial] = (),
-    after: Callable[[Trial], None] = lambda _: None,
+    begun: Sequence[BegunWalk] = (),
+    after: Callable[[Trial, Sequence[Walk]], None] = lambda *_: None,
     pending: Callable[[Strategy], None] = lambda _: None,
 ) -> list[Trial]:
     """Run exactly ``evaluations`` episodes, fewer only if ``on_trial`` returns False.
 
-    They run in rounds of ``env.proposals``: all walks of a round begin before the first of them is
-    evaluated and learned from. Rounds are counted from evaluation 1, wherever a search is resumed.
+    ``env.proposals`` walks are under way at any time: as soon as the oldest is evaluated and
+    learned from, another begins. So a walk knows the results of all before it but the last
+    ``env.proposals - 1``, whatever evaluates those and in which order they end; and while the agent
+    learns from one, the others are evaluated.
 
     Args:
         evaluations: Episodes; each ends with one evaluation.
@@ -201,45 +216,77 @@ def collect_trials(
         learn: Called after every episode, in their order; what it returns is added to the
             diagnostics.
         past: The first trials, of a search that is resumed after them; reported again.
-        after: Called when the last trial of a round has been reported.
-        pending: Told of each strategy that others of its round are proposed before it is evaluated.
+        begun: Walks that were under way when it was left, which are walked again.
+        after: Called when a trial has been reported, with the walks that are then under way.
+        pending: Told of each strategy that others are proposed before it is evaluated.
     """
     trials: list[Trial] = []
     for trial in past:
         trials.append(trial)
         if not on_trial(trial):
             return trials
-    first = index = len(past) + 1
-    keep_on = True
-    while keep_on and index <= evaluations:
-        end = min(index + env.proposals - (index - 1) % env.proposals, evaluations + 1)
-        seeded = seed if index == first else None
-        for episode in _round(env, range(index, end), seeded, begin, pending):
-            diagnostics = {**episode.trial.diagnostics, **learn(episode)}
-            trials.append(replace(episode.trial, diagnostics=diagnostics))
-            keep_on &= on_trial(trials[-1])
-        after(trials[-1])
-        index = end
+    if env.proposals == 1 and env.foresee is None:
+        episodes = _one_by_one(env, range(len(past) + 1, evaluations + 1), seed, begin)
+        under_way: deque[Walk] = deque()
+    else:
+        under_way = _walked_again(env, begun, seed, pending)
+        first = len(past) + 1
+        episodes = _several(env, range(first, evaluations + 1), seed, begin, pending, under_way)
+    for episode in episodes:
+        diagnostics = {**episode.trial.diagnostics, **learn(episode)}
+        trials.append(replace(episode.trial, diagnostics=diagnostics))
+        keep_on = on_trial(trials[-1])
+        after(trials[-1], under_way)
+        if not keep_on:
+            break
     return trials
 
 
-def _round(
+def _one_by_one(
+    env: CompressionEnv, indices: range, seed: int, begin: Callable[[int], Choose]
+) -> Iterator[Episode]:
+    """Episodes as Gymnasium has them: each walk ends with its evaluation."""
+    for index in indices:
+        yield run_episode(env, begin(index), index, seed if index == indices[0] else None)
+
+
+def _several(
     env: CompressionEnv,
     indices: range,
-    seed: int | None,
+    seed: int,
     begin: Callable[[int], Choose],
     pending: Callable[[Strategy], None],
+    under_way: deque[Walk],
 ) -> Iterator[Episode]:
-    """Episodes that all begin before the first is evaluated; alone, as Gymnasium has it."""
-    if env.proposals == 1 and env.foresee is None:
-        yield run_episode(env, begin(indices[0]), indices[0], seed)
-        return
-    walks = []
-    with env.deferring():
-        for index in indices:
-            walks.append(walked(env, begin(index), seed if index == indices[0] else None))
-            if env.foresee is not None:  # begins while the others are proposed
-                env.foresee([walks[-1].strategy])
-            pending(walks[-1].strategy)
-    for index, walk in zip(indices, walks, strict=True):
+    """Episodes of which several are under way, the first of them perhaps already."""
+    waiting = indices[len(under_way) :]
+    for index in indices:
+        while waiting and len(under_way) < env.proposals:
+            seeded = seed if waiting[0] == indices[0] else None
+            under_way.append(_begun(env, begin(waiting[0]), seeded, pending))
+            waiting = waiting[1:]
+        walk = under_way.popleft()
         yield walk.episode(index, *env.evaluate(walk.strategy))
+
+
+def _begun(
+    env: CompressionEnv, choose: Choose, seed: int | None, pending: Callable[[Strategy], None]
+) -> Walk:
+    """A walk whose evaluation begins where something evaluates side by side."""
+    with env.deferring():
+        walk = walked(env, choose, seed)
+    if env.foresee is not None:
+        env.foresee([walk.strategy])
+    pending(walk.strategy)
+    return walk
+
+
+def _walked_again(
+    env: CompressionEnv,
+    begun: Sequence[BegunWalk],
+    seed: int,
+    pending: Callable[[Strategy], None],
+) -> deque[Walk]:
+    """Walks that were under way: what was executed leads to the same strategies."""
+    walks = (_begun(env, follow(list(one.actions)), seed, pending) for one in begun)
+    return deque(replace(walk, clamped=one.clamped) for walk, one in zip(walks, begun, strict=True))

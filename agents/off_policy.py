@@ -17,8 +17,10 @@ from agents.compute import AgentCompute, restore_stream
 from agents.episode import (
     WARM_STARTS,
     Array,
+    BegunWalk,
     Choose,
     Episode,
+    Walk,
     anchored,
     check_search,
     collect_trials,
@@ -34,7 +36,7 @@ from agents.state import AgentState, Checkpoints, Forgetful, generator_state, re
 from agents.trial import OnTrial, SearchResult, Trial
 from agents.trust import NO_PRIOR, prior_of
 from amc.errors import ConfigError
-from amc.utils.documents import NUMBER, SWITCH, is_count, or_null
+from amc.utils.documents import NUMBER, SWITCH, WHOLE, is_count, list_of, or_null
 
 if TYPE_CHECKING:
     from amc.strategy import Strategy
@@ -177,8 +179,7 @@ class OffPolicySearcher(ABC):
         check_search(evaluations, seed)
         run = _Run(self, anchored(self._believed(env), self.anchor), evaluations, seed)
         past, state = checkpoints.load()
-        if state is not None:
-            run.restore(state, past)
+        begun = [] if state is None else run.restore(state, past)
         trials = collect_trials(
             run.env,
             evaluations,
@@ -187,7 +188,8 @@ class OffPolicySearcher(ABC):
             run.begin,
             run.learn,
             past=past,
-            after=lambda trial: checkpoints.note(trial, run.state),
+            begun=begun,
+            after=lambda trial, under_way: checkpoints.note(trial, lambda: run.state(under_way)),
             pending=run.expect,
         )
         return SearchResult(self.name, trials, run.policy())
@@ -301,8 +303,12 @@ class _Run:
             self.env.action_names,
         )
 
-    def state(self) -> AgentState:
-        """All that the next episode depends on, beside the searcher's settings and the seed."""
+    def state(self, under_way: Sequence[Walk] = ()) -> AgentState:
+        """All that the next episode depends on, beside the searcher's settings and the seed.
+
+        Args:
+            under_way: Walks that are not learned from yet.
+        """
         parts = {"model": take_snapshot(self._model), "replay": self._replay.state()}
         tensors = {"stream": self._compute.stream}
         if self._elite is not None:
@@ -310,16 +316,22 @@ class _Run:
         numbers: dict[str, Any] = {"rng": generator_state(self._rng), "learned": self._learned}
         numbers["elite"] = None if self._elite is None else self._elite[0]
         numbers["bound"] = self.env.bound
+        if under_way:
+            tensors["walks"] = torch.from_numpy(np.stack([walk.actions for walk in under_way]))
+            numbers["clamped"] = [walk.clamped for walk in under_way]
         for name, part in parts.items():
             tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
             numbers[name] = part.numbers
         return AgentState(tensors, numbers)
 
-    def restore(self, state: AgentState, past: Sequence[Trial] = ()) -> None:
+    def restore(self, state: AgentState, past: Sequence[Trial] = ()) -> list[BegunWalk]:
         """Go on from a `state` of a run with the same settings and seed, after these trials.
 
         Where the run aimed at another bound, what is learnt holds; the best walk so far is the
-        best of those trials that meet this one.
+        best of those trials that meet this one, and what was under way is given up.
+
+        Returns:
+            The walks that were under way.
 
         Raises:
             AmcError: The state is of another agent.
@@ -334,13 +346,29 @@ class _Run:
         bound, elite = self.env.bound, state.number("elite", or_null(NUMBER))
         if state.numbers.get("bound", bound) != bound:
             self._elite = self._best_walk(past)
-        elif elite is not None:
+            return []
+        if elite is not None:
             space = self._model.action_space.shape
             assert space is not None
             double = state.tensors.get("elite", torch.empty(0)).dtype == torch.float64
             dtype = torch.float64 if double else torch.float32  # as walked, or as encoded
             walk = torch.zeros(self.env.layers_count, *space, dtype=dtype)
             self._elite = elite, state.tensor("elite", walk).numpy()
+        return self._under_way(state)
+
+    def _under_way(self, state: AgentState) -> list[BegunWalk]:
+        """The walks of a `state` that are not learned from yet."""
+        if "walks" not in state.tensors:
+            return []
+        clamped = state.number("clamped", list_of(WHOLE))
+        shape = self.env.layers_count, len(self.env.action_names)
+        walks = state.tensor("walks", torch.zeros(len(clamped), *shape)).numpy()
+        if not 0 < len(walks) < self.env.proposals:
+            raise state.misfit(
+                f"does not fit this search: {len(walks)} walks are under way, of "
+                f"{self.env.proposals} at once"
+            )
+        return [BegunWalk(*one) for one in zip(walks, clamped, strict=True)]
 
     def _best_walk(self, trials: Sequence[Trial]) -> tuple[float, Array] | None:
         within = [trial for trial in trials if trial.meets_budget]
@@ -404,7 +432,10 @@ def _shared_arguments(
         "gamma": searcher.gamma,
         "replay_buffer_class": EpisodeReplay,
         "replay_buffer_kwargs": {"seed": seed, "baseline_decay": searcher.baseline_decay},
-        "policy_kwargs": {"net_arch": list(searcher.hidden)},
+        "policy_kwargs": {
+            "net_arch": list(searcher.hidden),
+            "optimizer_kwargs": {"fused": True},  # one pass over a weight instead of eight
+        },
         "device": "cpu",  # too small for a GPU to be faster
     }
 

@@ -102,8 +102,8 @@ def search(
         checkpoint_every: Evaluations between two writings of a learning agent's state.
         workers: Processes, of one thread each, in which strategies are evaluated side by side; 0:
             one after the other, in this process.
-        proposals: Strategies that the agent proposes before it learns from any of them; None: two
-            for each worker. What is found depends on it, not on the workers.
+        proposals: Strategies under way at any time, proposed before the results of the others are
+            known; None: two for each worker. What is found depends on it, not on the workers.
         workers_on: "processes" of this machine, or "ray": actors of a Ray cluster.
         store: Whether evaluations are looked up and remembered, for this search and others:
             True in the user's cache, False nowhere, or a file.

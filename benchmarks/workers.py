@@ -1,10 +1,10 @@
 """One search on so many workers: evaluations a minute, and whether all find the same.
 
-    python -m benchmarks.workers --workers 0 1 2
+    python -m benchmarks.workers --workers 0 1 2 --agent evolution
     python -m benchmarks.workers --network resnet56 --checkpoint file.safetensors --root cifar10 \\
         --search-every 10
 
-Every search proposes as many strategies at once. All are on one thread (0 workers: in this
+Every search has as many strategies under way. All are on one thread (0 workers: in this
 process, one after the other), so all must find the same to the bit. The network is prepared once;
 starting the workers counts. In rounds, so that what else the machine does meets all of them.
 """
@@ -32,11 +32,11 @@ def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_options(parser)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--on", choices=(PROCESSES, RAY), default=PROCESSES)
     parser.add_argument("--proposals", type=int, default=4)
     parser.add_argument("--agent", default="ddpg")
-    parser.add_argument("--evaluations", type=int, default=24)
+    parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--fraction", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=3)
@@ -78,6 +78,7 @@ def main() -> None:
     rows: list[dict[str, object]] = [
         {
             "network": options.network,
+            "agent": options.agent,
             "workers": f"{count} {options.on}",
             "evaluations": options.evaluations,
             "at once": options.proposals,
@@ -88,7 +89,7 @@ def main() -> None:
         for count, seconds in taken.items()
     ]
     print_table(rows, list(rows[0]))
-    name = f"workers-{options.network}-{options.on}"
+    name = f"workers-{options.network}-{options.on}-{options.agent}"
     print(write_csv(name, [row | provenance(options.seed) for row in rows]))
     sys.exit(any(row["trials"] != "same" for row in rows))
 

@@ -125,7 +125,8 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
                 known.
             errors: Gives the estimated errors of all decisions; called once, when needed.
             render_mode: "rgb_array": `render` draws the walk (`envs.render`).
-            proposals: So many strategies a searcher proposes before it learns from any of them.
+            proposals: So many strategies of a searcher are under way at any time: proposed, and
+                not learned from yet.
             foresee: Told of strategies that `evaluate` will be called with, so that they can be
                 evaluated side by side.
 

@@ -25,7 +25,8 @@ are most likely (section 2.2, eq. 2.30).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -67,7 +68,7 @@ class Surrogate:
         self._noted: list[Choice] = []
         self._losses: list[float] = []
         self._within: list[bool] = []  # the budget
-        self._expected = 0  # of the last noted: their losses are expected, not found
+        self._pending: list[Choice] = []  # being evaluated
         self._known: _Posterior | None = None  # of what is noted; None: not worked out since
         self._alike: FloatArray = np.empty((0, 0))  # covariance of g between what is noted
 
@@ -83,30 +84,15 @@ class Surrogate:
         return PIECES * len(self._believed.groups) + len(self._believed.layers)
 
     def note(self, strategy: Strategy, reward: float) -> None:
-        """Take an evaluated strategy into account; of what was expected, nothing."""
-        known = len(self._noted) - self._expected
-        for noted in (self._noted, self._losses, self._within):
-            del noted[known:]
-        self._alike = self._alike[:known, :known]
-        self._expected = 0
-        self._note(self._choice(strategy), self._whole - reward)
+        """Take an evaluated strategy into account."""
+        choice = self._choice(strategy)
+        if choice in self._pending:
+            self._pending.remove(choice)
+        self._note(choice, self._whole - reward)
 
     def expect(self, strategy: Strategy) -> None:
-        """Take for known, until the next is noted, that a strategy loses what is expected of it.
-
-        So what is proposed next, before it is evaluated, is another one (Ginsbourger, Le Riche &
-        Carraro 2010, section 4.2: the kriging believer; here none is believed to be the best).
-        """
-        choice, known = self._choice(strategy), self._evaluated()
-        if known is None:
-            return
-        best = min(
-            (loss for loss, within in zip(self._losses, self._within, strict=True) if within),
-            default=0.0,
-        )
-        mean, _ = self.predict([choice])
-        self._note(choice, max(float(mean[0]) * known.median, best))
-        self._expected += 1
+        """Propose something else than a strategy until it is noted: it is being evaluated."""
+        self._pending.append(self._choice(strategy))
 
     def _note(self, choice: Choice, loss: float) -> None:
         self._noted.append(choice)
@@ -206,10 +192,38 @@ class Surrogate:
 
     def propose(self, rng: np.random.Generator) -> Strategy:
         """A strategy within the budget that is worth an evaluation."""
-        drawn = [self.allocate(self.draw(rng, BOLDNESS)) for _ in range(DRAWS)]
-        known = self._evaluated()
-        best = drawn[0] if known is None else self._most_expected(rng, drawn, known.lost)
+        with self._expecting():
+            drawn = [self.allocate(self.draw(rng, BOLDNESS)) for _ in range(DRAWS)]
+            known = self._evaluated()
+            best = drawn[0] if known is None else self._most_expected(rng, drawn, known.lost)
         return self._costs.decode(*best)
+
+    @contextmanager
+    def _expecting(self) -> Iterator[None]:
+        """Take for known, inside, that what is being evaluated loses what is expected of it.
+
+        So what is proposed is another strategy (Ginsbourger, Le Riche & Carraro 2010, section 4.2:
+        the kriging believer; here none is believed to be the best). That their means come true
+        changes no mean, so all are believed at once.
+        """
+        known, believed, count = self._evaluated(), self._believed, len(self._noted)
+        if known is None or not self._pending:
+            yield
+            return
+        best = min(
+            (loss for loss, within in zip(self._losses, self._within, strict=True) if within),
+            default=0.0,
+        )
+        means, _ = self.predict(self._pending)
+        for choice, mean in zip(self._pending, means, strict=True):
+            self._note(choice, max(float(mean) * known.median, best))
+        try:
+            yield
+        finally:
+            for noted in (self._noted, self._losses, self._within):
+                del noted[count:]
+            self._alike = self._alike[:count, :count]
+            self._known, self._believed = known, believed
 
     def _most_expected(
         self, rng: np.random.Generator, drawn: Sequence[Choice], lost: FloatArray

@@ -124,6 +124,12 @@ class WalkCosts:
     def _all_decisions(self, layer: int) -> FloatArray:
         """Total after every decision, shape (levels, options)."""
         model, levels = self._model, self._model.levels[layer]
+        if len(model.choices.options) == 1:  # no operator comes to another state
+            totals = np.full((len(levels), 1), self.total)
+            for index in model.affected[layer]:
+                prices = model.level_prices(layer, index)
+                totals += prices.at(self.kept, (self._states[index],)) - self._costs[index]
+            return totals
         with_option = [self._with(layer, option) for option in range(len(model.choices.options))]
         moving = {layer}.union(*(moved for _, _, moved in with_option))
         others = np.zeros(len(levels))  # of what keeps its state, whatever the layer's bits are
@@ -145,8 +151,7 @@ class WalkCosts:
             else:
                 prices = model.level_prices(layer, index)
                 others += prices.at(self.kept, (now,))[:, 0] - self._costs[index]
-        totals: FloatArray = self.total + others[:, None] + moved
-        return totals
+        return np.asarray(self.total + others[:, None] + moved)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Candidates of a search evaluated side by side: in processes on this machine, or on Ray.
 
-A searcher that proposes several strategies at once waits for all of them; then it learns from
-them in the order in which it proposed them. So what is found depends on how many it proposes, and
-neither on how many workers there are nor on which of them ends first.
+A searcher that proposes several strategies at once learns from them in the order in which it
+proposed them, and proposes another as soon as it has learned from the oldest. So what is found
+depends on how many are under way, and neither on how many workers there are nor on which of them
+ends first.
 """
 
 from __future__ import annotations

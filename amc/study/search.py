@@ -87,10 +87,10 @@ class SearchSettings:
 
     @property
     def at_once(self) -> int:
-        """Strategies that are proposed before any of them is evaluated."""
+        """Strategies under way: proposed, and not learned from yet."""
         if self.proposals is not None:
             return self.proposals
-        return max(1, 2 * self.workers)  # so that no worker waits long for the last of a round
+        return max(1, 2 * self.workers)  # so that workers have work while the agent learns
 
     def searcher(self) -> Searcher:
         """The agent, before it has learned anything."""

@@ -490,28 +490,35 @@ def test_covariance_grows_to_what_it_is_from_scratch():
     assert grown(np.empty((0, 0)), np.empty((3, 0))).tolist() == [[DEPARTURE**2] * 3] * 3
 
 
-def test_what_is_expected_counts_until_the_next_is_noted(tiny_graph):
+def test_proposals_take_what_is_being_evaluated_for_known(tiny_graph):
     costs = model_of(tiny_graph)
     belief, same = (belief_of(costs, losses=[(HALF_1, 3.0), (HALF_2, 1.0)]) for _ in range(2))
-    third = Strategy({"conv1": 0.75, "conv2": 0.5}, {})
-    choice = belief._choice(third)
-    mean, before = belief.predict([choice])
+    third, fourth = (Strategy({"conv1": 0.75, "conv2": kept}, {}) for kept in (0.5, 0.75))
+    choices = [belief._choice(third), belief._choice(fourth)]
+    means, before = belief.predict(choices)
     belief.expect(third)
-    after = belief.predict([choice])[1]
-    assert after[0] < before[0]
-    # Both losses' median is 2: expected of it is its mean, but never less than the best, 1.
-    assert belief._losses[-1] == pytest.approx(max(2 * mean[0], 1.0))
+    belief.expect(fourth)
+    with belief._expecting():
+        after = belief.predict(choices)[1]
+        # Both losses' median is 2: expected of them is their mean, but never less than the best, 1.
+        assert belief._losses[2:] == pytest.approx([max(2 * mean, 1.0) for mean in means])
+    assert (after < before).all()
     for one in (belief, same):
+        np.testing.assert_array_equal(one.predict(choices)[1], before)
         one.note(third, WHOLE - 5.0)
     np.testing.assert_array_equal(belief.posterior()[0], same.posterior()[0])
-    np.testing.assert_array_equal(belief.predict([choice])[0], same.predict([choice])[0])
-    assert len(belief._noted) == 3
+    with belief._expecting():
+        assert belief._noted[2:] == choices  # the fourth is still being evaluated
+    belief.note(fourth, WHOLE - 2.0)
+    with belief._expecting():
+        assert len(belief._noted) == 4
 
 
 def test_nothing_is_expected_before_anything_is_known(tiny_graph):
     belief = belief_of(model_of(tiny_graph))
     belief.expect(HALF_1)
-    assert not belief._noted
+    with belief._expecting():
+        assert not belief._noted
 
 
 # -- hypotheses ----------------------------------------------------------------------------------

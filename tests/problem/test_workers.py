@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
 import amc
-from agents import episode
+from agents import episode, off_policy
 from agents.searcher import build_searcher
 from amc.data import DataSet
 from amc.errors import ArtifactError, ConfigError, EvaluationError
@@ -26,10 +27,12 @@ from amc.strategy import IDENTITY, Strategy
 from amc.study.journal import Journal
 from amc.study.search import SearchSettings
 from envs.make import environment
+from tests.agents.toy import ToyWalk
 from tests.conftest import fixed_tiny_net, random_images
 
 RECOVERY = RecoverySettings(images=20, batch_norm_images=10)
 DDPG = {"name": "ddpg", "hidden": [8], "warmup": 2, "warm_start": "none", "batch_size": 8}
+PLAIN = {"hidden": [8], "warm_start": "uniform", "anchor": "none", "belief_share": 0}
 HALF = {"metric": "macs", "fraction": 0.5}
 pytestmark = pytest.mark.usefixtures("one_thread", "quick_end")
 forks = pytest.mark.skipif(not workers._can_fork(), reason="processes cannot be copied here")
@@ -107,7 +110,7 @@ def test_there_are_two_proposals_for_each_worker() -> None:
     assert counts == [1, 6, 2]
 
 
-def test_walks_of_a_round_begin_before_the_first_is_evaluated(
+def test_a_walk_begins_when_the_oldest_is_evaluated(
     network: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []
@@ -119,7 +122,18 @@ def test_walks_of_a_round_begin_before_the_first_is_evaluated(
         lambda self, index, *o: begun.append(str(index)) or episode_of(self, index, *o),
     )
     found(network, data, proposals=3, agent="random", evaluations=4)
-    assert begun == ["begun", "begun", "begun", "1", "2", "3", "begun", "4"]
+    assert begun == ["begun", "begun", "begun", "1", "begun", "2", "3", "4"]
+
+
+def killing_at(last: int) -> Any:
+    append = Journal.append
+
+    def killing(self: Journal, trial: Any) -> None:
+        append(self, trial)
+        if trial.index == last:
+            raise KeyboardInterrupt
+
+    return killing
 
 
 def test_killed_search_of_several_proposals_ends_as_it_would_have(
@@ -127,19 +141,34 @@ def test_killed_search_of_several_proposals_ends_as_it_would_have(
 ) -> None:
     options: dict[str, Any] = {"proposals": 3, "evaluations": 8, "checkpoint_every": 2}
     whole = trials(found(network, data, tmp_path / "whole", **options))
-    append = Journal.append
-
-    def killing(self: Journal, trial: Any) -> None:
-        append(self, trial)
-        if trial.index == 5:  # the second of its round
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "append", killing)
+        patch.setattr(Journal, "append", killing_at(5))
         with pytest.raises(KeyboardInterrupt):
             found(network, data, tmp_path / "killed", **options)
-    resumed = found(network, data, tmp_path / "killed", resume=True, **options)
+    begin, begun = off_policy._Run.begin, list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            off_policy._Run, "begin", lambda self, index: begun.append(index) or begin(self, index)
+        )
+        resumed = found(network, data, tmp_path / "killed", resume=True, **options)
     assert trials(resumed) == whole
+    assert begun == [7, 8]  # the state is of after 4 evaluations; 5 and 6 were under way
+
+
+def test_state_with_more_walks_under_way_than_are_proposed_is_refused() -> None:
+    walks = [episode.Walk(np.zeros((3, 6)), np.zeros((2, 3), np.float32), 1, {}, 0.0)] * 3
+    run = off_policy_run(proposals=4)
+    state = run.state(walks)
+    assert [one.clamped for one in off_policy_run(proposals=4).restore(state)] == [1, 1, 1]
+    with pytest.raises(ArtifactError, match="3 walks are under way, of 3 at once"):
+        off_policy_run(proposals=3).restore(state)
+
+
+def off_policy_run(proposals: int) -> Any:
+    env = ToyWalk(2)
+    env.proposals = proposals
+    searcher: Any = build_searcher("ddpg", **PLAIN)
+    return off_policy._Run(searcher, env, 9, 0)  # type: ignore[arg-type]
 
 
 def test_other_number_of_proposals_is_another_search(
