@@ -23,6 +23,8 @@ from amc.recovery.products import cross_moments, second_moments
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean input energy, towards the weight the layer has
 NOTHING = 1e-4  # of an output's energy: an error that needs no repair
 JUDGES = 4  # one image in so many judges
+SAMPLE = 64  # outputs by which a wide layer's ridge is chosen, at least
+EVERY = slice(None)
 FITTED, JUDGING, ALL = 0, 1, 2
 SMALLEST = 1e-18  # products of smaller values are subnormal, which takes a hundred times as long
 
@@ -122,26 +124,27 @@ class Sums:
         off = _outer(mean.x - centre.x, mean.y - centre.y)
         return self._mean(self._cross, part) - _outer(mean.x, mean.y) + off
 
-    def judged(self, weights: Sequence[Tensor], centred: bool) -> Tensor:
-        """Squared errors on the images that are not fitted to.
+    def judged(
+        self, weights: Sequence[Tensor], centred: bool, outputs: slice = EVERY
+    ) -> tuple[Tensor, Tensor]:
+        """Squared errors on the images that are not fitted to, and what outputs of 0 would have.
 
         Args:
             weights: (groups, outputs / groups, columns) each; if ``centred``, what they give is
                 right on average over the images that are fitted to.
+            outputs: Of each group, those that the weights give.
 
         Returns:
-            Shape (weights, groups, outputs / groups).
+            Shapes (weights, groups, outputs / groups) and (groups, outputs / groups).
         """
         centre = self._from(centred, FITTED)
         gram, cross = self._gram_from(centre, JUDGING), self._cross_from(centre, JUDGING)
         mean = self._mean(self._y, JUDGING)
-        squares = self._mean(self._squares, JUDGING) - mean.square()
-        squares = squares + (mean - centre.y).square()
-        found = [
-            squares + ((weight @ gram - 2 * cross.transpose(1, 2)) * weight).sum(2)
-            for weight in weights
-        ]
-        return torch.stack(found)
+        energy = self._mean(self._squares, JUDGING) - mean.square()
+        energy = (energy + (mean - centre.y).square())[:, outputs]
+        twice = 2 * cross.transpose(1, 2)[:, outputs]
+        found = [energy + ((weight @ gram - twice) * weight).sum(2) for weight in weights]
+        return torch.stack(found), energy
 
     def means(self) -> tuple[Tensor, Tensor]:
         """E[x] (groups, columns), E[y] (groups, outputs / groups), over all images."""
@@ -174,27 +177,35 @@ def _outer(x: Tensor, y: Tensor) -> Tensor:
 class Solver:
     """Gives the weight V that minimises E ||y - V x||^2 + ridge ||V - now||^2."""
 
-    def __init__(self, now: Tensor, gram: Tensor, ridge: float, what: str) -> None:
+    def __init__(
+        self, now: Tensor, gram: Tensor, ridge: float, what: str, given: Tensor | None = None
+    ) -> None:
         """
         Args:
             now: The layer's weight, (groups, outputs / groups, columns), float64.
             gram: E[x x^T], (groups, columns, columns).
             ridge: In mean input energies.
             what: The inputs whose moments these are, for the error.
+            given: ``gram now^T``, (groups, columns, outputs / groups), where it is known.
         """
         self._now = now
-        self._given = gram @ now.transpose(1, 2)
+        self._given = gram @ now.transpose(1, 2) if given is None else given
         self._factor = cholesky(gram, ridge, what)
 
-    def __call__(self, cross: Tensor) -> Tensor:
-        """Shape as the layer's weight, from E[x y^T]."""
-        change = torch.cholesky_solve(cross - self._given, self._factor)
-        return self._now + change.transpose(1, 2)
+    def __call__(self, cross: Tensor, outputs: slice = EVERY) -> Tensor:
+        """The weights of some outputs, (groups, outputs / groups, columns), from E[x y^T]."""
+        lacks = (cross - self._given)[..., outputs]
+        change = torch.cholesky_solve(lacks, self._factor)
+        return self._now[:, outputs] + change.transpose(1, 2)
 
 
-def rescaled(now: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
-    """The layer's weight with the best factor for each output, as BN recalibration gives one."""
-    energy = ((now @ gram) * now).sum(2)
+def rescaled(now: Tensor, given: Tensor, cross: Tensor) -> Tensor:
+    """The layer's weight with the best factor for each output, as BN recalibration gives one.
+
+    Args:
+        given: ``E[x x^T] now^T``, (groups, columns, outputs / groups).
+    """
+    energy = (now * given.transpose(1, 2)).sum(2)
     factor = (now * cross.transpose(1, 2)).sum(2) / energy.clamp_min(1e-12)
     return now * torch.where(energy > 1e-12, factor, 1.0).unsqueeze(2)
 
@@ -231,8 +242,13 @@ def choose(
     rounded: Callable[[Tensor], Tensor],
     what: str,
     ridges: Sequence[float] = RIDGES,
+    *,
+    alone: bool = True,
 ) -> Choice:
     """Fit to some of the images, judge on the others.
+
+    Of a wide layer the ridge is chosen by some of its outputs, evenly spread; at this ridge every
+    output is judged.
 
     Args:
         now: The layer's weight, (groups, outputs / groups, columns), float64.
@@ -240,12 +256,18 @@ def choose(
         rounded: Weights as the layer will hold them.
         what: The inputs whose moments these are, for an error.
         ridges: Tried, one after the other.
+        alone: Whether outputs are rounded independently of one another.
     """
     gram, cross = sums.gram(centred, FITTED), sums.cross(centred, FITTED)
-    fits = [rounded(now), rounded(rescaled(now, gram, cross))]
-    fits += [rounded(Solver(now, gram, ridge, what)(cross)) for ridge in ridges]
-    errors = sums.judged([*fits, torch.zeros_like(now)], centred)
-    errors, energy = errors[:-1], errors[-1]
-    best = int((errors[2:] * importance).sum((1, 2)).argmin())
-    chosen = torch.stack([errors[0], errors[1], errors[2 + best]]).argmin(0)
+    given = gram @ now.transpose(1, 2)
+    some = slice(None, None, max(1, now.shape[1] // SAMPLE)) if alone else EVERY
+    tried = [rounded(Solver(now, gram, ridge, what, given)(cross, some)) for ridge in ridges]
+    errors, _ = sums.judged(tried, centred, some)
+    best = int((errors * importance[:, some]).sum((1, 2)).argmin())
+    fit = tried[best]
+    if some != EVERY and some.step > 1:
+        fit = rounded(Solver(now, gram, ridges[best], what, given)(cross))
+    fits = [rounded(now), rounded(rescaled(now, given, cross)), fit]
+    errors, energy = sums.judged(fits, centred)
+    chosen = errors.argmin(0)
     return Choice(ridges[best], chosen == 2, chosen == 1, errors[0] > NOTHING * energy)

@@ -115,14 +115,16 @@ def in_form(
 def rounded_weight(layer: Layer, weight: Tensor, gram: Tensor | None = None) -> Tensor:
     """A weight (groups, outputs / groups, columns) as the layer would hold it.
 
+    Where the layer has no forms, that of some of its outputs, too.
+
     Args:
         gram: As for `in_form`.
     """
     weight = in_form(layer, weight, gram, quick=True)
     if not isinstance(layer, Quantized) or layer.bits.weight == FLOAT_BITS:
         return weight
-    bits, shaped = layer.bits.weight, _shaped(layer, weight)
-    return quantize_weight(shaped, weight_scale(shaped, bits), bits).reshape(weight.shape).double()
+    bits, rows = layer.bits.weight, weight.flatten(0, 1).to(layer.weight.dtype)  # one an output
+    return quantize_weight(rows, weight_scale(rows, bits), bits).reshape(weight.shape).double()
 
 
 def write_weight(

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from amc.compress.quantization import Quantized
 from amc.compress.removal import KeepMask
+from amc.decisions.forms import forms_of
 from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, is_depthwise, kind_of, layer_at, product_of
 from amc.layers.norms import is_batch_norm
@@ -219,14 +220,18 @@ class _Repair:
         sums = Sums(inputs, [aim.y for aim in aims], images, judging=judging)
         choice = Choice.unjudged(now, self._ridges[0])
         if judging:
-            gram = sums.gram(centred, FITTED)
+            forms = span is None and bool(forms_of(layer))  # which look at all outputs
+            gram = sums.gram(centred, FITTED) if forms else None
             rounded = partial(rounded_weight, layer, gram=gram) if span is None else _as_it_is
             importance = job.factors(now).squeeze(1).double().square()
             what = f"the inputs of layer {path!r}"
-            choice = choose(sums, now, centred, importance, rounded, what, self._ridges)
+            choice = choose(
+                sums, now, centred, importance, rounded, what, self._ridges, alone=not forms
+            )
         weight = self._solved(job, aims, sums, now, choice)
         if not choice.refit.all():
-            factored = rescaled(now, sums.gram(centred), sums.cross(centred))
+            given = sums.gram(centred) @ now.transpose(1, 2)
+            factored = rescaled(now, given, sums.cross(centred))
             factored = torch.where(choice.rescale[..., None], factored, now)
             weight = torch.where(choice.refit[..., None], weight, factored)
         if span is not None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amc.recovery.fitting import ALL, FITTED, Solver, Sums, choose, rescaled
+from amc.recovery.fitting import ALL, FITTED, SAMPLE, Solver, Sums, choose, rescaled
 
 DRAW = torch.Generator().manual_seed(0)
 IMAGES, PER_IMAGE, COLUMNS, OUTPUTS = 40, 3, 6, 2
@@ -36,7 +36,7 @@ def test_fit_is_least_squares_over_its_images(part, rows):
 def test_judged_error_is_that_on_the_other_images(centred):
     x, y = rows_of(), torch.randn(1, ROWS, OUTPUTS, generator=DRAW) + 1
     weight = torch.randn(1, OUTPUTS, COLUMNS, generator=DRAW, dtype=torch.float64)
-    found = sums_of(x, y).judged([weight], centred)[0, 0]
+    found = sums_of(x, y).judged([weight], centred)[0][0, 0]
     given = x[0].double() @ weight[0].T
     if centred:
         given = given + (y[0, FIT].double() - given[FIT]).mean(0)
@@ -64,7 +64,7 @@ def test_factor_alone_is_taken_where_it_is_all_that_lacks():
     y = (x.double() @ (3 * now).transpose(1, 2)).float()
     y = y + torch.randn(y.shape, generator=DRAW)
     sums = sums_of(x, y)
-    found = rescaled(now, sums.gram(True), sums.cross(True)) / now
+    found = rescaled(now, sums.gram(True) @ now.transpose(1, 2), sums.cross(True)) / now
     torch.testing.assert_close(found, torch.full_like(found, 3), rtol=0.1, atol=0)
     assert chosen(x[:, :12], y[:, :12], now, images=4).rescale.any()
 
@@ -79,6 +79,24 @@ def test_fewer_rows_are_pulled_harder_to_the_weight_that_is_there():
         y = y + 3 * torch.randn(y.shape, generator=DRAW)
         ridges.append(chosen(x, y, now, images).ridge)
     assert ridges[0] > ridges[1]
+
+
+def test_wide_layer_takes_the_ridge_that_its_sample_of_outputs_asks_for():
+    """What is chosen for every output is what all of them would have chosen at this ridge."""
+    columns, outputs = 48, 2 * SAMPLE
+    true = torch.randn(1, outputs, columns, generator=DRAW).double()
+    now = true + 0.2 * torch.randn(true.shape, generator=DRAW)
+    x = torch.randn(1, 400 * PER_IMAGE, columns, generator=DRAW)
+    y = (x.double() @ true.transpose(1, 2)).float()
+    y = y + 3 * torch.randn(y.shape, generator=DRAW)
+    sampled = chosen(x, y, now, 400)
+    importance = torch.ones(now.shape[:2], dtype=torch.float64)
+    alone = [sums_of(x, y, 400), now, True, importance, lambda weight: weight, "x"]
+    one_ridge = choose(*alone, (sampled.ridge,), alone=False)
+    torch.testing.assert_close(sampled.refit, one_ridge.refit)
+    torch.testing.assert_close(sampled.rescale, one_ridge.rescale)
+    half = [sums_of(x, y[..., ::2], 400), now[:, ::2], True, importance[:, ::2], *alone[4:]]
+    assert choose(*half, alone=False).ridge == sampled.ridge
 
 
 def test_outputs_that_are_right_need_no_repair():
