@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
@@ -22,16 +22,31 @@ from amc.networks import admit
 from amc.objectives import NamedScore, build_objective, primary_score
 from amc.problem.evaluate import Evaluator
 from amc.problem.problem import matched
-from amc.recovery.training import BEST_FILE, STATE_FILE, EpochRecord, TrainingSettings
+from amc.recovery.training import (
+    BEST_FILE,
+    STATE_FILE,
+    EpochRecord,
+    TrainingResult,
+    TrainingSettings,
+)
 from amc.report.tensorboard import EventWriter
 from amc.study import artifact
+from amc.utils.group import Group, joined
 from amc.utils.runs import FINETUNE_FOLDER
 
 ORIGINAL = "original"  # among the teachers: the network that was compressed
 
 
 def run(config: DictConfig) -> recipe.Ended:
-    """Rebuild the run's networks, train, keep the best, show the epochs."""
+    """Rebuild the run's networks, train, keep the best, show the epochs.
+
+    Of several processes (`amc.utils.group`) the first judges, writes and shows.
+    """
+    with joined() as group:
+        return _run(config, group)
+
+
+def _run(config: DictConfig, group: Group) -> recipe.Ended:
     source = Path(config.run).expanduser()
     record = artifact.RunRecord.read(source)
     check_options({"network": record.network, "data": record.data})
@@ -50,17 +65,14 @@ def run(config: DictConfig) -> recipe.Ended:
     ]
     compressed = artifact.rebuild_compressed(source, original, data.image_shape)
     folder = source / FINETUNE_FOLDER
-    if config.restart:
+    if config.restart and group.is_first:
         for name in (STATE_FILE, BEST_FILE):
             (folder / name).unlink(missing_ok=True)
+    group.wait()  # until it is gone
     objective, data = matched(original, data, asked)
-    named = primary_score(objective, labelled=data.is_labelled)
-    reference = None if data.is_labelled else original
-    test = Evaluator(data.test, data.mean, data.std, reference, objective=objective)
-    before = test(compressed.module).scores[named.name]
-    done: list[EpochRecord] = []
-    with EventWriter(folder) as events, _restart_offered():
-        trained = api.finetune(
+
+    def trained(on_epoch: Callable[[EpochRecord], None] | None) -> TrainingResult:
+        return api.finetune(
             compressed.module,
             original,
             data,
@@ -68,22 +80,32 @@ def run(config: DictConfig) -> recipe.Ended:
             objective=objective,
             teachers=teachers or None,
             folder=folder,
-            on_epoch=lambda epoch: _note(events, epoch, named.name, done),
+            on_epoch=on_epoch,
         )
-    after, best = (test(network).scores[named.name] for network in (trained.network, original))
+
+    if not group.is_first:
+        return recipe.Ended(not trained(None).complete)
+    named = primary_score(objective, labelled=data.is_labelled)
+    reference = None if data.is_labelled else original
+    test = Evaluator(data.test, data.mean, data.std, reference, objective=objective)
+    before = test(compressed.module).scores[named.name]
+    done: list[EpochRecord] = []
+    with EventWriter(folder) as events, _restart_offered():
+        result = trained(lambda epoch: _note(events, epoch, named.name, done))
+    after, best = (test(network).scores[named.name] for network in (result.network, original))
     tested = (
         f"test {named.name}: {named.text(before)} before, {named.text(after)} after, "
         f"{named.text(best)} original"
     )
-    _show(tested, trained.history, named, folder, augmented=bool(settings.augment))
-    gained = trained.best_epoch > 0 or not trained.history
-    for line in _advice(trained.complete, gained, bool(done), settings, bool(config.restart)):
+    _show(tested, result.history, named, folder, augmented=bool(settings.augment))
+    gained = result.best_epoch > 0 or not result.history
+    for line in _advice(result.complete, gained, bool(done), settings, bool(config.restart)):
         print(line)
     exported = folder / EXPORT_FOLDER
     if done and exported.is_dir():
         print(f"{exported} holds what was exported before this training: export again")
     print(f"as ONNX: amc export run={folder}{recipe.code_again(record)}")
-    return recipe.Ended(not trained.complete)
+    return recipe.Ended(not result.complete)
 
 
 def _advice(

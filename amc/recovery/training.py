@@ -36,6 +36,7 @@ from amc.recovery.training_state import (
     device_of,
     identity_of_training,
 )
+from amc.utils.group import ALONE, Group
 from amc.utils.layout import fast_layout, lay_out
 from amc.utils.progress import Bar, progress_bar
 
@@ -69,6 +70,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     description: str = "training",
     progress: bool = True,
+    group: Group = ALONE,
 ) -> TrainingResult:
     """Train a network in place and give it its best weights back.
 
@@ -92,10 +94,12 @@ def train(
             arguments goes on after the last full epoch.
         on_epoch: Told of every epoch that this call has trained.
         should_stop: Asked before every step. Stopping, and Ctrl-C, loses the current epoch only.
+        group: Processes that all call this alike: each takes a part of every batch, gradients are
+            averaged, BN takes its statistics part by part, and the first evaluates and writes.
 
     Raises:
         ConfigError: ``distillation_weight`` is above 0 without a teacher, or 0 without targets;
-            or there is no learning rate.
+            or there is no learning rate; or a batch cannot be shared out evenly in the group.
         DataError: Images and targets do not belong together.
         NetworkError: Outputs do not fit the objective or the targets, or the teacher's are of
             another shape.
@@ -104,16 +108,18 @@ def train(
         StorageError: The state cannot be written.
     """
     _check_arguments(images, targets, settings, teacher)
-    batches = Batches(images, targets, mean, std, settings, device_of(network))
+    batches = Batches(images, targets, mean, std, settings, device_of(network), group)
     with _steps_learned(network, settings):
         loss = Loss(network, objective, settings, teacher, targets, batches.image_shape)
         identity: dict[str, Any] = {}
         if checkpoint_folder is not None:
-            identity = identity_of_training(network, batches, objective, settings, teacher)
-        run = Run(network, settings, constraints, batches.steps, checkpoint_folder, identity)
+            identity = identity_of_training(network, batches, objective, settings, teacher, group)
+        run = Run(network, settings, constraints, batches.steps, checkpoint_folder, identity, group)
         with (
             _layout_for_speed(loss.network, teacher, batches),
-            progress_bar(description, settings.epochs * batches.steps, enabled=progress) as bar,
+            progress_bar(
+                description, settings.epochs * batches.steps, enabled=progress and group.is_first
+            ) as bar,
         ):
             try:
                 run.resume_or_start(evaluate, batches)
@@ -163,9 +169,9 @@ def _train_epoch(
     is_judged = batches.targets is not None and bool(loss.named.needs_targets)
     network.train()
     run.begin_epoch(share_at(first_step, all_steps, run.settings.gradual))
-    with _repeatable(stream_of(run.settings.seed, epoch), device):
+    with _repeatable(stream_of(run.settings.seed, epoch, run.group.rank), device):
         for step, (inputs, targets) in enumerate(batches.of_epoch(epoch)):
-            if should_stop is not None and should_stop():
+            if should_stop is not None and run.group.any(should_stop()):
                 return None
             learning_rate = learning_rate_at(first_step + step, all_steps, run.settings)
             run.approach(share_at(first_step + step, all_steps, run.settings.gradual))
@@ -176,10 +182,12 @@ def _train_epoch(
             if targets is not None and is_judged:
                 judged[step] = loss.score(each(outputs, Tensor.detach), targets)
             bar.advance(note=f"epoch {epoch}/{run.settings.epochs}")
+    run.group.average([losses, judged])
     _check_finite(losses, epoch, learning_rate)
+    run.share_statistics()
     network.eval()
     with run.settled(batches):
-        score = None if evaluate is None else float(evaluate(run.network))
+        score = run.score(evaluate)
     return EpochRecord(
         epoch=epoch,
         loss=float(losses.mean()),

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from amc.errors import ConfigError
 from amc.recovery.training_settings import AUGMENTATIONS, TrainingSettings
 from amc.utils.files import fingerprint
+from amc.utils.group import ALONE, Group
 from amc.utils.layout import laid_out
 
 _STREAM_STRIDE = 1_000_003  # a prime that keeps the streams of (seed, epoch) apart
+_RANK_STRIDE = 2_147_483_659  # those of processes
 
 
 class Batches:
@@ -30,12 +33,27 @@ class Batches:
         std: Sequence[float] | Tensor,
         settings: TrainingSettings,
         device: torch.device,
+        group: Group = ALONE,
     ) -> None:
+        """
+        Args:
+            group: Processes of which each takes a part of every batch.
+
+        Raises:
+            ConfigError: A batch cannot be shared out among them.
+        """
         self._images, self._settings = images, settings
         self.targets = targets
         self.device = device
         self.layout = torch.contiguous_format
+        self._group = group
         self.size = min(settings.batch_size, len(images))
+        if self.size % group.size:
+            raise ConfigError(
+                f"Batches of {self.size} images cannot be shared out evenly among {group.size} "
+                f"processes. Make batch_size a multiple of {group.size}, of no more images than "
+                f"there are ({len(images)})."
+            )
         self.steps = len(images) // self.size
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=device)[:, None, None]
         self._std = torch.as_tensor(std, dtype=torch.float32, device=device)[:, None, None]
@@ -54,7 +72,8 @@ class Batches:
                 if targets is not None and is_map(targets):  # goes where its image's pixels go
                     generator.set_state(state)
                     targets = AUGMENTATIONS[name](targets, generator)
-            yield self._as_inputs(images), targets
+            mine = self._group.part(len(images))
+            yield self._as_inputs(images[mine]), None if targets is None else targets[mine]
 
     def plain(self, count: int) -> Tensor:
         """So many of the images at most, evenly spread and not augmented, as inputs."""
@@ -91,6 +110,6 @@ def is_map(targets: Tensor) -> bool:
     return targets.dim() >= 3
 
 
-def stream_of(seed: int, epoch: int) -> int:
-    """The seed of all that is random in an epoch."""
-    return seed * _STREAM_STRIDE + epoch
+def stream_of(seed: int, epoch: int, rank: int = 0) -> int:
+    """The seed of all that is random in an epoch, for a process of several."""
+    return seed * _STREAM_STRIDE + epoch + rank * _RANK_STRIDE

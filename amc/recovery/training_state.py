@@ -21,6 +21,7 @@ from amc.recovery.training_batches import Batches
 from amc.recovery.training_settings import TrainingSettings
 from amc.utils.documents import NUMBER, OBJECT, WHOLE, Fault, Kind, list_of, or_null, shown
 from amc.utils.files import fingerprint, write_tensors
+from amc.utils.group import ALONE, Group
 from amc.utils.sealed import Sealed
 
 STATE_FILE = "training.safetensors"
@@ -104,11 +105,14 @@ class Run:
         steps: int,
         folder: Path | None,
         identity: dict[str, Any],
+        group: Group = ALONE,
     ) -> None:
         """
         Args:
             steps: Of an epoch.
+            group: Processes that train together: the first of them writes.
         """
+        self.group = group
         self.network, self.settings = network, settings
         self._constraints, self._share = constraints, 1.0
         self._quantized = quantized_layers(network)
@@ -134,6 +138,7 @@ class Run:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.group.average([p.grad for p in self._trained.values() if p.grad is not None])
         if self._bound is not None:
             self._bound.before_step()
         self._scaler.step(self._optimizer)
@@ -145,6 +150,12 @@ class Run:
         self._step += 1
         if self._average:
             self._follow()
+
+    def share_statistics(self) -> None:
+        """Have BN statistics, taken by each process of its part of the batches, in common."""
+        names = {name for name, held in self.network.named_buffers() if held.is_floating_point()}
+        self.group.average([held for name, held in self.network.named_buffers() if name in names])
+        self.group.average([held for name, held in self._average.items() if name in names])
 
     def begin_epoch(self, share: float) -> None:
         """Ask anew what must be kept: so that a resumed epoch begins as this one does."""
@@ -197,7 +208,7 @@ class Run:
         if is_best:
             self._best, self._best_epoch = self._candidate, record.epoch
             self._best_score = record.score
-        if self._folder is not None:
+        if self._folder is not None and self.group.is_first:
             self._write_state(self._folder)
             if is_best:
                 write_tensors(self._folder / BEST_FILE, self._best)
@@ -208,16 +219,23 @@ class Run:
         """Take up the folder's state; without one, the start is what has to be beaten."""
         if self._folder is not None and (self._folder / STATE_FILE).exists():
             self._read_state(self._folder)
-            write_tensors(self._folder / BEST_FILE, self._best)  # a kill may have come between
+            if self.group.is_first:  # a kill may have come between
+                write_tensors(self._folder / BEST_FILE, self._best)
             return
         self.network.eval()
         if self.settings.gradual and self._constraints is not None:
             with self.settled(batches):  # what is gone a way to is not there yet
-                score = None if evaluate is None else float(evaluate(self.network))
+                score = self.score(evaluate)
             self._best, self._best_score = self._candidate, score
             return
-        self._best_score = None if evaluate is None else float(evaluate(self.network))
+        self._best_score = self.score(evaluate)
         self._best = _copied(self.network)
+
+    def score(self, evaluate: Callable[[nn.Module], float] | None) -> float | None:
+        """What the network is worth as it is, by the first process."""
+        if evaluate is None:
+            return None
+        return self.group.of_first(lambda: float(evaluate(self.network)))
 
     def result(self) -> TrainingResult:
         """Put the best weights into the network and say how it went."""
@@ -328,12 +346,14 @@ def identity_of_training(
     objective: Objective,
     settings: TrainingSettings,
     teacher: nn.Module | None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Everything that decides how a training goes, by a name that an error can use."""
     state = network.state_dict()
     taught_by = fingerprint(*teacher.state_dict().values()) if teacher is not None else None
     return {
         **{field.name: getattr(settings, field.name) for field in fields(settings)},
+        "processes": group.size,
         "augment": list(settings.augment),
         "distill": dict(settings.distill),
         "trained parameters": [n for n, p in network.named_parameters() if p.requires_grad],
@@ -346,6 +366,7 @@ def identity_of_training(
 
 
 def _check_identity(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    stored = {"processes": 1, **stored}  # of states made before there could be more
     changed = [
         f"{shown(name)[1:-1]} was {shown(stored.get(name))}, now {shown(wanted.get(name))}"
         for name in dict.fromkeys([*stored, *wanted])

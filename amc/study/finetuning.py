@@ -38,6 +38,7 @@ from amc.recovery.training_rate import with_rate
 from amc.study import artifact
 from amc.utils.arguments import check_folder, check_kind, check_module
 from amc.utils.files import fingerprint, locked, write_tensors
+from amc.utils.group import Group, joined
 from amc.utils.interrupt import said_on_interrupt, stop_on_interrupt
 from amc.utils.machine import cache_folder
 
@@ -62,6 +63,9 @@ def finetune(
     by the objective's first score of labels or, without labels, its first other; with a folder, a
     killed run goes on where it was, and `load_compressed` reads what came of it.
 
+    A program that PyTorch's ``torchrun`` starts in several processes calls this in each of them:
+    they train together, each on a part of every batch, and all get the result.
+
     Args:
         compressed: As `search` or `load_compressed` gives it; trained in place.
         original: What it was made from. Not modified, nor moved.
@@ -85,7 +89,25 @@ def finetune(
     check_data(data)
     check_kind("settings", settings, TrainingSettings)
     check_folder(folder)
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    with joined() as group:
+        return _finetuned(
+            compressed, original, data, settings, objective, teachers, folder, on_epoch, group
+        )
+
+
+def _finetuned(
+    compressed: nn.Module,
+    original: nn.Module,
+    data: DataSet,
+    settings: TrainingSettings,
+    objective: ObjectiveLike,
+    teachers: Sequence[nn.Module] | None,
+    folder: str | Path | None,
+    on_epoch: Callable[[EpochRecord], None] | None,
+    group: Group,
+) -> TrainingResult:
+    """What this process of a group does of `finetune`."""
+    place = group.device
     teacher = admit(original, data.image_shape)
     fitted, data = matched(teacher, data, build_objective(objective))
     if not data.is_labelled:
@@ -120,6 +142,7 @@ def finetune(
                     constraints=_constraints(copied),
                     should_stop=stop.is_set,
                     description=f"trying learning_rate={asked.learning_rate:g}",
+                    group=group,
                 )
 
             trained = train(
@@ -137,10 +160,11 @@ def finetune(
                 on_epoch=on_epoch,
                 should_stop=stop.is_set,
                 description="fine-tuning",
+                group=group,
             )
     finally:
         compressed.cpu()
-    if folder is not None and made is not None:
+    if folder is not None and made is not None and group.is_first:
         artifact.write_compressed(Path(folder), made)
     return trained
 
@@ -160,7 +184,7 @@ def _ensemble(teachers: Sequence[nn.Module], image_shape: tuple[int, int, int]) 
 
 
 def _score(
-    teacher: nn.Module, data: DataSet, objective: Objective, place: str
+    teacher: nn.Module, data: DataSet, objective: Objective, place: torch.device
 ) -> Callable[[nn.Module], float]:
     """What epochs are told apart by: the first score on the search split."""
     reference = None if data.is_labelled else teacher

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from amc import api
 from amc.cli.recipe import data_of
@@ -97,6 +101,30 @@ def test_finished_finetuning_is_not_repeated_and_a_changed_setting_is_named(
     assert "restart=true" in said
     assert "another folder" not in said
     assert finetune(run, "learning_rate=0.02", "restart=true") == 0
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="PyTorch without its distributed")
+def test_processes_of_torchrun_train_together_and_the_first_tells(run: Path) -> None:
+    command = Path(sys.executable).with_name("amc")
+    if not command.exists():
+        pytest.skip("the command amc is not installed beside Python")
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "--no-python", str(command), "finetune"),
+            *(f"run={run}", NETWORK, "epochs=1", "learning_rate=0.01"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("test accuracy: ") == 1
+    assert ran.stderr.count("fine-tuning: ") > 0
+    names = [path.name for path in (run / "finetune").iterdir()]
+    assert {"best.safetensors", "compressed.safetensors"} <= set(names)
+    assert sum(name.startswith("events.out.tfevents.") for name in names) == 1
 
 
 def test_images_are_transformed_as_asked_and_the_table_says_so(run: Path, capsys: Output) -> None:
