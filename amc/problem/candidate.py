@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -144,7 +144,10 @@ class Compressor:
             StrategyError: The strategy does not fit the network.
         """
         kept = self.kept_positions(strategy)
-        keep = keep_mask(self.graph, kept)
+        return self._result(self._applied(strategy, keep_mask(self.graph, kept)), strategy, kept)
+
+    def _applied(self, strategy: Strategy, keep: KeepMask) -> fx.GraphModule:
+        """The module of `apply`."""
         module = self._cut(strategy, keep, refit=self.settings.least_squares)
         if self.settings.repairs_candidates:
             refit_layers(
@@ -162,7 +165,7 @@ class Compressor:
             self._decide(module, strategy)
         elif self.settings.batch_norm:
             self._recalibrate(module, keep)
-        return self._result(module, strategy, kept)
+        return module
 
     def _cut(
         self,
@@ -259,15 +262,23 @@ class Compressor:
             return repaired, ()
         best, found, notes = repaired, self._divergences(repaired), tuple[str, ...]()
         least, first = found, float(found.mean())
-        others = (
-            ("least squares from moments", True, self.settings.batch_norm),
-            ("BN recalibration", False, self.settings.batch_norm),
-            ("no repair", False, False),
-        )
-        for name, refit, recalibrated in others:
-            other = self._cut(strategy, keep, refit=refit)
-            if recalibrated:
-                self._recalibrate(other, keep)
+
+        def cut(refit: bool, recalibrate: bool) -> fx.GraphModule:
+            module = self._cut(strategy, keep, refit=refit)
+            if recalibrate and self.settings.batch_norm:
+                self._recalibrate(module, keep)
+            return module
+
+        others: dict[str, Callable[[], fx.GraphModule]] = {
+            "least squares from moments": partial(cut, refit=True, recalibrate=False),
+            "the same, and BN recalibration": partial(cut, refit=True, recalibrate=True),
+            "BN recalibration": partial(cut, refit=False, recalibrate=True),
+            "no repair": partial(cut, refit=False, recalibrate=False),
+        }
+        if self.settings.repairs_candidates:  # by a fit that is pulled harder, where rows are few
+            others = {"the quick repair": partial(self._applied, strategy, keep), **others}
+        for name, build in others.items():
+            other = build()
             found = self._divergences(other)
             if _is_clearly_less(found, least):
                 best, least = other, found
