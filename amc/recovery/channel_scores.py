@@ -112,6 +112,40 @@ def lasso(known: Known, members: Members) -> Tensor:
     return _entering(system)
 
 
+def discrimination(known: Known, members: Members) -> Tensor:
+    """The later a channel is added, the less it scores (Zhuang et al. 2018, Algorithm 2).
+
+    From none on, the channel is added whose weights in its readers have the gradient of largest
+    norm: of the squared error of the readers' outputs, each output's weighed by what the loss makes
+    of it. The paper adds up this error and the losses of classifiers of its own behind some layers.
+    """
+    readers = []
+    for path, layer, inputs in _readers(known, members):
+        moments = known.statistics.moments.get(path)
+        if moments is None:
+            continue
+        counted = known.sensitivities[path].double()[:, None]
+        rows = layer.weight.detach().double().flatten(1) * counted
+        rows = by_channel(rows, len(moments.mean), moments.places)
+        of = np.repeat(inputs[: layer.weight.shape[1]], _places(layer))[:: moments.places]
+        place = torch.from_numpy(np.where(np.isin(of, members), np.searchsorted(members, of), -1))
+        gram = moments.gram.double()
+        readers.append((rows, gram, rows @ gram, place))
+    found = torch.zeros(len(members), dtype=torch.float64)
+    for score in range(len(members), 0, -1):
+        norms = torch.zeros_like(found)
+        for _, _, gradient, place in readers:  # of what has not been added yet
+            of_members = place >= 0
+            squares = gradient.square().sum((0, 1))
+            norms.index_add_(0, place[of_members], squares[of_members])
+        added = int(torch.where(found == 0, norms, -1.0).argmax())
+        found[added] = score
+        for weights, moments_of, gradient, place in readers:
+            columns = place == added
+            gradient -= weights[:, :, columns] @ moments_of[:, columns]
+    return found
+
+
 SCORES: dict[str, Score] = {
     "l1": l1,
     "l2": l2,
@@ -119,6 +153,7 @@ SCORES: dict[str, Score] = {
     "activation": activation,
     "taylor": taylor,
     "lasso": lasso,
+    "discrimination": discrimination,
 }
 """By name, beside "surgeon" and "magnitude" (`amc.recovery.importance`)."""
 

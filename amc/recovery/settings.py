@@ -15,6 +15,7 @@ IMPORTANCES = (
     "activation",
     "taylor",
     "lasso",
+    "discrimination",
 )
 FEWEST_QUICK = 64  # images of a quick repair, if there are so many
 LARGE_PIXELS = 96 * 96  # from which on an image has positions enough for four

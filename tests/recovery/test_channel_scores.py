@@ -103,6 +103,25 @@ def test_lasso_drops_the_weakest_first_and_of_near_twins_one():
     assert _entering(torch.zeros(2, 2).double()).tolist() == [0, 0]
 
 
+def test_channels_of_largest_gradient_are_added_first():
+    """By hand: the norms of the outputs' error's gradients, summed over images one by one."""
+    known, (_, second) = known_of(net := network())
+    with torch.no_grad():
+        received = net[2](net[1](net[0](IMAGES))).double().flatten(1)  # (images, 6 * 16)
+    rows, added = net[4].weight.detach().double(), list[int]()
+    for _ in range(6):
+        missing = torch.ones(6, 16, dtype=torch.float64)
+        missing[added] = 0.0
+        error = received * missing.flatten() @ rows.T  # (images, outputs)
+        gradient = error.T @ received / len(IMAGES)
+        norms = gradient.square().sum(0).view(6, 16).sum(1)
+        norms[added] = -1
+        added.append(int(norms.argmax()))
+    scores = SCORES["discrimination"](known, second)
+    assert scores.argsort(descending=True).tolist() == added
+    assert sorted(scores.tolist()) == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("make", [network, Residuals])
 def test_path_takes_the_least_score_first_and_errors_grow(name, make):
