@@ -17,6 +17,7 @@ from amc import api
 from amc.cli import recipe
 from amc.cli.check import check_options
 from amc.cli.export import FOLDER as EXPORT_FOLDER
+from amc.comparison.reading import write_report
 from amc.errors import ArtifactError, ConfigError
 from amc.networks import admit
 from amc.objectives import NamedScore, build_objective, primary_score
@@ -29,6 +30,7 @@ from amc.recovery.training import (
     TrainingResult,
     TrainingSettings,
 )
+from amc.report.finetuned import FinetunedRecord
 from amc.report.tensorboard import EventWriter
 from amc.study import artifact
 from amc.utils.group import Group, joined
@@ -97,7 +99,18 @@ def _run(config: DictConfig, group: Group) -> recipe.Ended:
         f"test {named.name}: {named.text(before)} before, {named.text(after)} after, "
         f"{named.text(best)} original"
     )
+    FinetunedRecord(
+        score=named,
+        before=before,
+        after=after,
+        original=best,
+        best_epoch=result.best_epoch,
+        losses=[epoch.loss for epoch in result.history],
+        searched=[epoch.score for epoch in result.history],
+    ).write(folder)
+    page = write_report(source)
     _show(tested, result.history, named, folder, augmented=bool(settings.augment))
+    print(f"{page} shows it")
     gained = result.best_epoch > 0 or not result.history
     for line in _advice(result.complete, gained, bool(done), settings, bool(config.restart)):
         print(line)

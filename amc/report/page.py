@@ -56,7 +56,7 @@ _PARTS: dict[str, Any] = {
     **dict.fromkeys(
         ("faults", "tiles", "times", "notes", "headings", "rows", "pictures", "maps"), ()
     ),
-    **dict.fromkeys(("table", "layers", "strategy", "curve", "curves")),
+    **dict.fromkeys(("table", "layers", "strategy", "curve", "curves", "finetuned")),
     **{name: {} for name in ("about", "options", "versions")},
 }
 

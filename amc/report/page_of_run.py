@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from amc.objectives import NamedScore
 from amc.report.charts import Line, line_chart, readable, stack
+from amc.report.finetuned import FinetunedRecord
 from amc.report.page import Tile, decided, level_keys, rendered
 from amc.report.plots import LayerRow, shown_from
 from amc.report.record import ResultRecord
@@ -43,6 +44,7 @@ def run_page(run: Run) -> str:
         layers=_layers(record) if record else None,
         strategy=None if record and record.layers else _strategy(run),
         curve=_curve(run),
+        finetuned=None if run.finetuned is None else _finetuned(run.finetuned),
         notes=run.notes,
         command=run.command,
         options=run.options,
@@ -64,6 +66,10 @@ def tiles(run: Run) -> list[Tile]:
         found.append(Tile(f"{times:.2f}x", "as fast as the original", more))
     if run.lost is not None and run.primary is not None:
         found.append(_lost(run, run.primary, run.lost))
+    if run.finetuned is not None:
+        tuned = run.finetuned
+        more = f"{tuned.score.text(tuned.after)} of {tuned.score.text(tuned.original)}, on the test"
+        found.append(_change(tuned.score, _lost_of(tuned), "fine-tuned", f"{more} split"))
     for cost, name in _NAMES.items():
         share = run.share(cost)
         if share is not None:
@@ -77,12 +83,39 @@ def tiles(run: Run) -> list[Tile]:
 
 def _lost(run: Run, primary: NamedScore, lost: float) -> Tile:
     before, after = (run.score(row) or 0.0 for row in (run.original, run.found))
-    name = primary.name.replace("_", " ")
-    number = f"{100 * abs(lost):.2f}" if primary.is_fraction else f"{abs(lost):.3g}"
-    unit = "points of " if primary.is_fraction else "of "
-    what = f"{unit}{name} {'gained' if lost < 0 else 'lost'}"
     where = f"on the {'test' if primary.name in run.found.test else 'search'} split"
-    return Tile(number, what, f"{primary.text(after)} of {primary.text(before)}, {where}")
+    return _change(primary, lost, "", f"{primary.text(after)} of {primary.text(before)}, {where}")
+
+
+def _lost_of(tuned: FinetunedRecord) -> float:
+    lost = tuned.original - tuned.after
+    return lost if tuned.score.more_is_better else -lost
+
+
+def _change(score: NamedScore, lost: float, when: str, more: str) -> Tile:
+    number = f"{100 * abs(lost):.2f}" if score.is_fraction else f"{abs(lost):.3g}"
+    unit = "points of " if score.is_fraction else "of "
+    what = f"{unit}{score.name.replace('_', ' ')} {'gained' if lost < 0 else 'lost'}"
+    return Tile(number, f"{what}, {when}" if when else what, more)
+
+
+def _finetuned(tuned: FinetunedRecord) -> dict[str, Any]:
+    """How it went, in words, and a row of cells for each epoch."""
+    score = tuned.score
+    said = (
+        f"{score.name.replace('_', ' ')} on the test split: {score.text(tuned.before)} before, "
+        f"{score.text(tuned.after)} after, {score.text(tuned.original)} of the original. "
+    )
+    kept = f"Kept: epoch {tuned.best_epoch}." if tuned.best_epoch else "No epoch was better."
+    epochs = zip(tuned.losses, tuned.searched, strict=True)
+    return {
+        "said": said + kept,
+        "score": f"{score.name.replace('_', ' ')}, search split",
+        "rows": [
+            (str(epoch), f"{loss:.4g}", "not judged" if found is None else score.text(found))
+            for epoch, (loss, found) in enumerate(epochs, start=1)
+        ],
+    }
 
 
 def _compared(run: Run) -> tuple[list[str], list[tuple[str, str, list[list[str]]]]]:

@@ -98,7 +98,9 @@ class ResultRecord:
         )
         wrong = fault(str(path), ArtifactError, _ADVICE)
         found = {name: document[name] for name in _FIELDS}
-        found["scores"] = [_checked(NamedScore, part, _SCORE, wrong) for part in found["scores"]]
+        found["scores"] = [
+            _checked(NamedScore, part, SCORE_FIELDS, wrong) for part in found["scores"]
+        ]
         found["layers"] = [_checked(LayerRow, part, _LAYER, wrong) for part in found["layers"]]
         found["elsewhere"] = tuple(found["elsewhere"])
         if found["primary"] not in {score.name for score in found["scores"]}:
@@ -120,7 +122,7 @@ def _checked(
 
 _FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
 _STRING: Kind = (lambda value: isinstance(value, str), "text")
-_SCORE: dict[str, Kind] = {
+SCORE_FIELDS: dict[str, Kind] = {
     "name": TEXT,
     "heading": _STRING,
     "needs_targets": or_null(SWITCH),

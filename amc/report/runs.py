@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from amc.objectives import OBJECTIVES, NamedScore
+from amc.report.finetuned import FinetunedRecord
 from amc.report.record import ResultRecord
 from amc.report.tables import ComparisonRow
 from amc.strategy import Strategy
@@ -66,6 +67,7 @@ class Run:
         record: What its end says beside these.
         faults: Files that could not be read, each in one line.
         evaluations, asked: How many strategies were evaluated, of how many.
+        finetuned: What fine-tuning made of it, if it was.
     """
 
     folder: Path
@@ -82,6 +84,7 @@ class Run:
     faults: Sequence[str] = ()
     evaluations: int = 0
     asked: int | None = None
+    finetuned: FinetunedRecord | None = None
 
     @property
     def has_result(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from amc.errors import AmcError, ArtifactError, StorageError
+from amc.report.finetuned import FinetunedRecord
 from amc.report.record import ResultRecord
 from amc.report.runs import Run, State, Trials
 from amc.report.tables import from_csv
@@ -27,6 +28,7 @@ from amc.utils.documents import fault
 from amc.utils.files import read_text
 from amc.utils.runs import (
     CELLS_FOLDER,
+    FINETUNE_FOLDER,
     JOURNAL_FILE,
     LEAVING_RUNS,
     RESUMED,
@@ -87,6 +89,7 @@ def _read(folder: Path, known: State | None) -> Run:
     if known is None and state != State.RUNNING:  # otherwise a process has the journal
         evaluations = max(evaluations, reader.get(lambda: counted(folder)) or 0)
     has_strategy = (folder / STRATEGY_FILE).is_file()
+    finetuned = reader.get(lambda: FinetunedRecord.read(folder / FINETUNE_FOLDER))
     return Run(
         folder=folder,
         state=state,
@@ -102,6 +105,7 @@ def _read(folder: Path, known: State | None) -> Run:
         faults=list(dict.fromkeys(reader.faults)),
         evaluations=evaluations,
         asked=_asked(record),
+        finetuned=finetuned,
     )
 
 

@@ -21,6 +21,7 @@ from amc.networks import build_network
 from amc.recovery import training
 from amc.recovery.training import TrainingResult, train
 from amc.recovery.training_rate import RATES
+from amc.report.finetuned import FinetunedRecord
 from amc.study.artifact import RunRecord, read_strategy
 from tests.cli import nets
 from tests.cli.command import NETWORK, amc
@@ -53,9 +54,15 @@ def test_finetuning_writes_into_the_run_and_says_what_it_gained(run: Path, capsy
     shown = capsys.readouterr().out
     assert "test accuracy: " in shown
     assert f"written to {run / 'finetune'}" in shown
+    del before["report.html"]
     assert all((run / name).read_bytes() == content for name, content in before.items())
     names = {path.name for path in (run / "finetune").iterdir()}
     assert names >= {"best.safetensors", "training.safetensors", "compressed.safetensors"}
+    tuned = FinetunedRecord.read(run / "finetune")
+    assert tuned is not None
+    said = f"test accuracy: {100 * tuned.before:.2f} % before, {100 * tuned.after:.2f} % after"
+    assert said in shown
+    assert "Fine-tuned</h2>" in (run / "report.html").read_text()
     assert any(name.startswith("events.out.tfevents.") for name in names)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["run"]
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from amc.errors import ArtifactError
+from amc.objectives import DEFAULT
+from amc.report.finetuned import FinetunedRecord
 from amc.report.page import decided, write_page
 from amc.report.page_of_run import run_page, tiles
 from amc.report.page_of_runs import overview_page
@@ -83,6 +86,43 @@ def test_the_page_of_a_run_has_all_that_is_asked_of_it() -> None:
         "torch 2.6",
     ):
         assert part in text, part
+
+
+TUNED = FinetunedRecord(
+    DEFAULT.scores[0], 0.88, 0.895, 0.9, best_epoch=2, losses=[0.5, 0.25], searched=[0.885, 0.8925]
+)
+
+
+def test_fine_tuning_has_a_headline_and_its_epochs() -> None:
+    run = replace(FULL, finetuned=TUNED)
+    tile = next(tile for tile in tiles(run) if "fine-tuned" in tile.what)
+    assert (tile.number, tile.what) == ("0.50", "points of accuracy lost, fine-tuned")
+    assert tile.more == "89.50 % of 90.00 %, on the test split"
+    read = text_of(run_page(run))
+    assert "88.00 % before, 89.50 % after, 90.00 % of the original. Kept: epoch 2." in read
+    assert "1 0.5 88.50 % 2 0.25 89.25 %" in read
+    assert "Fine-tuned" not in text_of(run_page(FULL))
+    better = replace(FULL, finetuned=replace(TUNED, after=0.91, best_epoch=0))
+    assert "1.00 points of accuracy gained, fine-tuned" in text_of(run_page(better))
+    assert "No epoch was better." in text_of(run_page(better))
+
+
+def test_fine_tuning_is_read_from_its_folder_and_a_damaged_file_is_said(tmp_path: Path) -> None:
+    assert FinetunedRecord.read(tmp_path) is None
+    TUNED.write(tmp_path)
+    assert FinetunedRecord.read(tmp_path) == TUNED
+    path = tmp_path / "finetuned.json"
+    written = path.read_text()
+    for good, bad in (
+        ('"before": 0.88', '"before": "much"'),
+        ('"losses": [\n  0.5,', '"losses": ['),
+        ('"name": "accuracy"', '"name": 3'),
+        ('"format": "amc-finetuned"', '"format": "other"'),
+    ):
+        assert good in written
+        path.write_text(written.replace(good, bad))
+        with pytest.raises(ArtifactError, match="amc finetune writes it anew"):
+            FinetunedRecord.read(tmp_path)
 
 
 def test_a_layer_that_is_left_out_is_said_to_be() -> None:
