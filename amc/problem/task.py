@@ -193,6 +193,10 @@ class CompressionTask:
         """What is being evaluated elsewhere (`evaluate_anew`); `evaluate` waits for it."""
         self._expected[strategy] = wait
 
+    def expect_nothing(self) -> None:
+        """Forget what was being evaluated elsewhere: nobody is at it any more."""
+        self._expected.clear()
+
     def _run(self, candidate: nn.Module, is_float: bool) -> Evaluation:
         """Evaluate a candidate, which is not needed any more."""
         if self.bfloat16 and is_float:  # a grid of 8 bits and more is finer than bfloat16

@@ -110,6 +110,8 @@ def side_by_side(
         yield foresee
     finally:
         crew.close()
+        for task in tasks:
+            task.expect_nothing()
 
 
 # -- processes -------------------------------------------------------------------------------

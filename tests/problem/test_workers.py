@@ -102,6 +102,18 @@ def counted(here: list[Strategy]) -> Any:
     return counting
 
 
+@forks
+def test_what_is_under_way_at_the_end_is_not_waited_for(task: CompressionTask) -> None:
+    env = environment(task, "accuracy")
+    begun, other = env.uniform_strategies()[0], IDENTITY
+    with workers.side_by_side([task], 1) as foresee:
+        assert foresee is not None
+        foresee([(task, begun), (task, other)])
+        assert task.knows(other)
+    assert not task.knows(other)
+    assert task.evaluate(other).accuracy == task.evaluate_anew(other).accuracy
+
+
 def test_there_are_two_proposals_for_each_worker() -> None:
     counts = [
         SearchSettings("random", 4, "accuracy", **options).at_once
