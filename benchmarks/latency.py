@@ -11,6 +11,7 @@ depend on them. Prints the errors, writes a CSV and a scatter picture.
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from amc.strategy import FLOAT, Bits, Strategy
 from benchmarks.provenance import RESULTS, print_table, provenance, write_csv
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", nargs="+", default=["resnet56:32"], help="name:image size")
@@ -47,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channel-step", type=int, help="default: found by a probe")
     parser.add_argument("--grid", choices=GRIDS, default=COARSE)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def local_spec(options: argparse.Namespace) -> LocalSpec:
@@ -137,6 +138,15 @@ def summary(rows: Sequence[dict[str, object]]) -> dict[str, object]:
     }
 
 
+def file_name(options: argparse.Namespace) -> str:
+    """What the results are kept as: runs of other devices, bits, batches or networks stay."""
+    device = options.device.rpartition(":")[2]
+    parts = [] if options.device == DEFAULT_DEVICE else [device]
+    parts += [options.bits, f"b{options.batch}"]
+    parts += [re.sub(r"[^\w.]+", "_", given.partition(":")[0]) for given in options.networks]
+    return "-".join(["latency", *parts])
+
+
 def draw(groups: Sequence[Sequence[dict[str, object]]], path: Path) -> None:
     """Predicted against measured, one panel for each network."""
     figure = Figure(figsize=(4.2 * len(groups), 4), layout="constrained")
@@ -170,8 +180,7 @@ def main() -> None:
         groups.append(measure(name, int(size or 32), device, pairs, options))
     rows = [summary(group) for group in groups]
     print_table(rows, list(rows[0]))
-    of_device = "" if device.name == DEFAULT_DEVICE else f"{device.name.rpartition(':')[2]}-"
-    name = f"latency-{of_device}{options.bits}-b{options.batch}"
+    name = file_name(options)
     print(write_csv(name, [row for group in groups for row in group]))
     draw(groups, RESULTS / f"{name}.png")
     print(RESULTS / f"{name}.png")
