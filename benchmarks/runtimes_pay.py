@@ -211,32 +211,40 @@ def rows_of(
     return rows
 
 
-def time_at(points: Points, accuracy: float) -> float:
-    """Milliseconds at which a curve reaches an accuracy; NaN beyond its ends.
+def choices(points: Points) -> list[tuple[float, float]]:
+    """The networks that are a choice, quickest first: each is better than all that are quicker."""
+    found: list[tuple[float, float]] = []
+    for ms, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((ms, accuracy))
+    return found
 
-    A slower network that is worse than a quicker one is no choice; between two points the time's
-    logarithm is interpolated.
+
+def time_at(points: Points, accuracy: float) -> float:
+    """Milliseconds at which the `choices` reach an accuracy; NaN beyond their ends.
+
+    Between two of them the time's logarithm is interpolated: halfway from 1 ms to 4 ms are 2 ms.
     """
-    times, accuracies = np.array(sorted(points)).T
-    reached = np.maximum.accumulate(accuracies)
+    times, reached = zip(*choices(points), strict=True)
     if not reached[0] <= accuracy <= reached[-1]:
         return math.nan
-    # From the best down: where the curve is level, its quickest network counts.
-    return math.exp(float(np.interp(-accuracy, -reached[::-1], np.log(times[::-1]))))
+    return math.exp(float(np.interp(accuracy, reached, np.log(times))))
 
 
 def advantage(own: Points, other: Points) -> float:
-    """By how much longer the others' networks take at equal accuracy; NaN where none are equal.
+    """By how much longer the other networks take at equal accuracy; NaN where none are equal.
 
-    Two single networks are compared as they are.
+    The mean of the times' ratios at `PLACES` accuracies that both reach. Two single networks are
+    compared as they are.
     """
     if len(own) == len(other) == 1:
         return other[0][0] / own[0][0] - 1
-    best = [max(accuracy for _, accuracy in points) for points in (own, other)]
-    first = [min(points)[1] for points in (own, other)]
-    places = np.linspace(max(first), min(best), PLACES).tolist() if max(first) <= min(best) else []
-    gains = [math.log(time_at(other, at) / time_at(own, at)) for at in places]
-    return math.expm1(fmean(gains)) if gains else math.nan
+    ends = [choices(points) for points in (own, other)]
+    low, high = max(curve[0][1] for curve in ends), min(curve[-1][1] for curve in ends)
+    if low > high:
+        return math.nan
+    places = np.linspace(low, high, PLACES).tolist()
+    return math.expm1(fmean(math.log(time_at(other, at) / time_at(own, at)) for at in places))
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[dict[str, object]]:
@@ -253,12 +261,18 @@ def verdicts(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[
         }
         others = [of for of in devices if of != device]
         gains = {of: advantage(curves[device], curves[of]) for of in others}
-        least = min(gains.values(), default=math.nan)
         row: dict[str, object] = {"measured on": device}
-        row |= {f"{of} takes longer by": f"{gain:+.1%}" for of, gain in gains.items()}
-        row |= {"its own is the fastest": "yes" if least > 0 else "no", "least": f"{least:+.1%}"}
+        row |= {f"{of} takes longer by": _shown(gain) for of, gain in gains.items()}
+        known = [gain for gain in gains.values() if not math.isnan(gain)]
+        least = min(known, default=math.nan)
+        is_fastest = "no" if least <= 0 else "yes" if len(known) == len(others) else "unknown"
+        row |= {"its own is the fastest": is_fastest, "least": _shown(least)}
         found.append(row)
     return found
+
+
+def _shown(gain: float) -> str:
+    return "no equal accuracy" if math.isnan(gain) else f"{gain:+.1%}"
 
 
 def crossed(rows: Sequence[Mapping[str, Any]], devices: Sequence[str]) -> list[dict[str, object]]:

@@ -152,7 +152,7 @@ def _list(
             if remote is not None:
                 table = fill_list(path, header, wanted, remote)
             else:
-                known = told_by(Path(config["import"]).expanduser(), wanted)
+                known = told_by(Path(config["import"]).expanduser(), wanted, header.batch)
                 table = fill_from(path, header, wanted, known)
         _say(
             f"{table.name}: {len(table.rows)} prices, batch {table.batch}, "

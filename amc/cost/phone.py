@@ -43,8 +43,8 @@ def write_programs(folder: Path, requests: Sequence[Request], batch: int) -> int
         StorageError: The folder cannot be written.
     """
     if (folder / OPERATORS_FILE).exists():
-        _check_operators(folder, requests)
-    write_text(folder / OPERATORS_FILE, _operators(requests))
+        _check_operators(folder, requests, batch)
+    write_text(folder / OPERATORS_FILE, _operators(requests, batch))
     with progress_bar(f"writing programs to {folder}", len(requests)) as bar:
         for number, request in enumerate(requests, start=1):
             path = folder / f"{number}.pte"
@@ -56,14 +56,14 @@ def write_programs(folder: Path, requests: Sequence[Request], batch: int) -> int
 
 
 def told_by(
-    folder: Path, requests: Sequence[Request]
+    folder: Path, requests: Sequence[Request], batch: int
 ) -> Callable[[Mapping[int, Request]], Iterator[str]]:
     """What the folder knows of operators, as lines that `amc.cost.remote.fill_from` takes.
 
     Raises:
         TableError: It holds the programs of another list, or of none.
     """
-    _check_operators(folder, requests)
+    _check_operators(folder, requests, batch)
 
     def told(wanted: Mapping[int, Request]) -> Iterator[str]:
         machine = folder / MACHINE_FILE
@@ -108,7 +108,7 @@ def printed_price(text: str) -> dict[str, float | int]:
     calls = {int(number): float(ms) for number, ms in _CALL.findall(text)}  # a log may be twofold
     taken = [ms for number, ms in sorted(calls.items()) if number > WARM_UP]
     if len(taken) >= 2:
-        low, _, high = quantiles(taken, n=4)
+        low, _, high = quantiles(taken, n=4, method="inclusive")
         return {"latency_ms": low, "spread_ms": (high - low) / 2, "samples": len(taken)}
     whole = _ALL.search(text)
     if whole and int(whole[1]) and 0 < float(whole[2]) < _MOST_MS:
@@ -121,15 +121,15 @@ def printed_price(text: str) -> dict[str, float | int]:
     )
 
 
-def _operators(requests: Sequence[Request]) -> str:
-    return f"{fingerprint(*map(key_of, requests))} {len(requests)}\n"
+def _operators(requests: Sequence[Request], batch: int) -> str:
+    return f"{fingerprint(*map(key_of, requests))} {len(requests)} batch {batch}\n"
 
 
-def _check_operators(folder: Path, requests: Sequence[Request]) -> None:
+def _check_operators(folder: Path, requests: Sequence[Request], batch: int) -> None:
     there = read_text(folder / OPERATORS_FILE, "List of a folder's programs", TableError)
-    if there != _operators(requests):
+    if there != (here := _operators(requests, batch)):
         raise TableError(
             f"{folder} holds programs of another list ({there.strip()[:40]!r}, of this one "
-            f"{_operators(requests).strip()!r}). Give the options that they were written with, or "
+            f"{here.strip()!r}). Give the options that they were written with, or "
             "name another folder."
         )

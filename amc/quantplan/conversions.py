@@ -6,7 +6,8 @@ from amc.strategy import FLOAT_BITS, Bits
 
 INT8 = Bits(8, 8)
 
-# Conversion -> from what to what. A device that prices conversions says which of them.
+# Conversion -> from what to what. A device that prices conversions says which of them. Where it
+# dequantizes nothing is rescaled: it takes 8-bit values for floats wherever floats are given.
 CONVERSIONS: dict[str, str] = {
     "unblock": "from what a float convolution gives (blocks of channels) to plain floats",
     "narrow": "from one float convolution to the next, where that has few input channels",
@@ -14,6 +15,8 @@ CONVERSIONS: dict[str, str] = {
     "quantize": "from plain floats to 8-bit counts",
     "dequantize": "from 8-bit counts to plain floats",
     "transpose": "from 8-bit counts to what an integer convolution reads (channels last), or back",
+    "rescale": "from 8-bit counts to plain floats between layers, where 8-bit layers read counts "
+    "even if they give floats",
 }
 
 BLOCK_CONVERSIONS = {"unblock", "narrow", "block"}

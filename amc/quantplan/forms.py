@@ -72,6 +72,7 @@ class Forms:
         """
         self._of_floats = BLOCKED if BLOCK_CONVERSIONS & set(converts) else PLAIN
         self._of_integers = CHANNELS_LAST if TRANSPOSE in converts else COUNTS
+        self._rescales = "dequantize" not in converts
         self._integer = [is_integer(bits) for bits in pairs]
         self.rounding = Rounding(graph.tensors, list(map(reads_counts, pairs)), self._integer)
         self._tensors, self._readers = graph.tensors, self.rounding.readers
@@ -187,11 +188,13 @@ class Forms:
                 int(quantized),
                 read.dequantized,
                 int(read.last),
+                0,
             )
         is_last, floats = form == CHANNELS_LAST, read.dequantized + read.floats
         turned = (read.counts or floats > 0) if is_last else read.last
         again = int(is_last and self._meets_counts(index, forms))
-        return (0, 0, 0, again, floats + again, int(turned))
+        rescaled = read.floats if self._rescales else 0
+        return (0, 0, 0, again, floats + again, int(turned), rescaled)
 
     def _reading(self, index: int, pairs: Sequence[int], forms: Sequence[int]) -> _Reading:
         floats, convolutions, depthwise, rounded = int(self._tensors[index].is_output), 0, 0, 0

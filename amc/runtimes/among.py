@@ -48,7 +48,20 @@ def _counts(model: OperatorModel, request: Request, target: str) -> str:
     return model.node("DequantizeLinear", [counts, scale, middle], f"{target}.signed")
 
 
-def _dequantize(model: OperatorModel, request: Request, target: str) -> str:
+def _quantize(model: OperatorModel, request: Request, target: str) -> str:
+    """A single pixel is a mean that a linear layer reads: what a convolution gives to another one
+    is converted otherwise there, and 40 times as slowly.
+    """
+    channels, size = request.in_channels, request.signature.in_size
+    if size != (1, 1):
+        return model.rounded(model.input([channels, *size]), target)
+    mean = model.node("GlobalAveragePool", [model.input([channels, 2, 2])], "before.mean")
+    flat = model.node("Flatten", [mean], "before.flat")
+    counts = model.node("QuantizeLinear", [flat, *model.grid()], "counts")
+    return model.node("DequantizeLinear", [counts, *model.grid()], target)
+
+
+def _rescale(model: OperatorModel, request: Request, target: str) -> str:
     """What an integer convolution gives, added to floats: these are read elsewhere too, and so is
     the sum, as along residual blocks. Else the convolutions would scale them on the way.
     """
@@ -88,7 +101,7 @@ def _select(model: OperatorModel, request: Request, target: str) -> str:
     return model.node("Gather", [source, places], target, axis=1)
 
 
-_OTHERWISE = {"dequantize": _dequantize, "add": _add, "select": _select}
+_OTHERWISE = {"quantize": _quantize, "rescale": _rescale, "add": _add, "select": _select}
 
 
 def in_parts(
@@ -152,14 +165,16 @@ class _AmongConvolutions(OperatorModel):
         """Put a convolution behind every branch."""
         for index, request in self._between.items():
             source, target = output_of(index), f"behind{index}"
-            extra = request.signature.op == "pad"  # a channel, which is what is timed
-            weight = drawn((_FEW, request.out_channels + extra, 1, 1))
-            if request.bits == INT8 or request.signature.op == "quantize":
+            op = request.signature.op
+            extra = op == "pad"  # a channel, which is what is timed
+            is_linear = op == "quantize" and request.signature.in_size == (1, 1)
+            weight = drawn((_FEW, request.out_channels + extra, *(() if is_linear else (1, 1))))
+            if request.bits == INT8 or op == "quantize":
                 counts = self.tensor(f"{target}.c", counts_of(weight))
                 scale = self.tensor(f"{target}.ws", np.full(_FEW, SCALE))
                 name = self.node("DequantizeLinear", [counts, scale], f"{target}.w", axis=0)
             else:
                 name = self.tensor(f"{target}.w", weight)
-            how = {"kernel_shape": (1, 1)}
-            self.outputs[index] = self.node("Conv", [source, name], target, **how)
+            kind, how = ("Gemm", {"transB": 1}) if is_linear else ("Conv", {"kernel_shape": (1, 1)})
+            self.outputs[index] = self.node(kind, [source, name], target, **how)
         self.outputs += self._beside

@@ -70,7 +70,7 @@ class OnnxRuntime(Runtime):
     title = "ONNX Runtime"
     supported_bits = (FLOAT, INT8)
     fuses = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")  # in float and in integers alike
-    converts = tuple(CONVERSIONS)
+    converts = tuple(name for name in CONVERSIONS if name != "rescale")
 
     version: ClassVar[str] = onnxruntime.__version__
 

@@ -61,7 +61,7 @@ class OpenVino(Runtime):
     title = "OpenVINO"
     supported_bits = (FLOAT, INT8)
     fuses = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh", "hardswish", "silu", "gelu")
-    converts = ("quantize", "dequantize")
+    converts = ("quantize", "rescale")
     is_isolated = True
 
     def __post_init__(self) -> None:
@@ -183,7 +183,8 @@ class _Branches:
     ) -> None:
         how = runtime.settings(threads, profiled=True)
         compiled = runtime.load(model, how)
-        self._nodes = _nodes_of(compiled.get_runtime_model(), part)
+        graph = compiled.get_runtime_model()
+        self._nodes, self._still = _nodes_of(graph, part), _without_kernels(graph)
         blob = compiled.export_model()
         self._anew = partial(_core().import_model, blob, runtime.device, how)
         self._inputs = dict(inputs)
@@ -193,7 +194,12 @@ class _Branches:
         request = self._anew().create_infer_request()
         first = self._profile(request, _WARM_UP)
         mean = self._profile(request, _CALLS)
-        taken = {name: later_mean(first[name], mean[name]) for name in mean}
+        # A node that does something is a call, however short; of others 0 is the truth.
+        taken = {
+            name: later_mean(first[name], ms)
+            for name, ms in mean.items()
+            if ms or name not in self._still
+        }
         sums = [sum(taken.get(n, 0.0) * sign for n, sign in nodes.items()) for nodes in self._nodes]
         return [max(ms, _LEAST_MS) for ms in sums]
 
@@ -213,8 +219,6 @@ def later_mean(first_ms: float, mean_ms: float) -> float:
     (16 * 3.5 - 4 * 9.5) / 12 + 0.5 = 2.
     """
     calls, half = _WARM_UP + _CALLS, _TICK_MS / 2
-    if mean_ms == 0:
-        return 0.0
     total = calls * (mean_ms + half) - _WARM_UP * (first_ms + half)
     return max(total / _CALLS + half, half)
 
@@ -222,6 +226,12 @@ def later_mean(first_ms: float, mean_ms: float) -> float:
 def _is_alone(request: Request) -> bool:
     """Whether it is timed in a model of its own: what it is has no name there."""
     return is_lone(request) or request.signature.op in OpenVino.converts
+
+
+def _without_kernels(graph: Any) -> set[str]:
+    """Names of the nodes that compute nothing: outputs, reshapings in place."""
+    kinds = {n.get_friendly_name(): n.get_rt_info()["primitiveType"] for n in graph.get_ops()}
+    return {name for name, kind in kinds.items() if kind.astype(str).startswith("unknown")}
 
 
 def _nodes_of(graph: Any, part: Sequence[Request]) -> list[dict[str, int]]:

@@ -95,7 +95,9 @@ def conclude(
     if keeping is None:
         best = max(chosen, key=lambda one: jury.reward(one.strategy, one.evaluation))
     else:
-        best = keeping.chooser(jury.original.scores)(chosen)
+        # The uniform one is repaired as they are, and may be the cheapest that keeps the score.
+        also = [even] if even in eligible else []
+        best = keeping.chooser(jury.original.scores)([*chosen, *also])
     named = [
         ("original", jury.original, None),
         ("uniform", even.evaluation, even),

@@ -206,6 +206,40 @@ def test_both_networks_are_timed_in_turn_in_the_way_of_a_search(
     assert asked == [{"networks": 2, "shape": SHAPE, **how}]
 
 
+def test_energy_of_both_networks_is_said_where_the_machine_shows_it(
+    run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [Timing(1.0, 0.1, energy_mj=20.0), Timing(0.5, 0.1, energy_mj=7.6254)]
+    monkeypatch.setattr(recipe, "time_networks", lambda *_, **__: shown)
+    assert export(run) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if "energy" in line]
+    assert said[0] == [
+        "energy,",
+        "original",
+        "20.000",
+        "mJ",
+        "the",
+        "whole",
+        "processor's,",
+        "by",
+        "RAPL",
+    ]
+    assert said[1] == ["energy,", "compressed", "7.625", "mJ"]
+    latency = _report(run)["latency"]
+    assert latency["original"] == {"latency_ms": 1.0, "spread_ms": 0.1, "energy_mj": 20.0}
+    assert latency["compressed"]["energy_mj"] == 7.6254
+
+
+def test_machine_that_shows_no_energy_has_no_row_of_it(
+    run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timings = [Timing(1.0, 0.1), Timing(0.5, 0.1)]
+    monkeypatch.setattr(recipe, "time_networks", lambda *_, **__: timings)
+    assert export(run) == 0
+    assert "energy" not in capsys.readouterr().out
+    assert _report(run)["latency"]["compressed"] == {"latency_ms": 0.5, "spread_ms": 0.1}
+
+
 def test_file_that_does_not_agree_is_not_written(
     run: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:

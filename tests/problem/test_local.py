@@ -144,7 +144,7 @@ def test_search_over_bits_corrects_by_networks_of_mixed_bits(
     assert isinstance(before, TableDevice)
     assert isinstance(device, TableDevice)
     assert timed == [9, 14]  # the original, four in float, nine with ever more layers in integers
-    assert device.converts == tuple(CONVERSIONS)
+    assert device.converts == SPEC.converts
     assert before.header.correction is not None
     assert device.header.correction is not None
     assert before.header.correction.kinds == KINDS
@@ -236,7 +236,7 @@ def test_table_measured_before_conversions_had_prices_is_corrected_anew(
     assert isinstance(again, TableDevice)
     assert set(again.rows) == set(device.rows)
     kept = read_table(SPEC.table_path()).header
-    assert kept.converts == tuple(CONVERSIONS)
+    assert kept.converts == SPEC.converts
     assert kept.correction == device.header.correction
 
 

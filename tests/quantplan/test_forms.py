@@ -163,6 +163,17 @@ def test_runtime_without_layouts_of_its_own_has_plain_floats_and_plain_counts(
     assert converted(forms, pairs, 6)[2:4] == [{"quantize": 1}, {"dequantize": 1}]
 
 
+def test_runtime_that_rescales_does_so_between_layers_alone(tiny_graph: NetworkGraph) -> None:
+    forms = Forms(tiny_graph, PAIRS, ("quantize", "rescale"))
+    pairs = [1, 1, 0, 0]  # conv2 reads conv1's counts, and gives floats
+    assert forms.all(pairs)[1:3] == [COUNTS, PLAIN]
+    assert not any("rescale" in of_tensor for of_tensor in converted(forms, pairs, 6))
+    pairs = [0, 0, 1, 0]  # conv3: an addition in floats reads what it gives
+    assert converted(forms, pairs, 6)[3]["rescale"] == 1
+    dequantizing = Forms(tiny_graph, PAIRS, ("quantize", "dequantize", "rescale"))
+    assert converted(dequantizing, pairs, 6)[3] == {"dequantize": 1}
+
+
 # -- along walks -------------------------------------------------------------------------------
 
 

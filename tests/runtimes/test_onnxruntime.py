@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from amc.errors import DeviceError
 from amc.graph.types import Signature
-from amc.quantplan.conversions import CONVERSIONS, INT8, dequantized
+from amc.quantplan.conversions import INT8, dequantized
 from amc.runtimes import onnxruntime as room
 from amc.runtimes.onnxruntime import OnnxRuntime, OnnxTimer
 from amc.runtimes.operators import operator_model
@@ -193,7 +193,7 @@ def blocks(folder):
 
 
 def test_every_conversion_has_a_time():
-    signatures = [Signature(op, in_size=(6, 6), out_size=(6, 6)) for op in CONVERSIONS]
+    signatures = [Signature(op, in_size=(6, 6), out_size=(6, 6)) for op in OnnxRuntime.converts]
     requests = [Request(signature, 16, 16, FLOAT) for signature in signatures]
     assert all(0 < latency_ms < 1000 for latency_ms in OnnxTimer(1, 1).sample_all(requests))
 

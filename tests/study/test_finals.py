@@ -28,6 +28,7 @@ from amc.runtimes import OnnxNetwork, OnnxRuntime, TorchRuntime
 from amc.strategy import FLOAT, Bits, Strategy
 from amc.study.finals import conclude
 from amc.study.jury import Jury
+from amc.study.keep import Keeping
 from amc.utils.measure import Timing
 from envs.reward import REWARDS, Outcome, Reward, build_reward
 from tests.conftest import random_images
@@ -70,6 +71,10 @@ def _timed(monkeypatch: pytest.MonkeyPatch, *latencies: float) -> list[dict[str,
     return asked
 
 
+def _search_accuracy(task: CompressionTask, strategy: Strategy) -> float:
+    return task.evaluator(task.problem.data.search)(task.finish(strategy).module).accuracy
+
+
 def test_rows_are_original_uniform_and_best_on_the_test_split(
     tiny_net: nn.Module, data: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +115,17 @@ def test_best_is_the_candidate_that_does_best_on_the_whole_search_split_after_it
         trials = _trials(task, *order)
         end = conclude(task, trials, UNIFORM, REWARDS[name], measure=False)
         assert rewards[end.best.strategy] == max(rewards.values())
+
+
+def test_uniform_strategy_is_chosen_where_it_is_the_cheapest_that_keeps_the_score(
+    tiny_net: nn.Module, data: DataSet
+) -> None:
+    task = _task(tiny_net, data)
+    for most, best in ((100.0, UNIFORM), (-100.0, None)):
+        keeping = Keeping(task, "accuracy", 100.0, most)
+        end = conclude(task, _trials(task, WIDE), UNIFORM, ACCURACY, measure=False, keeping=keeping)
+        least = min((WIDE, UNIFORM), key=lambda s: -_search_accuracy(task, s))
+        assert end.best.strategy == (best or least)
 
 
 @pytest.mark.parametrize(
