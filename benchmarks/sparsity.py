@@ -27,12 +27,14 @@ from benchmarks.subject import add_options, subject
 from envs.knapsack import knapsack_strategy
 
 Row = dict[str, object]
+BY = {"magnitude": False, "error": True}
 
 
 def arguments() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_options(parser)
+    parser.add_argument("--by", nargs="+", choices=BY, default=list(BY), help="zeros go by")
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.5, 0.75, 0.9])
     parser.add_argument("--inner", type=float, nargs="*", default=[0.75])
     parser.add_argument("--chosen", type=float, nargs="*", default=[0.75, 0.9])
@@ -105,6 +107,7 @@ class Bench:
             "decision": name,
             "where": where,
             "fraction": fraction,
+            "data seed": self._options.data_seed,
             "zeros %": f"{100 * self._zeros(network):.1f}",
             "search %": f"{100 * self._search(network).scores['accuracy']:.2f}",
             "test %": f"{100 * accuracy:.2f}",
@@ -127,7 +130,7 @@ def main() -> None:
     """Measure, print the table, write the CSV."""
     options = arguments()
     bench = Bench(options)
-    for by_error in (False, True):
+    for by_error in (BY[name] for name in options.by):
         if options.fractions:
             bench.uniform(Sparsity(pattern=(2, 4), by_error=by_error), 0.5)
         for fraction in options.fractions:

@@ -29,6 +29,7 @@ def add_options(
     parser.add_argument("--root", type=Path, help="image folder; default: the embedded digits")
     parser.add_argument("--search-every", type=int)
     parser.add_argument("--calibration", type=int, help="images taken from the training split")
+    parser.add_argument("--data-seed", type=int, default=0, help="of the choice of those")
     parser.set_defaults(synthetic=None)
     if synthetic:
         parser.add_argument("--synthetic", type=int, help="size of random images; none: real ones")
@@ -42,9 +43,9 @@ def subject(options: argparse.Namespace) -> tuple[nn.Module, DataSet]:
     given = {"search_every": options.search_every, "calibration": options.calibration}
     chosen = {key: value for key, value in given.items() if value is not None}
     data: DataSet = (
-        build_data("image_folder", root=options.root, **chosen)
+        build_data("image_folder", root=options.root, seed=options.data_seed, **chosen)
         if options.root
-        else build_data("digits", **chosen)
+        else build_data("digits", seed=options.data_seed, **chosen)
     )
     network = build_network(
         options.network, num_classes=data.num_classes, image_shape=data.image_shape

@@ -162,5 +162,13 @@ def has_zeros(layer: Layer) -> bool:
     return any(isinstance(form, Zeros) for form in forms_of(layer))
 
 
+def has_free_others(layer: Layer) -> bool:
+    """Whether a layer has zeros by error and nothing else: its other weights may be any floats."""
+    is_coarse = isinstance(layer, Quantized) and layer.bits.weight != FLOAT_BITS
+    forms = forms_of(layer)
+    zeros = [form for form in forms if isinstance(form, Zeros) and form.by_error]
+    return len(zeros) == len(forms) == 1 and not is_coarse
+
+
 def _shaped(layer: Layer, weight: Tensor) -> Tensor:
     return weight.reshape(layer.weight.shape).to(layer.weight.dtype)

@@ -26,14 +26,17 @@ from amc.graph.graph import NetworkGraph
 from amc.layers import ProductKind, is_depthwise, kind_of, layer_at, product_of
 from amc.layers.norms import is_batch_norm
 from amc.recovery.aims import Aim, Aims, Job
+from amc.recovery.descent import system_of
 from amc.recovery.fitting import FITTED, RIDGES, Choice, Solver, Sums, choose, rescaled
 from amc.recovery.reference import Execution, Reference
-from amc.recovery.rounding import rounded_weight, write_weight
+from amc.recovery.rounding import has_free_others, rounded_weight, write_weight
+from amc.recovery.zeros import without
 
 MAX_COLUMNS = 2304  # wider layers are refitted within what their rows span
 ROWS_PER_SPAN = 4  # rows that are fitted to, for each that spans
 EXACT_BITS = 8  # of a weight: what such rounding costs needs no refit of a depthwise layer
 RECTIFICATIONS = 3  # times that a layer before a ReLU is solved anew; more change little
+RECTIFICATIONS_OF_ZEROS = 8  # of one with zeros, whose output lacks more
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,10 @@ def refit_layers(
                 left.remove(path)
                 on_layer(path)
     return done
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 class _Repair:
@@ -228,7 +235,11 @@ class _Repair:
             choice = choose(
                 sums, now, centred, importance, rounded, what, self._ridges, alone=not forms
             )
-        weight = self._solved(job, aims, sums, now, choice)
+        solve = self._solver(job, sums, now, choice)
+        is_clipped = centred and path in self._reference.clips
+        weight = now if solve is None else solve(sums.cross(centred))
+        if solve is not None and is_clipped:
+            weight = self._rectified(job, aims, sums, solve, weight)
         if not choice.refit.all():
             given = sums.gram(centred) @ now.transpose(1, 2)
             factored = rescaled(now, given, sums.cross(centred))
@@ -244,26 +255,59 @@ class _Repair:
                 importance=self._importance(job, groups),
                 feedback=self._feedback,
             )
+            if solve is not None and is_clipped and has_free_others(layer):
+                self._rectify_others(job, aims, sums, solve, choice)
         if centred:
             self._set_mean(job, *(means or sums.means()))
         refused = float((choice.needed & ~choice.refit).double().mean())
         return Refit(path, choice.ridge, refused, sum(images), columns)
 
-    def _solved(
-        self, job: Job, aims: Sequence[Aim], sums: Sums, now: Tensor, choice: Choice
-    ) -> Tensor:
-        """The weight by least squares; the present one where no output is to have it."""
+    def _solver(self, job: Job, sums: Sums, now: Tensor, choice: Choice) -> Solver | None:
+        """What gives the weight by least squares; None where no output is to have it."""
         if not choice.refit.any():
-            return now
-        centred, what = job.is_centred, f"the inputs of layer {job.path!r}"
-        solve = Solver(now, sums.gram(centred), choice.ridge, what)
-        weight = solve(sums.cross(centred))
-        if centred and job.path in self._reference.clips:
-            factor = job.factors(weight)
-            for _ in range(self._rectifications):
-                sums.aim_at(self._aims.behind(job, aims, sums.outputs(weight), factor))
-                weight = solve(sums.cross(centred))
+            return None
+        what = f"the inputs of layer {job.path!r}"
+        return Solver(now, sums.gram(job.is_centred), choice.ridge, what)
+
+    def _rectified(
+        self,
+        job: Job,
+        aims: Sequence[Aim],
+        sums: Sums,
+        solve: Solver,
+        weight: Tensor,
+        form: Callable[[Tensor], Tensor] = _as_it_is,
+        turns: int | None = None,
+    ) -> Tensor:
+        """A weight solved anew for what the activation after the layer lets through of it.
+
+        Args:
+            weight: What the layer has now.
+            form: Of what is solved for, the best that the layer may have.
+            turns: Times; None: as often as is asked for.
+        """
+        factor = job.factors(weight)
+        for _ in range(self._rectifications if turns is None else turns):
+            sums.aim_at(self._aims.behind(job, aims, sums.outputs(weight), factor))
+            weight = form(solve(sums.cross(job.is_centred)))
         return weight
+
+    def _rectify_others(
+        self, job: Job, aims: Sequence[Aim], sums: Sums, solve: Solver, choice: Choice
+    ) -> None:
+        """Look through the activation once more, now that some weights are zero.
+
+        Zeros take far more from an output than channels before it do, and what they take where
+        the activation gives nothing anyway need not be made up for. Which weights are zero stays.
+        """
+        layer, gram = job.layer, sums.gram(job.is_centred)
+        now = layer.weight.double().reshape(*choice.refit.shape, -1)
+        system = system_of(gram, f"the inputs of layer {job.path!r}, some of them at zero")
+        others = partial(without, system=system, gone=now == 0)
+        turns = RECTIFICATIONS_OF_ZEROS if self._feedback else None
+        found = self._rectified(job, aims, sums, solve, now, others, turns)
+        found = torch.where(choice.refit[..., None], found, now)
+        layer.weight.data = found.reshape(layer.weight.shape).to(layer.weight.dtype)
 
     def _importance(self, job: Job, groups: int) -> Tensor | None:
         """Of each output's squared error, (groups, outputs / groups)."""
@@ -301,10 +345,6 @@ class _Repair:
             generator = self._reference.generator(batch)
             inputs.append(kind.rows(layer, seen, generator, self._reference.positions[job.path]))
         return inputs
-
-
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
 
 
 def _mean(batches: Sequence[Tensor]) -> Tensor:

@@ -3,9 +3,11 @@ import pytest
 import torch
 from torch import nn
 
+from amc.compress.forms import give_form
 from amc.compress.quantization import quantize_layer, quantize_weight
 from amc.compress.removal import keep_mask, remove_channels
 from amc.compress.verify import graph_of
+from amc.decisions.forms import Zeros
 from amc.errors import CalibrationError
 from amc.layers.kind import POSITIONS_PER_IMAGE
 from amc.recovery import reference
@@ -387,3 +389,21 @@ def test_layers_that_are_not_judged_take_the_first_ridge(tiny_graph):
     assert by_path["conv2"].ridge == 1e-3
     assert {by_path[path].ridge for path in ("conv1", "conv3", "linear")} == {0.5}
     assert by_path["conv3"].refused == 0
+
+
+def test_weight_that_is_left_beside_a_zero_looks_through_the_relu():
+    network = nn.Sequential(nn.Conv2d(2, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1, 2)).eval()
+    network[0].weight.data = torch.tensor([1.0, -0.9]).view(1, 2, 1, 1)
+    network[0].bias.data.zero_()
+    # Of half of the images 1 to 4 is wanted, of the others -3.7: without its second input the
+    # layer cannot give both, but after the ReLU -1 will do for -3.7.
+    above, below = torch.linspace(1, 4, 64), torch.full((64,), -1.0)
+    first, second = torch.cat([above, below]), torch.cat([0 * above, -3 * below])
+    images = torch.stack([first, second], 1).view(-1, 2, 1, 1)
+    graph = graph_of(network, (2, 1, 1))
+    smaller, keep = cut(graph, {})
+    layer = smaller.get_submodule("0")
+    give_form(layer, Zeros(0.5))
+    repair(graph, smaller, keep, images)
+    weight = layer.weight.flatten().tolist()
+    assert weight == pytest.approx([1.0, 0.0], abs=0.05)
