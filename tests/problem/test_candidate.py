@@ -215,7 +215,9 @@ def test_refit_keeps_the_mean_of_layers_with_a_bias():
 
 
 def test_importance_must_be_known():
-    with pytest.raises(ConfigError, match=r"importance must be one of .*discrimination, got 'random'"):
+    with pytest.raises(
+        ConfigError, match=r"importance must be one of .*discrimination, got 'random'"
+    ):
         RecoverySettings(importance="random")
 
 
