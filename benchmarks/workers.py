@@ -67,7 +67,7 @@ def main() -> None:
     network, data = subject(options)
     budget = {"metric": "macs", "fraction": options.fraction}
     task = CompressionTask(Problem(network, data, None, budget, search_images=options.images))
-    assert task.errors  # prepared beforehand
+    environment(task).knapsack_strategies()  # prepared beforehand: errors, and the program's answer
     taken: dict[int, list[float]] = {count: [] for count in options.workers}
     tried: dict[int, Any] = {}
     for _ in range(options.rounds):

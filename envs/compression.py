@@ -349,7 +349,13 @@ class CompressionEnv(gymnasium.Env[Array, Array]):
 
     @cached_property
     def _allocated(self) -> Strategy:
-        return knapsack_strategy(self.costs, self.check_informed("warm_start=program"))
+        errors = self.check_informed("warm_start=program")
+        solved = self.costs.allocated
+        found = next((strategy for known, strategy in solved if known is errors), None)
+        if found is None:
+            found = knapsack_strategy(self.costs, errors)
+            solved.append((errors, found))
+        return found
 
     def surrogate(self) -> Surrogate:
         """What strategies lose, before any evaluation.

@@ -86,6 +86,8 @@ class CostModel:
             conversions its bits change more (`after`).
         known_decisions: What walks asked before: a layer, the channels of every group and the bit
             option of every layer -> the total after each of its decisions.
+        allocated: What the integer program gave, with the errors that it was given: several
+            environments of one task ask it the same.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class CostModel:
         self.affected = self._find_affected()
         self._level_prices: dict[tuple[int, int], LevelPrices] = {}
         self.known_decisions: dict[tuple[int, ...], FloatArray] = {}
+        self.allocated: list[tuple[object, Strategy]] = []
         self._set_floor()
 
     # -- the original and the cheapest --------------------------------------------------------
@@ -171,7 +174,7 @@ class CostModel:
                 f"the bound of {self.bound:,.6g} {self.budget.unit}, got {bound!r}."
             )
         tighter = copy.copy(self)
-        tighter.bound = bound
+        tighter.bound, tighter.allocated = bound, []
         return tighter
 
     def completions(self, walk: WalkCosts, step: int) -> Iterator[WalkCosts]:

@@ -12,9 +12,10 @@ from amc.cost.model import CostModel, choices_for, requests_for
 from amc.networks import build_network
 from amc.recovery.errors import LayerErrors
 from amc.strategy import FLOAT, Bits
+from envs import compression
 from envs.knapsack import PRICES_NEAR, KnapsackSolver, knapsack_strategy, undominated
 from envs.uniform import uniform_strategies
-from tests.envs.made_up import error_of, guided_env, least_error, made_up_errors
+from tests.envs.made_up import error_of, guided_env, least_error, losing_env, made_up_errors
 
 ONLY_FLOAT = (FLOAT,)
 PAIRS = (FLOAT, Bits(8, 8), Bits(4, 4))
@@ -274,3 +275,21 @@ def test_decisions_that_cost_more_and_err_no_less_are_left_out():
     cost = np.array([[1.0, 1.0], [4.0, 2.0], [9.0, 9.0]])
     # 1 buys 3 nats, 2 buys 2, 4 buys no less, 9 buys none: cheapest first.
     assert [divmod(place, 2) for place in undominated(error, cost)] == [(0, 0), (1, 1), (2, 0)]
+
+
+def test_program_is_solved_once_for_the_same_costs_and_errors(tiny_graph, monkeypatch):
+    costs = CostModel(tiny_graph, choices_for(tiny_graph, (FLOAT,)), Budget("macs", fraction=0.5))
+    errors, solved = made_up_errors(costs), list[object]()
+    solve = compression.knapsack_strategy
+    monkeypatch.setattr(
+        compression,
+        "knapsack_strategy",
+        lambda *given: solved.append(given[0].bound) or solve(*given),
+    )
+    first, again = (losing_env(costs, errors).knapsack_strategies() for _ in range(2))
+    assert first == again
+    assert solved == [costs.bound]
+    losing_env(costs, made_up_errors(costs)).knapsack_strategies()  # others
+    tighter = costs.tightened(0.8 * costs.bound)
+    assert losing_env(tighter, errors).knapsack_strategies() != first
+    assert solved == [costs.bound, costs.bound, tighter.bound]
