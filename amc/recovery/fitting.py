@@ -194,7 +194,7 @@ class Solver:
 
     def __call__(self, cross: Tensor, outputs: slice = EVERY) -> Tensor:
         """The weights of some outputs, (groups, outputs / groups, columns), from E[x y^T]."""
-        lacks = (cross - self._given)[..., outputs]
+        lacks = cross[..., outputs] - self._given[..., outputs]
         change = torch.cholesky_solve(lacks, self._factor)
         return self._now[:, outputs] + change.transpose(1, 2)
 

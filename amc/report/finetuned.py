@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from amc.errors import ArtifactError
 from amc.objectives import NamedScore
-from amc.report.record import SCORE_FIELDS
-from amc.utils.documents import (
-    OBJECT,
-    WHOLE,
-    Kind,
-    check_fields,
-    fault,
-    is_number,
-    list_of,
-    or_null,
-)
+from amc.report.record import FINITE, score_of
+from amc.utils.documents import OBJECT, WHOLE, Kind, fault, list_of, or_null
 from amc.utils.files import read_document, write_text
 
 FINETUNED_FILE = "finetuned.json"
@@ -72,21 +62,19 @@ class FinetunedRecord:
             path, "Fine-tuning", "amc-finetuned", FORMAT_VERSION, _FIELDS, advice=_ADVICE
         )
         wrong = fault(str(path), ArtifactError, _ADVICE)
-        check_fields(document["score"], SCORE_FIELDS, wrong)
         found = {name: document[name] for name in _FIELDS}
         if len(found["losses"]) != len(found["searched"]):
             raise wrong("is damaged: 'losses' and 'searched' must have a number for each epoch")
-        found["score"] = NamedScore(**{name: found["score"][name] for name in SCORE_FIELDS})
+        found["score"] = score_of(found["score"], wrong)
         return cls(**found)
 
 
-_FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
 _FIELDS: dict[str, Kind] = {
     "score": OBJECT,
-    "before": _FINITE,
-    "after": _FINITE,
-    "original": _FINITE,
+    "before": FINITE,
+    "after": FINITE,
+    "original": FINITE,
     "best_epoch": WHOLE,
-    "losses": list_of(_FINITE),
-    "searched": list_of(or_null(_FINITE)),
+    "losses": list_of(FINITE),
+    "searched": list_of(or_null(FINITE)),
 }

@@ -98,9 +98,7 @@ class ResultRecord:
         )
         wrong = fault(str(path), ArtifactError, _ADVICE)
         found = {name: document[name] for name in _FIELDS}
-        found["scores"] = [
-            _checked(NamedScore, part, SCORE_FIELDS, wrong) for part in found["scores"]
-        ]
+        found["scores"] = [score_of(part, wrong) for part in found["scores"]]
         found["layers"] = [_checked(LayerRow, part, _LAYER, wrong) for part in found["layers"]]
         found["elsewhere"] = tuple(found["elsewhere"])
         if found["primary"] not in {score.name for score in found["scores"]}:
@@ -113,6 +111,12 @@ class ResultRecord:
         return next(score for score in self.scores if score.name == self.primary)
 
 
+def score_of(part: Mapping[str, Any], wrong: Fault) -> NamedScore:
+    """A score as `asdict` wrote it."""
+    score: NamedScore = _checked(NamedScore, part, _SCORE, wrong)
+    return score
+
+
 def _checked(
     kind: type[Any], part: Mapping[str, Any], fields: dict[str, Kind], wrong: Fault
 ) -> Any:
@@ -120,9 +124,9 @@ def _checked(
     return kind(**{name: part[name] for name in fields})
 
 
-_FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
+FINITE: Kind = (lambda value: is_number(value) and math.isfinite(value), "a finite number")
 _STRING: Kind = (lambda value: isinstance(value, str), "text")
-SCORE_FIELDS: dict[str, Kind] = {
+_SCORE: dict[str, Kind] = {
     "name": TEXT,
     "heading": _STRING,
     "needs_targets": or_null(SWITCH),
@@ -132,24 +136,24 @@ SCORE_FIELDS: dict[str, Kind] = {
 _LAYER: dict[str, Kind] = {
     "name": TEXT,
     **dict.fromkeys(("channels_before", "channels_after", "weight_bits", "activation_bits"), WHOLE),
-    **dict.fromkeys(("cost_before", "cost_after"), _FINITE),
-    "others": object_of(_FINITE),
+    **dict.fromkeys(("cost_before", "cost_after"), FINITE),
+    "others": object_of(FINITE),
 }
 _FIELDS: dict[str, Kind] = {
     "title": TEXT,
     "about": object_of(_STRING),
     "reward": _STRING,
-    "levels": object_of(_FINITE),
+    "levels": object_of(FINITE),
     "scores": list_of(OBJECT),
     "primary": TEXT,
-    "original": object_of(_FINITE),
+    "original": object_of(FINITE),
     "notes": list_of(_STRING),
     "versions": object_of(_STRING),
     "metric": _STRING,
     "unit": _STRING,
     "layers": list_of(OBJECT),
     "elsewhere": (
-        lambda value: isinstance(value, list) and len(value) == 2 and all(map(_FINITE[0], value)),
+        lambda value: isinstance(value, list) and len(value) == 2 and all(map(FINITE[0], value)),
         "two numbers",
     ),
     "warmup": WHOLE,
